@@ -1,0 +1,323 @@
+"""Prepare data: check every pair, split them into training, validation and test; on request find the lungs or simulate pairs.
+
+    python dataSegmentation.py data.root=data
+
+reads   <data.root>/CXR, BS (soft tissue) and, where there are any, Mask (lungs): PNG, TIFF, JPEG, NumPy or DICOM, same names
+writes  <data.lists>/<data.name>_trainset.txt, _valset.txt, _testset.txt; lists that are there are kept, and checked
+        data.write_masks=true: missing masks in <data.root>/Mask, and <data.lists>/<data.name>_masks_1.png, ... to look through
+        data.source=folder: first of all that folder's pairs in data.root: bones bright, no larger than data.image_size;
+        JSRT too: its .IMG files and the soft-tissue PNGs (BSE-JSRT) of the same names, anywhere in the folder
+        simulate.count=200: first of all simulated pairs, into a data.root of their own
+
+All faults of all pairs are listed at once, and then nothing is written, unless data.skip_faulty=true leaves those pairs out.
+A tiny run, half a minute on a CPU:
+
+    python dataSegmentation.py data.root=runs/tiny/data data.lists=runs/tiny simulate.count=8 data.image_size=96
+"""
+import csv
+import hashlib
+import json
+import os
+import re
+import signal
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from functools import cache, partial
+from multiprocessing import get_context
+from pathlib import Path
+
+import cv2
+import numpy as np
+from tqdm import tqdm
+
+from models import UserError, config, data, images, lungs, phantom
+
+ALONE = 8           # up to so many items are done in this process: others take seconds to start
+TILE = 160          # side of an image in the overview of masks, pixels
+COLUMNS, ROWS = 8, 6  # tiles of one overview picture
+GOOD, DOUBTFUL = (0.2, 1.0, 0.3), (1.0, 0.2, 0.2)  # colours of outlines
+
+
+def main():
+    settings = config.parse(__doc__, reads=("data", "simulate"))
+    root, name = Path(settings.data.root), settings.data.name
+    if settings.simulate.count:
+        simulate(root, settings.simulate.count, settings.simulate.seed, settings.data.image_size)
+
+    if settings.data.source:
+        convert(Path(settings.data.source), root, settings.data.image_size)
+
+    pairs, lonely = data.match(root)
+    faults = check(pairs, root)
+    pairs = refuse_or_skip(pairs, lonely, faults, settings.data.skip_faulty)
+
+    counts = settle_lists(pairs, settings.data)
+    if settings.data.write_masks:
+        write_masks(pairs, root, Path(settings.data.lists), name)
+    for part, count in zip(data.SETS, counts):
+        print(f"{data.list_path(settings.data.lists, name, part)}: {count} images")
+
+
+# --- Simulated pairs ---------------------------------------------------------------------------------------------------------
+
+def simulate(root: Path, count: int, seed: int, size: int) -> None:
+    """Write the simulated pairs 0.png, 1.png, ... that are not there yet. UserError where root holds anything else."""
+    if size < phantom.MIN_SIZE:
+        raise UserError(f"data.image_size={size} is too small to simulate; at least {phantom.MIN_SIZE}")
+    record = root / "simulated.json"
+    before = _read_record(record)
+    wanted = {"seed": seed, "size": size}
+    if before and {key: before[key] for key in wanted} != wanted:
+        raise UserError(f"{root} holds a simulation with seed {before['seed']} and size {before['size']}, asked are "
+                        f"{seed} and {size}; choose another data.root")
+    total = max(count, before.get("count", 0))
+    own = {str(index) for index in range(total)} if before else set()
+    if strange := [path for part in data.PARTS for path in _files(root / part) if images.stem(path) not in own]:
+        raise UserError(f"{root} holds images that this script did not simulate, such as {strange[0]}; choose another data.root")
+    if total > count:
+        print(f"{root} keeps the {total} simulated pairs of an earlier run; simulate.count={count}")
+    missing = [index for index in range(total) if not all((root / part / f"{index}.png").is_file() for part in data.PARTS)]
+    if missing:
+        images.write_file(record, json.dumps(wanted | {"count": total}).encode())
+        parallel(partial(simulate_pair, root, seed, size), missing, "simulating pairs")
+
+
+def simulate_pair(root: Path, seed: int, size: int, index: int) -> None:
+    pair = phantom.simulate(seed + index, size)
+    for part, pixels in zip(data.PARTS, (pair.cxr, pair.soft, pair.mask.astype(np.float32))):
+        images.write(root / part / f"{index}.png", pixels)
+
+
+def _read_record(path: Path) -> dict:
+    if not path.is_file():
+        return {}
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        return {key: int(record[key]) for key in ("seed", "size", "count")}
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(f"{path} is damaged; choose another data.root, or delete the folder {path.parent}") from None
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if not path.name.startswith(".")) if folder.is_dir() else []
+
+
+# --- Converted pairs ---------------------------------------------------------------------------------------------------------
+
+def convert(source: Path, root: Path, size: int) -> None:
+    """Write the pairs of another folder into root, bones bright and no side above size; what is there already stays as it is."""
+    if source.resolve() == root.resolve():
+        raise UserError(f"data.source and data.root are both {root}; a folder is converted into another one")
+    pairs, lonely = data.match(source) if (source / data.PARTS[0]).is_dir() else match_jsrt(source)
+    if lonely:
+        raise UserError(f"{source} holds images without partner: {data.some(lonely, '; ')}")
+    jobs = [(path, root / part / f"{name}.png", size) for name, pair in pairs.items()
+            for part, path in zip(data.PARTS, pair) if path is not None]
+    missing = [job for job in jobs if not job[1].is_file()]
+    turned = [job[0].name for job, was_inverted in zip(missing, parallel(convert_one, missing, "converting")) if was_inverted]
+    print(f"{root}: {len(pairs)} pairs of {source}, {len(missing)} images newly written")
+    if turned:
+        print(f"note: bones were dark and are bright now in {data.some(turned)}", file=sys.stderr)
+
+
+def match_jsrt(folder: Path) -> tuple[dict, list[str]]:
+    """As data.match, for JSRT: JPCLN001.IMG and JPCLN001.png, wherever they lie."""
+    if not folder.is_dir():
+        raise UserError(f"no folder data.source={folder}")
+    found: dict[str, dict[str, Path]] = {".img": {}, ".png": {}}
+    for path in sorted(folder.rglob("*")):
+        if path.suffix.lower() in found and not path.name.startswith("."):
+            if path.stem.upper() in found[path.suffix.lower()]:
+                raise UserError(f"{folder} holds {path.name} more than once")
+            found[path.suffix.lower()][path.stem.upper()] = path
+    cxr, soft = found.values()
+    if not cxr:
+        raise UserError(f"{folder} holds neither CXR/ and BS/ nor JSRT's .IMG files")
+    lonely = [f"{path.name} has no PNG" for name, path in cxr.items() if name not in soft]
+    lonely += [f"{path.name} has no .IMG" for name, path in soft.items() if name not in cxr]
+    return {name: (path, soft[name], None) for name, path in cxr.items() if name in soft}, lonely
+
+
+def convert_one(job: tuple[Path, Path, int]) -> bool:
+    """Write one image; whether its bones were dark and were turned."""
+    source, target, size = job
+    if target.parent.name == data.PARTS[2]:
+        mask = images.read_mask(source)
+        images.write(target, images.resize_mask(mask, _within(mask.shape, size)).astype(np.float32))
+        return False
+    picture = images.read(source)
+    turn = images.inverted(picture.pixels)
+    pixels = 1 - picture.pixels if turn else picture.pixels
+    images.write(target, images.resize(pixels, _within(pixels.shape, size)), picture.bits)
+    return turn
+
+
+def _within(shape: tuple[int, int], size: int) -> tuple[int, int]:
+    """The shape, its longer side cut to size."""
+    scale = min(1, size / max(shape))
+    return max(1, round(shape[0] * scale)), max(1, round(shape[1] * scale))
+
+
+# --- Checks ------------------------------------------------------------------------------------------------------------------
+
+def check(pairs: dict, root: Path) -> dict[str, list[str]]:
+    """{name: faults} of the pairs that have any; images that look inverted are named in a note."""
+    results = dict(zip(pairs, parallel(examine, list(pairs.values()), "checking pairs")))
+    faults = {name: list(result[0]) for name, result in results.items() if result[0]}
+    first, dark = {}, []
+    for name, (_, digest, inverted) in results.items():
+        if any(path is not None and data.outside(path, root) for path in pairs[name]):
+            faults.setdefault(name, []).append(f"{pairs[name][0]}: it, its soft tissue or its mask is a link out of {root}")
+        if digest is not None and first.setdefault(digest, name) != name:
+            faults.setdefault(name, []).append(f"{pairs[name][0]} is the same image as {pairs[first[digest]][0]}")
+        dark += [name] if inverted else []
+    if dark:
+        print(f"note: bones look dark in {data.some(dark)} (of {len(pairs)}), and the methods expect bright ones; turn them, or "
+              f"let data.source={root} data.root=<new folder> do it", file=sys.stderr)
+    return faults
+
+
+def examine(pair: tuple) -> tuple[list[str], str | None, bool]:
+    """(faults, fingerprint of the CXR's content, whether the CXR looks inverted) of one pair."""
+    if faults := data.check_pair(*pair):
+        return faults, None, False
+    pixels = images.read(pair[0]).pixels
+    return [], hashlib.sha256(str(pixels.shape).encode() + pixels.tobytes()).hexdigest(), images.inverted(pixels)
+
+
+def refuse_or_skip(pairs: dict, lonely: list[str], faults: dict[str, list[str]], skip: bool) -> dict:
+    """The pairs without fault; UserError where there are faults that may not be skipped, after all of them are listed."""
+    for line in lonely + [line for lines in faults.values() for line in lines]:
+        print(f"fault: {line}", file=sys.stderr)
+    number = len(lonely) + len(faults)
+    if number and not skip:
+        raise UserError(f"{number} of {len(pairs) + len(lonely)} names have faults (listed above) and nothing was "
+                        "written; mend them, or leave them out with data.skip_faulty=true")
+    kept = {name: pair for name, pair in pairs.items() if name not in faults}
+    if not kept:
+        raise UserError("no pair without fault is left")
+    if number:
+        print(f"{number} faulty left out, {len(kept)} pairs kept")
+    return kept
+
+
+# --- Split lists -------------------------------------------------------------------------------------------------------------
+
+def settle_lists(pairs: dict, settings) -> list[int]:
+    """Write the three lists, or check those that are there; the number of images in each."""
+    paths = [data.list_path(settings.lists, settings.name, part) for part in data.SETS]
+    there = [path for path in paths if path.exists()]
+    if not there:
+        sets = data.split(pairs, settings.split, settings.seed, patients_of(list(pairs), settings.patient))
+        for path, names in zip(paths, sets):
+            data.write_list(path, [pairs[name][0].name for name in names])
+        return [len(names) for names in sets]
+    if len(there) < len(paths):
+        absent = next(path for path in paths if path not in there)
+        raise UserError(f"{there[0]} is there, but {absent} is not; put it there, or delete the lists for a new split")
+    sets = [data.read_list(path) if path.stat().st_size else [] for path in paths]  # a share of 0 has an empty list
+    for path, names in zip(paths, sets):
+        if missing := [name for name in names if name not in pairs]:
+            raise UserError(f"{path} names images that are missing or faulty in {settings.root}: {data.some(missing)}; "
+                            "mend them, or delete the lists for a new split")
+    everything = [name for names in sets for name in names]
+    if shared := data.twice(everything):
+        raise UserError(f"the lists in {settings.lists} share images: {data.some(shared)}; delete the lists for a new split")
+    print(f"the lists are there already and stay as they are (delete {there[0].parent / settings.name}_*set.txt for a new split)")
+    if left := [name for name in pairs if name not in set(everything)]:
+        print(f"note: {len(left)} pairs are in no list: {data.some(left)}", file=sys.stderr)
+    return [len(names) for names in sets]
+
+
+def patients_of(names: list[str], rule: str | None) -> dict[str, str]:
+    """{name: patient} by a pattern on the name, whose group is the patient, or by a CSV file with the columns name and patient."""
+    if rule is None:
+        return {}
+    if rule.lower().endswith(".csv"):
+        try:
+            with open(rule, encoding="utf-8-sig", newline="") as file:
+                table = csv.DictReader(file)
+                rows = [(row.get("name") or "", row.get("patient") or "") for row in table]
+        except (OSError, UnicodeDecodeError, csv.Error) as error:
+            raise UserError(f"cannot read data.patient={rule}: {error}") from None
+        if not {"name", "patient"} <= set(table.fieldnames or ()):
+            raise UserError(f"data.patient={rule} should have the columns name and patient, separated by commas")
+        rows = {images.stem(name.strip()): patient.strip() for name, patient in rows}
+        patients = {name: rows[name] for name in names if rows.get(name)}
+    else:
+        try:
+            found = {name: re.search(rule, name) for name in names}
+            patients = {name: match.group(1) for name, match in found.items() if match and match.group(1)}
+        except (re.error, IndexError) as error:
+            raise UserError(f"data.patient={rule} is no pattern with one group, such as ^(\\d+)_: {error}") from None
+    if missing := [name for name in names if name not in patients]:
+        raise UserError(f"data.patient={rule} does not tell the patient of {data.some(missing)}")
+    return patients
+
+
+# --- Lung masks --------------------------------------------------------------------------------------------------------------
+
+def write_masks(pairs: dict, root: Path, folder: Path, name: str) -> None:
+    """Write the masks that are missing, say which look wrong by their shape, and draw all outlines on the CXRs."""
+    jobs = [(cxr, mask or root / data.PARTS[2] / f"{stem}.png") for stem, (cxr, _, mask) in pairs.items()]
+    results = parallel(mask_one, jobs, "finding lungs")
+    for (_, path), (_, doubts) in zip(jobs, results):
+        if doubts:
+            print(f"doubtful mask {path}: {'; '.join(doubts)}", file=sys.stderr)
+    tiles = [tile for tile, _ in results]
+    for page, start in enumerate(range(0, len(tiles), COLUMNS * ROWS), 1):
+        some = tiles[start:start + COLUMNS * ROWS]
+        some += [np.zeros_like(tiles[0])] * (-len(some) % min(COLUMNS, len(tiles)))
+        rows = [np.hstack(some[at:at + COLUMNS]) for at in range(0, len(some), COLUMNS)]
+        images.write_rgb(folder / f"{name}_masks_{page}.png", np.vstack(rows))
+    print(f"{root / data.PARTS[2]}: {len(tiles)} masks, {sum(bool(doubts) for _, doubts in results)} doubtful; "
+          f"look through {folder / f'{name}_masks_1.png'}")
+
+
+def mask_one(job: tuple[Path, Path]) -> tuple[np.ndarray, list[str]]:
+    """(CXR with the lungs' outline (TILE, TILE, 3), what looks wrong with the mask); a missing mask is found and written."""
+    cxr, path = images.read(job[0]).pixels, job[1]
+    if path.is_file():
+        mask = images.read_mask(path)
+    else:
+        try:
+            mask = lungs.lung_mask(cxr)
+        except ValueError as error:
+            raise UserError(f"no lungs found in {job[0]}: {error}") from None
+        images.write(path, mask.astype(np.float32))
+    doubts = lungs.lung_faults(mask)
+    inside = images.mask_to_network(mask, TILE).astype(np.uint8)
+    tile = np.repeat(images.to_unit(images.to_network(cxr, TILE)).numpy()[0, ..., None], 3, axis=-1)  # (TILE, TILE, 3)
+    tile[inside > cv2.erode(inside, np.ones((3, 3), np.uint8))] = DOUBTFUL if doubts else GOOD
+    return tile, doubts
+
+
+# --- Processes ---------------------------------------------------------------------------------------------------------------
+
+def parallel(function, items: list, label: str) -> list:
+    """[function(item), ...] with a progress bar, in as many processes as there are cores; few items in this one."""
+    bar = partial(tqdm, total=len(items), desc=label, disable=not items)
+    if len(items) <= ALONE:
+        return [function(item) for item in bar(items)]
+    try:
+        return list(bar(_pool().map(function, items)))
+    except BrokenProcessPool:
+        raise UserError(f"{label}: a process was killed; most likely the memory does not suffice") from None
+
+
+@cache
+def _pool() -> ProcessPoolExecutor:
+    """The run's processes; to start them takes seconds, so all steps share them."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return ProcessPoolExecutor(cores, get_context("spawn"), _prepare_process)
+
+
+def _prepare_process() -> None:
+    """One thread each, and Ctrl-C is for the first process alone."""
+    cv2.setNumThreads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+if __name__ == "__main__":
+    config.run(main)

@@ -1,0 +1,29 @@
+"""Train the noise estimator of BS-LDM on the latents of a trained ML-VQGAN.
+
+    python ldm_train.py                          the paper's setting on data/
+    python ldm_train.py --profile demo           small, minutes on a CPU (after: vq-gan_train.py --profile demo)
+    torchrun --nproc_per_node=8 ldm_train.py     eight GPUs
+
+Reads vqgan.weights, <data.root>/CXR, BS and the split lists; writes <runs>/ldm/. The same command goes on where it was stopped.
+"""
+from models import config, estimator, pipelines, schedulers
+
+READS = ("runs", "device", "precision", "data.root", "data.name", "data.lists", "data.image_size", "vqgan.weights", "unet",
+         "ldm.qkv_by_head", "ldm.clip", "ldm.clip_rate", "ldm.offset_noise", "ldm.epochs", "ldm.batch_size", "ldm.learning_rate",
+         "ldm.epsilon", "ldm.milestones", "ldm.gamma", "ldm.average", "train")
+PICTURE_STEPS = 25  # DDIM steps of the sample pictures
+
+
+def main() -> int:
+    settings = config.parse(__doc__, READS)
+    config.check_image_size(settings)
+    config.keep(settings, f"{settings.runs}/ldm")
+
+    def pipeline(vqgan, unet):
+        return pipelines.BSLDM(vqgan, unet, sampler="ddim", steps=PICTURE_STEPS, clip=settings.ldm.clip, clip_rate=settings.ldm.clip_rate)
+
+    return estimator.train(settings, settings.ldm, "ldm", schedulers.squared_cosine(), masked=False, pipeline=pipeline)
+
+
+if __name__ == "__main__":
+    config.run(main)

@@ -1,0 +1,424 @@
+"""config.yaml + profile + key=value -> frozen dataclasses. Refuses what it does not know.
+
+A setting is one line of config.yaml (value, meaning, source) and one field here (its type). Scripts call `parse` first and
+start through `run`; nothing else of the project imports this file.
+"""
+import argparse
+import dataclasses
+import difflib
+import math
+import re
+import sys
+import types
+import typing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import yaml
+
+from . import UserError, replacing
+
+ROOT = Path(__file__).resolve().parent.parent  # the folder of the scripts
+
+
+@dataclass(frozen=True)
+class Data:
+    root: str
+    name: str
+    lists: str
+    image_size: int
+    split: tuple[float, ...]
+    seed: int
+    write_masks: bool
+    skip_faulty: bool
+    source: str | None
+    patient: str | None
+
+
+@dataclass(frozen=True)
+class Simulate:
+    count: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class VqganNetwork:
+    channels: tuple[int, ...]
+    residual_channels: int
+    residual_layers: int
+    codes: int
+    code_channels: int
+    decay: float
+    commitment: float
+    restart: bool
+
+
+@dataclass(frozen=True)
+class Discriminator:
+    channels: int
+    layers: int
+
+
+@dataclass(frozen=True)
+class VqganLoss:
+    pixel: Literal["mse", "l1"]
+    perceptual: float
+    adversarial: float
+    ms_ssim: float
+
+
+@dataclass(frozen=True)
+class Vqgan:
+    weights: str
+    network: VqganNetwork
+    discriminator: Discriminator
+    loss: VqganLoss
+    masked: bool
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    discriminator_learning_rate: float
+    milestones: tuple[int, ...]
+    gamma: float
+    average: float
+    unit_latent: bool
+
+
+@dataclass(frozen=True)
+class Unet:
+    width: int
+    multipliers: tuple[int, ...]
+    blocks: int
+    heads: int
+    attention: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Ldm:
+    weights: str
+    qkv_by_head: bool
+    sampler: Literal["ddpm", "ddim"]
+    steps: int
+    clip: float
+    clip_rate: float
+    clip_lag: int
+    offset_noise: float
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    epsilon: float
+    milestones: tuple[int, ...]
+    gamma: float
+    average: float
+
+
+@dataclass(frozen=True)
+class Lcm:
+    weights: str
+    qkv_by_head: bool
+    steps: int
+    guidance: Literal["leg", "leg_shared", "cfg", "vanilla"]
+    alpha: float
+    clip_global: float
+    clip_local: float
+    clip_rate: float
+    fusion: Literal["poisson", "alpha", "autoencoder", "none"]
+    blend: float
+    offset_noise: float
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    epsilon: float
+    milestones: tuple[int, ...]
+    gamma: float
+    average: float
+
+
+@dataclass(frozen=True)
+class Train:
+    seed: int
+    workers: int
+    accumulate: int
+    checkpointing: bool
+    validate_every: int
+    sample_every: int
+    save_every: float
+
+
+@dataclass(frozen=True)
+class Eval:
+    input: str
+    output: str
+    batch_size: int
+    seed: int
+    masks: str | None
+
+
+@dataclass(frozen=True)
+class Metrics:
+    cxr: str
+    target: str
+    prediction: tuple[str, ...]
+    output: str
+    size: int
+
+
+@dataclass(frozen=True)
+class Settings:
+    runs: str
+    device: str
+    precision: Literal["auto", "bf16", "float32"]
+    features: str | None
+    data: Data
+    simulate: Simulate
+    vqgan: Vqgan
+    unet: Unet
+    ldm: Ldm
+    lcm: Lcm
+    train: Train
+    eval: Eval
+    metrics: Metrics
+
+
+AT_LEAST_ONE = {"image_size", "batch_size", "epochs", "steps", "codes", "code_channels", "accumulate", "validate_every",
+                "sample_every", "width", "blocks", "heads", "size", "channels", "residual_channels", "multipliers"}
+
+
+def parse(description: str, reads: tuple[str, ...], argv: list[str] | None = None) -> Settings:
+    """The settings of a run, from its command line.
+
+    description: the script's docstring, shown by --help. reads: the dotted paths (keys or whole sections) that the script
+    reads; --help lists them. argv: the command line, by default the process's own.
+    Raises UserError for an unknown key or profile, a value of the wrong kind, or a config file that cannot be read.
+    """
+    parser = argparse.ArgumentParser(description=description, add_help=False, allow_abbrev=False,
+                                     usage="python %(prog)s [--config FILE] [--profile NAME] [key=value ...]",
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("-h", "--help", action="store_true", help="this text")
+    parser.add_argument("--config", default=str(ROOT / "config.yaml"), metavar="FILE", help="settings file (config.yaml)")
+    parser.add_argument("--profile", default="szch", metavar="NAME", help="profile of the settings file (szch)")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings to change, for example lcm.batch_size=8")
+    options = parser.parse_args(argv)
+    tree = load(options.config, options.profile, options.overrides)
+    known = flatten(tree)
+    for key, _ in map(_pair, options.overrides):
+        if not any(key == path or key.startswith(path + ".") or path.startswith(key + ".") for path in reads):
+            print(f"note: {parser.prog} does not read {key}", file=sys.stderr)
+    if options.help:
+        parser.print_help()
+        print("\nsettings that this script reads (value in this profile, meaning):")
+        meanings = _meanings(Path(options.config).read_text(encoding="utf-8"))
+        for key, value in known.items():
+            if any(key == path or key.startswith(path + ".") for path in reads):
+                print(f"  {key}={_show(value)}  {meanings.get(key, '')}".rstrip())
+        raise SystemExit(0)
+    _interpolate(tree, Path(parser.prog).stem)
+    return _build(Settings, tree, "")
+
+
+def load(path: str, profile: str = "szch", overrides: list[str] = ()) -> dict:
+    """The nested dictionary of a settings file after a profile and key=value changes, names in braces left as they are."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+        tree = yaml.safe_load(text)
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read the settings file {path}: {error}") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(tree, dict):
+        raise UserError(f"{path} holds no settings (expected sections such as data:, vqgan:, ldm:)")
+    profiles = tree.pop("profiles", None) or {}
+    if profile not in profiles and profile != "szch":
+        raise UserError(f"no profile '{profile}' in {path}; it has: {', '.join(sorted(profiles))}")
+    shape = _shape(Settings)
+    _refuse_unknown(tree, shape, path)
+    _merge(tree, profiles.get(profile) or {}, shape, f"profile {profile}")
+    for key, value in map(_pair, overrides):
+        change: dict = {}
+        level = change
+        *sections, leaf = key.split(".")
+        for section in sections:
+            level = level.setdefault(section, {})
+        level[leaf] = value
+        _merge(tree, change, shape, "the command line")
+    return tree
+
+
+def flatten(tree: dict, prefix: str = "") -> dict:
+    """{'data': {'root': 'x'}} -> {'data.root': 'x'}."""
+    flat = {}
+    for key, value in tree.items():
+        flat.update(flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value})
+    return flat
+
+
+def to_yaml(settings: Settings) -> str:
+    """The resolved settings as a file that --config takes again."""
+    return yaml.safe_dump(_plain(dataclasses.asdict(settings)), sort_keys=False)
+
+
+def run(main) -> None:
+    """Run a script's main(); a user's mistake ends it in one line with status 2, Ctrl-C with status 130."""
+    try:
+        status = main()
+    except UserError as error:
+        print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
+        status = 2
+    except KeyboardInterrupt:
+        print(f"{Path(sys.argv[0]).name}: stopped; the same command goes on", file=sys.stderr)
+        status = 130
+    except BrokenPipeError:
+        status = 1
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":
+            raise
+        print(f"{Path(sys.argv[0]).name}: out of GPU memory; lower the batch_size that this script reads (--help), raise "
+              "train.accumulate, or set train.checkpointing=true", file=sys.stderr)
+        status = 1
+    raise SystemExit(status or 0)
+
+
+def check_image_size(settings: Settings) -> None:
+    """Raise UserError where the networks of these settings cannot halve the images as often as they do."""
+    least = 2 ** (len(settings.vqgan.network.channels) + len(settings.unet.multipliers) - 1)
+    if settings.data.image_size % least:
+        raise UserError(f"data.image_size={settings.data.image_size} is not a multiple of {least}, which these networks need")
+
+
+def keep(settings: Settings, folder: str | Path) -> None:
+    """Write the resolved settings to <folder>/config.yaml."""
+    with replacing(Path(folder) / "config.yaml") as temporary:
+        temporary.write_text(to_yaml(settings), encoding="utf-8")
+
+
+def _pair(text: str) -> tuple[str, object]:
+    """'lcm.steps=4' -> ('lcm.steps', 4)."""
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise UserError(f"'{text}' is not key=value (for example lcm.batch_size=8)")
+    try:
+        return key, yaml.safe_load(value)
+    except yaml.YAMLError:
+        return key, value
+
+
+def _shape(kind: type) -> dict:
+    """The keys that a settings class knows, nested."""
+    hints = typing.get_type_hints(kind)
+    return {f.name: _shape(hints[f.name]) if dataclasses.is_dataclass(hints[f.name]) else None for f in dataclasses.fields(kind)}
+
+
+def _refuse_unknown(tree: dict, shape: dict, where: str, prefix: str = "") -> None:
+    for key, value in tree.items():
+        if key not in shape:
+            known = flatten({k: (v or 0) for k, v in shape.items()}) if shape else {}
+            near = difflib.get_close_matches(str(key), list(shape) + list(known), 1)
+            hint = f"; did you mean {prefix}{near[0]}?" if near else f"; {prefix[:-1] or 'the top level'} has: {', '.join(shape)}"
+            raise UserError(f"unknown setting {prefix}{key} in {where}{hint}")
+        if isinstance(shape[key], dict):
+            if not isinstance(value, dict):
+                raise UserError(f"{prefix}{key} in {where} is a section, not a value; it has: {', '.join(shape[key])}")
+            _refuse_unknown(value, shape[key], where, f"{prefix}{key}.")
+
+
+def _merge(tree: dict, change: dict, shape: dict, where: str) -> None:
+    _refuse_unknown(change, shape, where)
+
+    def merge(base, update):
+        for key, value in update.items():
+            if isinstance(value, dict):
+                merge(base.setdefault(key, {}), value)
+            else:
+                base[key] = value
+
+    merge(tree, change)
+
+
+def _interpolate(tree: dict, script: str) -> None:
+    """Replace {names} in all texts, in place."""
+
+    def lookup(name: str, seen: tuple) -> str:
+        if name == "script":
+            return script
+        if name in seen:
+            raise UserError(f"the setting {name} refers to itself")
+        if name.endswith(".name") and name[:-5] in flat:
+            return Path(lookup(name[:-5], seen)).resolve().name
+        if name not in flat:
+            raise UserError(f"{{{name}}} names no setting")
+        return expand(str(flat[name]), (*seen, name))
+
+    def expand(text: str, seen: tuple) -> str:
+        return re.sub(r"\{([a-z_.]+)\}", lambda match: lookup(match.group(1), seen), text)
+
+    def walk(level: dict, prefix: str) -> None:
+        for key, value in level.items():
+            if isinstance(value, dict):
+                walk(value, f"{prefix}{key}.")
+            elif isinstance(value, str):
+                level[key] = expand(value, (prefix + key,))
+
+    flat = flatten(tree)
+    walk(tree, "")
+
+
+def _build(kind: type, tree: dict, prefix: str):
+    values = {}
+    for name, hint in typing.get_type_hints(kind).items():
+        path = prefix + name
+        if name not in tree:
+            raise UserError(f"the setting {path} is missing from the settings file")
+        values[name] = _build(hint, tree[name], path + ".") if dataclasses.is_dataclass(hint) else _convert(tree[name], hint, path)
+    return kind(**values)
+
+
+def _convert(value, hint, path: str):
+    """A YAML value as the type of its field, or UserError. YAML 1.1 reads 1e-4 as text; here it is a number."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is types.UnionType:
+        return None if value is None else _convert(value, arguments[0], path)
+    if origin is Literal:
+        if value not in arguments:
+            raise UserError(f"{path}={_show(value)} is not one of: {', '.join(arguments)}")
+        return value
+    if origin is tuple:
+        return tuple(_convert(item, arguments[0], path) for item in (value if isinstance(value, list) else [value]))
+    if hint is bool and isinstance(value, bool):
+        return value
+    if hint is str and value is not None and not isinstance(value, (list, dict, bool)):
+        return str(value)
+    if hint in (int, float) and not isinstance(value, bool):
+        try:
+            number = float(value)
+        except (TypeError, ValueError):
+            number = math.nan
+        least = 1 if path.rsplit(".", 1)[-1] in AT_LEAST_ONE else 0
+        if math.isfinite(number) and number >= least and (hint is float or number == int(number)):
+            return hint(number)
+        raise UserError(f"{path}={_show(value)} is not a {'whole ' if hint is int else ''}number of at least {least}")
+    expected = {bool: "true or false", str: "a text"}.get(hint, hint)
+    raise UserError(f"{path}={_show(value)} is not {expected}")
+
+
+def _meanings(text: str) -> dict[str, str]:
+    """The comment behind each key of a settings file, by dotted path."""
+    meanings, sections = {}, []
+    for line in text.splitlines():
+        match = re.match(r"^( *)([a-z_]+):(.*?)(?:\s#\s*(.*))?$", line)
+        if match:
+            depth = len(match.group(1)) // 2
+            sections = sections[:depth] + [match.group(2)]
+            meanings[".".join(sections)] = match.group(4) or ""
+    return meanings
+
+
+def _show(value) -> str:
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _plain(value):
+    """Tuples as lists, for YAML."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value

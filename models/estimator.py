@@ -1,0 +1,66 @@
+"""The training of a noise estimator, which ldm_train.py and lcm_train.py share: latents encoded once, then the common loop."""
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from . import checkpoint, data, layers, losses, lungs, training
+from .unet import ConditionalUNet
+from .vqgan import MLVQGAN
+
+PICTURES = 4  # validation images in a sample picture
+
+
+def train(settings, chosen, method: str, alpha_bar: torch.Tensor, masked: bool, pipeline: Callable) -> int:
+    """Train a ConditionalUNet on cached latents; the exit status of the script.
+
+    settings: all of them; chosen: settings.ldm or settings.lcm; method: name of the folder under settings.runs.
+    alpha_bar (1000,): the noise schedule. masked: train on the lungs-only pairs too. pipeline(vqgan, unet): what draws the
+    sample pictures, called with (cxr (B, 1, H, W), names).
+    """
+    folder, size = Path(settings.runs) / method, settings.data.image_size
+    pairs, validation = data.training_pairs(settings.data.root, settings.data.lists, settings.data.name)
+    with training.joined():
+        device = training.pick_device(settings.device)
+        precision = training.pick_precision(settings.precision, device)
+        vqgan = MLVQGAN.load(settings.vqgan.weights).to(device)
+        key = checkpoint.digest(settings.vqgan.weights)
+
+        def latents(part):
+            return encode_all(vqgan, key, part, size, masked, Path(settings.runs) / "latents", chosen.batch_size, device)
+
+        sources = [data.LatentSource(latents(part)) if part else None for part in (pairs, validation)]
+        torch.manual_seed(settings.train.seed)
+        channels = 2 * vqgan.quantizer.quantizer.embedding.embedding_dim  # the noisy latent beside the CXR's
+        unet = ConditionalUNet(channels, channels, **asdict(settings.unet), qkv_by_head=chosen.qkv_by_head).to(device)
+        layers.checkpoint_activations(unet, settings.train.checkpointing)
+        rates = {"unet": chosen.learning_rate}
+        optimizers = {"unet": torch.optim.AdamW(unet.parameters(), chosen.learning_rate, eps=chosen.epsilon,
+                                                fused=device.type == "cuda")}
+
+        def picture(networks):
+            shown = dict(list((validation or pairs).items())[:PICTURES])
+            cxr, soft = (torch.stack([data.load(pair, kind, size, lungs.lung_mask) for pair in shown.values()]) for kind in data.WHOLE)
+            return training.grid(cxr, pipeline(vqgan, networks["unet"])(cxr, list(shown)), soft)
+
+        identity = {"unet": asdict(settings.unet), "data.image_size": size, "training images": data.describe(pairs),
+                    "vqgan.weights": key, "train.seed": settings.train.seed}
+        plan = training.make_plan(folder, chosen, settings.train, rates, precision)
+        objective = losses.denoising_objective(alpha_bar, chosen.offset_noise)
+        return training.Trainer(plan, {"unet": unet}, optimizers, objective, *sources, identity, picture).run()
+
+
+def encode_all(vqgan: MLVQGAN, key: str, pairs: dict, size: int, masked: bool, folder: Path, batch_size: int, device: torch.device) -> dict:
+    """The latents of all pairs, encoded by all processes together where they are not on the disk yet."""
+
+    @torch.no_grad()
+    def encode(batch):
+        return torch.cat([vqgan.latent(image.to(device)) for image in batch.split(1)])
+
+    arguments = (encode, key, pairs, size, masked, lungs.lung_mask, folder, batch_size)
+    if dist.is_initialized():
+        data.cached_latents(*arguments, mine=slice(training.rank(), None, training.processes()))
+        dist.barrier()
+    return data.cached_latents(*arguments)

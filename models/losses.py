@@ -1,0 +1,162 @@
+"""The multi-level hybrid loss of ML-VQGAN and the noise-prediction loss. Every loss is a mean over the batch.
+
+Sources: [B] BS-LDM, JBHI 2025; [G] GL-LCM, MICCAI 2025; [S] the published scripts.
+"""
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from . import schedulers
+from .features import lpips_network
+
+WINDOW = 11                                                # pixels; SSIM's Gaussian window
+SIGMA = 1.5                                                # pixels
+K_1, K_2 = 0.01, 0.03                                      # SSIM's constants
+SCALE_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)   # beta_1 ... beta_5 of MS-SSIM
+LOGIT_SLOPE = 0.05                                         # LeakyReLU before the least squares [S]
+
+
+def ms_ssim(prediction: Tensor, target: Tensor, data_range: float | None = 2.0) -> Tensor:
+    """Multi-scale structural similarity, Wang, Simoncelli & Bovik (Asilomar 2003), eq. 7; 1 for equal images.
+
+    prediction, target: (B, C, H, W), sides above 160. data_range: largest minus smallest possible value; None guesses it anew at
+    every scale as the published script does [S]: 2 on X-rays, but 1 where averaging leaves nothing below -0.5, as in noise.
+    Contrast-structure terms of five scales and the luminance of the coarsest; negative terms are cut at 0 and pass no gradient.
+    float32 under autocast. Raises ValueError for unequal shapes and for images too small for five scales.
+    """
+    least = (WINDOW - 1) * 2 ** (len(SCALE_WEIGHTS) - 1) + 1
+    if prediction.shape != target.shape:
+        raise ValueError(f"prediction is {tuple(prediction.shape)}, target {tuple(target.shape)}: they must be of one shape")
+    if min(prediction.shape[-2:]) < least:
+        raise ValueError(f"images of {prediction.shape[-2]} x {prediction.shape[-1]} are too small for MS-SSIM: "
+                         f"both sides must be at least {least}, or set its weight to 0")
+    with torch.autocast(prediction.device.type, enabled=False):
+        precision = torch.promote_types(prediction.dtype, torch.float32)
+        x, y = prediction.to(precision), target.to(precision)
+        terms = []
+        for scale in range(len(SCALE_WEIGHTS)):
+            if scale > 0:  # ceil_mode: a last odd row is averaged alone, not with zeros
+                x, y = (F.avg_pool2d(image, 2, ceil_mode=True) for image in (x, y))
+            scale_range = 1.0 + float(x.min() < -0.5) if data_range is None else data_range
+            luminance, contrast_structure = _ssim_terms(x, y, scale_range)
+            last = scale == len(SCALE_WEIGHTS) - 1
+            terms.append((luminance * contrast_structure if last else contrast_structure).mean(dim=(2, 3)))  # (B, C)
+        terms = torch.relu(torch.stack(terms, dim=-1))  # (B, C, 5); stops the infinite slope of 0 ** 0.0448
+        return (terms ** terms.new_tensor(SCALE_WEIGHTS)).prod(dim=-1).mean()
+
+
+def _ssim_terms(x: Tensor, y: Tensor, data_range: float) -> tuple[Tensor, Tensor]:
+    """SSIM's luminance and contrast-structure maps, Wang et al. (TIP 2004), eq. 6 and 9 with C_3 = C_2 / 2; (B, C, H-10, W-10)."""
+    c_1, c_2 = (K_1 * data_range) ** 2, (K_2 * data_range) ** 2
+    mu_x, mu_y, xx, yy, xy = _gaussian_blur(torch.stack([x, y, x * x, y * y, x * y])).unbind()
+    variance_x, variance_y, covariance = xx - mu_x * mu_x, yy - mu_y * mu_y, xy - mu_x * mu_y
+    luminance = (2 * mu_x * mu_y + c_1) / (mu_x * mu_x + mu_y * mu_y + c_1)
+    return luminance, (2 * covariance + c_2) / (variance_x + variance_y + c_2)
+
+
+def _gaussian_blur(images: Tensor) -> Tensor:
+    """Gaussian mean of every window that lies inside the image: (..., H, W) -> (..., H-10, W-10)."""
+    offsets = torch.arange(WINDOW, device=images.device, dtype=images.dtype) - WINDOW // 2
+    kernel = torch.exp(-offsets ** 2 / (2 * SIGMA ** 2))
+    kernel = kernel / kernel.sum()
+    flat = images.reshape(-1, 1, *images.shape[-2:])
+    blurred = F.conv2d(F.conv2d(flat, kernel.view(1, 1, -1, 1)), kernel.view(1, 1, 1, -1))
+    return blurred.reshape(*images.shape[:-2], *blurred.shape[-2:])
+
+
+class Perceptual(nn.Module):
+    """LPIPS of (B, 1 or 3, H, W) images in [-1, 1], the grey channel broadcast to three: Zhang et al. (CVPR 2018). Frozen."""
+
+    def __init__(self, net: str = "vgg", features: str | None = None):
+        """net: "vgg" or "alex". features: folder with the network's weights, see models/features.py."""
+        super().__init__()
+        self.network = lpips_network(net, features)
+
+    def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
+        colours = (-1, 3, -1, -1)
+        return self.network(prediction.expand(colours), target.expand(colours)).mean()
+
+    def train(self, mode: bool = True) -> nn.Module:
+        return super().train(False)  # in training mode LPIPS drops features at random
+
+
+def least_squares(logits: Tensor, label: float) -> Tensor:
+    """Distance of a discriminator's logits from a label, Mao et al. (ICCV 2017), eq. 2, after a LeakyReLU of slope 0.05 [S]."""
+    return (F.leaky_relu(logits.float(), LOGIT_SLOPE) - label).square().mean()
+
+
+def generator_adversarial(fake_logits: Tensor) -> Tensor:
+    """What the generator lowers: its images should be taken for real (1)."""
+    return least_squares(fake_logits, 1)
+
+
+def discriminator_adversarial(fake_logits: Tensor, real_logits: Tensor) -> Tensor:
+    """What the discriminator lowers: half the sum for generated (0) and real (1) images."""
+    return 0.5 * (least_squares(fake_logits, 0) + least_squares(real_logits, 1))
+
+
+class HybridLoss(nn.Module):
+    """ML-VQGAN's multi-level hybrid loss [B, G]: pixel + commitment + w_p LPIPS + w_a adversarial + w_m (1 - MS-SSIM)."""
+
+    def __init__(self, *, pixel: Literal["mse", "l1"], perceptual: float, adversarial: float, ms_ssim: float,
+                 features: str | None = None):
+        """pixel: which pixel loss. The others: weights; a term of weight 0 is not computed. features: see models/features.py."""
+        super().__init__()
+        self.pixel = {"mse": F.mse_loss, "l1": F.l1_loss}[pixel]
+        self.weights = {"pixel": 1.0, "commitment": 1.0, "perceptual": perceptual, "adversarial": adversarial, "ms_ssim": ms_ssim}
+        self.perceptual = Perceptual("vgg", features) if perceptual else None
+
+    def forward(self, reconstruction: Tensor, image: Tensor, commitment: Tensor,
+                discriminator: Callable[[Tensor], Tensor] | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+        """-> (the loss to lower, its terms by name: unweighted, detached, for the log).
+
+        reconstruction, image: (B, 1, H, W) in [-1, 1]. commitment: the VQGAN's commitment loss, already times its own factor.
+        discriminator: images -> logits; needed where the adversarial weight is not 0.
+        """
+        terms = {"pixel": self.pixel(reconstruction.float(), image.float()), "commitment": commitment}
+        if self.weights["perceptual"]:
+            terms["perceptual"] = self.perceptual(reconstruction, image)
+        if self.weights["adversarial"]:
+            terms["adversarial"] = generator_adversarial(discriminator(reconstruction))
+        if self.weights["ms_ssim"]:
+            terms["ms_ssim"] = 1 - ms_ssim(reconstruction, image)
+        loss = sum(self.weights[name] * term for name, term in terms.items())
+        return loss, {name: term.detach() for name, term in terms.items()}
+
+    def discriminator_loss(self, fake_logits: Tensor, real_logits: Tensor) -> Tensor:
+        """The discriminator's loss, at the weight of the adversarial term [S]; fake_logits: of the detached reconstruction."""
+        return self.weights["adversarial"] * discriminator_adversarial(fake_logits, real_logits)
+
+
+def noise_loss(predicted: Tensor, noise: Tensor) -> Tensor:
+    """|| eps - eps_theta(z_t, t, c) ||^2 as a mean: DDPM, Ho et al. (NeurIPS 2020), eq. 14, on the (offset) noise that was added.
+
+    noise: (B, 4, h, w). predicted: (B, 8, h, w), of which the first 4 channels count [S].
+    """
+    channels = noise.shape[1]
+    if predicted.shape[1] < channels or predicted.shape[2:] != noise.shape[2:] or len(predicted) != len(noise):
+        raise ValueError(f"predicted is {tuple(predicted.shape)}, noise {tuple(noise.shape)}: it needs at least the noise's "
+                         "channels and the same batch and size")
+    return F.mse_loss(predicted[:, :channels].float(), noise.float())
+
+
+def denoising_objective(alpha_bar: Tensor, offset: float) -> Callable:
+    """The update of both noise estimators: noise a soft-tissue latent to a random timestep, predict the noise beside the CXR's latent.
+
+    alpha_bar (1000,): the schedule. offset: coefficient of the offset noise. The result is what models/training.py calls with
+    networks {"unet": ...}, batch {"soft", "cxr": latents (B, C, h, w)} and its source of noise.
+    """
+
+    def objective(networks: dict, batch: dict[str, Tensor], noise) -> tuple[dict, dict]:
+        soft, cxr = batch["soft"], batch["cxr"]
+        shape = soft.shape[1:]
+        t = noise.integers("timestep", len(alpha_bar))  # (B,)
+        eps = schedulers.offset_noise(noise.normal("noise", *shape), noise.normal("offset", shape[0], 1, 1), offset)
+        z_t = schedulers.add_noise(soft, eps, alpha_bar.to(soft.device)[t])
+        loss = noise_loss(networks["unet"](torch.cat([z_t, cxr], 1), t), eps)  # (B, 2 C, h, w) in
+        return {"unet": loss}, {"loss": loss}
+
+    return objective

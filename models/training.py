@@ -1,0 +1,471 @@
+"""One loop for all three trainings: devices, precision, average, log, save, resume.
+
+A training hands over its networks, optimisers and an objective; everything random in it is a function of (seed, step, name)
+and the data order one of (seed, epoch), so a training that was killed and goes on from its last state does, to the bit, what
+it would have done.
+"""
+import copy
+import csv
+import math
+import os
+import signal
+import sys
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import nn
+from tqdm import tqdm
+
+from . import UserError, checkpoint, images, replacing
+
+MOST_BAD_BATCHES = 10  # that are not finite, one after the other, before a training stops
+
+
+class Source(Protocol):
+    """Training or validation data: items by index, in batches."""
+    names: list[str]
+
+    def batches(self, index_lists: list[list[int]]) -> Iterator[dict[str, torch.Tensor]]:
+        """The items of each list, stacked on the first axis."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The settings of a training that belong to the loop."""
+    folder: Path
+    epochs: int
+    batch_size: int          # over all processes
+    learning_rates: dict     # phase -> rate at the start
+    milestones: tuple        # epochs at which the rates fall
+    gamma: float             # by this factor
+    average: float           # decay of the weight average; 0: none
+    seed: int
+    accumulate: int          # parts of a batch
+    validate_every: int      # epochs
+    sample_every: int        # epochs
+    save_every: float        # seconds
+    precision: str           # bf16 or float32
+
+
+def make_plan(folder: Path, chosen, train, learning_rates: dict, precision: str) -> Plan:
+    """The plan that the settings of a network (vqgan, ldm, lcm) and of training make together."""
+    return Plan(folder=folder, learning_rates=learning_rates, precision=precision, epochs=chosen.epochs, batch_size=chosen.batch_size,
+                milestones=chosen.milestones, gamma=chosen.gamma, average=chosen.average, seed=train.seed, accumulate=train.accumulate,
+                validate_every=train.validate_every, sample_every=train.sample_every, save_every=train.save_every)
+
+
+@dataclass
+class Progress:
+    """Where a training stands; all of it is stored in its states."""
+    step: int = 0            # updates done, or skipped
+    epoch: int = 0
+    offset: int = 0          # images of this epoch already seen
+    skipped: int = 0         # batches that were not finite
+    best: float = math.inf   # lowest validation loss
+    sums: dict = field(default_factory=dict)   # of this epoch's losses, each times its images
+    counted: int = 0         # images in those sums
+    rows: list = field(default_factory=list)   # log.csv
+
+
+class Noise:
+    """Random numbers of a batch as a function of (seed, step, name), drawn for all processes and cut to this one's items."""
+
+    def __init__(self, seed: int, step: int | str, size: int, items: slice | list[int], device: torch.device):
+        self.key, self.size, self.items, self.device = f"{seed}/{step}", size, items, device
+
+    def _generator(self, name: str) -> torch.Generator:
+        return torch.Generator().manual_seed(zlib.crc32(f"{self.key}/{name}".encode()))
+
+    def normal(self, name: str, *shape: int) -> torch.Tensor:
+        """Standard normal (items, *shape)."""
+        return torch.randn(self.size, *shape, generator=self._generator(name))[self.items].to(self.device)
+
+    def integers(self, name: str, high: int) -> torch.Tensor:
+        """Uniform integers 0..high-1 (items,)."""
+        return torch.randint(high, (self.size,), generator=self._generator(name))[self.items].to(self.device)
+
+    def part(self, start: int, stop: int) -> "Noise":
+        """The same for some of this one's items."""
+        part = copy.copy(self)
+        part.items = list(range(self.size))[self.items][start:stop] if isinstance(self.items, slice) else self.items[start:stop]
+        return part
+
+
+# objective(networks, batch, noise) -> (phase -> loss to minimise, name -> value to log); all means over the batch
+Objective = Callable[[dict, dict, Noise], tuple[dict, dict]]
+
+
+def pick_device(name: str) -> torch.device:
+    """'auto' -> this process's GPU where there is one, else the CPU."""
+    if name == "auto":
+        name = f"cuda:{int(os.environ.get('LOCAL_RANK', 0))}" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"device={name} cannot be used here: {str(error).splitlines()[0]}") from None
+    return device
+
+
+def pick_precision(name: str, device: torch.device) -> str:
+    """'auto' -> bf16 on a GPU that has it, else float32."""
+    if name != "auto":
+        return name
+    return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
+
+
+def autocast(device: torch.device, precision: str):
+    """The context in which networks run."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def processes() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+@contextmanager
+def joined():
+    """The group of processes that torchrun started, if it did: nccl on GPUs, gloo on the CPU."""
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        yield
+        return
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def data_order(count: int, seed: int, epoch: int) -> list[int]:
+    """The order of an epoch's images."""
+    return np.random.default_rng((seed, epoch)).permutation(count).tolist()
+
+
+def learning_rate(start: float, epoch: int, milestones: tuple, gamma: float) -> float:
+    """start * gamma ** (milestones reached)."""
+    return start * gamma ** sum(epoch >= milestone for milestone in milestones)
+
+
+class Trainer:
+    """Runs a plan. `networks`: name -> network, the first is what is exported; `optimizers`: phase -> optimiser;
+    `identity`: settings that must not change between start and resume; `picture(networks)`: (H, W) in [0, 1].
+    """
+
+    def __init__(self, plan: Plan, networks: dict[str, nn.Module], optimizers: dict, objective: Objective, train: Source,
+                 validation: Source | None, identity: dict, picture: Callable | None = None, finish: Callable | None = None):
+        self.plan, self.networks, self.optimizers, self.objective = plan, networks, optimizers, objective
+        self.train, self.validation, self.identity, self.picture = train, validation, identity, picture
+        self.finish = finish or (lambda network: network)  # applied to a copy of the network before it is exported
+        self.main = next(iter(networks))
+        self.device = next(networks[self.main].parameters()).device
+        self.average = copy.deepcopy(networks[self.main]).requires_grad_(False) if plan.average else None
+        self.progress = Progress()
+        self.parameters = {phase: [p for group in optimizer.param_groups for p in group["params"]]
+                           for phase, optimizer in optimizers.items()}
+        self.bad_in_a_row = 0
+        self.saved_at = time.monotonic()
+
+    def run(self) -> int:
+        """Train to the end, from the last state where there is one. Returns the exit status of the script."""
+        resumed = self.resume()
+        progress, count = self.progress, len(self.train.names)
+        if progress.epoch >= self.plan.epochs:
+            say(f"{self.plan.folder}: already trained for {progress.epoch} epochs")
+        with stop_signals() as stop, tqdm(total=self.plan.epochs * count, unit="image", disable=rank() > 0,
+                                          initial=progress.epoch * count + progress.offset) as bar:
+            while progress.epoch < self.plan.epochs:
+                for batch, names, size in self.epoch_batches():
+                    values = self.update(batch, names, size)
+                    if values is None and self.bad_in_a_row >= MOST_BAD_BATCHES:
+                        print(f"{self.bad_in_a_row} batches in a row gave a loss or gradient that is not finite; the last: "
+                              f"{', '.join(names)}. The last good state is kept in {self.plan.folder}", file=sys.stderr)
+                        return 1
+                    bar.update(size)
+                    if values and (progress.step % 10 == 0 or bar.n >= bar.total):
+                        bar.set_postfix_str(f"epoch {progress.epoch + 1} loss {float(values['loss']):.4f}", refresh=False)
+                    signalled = agreed(stop[0] if stop else 0)
+                    if signalled:
+                        self.save()
+                        say(f"stopped after {progress.step} steps and saved; the same command goes on")
+                        return 128 + signalled
+                    if agreed(time.monotonic() - self.saved_at >= self.plan.save_every) and self.bad_in_a_row == 0:
+                        self.save()
+                self.end_epoch()
+        if not resumed or self.progress.step > resumed:
+            self.save()
+        if rank() == 0 and not (self.plan.folder / "weights.safetensors").is_file():
+            self.export("weights.safetensors")
+        return 0
+
+    def epoch_batches(self):
+        """(batch of this process, its images' names, images over all processes) from where the epoch stands."""
+        plan, progress = self.plan, self.progress
+        order = data_order(len(self.train.names), plan.seed, progress.epoch)
+        lists = [order[start:start + plan.batch_size] for start in range(progress.offset, len(order), plan.batch_size)]
+        mine = [share(indices)[0] for indices in lists]
+        for batch, own, indices in zip(self.train.batches(mine), mine, lists):
+            yield batch, [self.train.names[i] for i in own], len(indices)
+
+    def update(self, batch: dict, names: list[str], size: int) -> dict | None:
+        """One step of all optimisers; None, and nothing changed, where a loss or gradient is not finite."""
+        plan, progress = self.plan, self.progress
+        noise = Noise(plan.seed, progress.step, size, share(list(range(size)))[1], self.device)
+        buffers = {name: [b.clone() for b in network.buffers()] + [p.detach().clone() for p in frozen(network)]
+                   for name, network in self.networks.items()}
+        values, norm = self.gradients(batch, noise, len(names), size)
+        finite = math.isfinite(norm) and all(math.isfinite(value) for value in values.values())
+        if finite:
+            for phase, optimizer in self.optimizers.items():
+                for group in optimizer.param_groups:
+                    group["lr"] = learning_rate(plan.learning_rates[phase], progress.epoch, plan.milestones, plan.gamma)
+                optimizer.step()
+            self.update_average()
+            for name, value in values.items():
+                progress.sums[name] = progress.sums.get(name, 0.0) + value * size
+            progress.counted += size
+        else:
+            for name, network in self.networks.items():
+                for current, before in zip([*network.buffers(), *frozen(network)], buffers[name]):
+                    current.data.copy_(before)
+            progress.skipped += 1
+            say(f"skipped a batch whose loss or gradient is not finite: {', '.join(names)}")
+        self.bad_in_a_row = 0 if finite else self.bad_in_a_row + 1
+        progress.step += 1
+        progress.offset += size
+        return values if finite else None
+
+    def gradients(self, batch: dict, noise: Noise, own: int, size: int) -> tuple[dict[str, float], float]:
+        """Fill .grad of all phases, summed over parts and processes -> (logged values, norm of all gradients)."""
+        for optimizer in self.optimizers.values():
+            optimizer.zero_grad(set_to_none=True)
+        totals: dict[str, torch.Tensor] = {}
+        for network in self.networks.values():
+            network.train()
+        bounds = [round(i * own / self.plan.accumulate) for i in range(self.plan.accumulate + 1)]
+        for start, stop in zip(bounds, bounds[1:]):
+            if start == stop:
+                continue
+            part = {name: tensor[start:stop].to(self.device, non_blocking=True) for name, tensor in batch.items()}
+            with autocast(self.device, self.plan.precision):
+                losses, logged = self.objective(self.networks, part, noise.part(start, stop))
+            weight = (stop - start) / max(size, processes())
+            for phase, loss in losses.items():
+                (loss * weight).backward(inputs=self.parameters[phase])
+            for name, value in logged.items():
+                totals[name] = totals.get(name, 0) + value.detach().double() * weight
+        gradients = [p.grad for parameters in self.parameters.values() for p in parameters if p.grad is not None]
+        if dist.is_initialized():
+            for tensor in [*gradients, *totals.values()]:
+                dist.all_reduce(tensor)
+        norms = torch.stack(torch._foreach_norm(gradients)).double().norm()
+        numbers = torch.stack([norms, *totals.values()]).tolist()  # the one synchronisation of a step
+        return dict(zip(totals, numbers[1:])), numbers[0]
+
+    @torch.no_grad()
+    def update_average(self) -> None:
+        """average <- d average + (1 - d) weights, with d growing to its value over the first steps."""
+        if self.average is None:
+            return
+        decay = min(self.plan.average, (1 + self.progress.step) / (10 + self.progress.step))
+        ours, theirs = list(self.average.parameters()), list(self.networks[self.main].parameters())
+        torch._foreach_lerp_(ours, theirs, 1 - decay)
+        for mine, other in zip(self.average.buffers(), self.networks[self.main].buffers()):
+            mine.copy_(other)
+
+    def end_epoch(self) -> None:
+        """Log, and where it is time validate, draw and export."""
+        plan, progress = self.plan, self.progress
+        progress.epoch, progress.offset = progress.epoch + 1, 0
+        last = progress.epoch >= plan.epochs
+        row = {"epoch": progress.epoch, "step": progress.step,
+               "learning_rate": learning_rate(next(iter(plan.learning_rates.values())), progress.epoch - 1, plan.milestones, plan.gamma),
+               **{name: total / progress.counted for name, total in progress.sums.items()}}
+        progress.sums, progress.counted = {}, 0
+        due = last or progress.epoch % plan.validate_every == 0
+        if due and self.validation is not None:
+            row.update(self.validate())
+            if row["validation_loss"] < progress.best:
+                progress.best = row["validation_loss"]
+                self.export("best.safetensors")
+        row["skipped"] = progress.skipped
+        progress.rows.append(row)
+        self.write_log()
+        if due:
+            self.export("weights.safetensors")
+            if rank() == 0:
+                draw_curves(progress.rows, plan.folder / "curves.png")
+        if self.picture and rank() == 0 and (last or progress.epoch % plan.sample_every == 0):
+            with torch.no_grad(), autocast(self.device, plan.precision):
+                picture = self.picture({**self.networks, self.main: self.exported().eval()})
+            images.write(plan.folder / "samples" / f"epoch_{progress.epoch:04d}.png", picture)
+
+    def exported(self) -> nn.Module:
+        """What evaluation uses: the averaged weights where there are any."""
+        return self.average if self.average is not None else self.networks[self.main]
+
+    @torch.no_grad()
+    def validate(self) -> dict[str, float]:
+        """The means of the objective's values over the validation images, with the exported weights and noise that stays the same."""
+        networks = {**self.networks, self.main: self.exported()}
+        for network in networks.values():
+            network.eval()
+        count, size = len(self.validation.names), self.plan.batch_size
+        lists = [list(range(start, min(start + size, count))) for start in range(0, count, size)][rank()::processes()]
+        totals: dict[str, torch.Tensor] = {}
+        for indices, batch in zip(lists, self.validation.batches(lists)):
+            batch = {name: tensor.to(self.device) for name, tensor in batch.items()}
+            noise = Noise(self.plan.seed, "validation", count, indices, self.device)
+            with autocast(self.device, self.plan.precision):
+                _, logged = self.objective(networks, batch, noise)
+            for name, value in logged.items():
+                totals[name] = totals.get(name, 0) + value.double() * len(indices) / count
+        if dist.is_initialized():
+            totals = gather_sums(totals)
+        return {f"validation_{name}": float(value) for name, value in totals.items()}
+
+    def export(self, name: str) -> None:
+        if rank() == 0:
+            self.plan.folder.mkdir(parents=True, exist_ok=True)
+            self.finish(copy.deepcopy(self.exported())).save(self.plan.folder / name, epoch=self.progress.epoch, step=self.progress.step)
+
+    def save(self) -> None:
+        """Write all that is needed to go on."""
+        if rank() == 0:
+            state = {"identity": self.identity, "progress": vars(self.progress),
+                     "networks": {name: network.state_dict() for name, network in self.networks.items()},
+                     "average": self.average.state_dict() if self.average is not None else None,
+                     "optimizers": {phase: optimizer.state_dict() for phase, optimizer in self.optimizers.items()},
+                     "plan": {**vars(self.plan), "folder": str(self.plan.folder)}}
+            checkpoint.save_state(self.plan.folder, self.progress.step, state)
+        self.saved_at = time.monotonic()
+
+    def resume(self) -> int:
+        """Put the newest whole state back; the step that it stands at, 0 where there is none."""
+        for stale in self.plan.folder.glob(".*.part"):
+            stale.unlink(missing_ok=True)
+        found = checkpoint.newest_state(self.plan.folder, warn=say)
+        if found is None:
+            if dist.is_initialized():
+                for network in self.networks.values():
+                    for tensor in network.state_dict().values():
+                        dist.broadcast(tensor, 0)
+            return 0
+        state, path = found
+        for key in self.identity.keys() | state["identity"].keys():
+            before, now = state["identity"].get(key), self.identity.get(key)
+            if before != now:
+                raise UserError(f"{path} was trained with {key}={before}, now it is {now}; set it back, or train into another "
+                                "folder (runs=...)")
+        for key, now in vars(self.plan).items():
+            before = state["plan"].get(key)
+            if key != "folder" and before != now:
+                say(f"{key} changed from {before} to {now}")
+        for name, network in self.networks.items():
+            network.load_state_dict(state["networks"][name])
+        if self.average is not None:
+            self.average.load_state_dict(state["average"] or state["networks"][self.main])
+        for phase, optimizer in self.optimizers.items():
+            optimizer.load_state_dict(state["optimizers"][phase])
+        self.progress = Progress(**state["progress"])
+        if self.progress.rows:
+            self.write_log()
+        say(f"going on from {path} (epoch {self.progress.epoch + 1} of {self.plan.epochs}, step {self.progress.step})")
+        return self.progress.step
+
+    def write_log(self) -> None:
+        """log.csv: a row an epoch."""
+        if rank() > 0:
+            return
+        columns = list(dict.fromkeys(name for row in self.progress.rows for name in row))
+        with replacing(self.plan.folder / "log.csv") as temporary, open(temporary, "w", newline="") as file:
+            writer = csv.DictWriter(file, columns)
+            writer.writeheader()
+            writer.writerows(self.progress.rows)
+
+
+def share(items: list) -> tuple[list, list[int]]:
+    """This process's part of a batch and its places in it; a batch smaller than the number of processes is repeated to fill them."""
+    places = [place % len(items) for place in range(max(len(items), processes()))][rank()::processes()]
+    return [items[place] for place in places], places
+
+
+def frozen(network: nn.Module) -> list[nn.Parameter]:
+    """Parameters that no gradient moves: a codebook learnt by moving average."""
+    return [parameter for parameter in network.parameters() if not parameter.requires_grad]
+
+
+def agreed(number: int) -> int:
+    """The largest of all processes' numbers."""
+    if not dist.is_initialized():
+        return int(number)
+    votes = torch.tensor(int(number), device="cuda" if dist.get_backend() == "nccl" else "cpu")
+    dist.all_reduce(votes, dist.ReduceOp.MAX)
+    return int(votes)
+
+
+def gather_sums(totals: dict[str, torch.Tensor]) -> dict[str, float]:
+    """Sums over processes, some of which may have had nothing to add."""
+    parts: list = [None] * processes()
+    dist.all_gather_object(parts, {name: float(value) for name, value in totals.items()})
+    return {name: sum(part.get(name, 0.0) for part in parts) for name in dict.fromkeys(n for part in parts for n in part)}
+
+
+def say(text: str) -> None:
+    """A line on the screen, from the first process only, without tearing a progress bar."""
+    if rank() == 0:
+        tqdm.write(text, file=sys.stderr)
+
+
+@contextmanager
+def stop_signals():
+    """A list that is empty until SIGINT or SIGTERM arrives and then holds its number; a second Ctrl-C stops at once."""
+    received: list[int] = []
+
+    def note(number, frame):
+        received.append(number)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def grid(*columns: torch.Tensor) -> np.ndarray:
+    """Images (B, 1, H, W) in [-1, 1] side by side, a row for each of the batch -> (B H, columns W) in [0, 1]."""
+    wide = torch.cat([column.float().cpu() for column in columns], 3)
+    return images.to_unit(wide.flatten(0, 2)).clamp(0, 1).numpy()
+
+
+def draw_curves(rows: list[dict], path: Path) -> None:
+    """Each logged value against the epoch, training and validation together."""
+    from matplotlib.figure import Figure
+
+    names = [name for name in dict.fromkeys(n for row in rows for n in row)
+             if name not in ("epoch", "step", "learning_rate", "skipped") and not name.startswith("validation_")]
+    figure = Figure(figsize=(4 * len(names), 3.2), layout="constrained")
+    for axes, name in zip(np.atleast_1d(figure.subplots(1, len(names))), names):
+        for key, label in ((name, "training"), (f"validation_{name}", "validation")):
+            points = [(row["epoch"], row[key]) for row in rows if key in row]
+            if points:
+                axes.plot(*zip(*points), label=label, marker="." if len(points) < 30 else None)
+        axes.set(title=name.replace("_", " "), xlabel="epoch", yscale="log" if all(row.get(name, 1) > 0 for row in rows) else "linear")
+        axes.legend()
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=100)

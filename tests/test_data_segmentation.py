@@ -1,0 +1,251 @@
+"""dataSegmentation.py as a person runs it: in a temporary folder, on simulated and on real pairs."""
+import contextlib
+import io
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import pytest
+
+import dataSegmentation
+from models import config, images
+
+ROOT = Path(__file__).resolve().parents[1]
+SZCH = ROOT.parent / "shared" / "szch"
+SIZE = 64
+
+
+def call(folder, *settings, status=0, process=False):
+    """Run the script with data in <folder>/set and lists in <folder>/lists; its output and the lines of its standard error.
+
+    In this process, because a new one needs seconds to start; process=True: as a person does.
+    """
+    argv = [str(ROOT / "dataSegmentation.py"), f"data.root={folder}/set", f"data.lists={folder}/lists", f"data.image_size={SIZE}",
+            *settings]
+    if process:
+        done = subprocess.run([sys.executable, *argv], cwd=ROOT, capture_output=True, text=True, timeout=300)
+        out, err, returned = done.stdout, done.stderr, done.returncode
+    else:
+        streams = io.StringIO(), io.StringIO()
+        with mock.patch("sys.argv", argv), mock.patch.object(dataSegmentation, "ALONE", 99), pytest.raises(SystemExit) as end:
+            with contextlib.redirect_stdout(streams[0]), contextlib.redirect_stderr(streams[1]):
+                config.run(dataSegmentation.main)
+        out, err, returned = streams[0].getvalue(), streams[1].getvalue(), end.value.code
+    assert returned == status and "Traceback" not in err, err
+    return out, [line for line in err.replace("\r", "\n").splitlines() if line and not line.endswith(("it/s]", "s/it]"))]
+
+
+def contents(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def simulated(tmp_path_factory):
+    """Five simulated pairs, checked and split; not to be changed."""
+    folder = tmp_path_factory.mktemp("simulated")
+    out, errors = call(folder, "simulate.count=5")
+    assert errors == [] and "set_trainset.txt: 3 images" in out
+    return folder
+
+
+@pytest.fixture
+def folder(simulated, tmp_path):
+    """A copy of the pairs alone, to spoil."""
+    for part in ("CXR", "BS", "Mask"):
+        shutil.copytree(simulated / "set" / part, tmp_path / "set" / part)
+    return tmp_path
+
+
+def refused(folder, *settings, lines=1, process=False):
+    """The last line of a refusal, and the faults above it; nothing was written."""
+    before = contents(folder)
+    _, errors = call(folder, *settings, status=2, process=process)
+    assert contents(folder) == before
+    assert len(errors) == lines and errors[-1].startswith("dataSegmentation.py: "), errors
+    return errors
+
+
+def test_simulated_pairs_are_the_phantoms(simulated):
+    from models import phantom
+    assert json.loads((simulated / "set" / "simulated.json").read_text()) == {"seed": 0, "size": SIZE, "count": 5}
+    pair = phantom.simulate(3, SIZE)
+    for part, pixels in (("CXR", pair.cxr), ("BS", pair.soft), ("Mask", pair.mask)):
+        assert sorted(images.find(simulated / "set" / part)) == list("01234")
+        np.testing.assert_allclose(images.read(simulated / "set" / part / "3.png").pixels, pixels, atol=0.51 / 255)
+    names = [(simulated / "lists" / f"set_{part}.txt").read_text().split() for part in ("trainset", "valset", "testset")]
+    assert [len(part) for part in names] == [3, 1, 1] and sorted(sum(names, [])) == [f"{index}.png" for index in range(5)]
+
+
+def test_running_again_changes_nothing_and_repairs_what_is_missing(simulated, tmp_path):
+    shutil.copytree(simulated, tmp_path, dirs_exist_ok=True)
+    before, times = contents(tmp_path), (tmp_path / "set" / "CXR" / "2.png").stat().st_mtime_ns
+    (tmp_path / "set" / "BS" / "1.png").unlink()
+    out, errors = call(tmp_path, "simulate.count=5")
+    assert contents(tmp_path) == before and errors == [] and "stay as they are" in out
+    assert (tmp_path / "set" / "CXR" / "2.png").stat().st_mtime_ns == times
+    out, errors = call(tmp_path, "simulate.count=16", process=True)  # now in several processes
+    assert len(images.find(tmp_path / "set" / "CXR")) == 16 and "11 pairs are in no list" in errors[0]
+    assert (tmp_path / "set" / "CXR" / "2.png").stat().st_mtime_ns == times
+    assert "seed 0 and size 64, asked are 1 and 64" in refused(tmp_path, "simulate.count=5", "simulate.seed=1")[0]
+
+
+def test_simulation_never_goes_among_other_images(folder):
+    assert "did not simulate" in refused(folder, "simulate.count=5")[0]
+    images.write(folder / "new" / "CXR" / "own.png", np.eye(9))
+    assert "own.png" in refused(folder, "simulate.count=5", f"data.root={folder}/new")[0]
+    assert "at least 64" in refused(folder, "simulate.count=1", "data.image_size=32", f"data.root={folder}/other")[0]
+
+
+def test_missing_folders_and_partners(folder):
+    (folder / "set" / "BS" / "1.png").unlink()
+    (folder / "set" / "CXR" / "2.png").unlink()
+    errors = refused(folder, lines=3)
+    assert "CXR/1.png" in errors[0] and "BS/2.png" in errors[1] and "2 of 5" in errors[2]
+    shutil.rmtree(folder / "set" / "BS")
+    assert f"no folder {folder}/set/BS" in refused(folder)[0]
+    shutil.rmtree(folder / "set")
+    assert f"no folder {folder}/set/CXR" in refused(folder, process=True)[0]
+
+
+def test_all_faults_are_listed_and_can_be_left_out(folder):
+    place = folder / "set"
+    images.write(place / "CXR" / "0.png", np.full((SIZE, SIZE), 0.5))
+    images.write(place / "Mask" / "1.png", np.eye(SIZE + 1))
+    (place / "BS" / "2.png").write_bytes((place / "BS" / "2.png").read_bytes()[:-40])
+    shutil.copy(place / "CXR" / "4.png", place / "CXR" / "5.png")
+    shutil.copy(place / "BS" / "4.png", place / "BS" / "5.png")
+    errors = refused(folder, lines=5)
+    expected = (("CXR/0.png", "same"), ("Mask/1.png", "65 x 65"), ("BS/2.png", "truncated"), ("CXR/5.png", "same image"),
+                ("4 of 6",))
+    for line, words in zip(errors, expected):
+        assert all(word in line for word in words), line
+    out, errors = call(folder, "data.skip_faulty=true")
+    assert len(errors) == 4 and "4 faulty left out, 2 pairs kept" in out
+    assert "3.png" in (folder / "lists" / "set_trainset.txt").read_text() + (folder / "lists" / "set_testset.txt").read_text()
+
+
+def test_inverted_images_are_named(folder):
+    for part in ("CXR", "BS"):
+        path = folder / "set" / part / "3.png"
+        images.write(path, 1 - images.read(path).pixels)
+    _, errors = call(folder)
+    assert len(errors) == 1 and "bones look dark" in errors[0] and "in 3 (of 5)" in errors[0]
+
+
+def test_converting_turns_shrinks_and_never_overwrites(folder):
+    source, target = folder / "source", folder / "set" / "new"
+    (folder / "set").rename(source)
+    before = contents(source)
+    truth = images.read(source / "CXR" / "3.png").pixels
+    wide = np.hstack([truth, truth[:, :16]])  # 64 x 80
+    for part in ("CXR", "BS"):
+        images.write(source / part / "3.png", 1 - wide * (1 if part == "CXR" else 0.7), 16)
+    images.write(source / "Mask" / "3.png", wide > 0.5)
+    before = contents(source)
+    settings = (f"data.source={source}", f"data.root={target}", "data.image_size=40")
+    out, errors = call(folder, *settings)
+    assert contents(source) == before and "5 pairs" in out and "15 images newly written" in out
+    assert len(errors) == 1 and "bright now in 3.png, 3.png" in errors[0]
+    picture = images.read(target / "CXR" / "3.png")
+    assert picture.bits == 16 and images.read(target / "CXR" / "2.png").bits == 8
+    np.testing.assert_allclose(picture.pixels, images.resize(wide, (32, 40)), atol=1e-4)
+    images.write(target / "CXR" / "1.png", np.full((40, 40), 0.5))
+    kept = (target / "CXR" / "1.png").read_bytes()
+    (target / "BS" / "2.png").unlink()
+    out, _ = call(folder, *settings, status=2)  # the spoilt pair is a fault, and is not mended by force
+    assert "1 images newly written" in out and (target / "CXR" / "1.png").read_bytes() == kept
+    assert "into another" in refused(folder, f"data.source={source}", f"data.root={source}")[0]
+    assert "neither" in refused(folder, f"data.source={folder / 'lists'}", f"data.root={target}")[0]
+
+
+def test_jsrt_is_matched_by_name_and_turned(simulated, tmp_path):
+    for name, index in (("JPCLN001", 0), ("JPCNN002", 1), ("JPCNN003", 2)):
+        cxr, soft = (images.read(simulated / "set" / part / f"{index}.png").pixels for part in ("CXR", "BS"))
+        place = tmp_path / "jsrt" / name[:5]
+        images.write(place / f"{name.lower()}.png", images.resize(1 - soft, (512, 512)))
+        raw = (1 - images.resize(cxr, (2048, 2048))) * 4095
+        raw.astype(">u2").tofile(place / f"{name}.IMG")
+    out, errors = call(tmp_path, f"data.source={tmp_path / 'jsrt'}", "data.image_size=128")
+    assert "3 pairs" in out and "bright now in jpcln001.png" in errors[0]
+    assert "trainset.txt: 1 images" in out
+    for name, pair in images.find(tmp_path / "set" / "CXR").items():
+        picture = images.read(pair)
+        assert picture.bits == 16 and picture.pixels.shape == (128, 128) and not images.inverted(picture.pixels)
+        assert not images.inverted(images.read(tmp_path / "set" / "BS" / f"{name}.png").pixels)
+    (tmp_path / "jsrt" / "JPCNN" / "jpcnn002.png").unlink()
+    assert "JPCNN002.IMG has no PNG" in refused(tmp_path, f"data.source={tmp_path / 'jsrt'}", "data.image_size=128")[0]
+
+
+def test_patients_by_pattern_and_by_table(folder):
+    for part in ("CXR", "BS", "Mask"):
+        for index in range(5):
+            (folder / "set" / part / f"{index}.png").rename(folder / "set" / part / f"p{index // 2}_{index}.png")
+    call(folder, "data.patient=^(p[0-9]+)_")
+    by_pattern = contents(folder / "lists")
+    for text in by_pattern.values():
+        assert len({line[:2] for line in text.split()}) == 1  # three patients, one a list
+    shutil.rmtree(folder / "lists")
+    table = folder / "patients.csv"
+    table.write_text("patient,name\n" + "".join(f"p{index // 2},p{index // 2}_{index}.png\n" for index in range(5)))
+    call(folder, f"data.patient={table}")
+    assert contents(folder / "lists") == by_pattern
+    shutil.rmtree(folder / "lists")
+    table.write_text("patient,name\np0,p0_0.png\n")
+    assert "p0_1" in refused(folder, f"data.patient={table}")[0]
+    table.write_text("who;what\n")
+    assert "columns" in refused(folder, f"data.patient={table}")[0]
+    assert "does not tell" in refused(folder, "data.patient=^(x)")[0]
+    for pattern in ("^p[0-9]", "^(p"):
+        assert "pattern" in refused(folder, f"data.patient={pattern}")[0]
+
+
+def test_links_out_of_the_folder_are_faults(folder):
+    path = folder / "set" / "CXR" / "3.png"
+    path.rename(folder / "elsewhere.png")
+    path.symlink_to(folder / "elsewhere.png")
+    assert "CXR/3.png" in refused(folder, lines=2)[0]
+
+
+def test_existing_lists_are_respected_and_checked(folder):
+    lists = folder / "lists"
+    lists.mkdir()
+    for part, text in (("trainset", "\ufeff3.png\r\n1.png\r\n"), ("valset", ""), ("testset", "0.png\n")):
+        (lists / f"set_{part}.txt").write_text(text)
+    before = contents(folder)
+    out, errors = call(folder)
+    assert contents(folder) == before and "stay as they are" in out and "trainset.txt: 2 images" in out
+    assert len(errors) == 1 and "2 pairs are in no list: 2, 4" in errors[0]
+    (lists / "set_testset.txt").write_text("0.png\n9.png\n")
+    assert "9" in refused(folder)[0] and "set_testset.txt" in refused(folder)[0]
+    (lists / "set_testset.txt").write_text("3.png\n")
+    assert "share images: 3" in refused(folder)[0]
+    (lists / "set_testset.txt").unlink()
+    assert "set_testset.txt is not" in refused(folder)[0]
+
+
+def test_masks_are_written_where_there_are_none(folder):
+    kept = (folder / "set" / "Mask" / "0.png").read_bytes()
+    for index in (1, 2, 3):
+        (folder / "set" / "Mask" / f"{index}.png").unlink()
+    images.write(folder / "set" / "Mask" / "4.png", np.pad(np.ones((9, 9)), (0, SIZE - 9)))
+    out, errors = call(folder, "data.write_masks=true")
+    assert (folder / "set" / "Mask" / "0.png").read_bytes() == kept
+    for index in (1, 2, 3):
+        values = np.unique(images.read(folder / "set" / "Mask" / f"{index}.png").pixels)
+        assert values.tolist() == [0, 1]
+    assert "5 masks" in out and any("Mask/4.png" in line for line in errors)  # a corner is no lung
+    overview = images.read(folder / "lists" / "set_masks_1.png").pixels
+    assert overview.shape == (160, 5 * 160)
+
+
+@pytest.mark.skipif(not SZCH.is_dir(), reason=f"no real pairs in {SZCH}")
+def test_real_pairs(tmp_path):
+    before = sorted(path.name for path in SZCH.rglob("*"))
+    out, errors = call(tmp_path, f"data.root={SZCH}")
+    assert errors == [] and sorted(path.name for path in SZCH.rglob("*")) == before
+    for part in ("trainset", "valset", "testset"):
+        assert len((tmp_path / "lists" / f"szch_{part}.txt").read_text().split()) == 1

@@ -1,0 +1,180 @@
+"""Split lists, the matching of files into pairs, and the faults of a pair."""
+from pathlib import Path
+
+import numpy as np
+import pytest
+from skimage.data import camera
+from skimage.transform import resize
+
+from models import UserError, data, images
+
+SZCH = Path(__file__).resolve().parents[2] / "shared" / "szch"
+NAMES = [f"{index}.png" for index in range(741)]
+PICTURE = resize(camera(), (96, 80), anti_aliasing=True).astype(np.float32)  # anything with structure
+
+
+# --- Splitting
+
+@pytest.mark.parametrize("count, shares, sizes", [(741, (0.8, 0.1, 0.1), [592, 74, 75]), (241, (0.8, 0.1, 0.1), [192, 24, 25]),
+                                                  (3, (0.8, 0.1, 0.1), [1, 1, 1]), (2, (0.8, 0.1, 0.1), [1, 0, 1]),
+                                                  (10, (0.8, 0.0, 0.2), [8, 0, 2]), (9, (1.0, 0.0, 0.0), [9, 0, 0]),
+                                                  (100, (0.29, 0.57, 0.14), [29, 57, 14])])
+def test_split_sizes(count, shares, sizes):
+    sets = data.split(NAMES[:count], shares, 0)
+    assert [len(names) for names in sets] == sizes
+    assert sorted(sum(sets, [])) == sorted(NAMES[:count])  # nothing twice, nothing lost
+
+
+def test_split_depends_on_the_seed_and_not_on_the_order():
+    first = data.split(NAMES, (0.8, 0.1, 0.1), 3)
+    assert first == data.split(reversed(NAMES), (0.8, 0.1, 0.1), 3)
+    assert first != data.split(NAMES, (0.8, 0.1, 0.1), 4)
+    assert first[0] != sorted(first[0], key=images.natural)
+
+
+def test_a_patients_images_stay_together():
+    patients = {name: f"patient {index // 3}" for index, name in enumerate(NAMES)}  # 247 patients
+    sets = data.split(NAMES, (0.8, 0.1, 0.1), 0, patients)
+    homes = [{patients[name] for name in names} for names in sets]
+    assert [len(home) for home in homes] == [197, 24, 26] and sum(map(len, sets)) == 741
+    assert not homes[0] & homes[1] and not homes[0] & homes[2] and not homes[1] & homes[2]
+
+
+@pytest.mark.parametrize("shares", [(0.8, 0.1), (0.8, 0.3, 0.1), (1.1, -0.2, 0.1)])
+def test_wrong_shares_are_refused(shares):
+    with pytest.raises(UserError, match="data.split"):
+        data.split(NAMES, shares, 0)
+
+
+# --- Lists
+
+def refused(path, word, folder=None):
+    with pytest.raises(UserError) as error:
+        data.read_list(path, folder)
+    assert str(path) in str(error.value) and word in str(error.value) and "\n" not in str(error.value)
+
+
+def test_lists_in_the_published_format_come_back(tmp_path):
+    path = data.list_path(tmp_path / "new", "SZCH", "trainset")
+    data.write_list(path, ["10.png", "2.png"])
+    assert path.read_bytes() == b"10.png\n2.png\n" and path.name == "SZCH_trainset.txt"
+    assert data.read_list(path) == ["10", "2"]
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize("content", [b"\xef\xbb\xbf0.png\r\n\r\n 1 \r\n1.2.840.7\r\n", b"0.png\n1.tif\n1.2.840.7",
+                                     b"\n0\n1\n1.2.840.7\n\n"])
+def test_bom_crlf_blank_lines_and_endings_are_no_faults(tmp_path, content):
+    (tmp_path / "list.txt").write_bytes(content)
+    assert data.read_list(tmp_path / "list.txt") == ["0", "1", "1.2.840.7"]
+
+
+@pytest.mark.parametrize("line", ["../0.png", "/etc/passwd", "..", "a/../../0.png", "..\\0.png", "C:\\0.png", "sub/0.png"])
+def test_paths_in_a_list_are_refused(tmp_path, line):
+    (tmp_path / "list.txt").write_text(f"1.png\n{line}\n")
+    refused(tmp_path / "list.txt", line)
+
+
+def test_missing_empty_repeated_and_binary_lists(tmp_path):
+    path = tmp_path / "list.txt"
+    refused(path, "dataSegmentation.py")
+    path.write_text("\n \n")
+    refused(path, "empty")
+    path.write_text("4.png\n5.png\n4.tif\n")
+    refused(path, "more than once: 4")
+    path.write_bytes("4.png\n".encode("utf-16"))
+    refused(path, "cannot read")
+
+
+def test_names_must_lie_in_the_folder(tmp_path):
+    folder, path = tmp_path / "CXR", tmp_path / "list.txt"
+    for place in (folder / "0.png", tmp_path / "private.png"):
+        images.write(place, PICTURE)
+    path.write_text("0.png\n")
+    assert data.read_list(path, folder) == ["0"]
+    path.write_text("0.png\n7.png\n")
+    refused(path, "7", folder)
+    (folder / "9.png").symlink_to(tmp_path / "private.png")
+    (folder / "8.png").symlink_to(folder / "0.png")
+    path.write_text("8.png\n")
+    assert data.read_list(path, folder) == ["8"]
+    path.write_text("9.png\n")
+    refused(path, "lead out", folder)
+
+
+# --- Pairs
+
+def make_pairs(root, names=("0", "1", "2")):
+    for name in names:
+        images.write(root / "CXR" / f"{name}.png", PICTURE)
+        images.write(root / "BS" / f"{name}.tif.png", PICTURE ** 2)
+        (root / "BS" / f"{name}.tif.png").rename(root / "BS" / f"{name}.png")
+
+
+def test_pairs_with_and_without_masks(tmp_path):
+    make_pairs(tmp_path, ("10", "2"))
+    pairs = data.find_pairs(tmp_path)
+    assert list(pairs) == ["2", "10"]
+    assert pairs["2"] == (tmp_path / "CXR" / "2.png", tmp_path / "BS" / "2.png", None)
+    images.write(tmp_path / "Mask" / "10.png", PICTURE > 0.5)
+    assert [pair[2] for pair in data.find_pairs(tmp_path).values()] == [None, tmp_path / "Mask" / "10.png"]
+
+
+def test_missing_partners_and_folders_are_named(tmp_path):
+    with pytest.raises(UserError, match="CXR"):
+        data.find_pairs(tmp_path)
+    make_pairs(tmp_path)
+    (tmp_path / "BS" / "1.png").unlink()
+    (tmp_path / "CXR" / "2.png").unlink()
+    with pytest.raises(UserError, match="CXR/1.png.*BS/2.png"):
+        data.find_pairs(tmp_path)
+    assert list(data.match(tmp_path)[0]) == ["0"] and len(data.match(tmp_path)[1]) == 2
+
+
+def test_many_missing_partners_are_counted(tmp_path):
+    make_pairs(tmp_path, [str(index) for index in range(9)])
+    for index in range(8):
+        (tmp_path / "BS" / f"{index}.png").unlink()
+    with pytest.raises(UserError, match="0.png.*4.png.*and 3 more"):
+        data.find_pairs(tmp_path)
+
+
+def faults_of(tmp_path, cxr, soft, mask=None):
+    paths = [tmp_path / f"{name}.png" for name in ("cxr", "soft", "mask")]
+    for path, pixels in zip(paths, (cxr, soft, mask)):
+        if pixels is not None:
+            images.write(path, pixels)
+    return data.check_pair(*paths[:2], paths[2] if mask is not None else None)
+
+
+def test_a_good_pair_has_no_faults(tmp_path):
+    assert faults_of(tmp_path, PICTURE, PICTURE ** 2, PICTURE > 0.5) == []
+    assert faults_of(tmp_path, PICTURE, np.roll(PICTURE ** 2, 1, 0)) == []  # a pixel is no fault
+
+
+@pytest.mark.parametrize("name, change, word", [
+    ("size", lambda: (PICTURE, PICTURE[:-1] ** 2), "80 x 95"),
+    ("constant", lambda: (PICTURE, PICTURE * 0), "soft.png is no X-ray"),
+    ("identical", lambda: (PICTURE, PICTURE), "same image"),
+    ("shifted", lambda: (PICTURE, np.roll(PICTURE ** 2, 4, 0)), "4 down"),
+    ("other", lambda: (PICTURE, PICTURE[::-1, ::-1] ** 2), "not aligned"),
+    ("mask size", lambda: (PICTURE, PICTURE ** 2, PICTURE[1:] > 0.5), "80 x 95"),
+    ("mask empty", lambda: (PICTURE, PICTURE ** 2, PICTURE > 2), "mask.png is empty"),
+    ("mask grey", lambda: (PICTURE, PICTURE ** 2, PICTURE), "neither black nor white")])
+def test_each_fault_of_a_pair_is_told(tmp_path, name, change, word):
+    faults = faults_of(tmp_path, *change())
+    assert len(faults) == 1 and word in faults[0] and "\n" not in faults[0]
+
+
+def test_all_faults_of_a_pair_are_told_at_once(tmp_path):
+    (tmp_path / "soft.png").write_text("no image")
+    images.write(tmp_path / "cxr.png", PICTURE * 0)
+    assert len(data.check_pair(tmp_path / "cxr.png", tmp_path / "soft.png")) == 2
+
+
+@pytest.mark.skipif(not SZCH.is_dir(), reason=f"no real pairs in {SZCH}")
+def test_real_pairs_are_aligned_and_shuffled_ones_are_not():
+    pairs = list(data.find_pairs(SZCH).values())
+    assert [data.check_pair(*pair) for pair in pairs] == [[]] * 3
+    for pair, other in zip(pairs, pairs[1:] + pairs[:1]):
+        assert "not aligned" in data.check_pair(pair[0], other[1])[0]

@@ -1,0 +1,161 @@
+"""The scores against the published numbers on real pairs, written-out definitions and scikit-image; their table."""
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy.signal import convolve2d
+from skimage.metrics import peak_signal_noise_ratio
+
+from models import UserError, images, scores
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+GOLDEN = json.loads((Path(__file__).parent / "golden" / "metrics.json").read_text())
+PAIRWISE = (scores.mse, scores.psnr, scores.ssim)
+WITH_CXR = (scores.bsr, scores.bsr_two_sided)
+
+
+@pytest.fixture(scope="module")
+def lpips():
+    try:
+        return scores.Lpips()
+    except UserError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture
+def triple():
+    """(cxr, gt, pred), float64 (64, 48) in [0, 1]: bone in a band, half of it left, a shift in tone and noise."""
+    rng = np.random.default_rng(0)
+    gt = 0.2 + 0.4 * rng.random((64, 48))
+    bone = np.zeros_like(gt)
+    bone[20:40] = 0.3
+    pred = gt + 0.5 * bone + 0.03 + 0.02 * rng.standard_normal(gt.shape)
+    return gt + bone, gt, pred
+
+
+@pytest.mark.parametrize("method", ["pred", "identity"])
+def test_published_numbers_on_real_pairs(method, lpips):
+    if not (SHARED / "szch").is_dir():
+        pytest.skip(f"{SHARED} with the real pairs is not here")
+    for expected in GOLDEN[method]:
+        cxr, gt = (images.read(SHARED / "szch" / part / expected["file"]).pixels for part in ("CXR", "BS"))
+        pred = images.read(SHARED / "golden" / "pred" / expected["file"]).pixels if method == "pred" else cxr
+        found = {"BSR": scores.bsr(cxr, gt, pred), "MSE": scores.mse(gt, pred), "PSNR": scores.psnr(gt, pred)}
+        assert found == pytest.approx({key: expected[key] for key in found}, rel=1e-6)
+        assert lpips(gt, pred) == pytest.approx(expected["LPIPS"], abs=1e-5)
+
+
+def test_bsr_counted_by_hand():
+    cxr, gt = np.array([[0.5, 0.5], [0.2, 0.2]]), np.array([[0.3, 0.1], [0.2, 0.2]])
+    pred = np.array([[0.4, 0.0], [0.2, 0.2]])  # mean(gt - pred) = 0; bone 0.2, 0.4; residues -0.1 (bone left), +0.1 (tissue lost)
+    assert scores.bsr(cxr, gt, pred) == pytest.approx(1 - 0.01 / 0.20)
+    assert scores.bsr_two_sided(cxr, gt, pred) == pytest.approx(1 - 0.02 / 0.20)
+    lopsided = np.array([[0.3, 0.1], [0.2, 0.6]])  # pred' = pred - 0.1: residues +0.1 three times, -0.3 once
+    assert scores.bsr(cxr, gt, lopsided) == pytest.approx(1 - 0.03 / 0.20)
+    assert scores.bsr_two_sided(cxr, gt, lopsided) == pytest.approx(1 - 0.12 / 0.20)
+
+
+@pytest.mark.parametrize("score", WITH_CXR)
+def test_bsr_at_its_ends(score, triple):
+    cxr, gt, pred = triple
+    assert score(cxr, gt, gt) == 1
+    assert score(cxr, gt, pred + 0.1) == pytest.approx(score(cxr, gt, pred))  # the mean is not judged
+    assert math.isnan(score(gt, gt, pred))
+    assert score(cxr, gt, cxr) < 1
+
+
+def test_published_bsr_rewards_doing_nothing_and_the_two_sided_form_does_not(triple):
+    cxr, gt, _ = triple
+    mean, bone = np.mean(gt - cxr), cxr - gt
+    assert scores.bsr_two_sided(cxr, gt, cxr) == pytest.approx(bone.mean() ** 2 * bone.size / np.sum(bone ** 2))
+    assert scores.bsr(cxr, gt, cxr) == pytest.approx(1 - np.sum(bone == 0) * mean ** 2 / np.sum(bone ** 2))
+
+
+def test_mse_and_psnr_of_noisy_identical_and_16_bit_images(triple):
+    _, gt, pred = triple
+    assert scores.mse(gt, pred) == pytest.approx(sum((a - b) ** 2 for a, b in zip(gt.ravel(), pred.ravel())) / gt.size)
+    assert scores.psnr(gt, pred) == pytest.approx(peak_signal_noise_ratio(gt, pred, data_range=1))
+    assert scores.mse(gt, gt) == 0 and scores.psnr(gt, gt) == math.inf
+    levels = np.random.default_rng(1).integers(0, 65535, (64, 64))
+    fine, next_level = (levels / 65535).astype(np.float32), ((levels + 1) / 65535).astype(np.float32)
+    assert scores.psnr(fine, next_level) == pytest.approx(20 * math.log10(65535), abs=0.01)
+
+
+def test_ssim_is_the_papers_definition(triple):
+    _, gt, pred = triple
+    grid = np.arange(-5, 6)
+    window = np.exp(-(grid[:, None] ** 2 + grid[None, :] ** 2) / (2 * 1.5 ** 2))
+    window /= window.sum()
+    m_x, m_y, xx, yy, xy = (convolve2d(image, window, mode="valid") for image in (gt, pred, gt * gt, pred * pred, gt * pred))
+    c_1, c_2 = 0.01 ** 2, 0.03 ** 2
+    expected = ((2 * m_x * m_y + c_1) * (2 * (xy - m_x * m_y) + c_2)
+                / ((m_x ** 2 + m_y ** 2 + c_1) * (xx - m_x ** 2 + yy - m_y ** 2 + c_2))).mean()
+    assert scores.ssim(gt, pred) == pytest.approx(expected, rel=1e-9)
+    assert scores.ssim(gt, gt) == pytest.approx(1) and scores.ssim(0 * gt, 0 * gt) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("score", [*PAIRWISE, *WITH_CXR, "lpips"])
+def test_what_is_not_a_float_image_is_refused(score, triple, request):
+    score = request.getfixturevalue("lpips") if score == "lpips" else score
+    arguments = [array.astype(np.float32) for array in triple[:3 if score in WITH_CXR else 2]]
+    score(*arguments)  # float32 itself is welcome
+    wrong = {"uint8": (arguments[-1] * 255).astype(np.uint8), "uint16": (arguments[-1] * 65535).astype(np.uint16),
+             "bool": arguments[-1] > 0.5, "one shape": arguments[-1][:, 1:], r"\(1, 64, 48\)|one shape": arguments[-1][None],
+             "NaN": np.where(arguments[-1] > 0.5, np.nan, arguments[-1]), "expected 0 to 1": arguments[-1] * 255,
+             "-1 to 1": np.where(arguments[-1] > 0.5, np.float32(1), np.float32(-1)), "got list": arguments[-1].tolist()}
+    for message, array in wrong.items():
+        for place in range(len(arguments)):
+            with pytest.raises(ValueError, match=message):
+                score(*arguments[:place], array, *arguments[place + 1:])
+
+
+def test_lpips_of_stacks_and_ranges(lpips, triple):
+    cxr, gt, pred = (array.astype(np.float32) for array in triple)
+    stack = lpips(np.stack([gt, gt, gt]), np.stack([cxr, pred, gt]))
+    assert stack.shape == (3,) and stack == pytest.approx([lpips(gt, cxr), lpips(gt, pred), 0], rel=1e-5)
+    tensors = [torch.from_numpy(array)[None, None].expand(-1, 3, -1, -1) for array in (gt, cxr)]
+    assert lpips(gt, cxr) == pytest.approx(float(lpips.network(*tensors)), rel=1e-6)
+    assert lpips(gt, cxr, normalize=True) == pytest.approx(float(lpips.network(*(2 * x - 1 for x in tensors))), rel=1e-5)
+    assert abs(lpips(gt, cxr, normalize=True) / lpips(gt, cxr) - 1) > 0.01
+    with pytest.raises(ValueError, match="at least 32"):
+        lpips(gt[:31], pred[:31])
+
+
+# --- The table ---------------------------------------------------------------------------------------------------------------
+
+def values(method_to_bsr: dict[str, list[float]], **others: list[float]) -> dict:
+    """Scores of three images: BSR as given, PSNR as given (by method) or 30, everything else 0.5."""
+    row = {column.key: 0.5 for column in scores.SCORES}
+    return {f"image{i}": {method: row | {"BSR": bsr[i], "PSNR": others.get(method, [30, 30, 30])[i]}
+                          for method, bsr in method_to_bsr.items()} for i in range(3)}
+
+
+def test_summary_leaves_out_and_counts_what_is_undefined():
+    summary = scores.summarise(values({scores.REFERENCE: [0.5, math.nan, 0.7], "ours": [math.nan] * 3}, ours=[30, math.inf, 40]))
+    assert summary[scores.REFERENCE]["BSR"] == pytest.approx({"mean": 0.6, "std": 0.1, "count": 2, "undefined": 1})
+    assert summary["ours"]["PSNR"] == pytest.approx({"mean": 35, "std": 5, "count": 2, "undefined": 1})
+    assert math.isnan(summary["ours"]["BSR"]["mean"]) and summary["ours"]["BSR"]["undefined"] == 3
+    notes = scores.table(summary)
+    assert "untouched CXR: BSR is undefined for 1 of 3 images (no bone)" in notes
+    assert "ours: PSNR is undefined for 1 of 3 images (equal images)" in notes and "LPIPS is undefined" not in notes
+
+
+def test_table_has_the_untouched_cxr_first_and_the_best_method_in_bold():
+    summary = scores.summarise(values({scores.REFERENCE: [0.99] * 3, "a": [0.8, 0.9, 1.0], "b|c": [0.7] * 3}, a=[20] * 3))
+    text, markdown = scores.table(summary).splitlines(), scores.table(summary, markdown=True).splitlines()
+    assert [line.split("  ")[0] for line in text[:4]] == ["method", scores.REFERENCE, "a", "b|c"]
+    assert "90.000 ± 8.165" in text[2] and "*" not in "".join(text)
+    assert markdown[1].startswith("| --- | ---: |") and "**" not in markdown[2]
+    cells = [line.replace("\\|", "").strip("| ").split(" | ") for line in markdown[:5]]
+    column = cells[0].index("BSR (%) ↑"), cells[0].index("PSNR (dB) ↑")
+    assert [cells[3][i] for i in column] == ["**90.000 ± 8.165**", "20.000 ± 0.000"]
+    assert [cells[4][i] for i in column] == ["70.000 ± 0.000", "**30.000 ± 0.000**"]
+    lower = dict(summary)
+    lower["a"] = summary["a"] | {"MSE": summary["a"]["MSE"] | {"mean": 0.4}}
+    row = scores.table(lower, markdown=True).splitlines()[3]
+    assert "**400.000 ± 0.000**" in row  # of an error the smaller is the better
+    alone = scores.summarise(values({scores.REFERENCE: [0.5] * 3, "a": [0.8] * 3}))
+    assert "**" not in scores.table(alone, markdown=True)

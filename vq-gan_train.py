@@ -1,0 +1,72 @@
+"""Train the ML-VQGAN, the autoencoder that the diffusion works in.
+
+    python vq-gan_train.py                          the paper's setting on data/
+    python vq-gan_train.py --profile demo           small, minutes on a CPU (after: python dataSegmentation.py --profile demo)
+    torchrun --nproc_per_node=8 vq-gan_train.py     eight GPUs
+
+Reads <data.root>/CXR, BS and Mask and the split lists; writes <runs>/vqgan/. The same command goes on where it was stopped.
+"""
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from models import config, data, layers, losses, lungs, training
+from models.vqgan import MLVQGAN, PatchDiscriminator
+
+READS = ("runs", "device", "precision", "features", "data.root", "data.name", "data.lists", "data.image_size", "vqgan", "train")
+PICTURES = 4  # validation images in a sample picture
+
+
+def main() -> int:
+    # settings
+    settings = config.parse(__doc__, READS)
+    chosen, network = settings.vqgan, settings.vqgan.network
+    config.check_image_size(settings)
+    folder = Path(settings.runs) / "vqgan"
+
+    # data
+    train, validation = data.training_pairs(settings.data.root, settings.data.lists, settings.data.name)
+    sources = [data.ImageSource(part, settings.data.image_size, chosen.masked, lungs.lung_mask, settings.train.workers) if part else None
+               for part in (train, validation)]
+
+    # networks
+    with training.joined():
+        device = training.pick_device(settings.device)
+        hybrid = losses.HybridLoss(**asdict(chosen.loss), features=settings.features).to(device)
+        torch.manual_seed(settings.train.seed)
+        vqgan = MLVQGAN(**asdict(network)).to(device)
+        critic = PatchDiscriminator(**asdict(chosen.discriminator)).to(device)
+        layers.checkpoint_activations(vqgan, settings.train.checkpointing)
+        rates = {"vqgan": chosen.learning_rate, "discriminator": chosen.discriminator_learning_rate}
+        optimizers = {"vqgan": torch.optim.Adam([p for p in vqgan.parameters() if p.requires_grad], rates["vqgan"])}
+        if chosen.loss.adversarial:
+            optimizers["discriminator"] = torch.optim.Adam(critic.parameters(), rates["discriminator"])
+
+        # run
+        def objective(networks, batch, noise):
+            reconstruction, commitment = networks["vqgan"](batch["image"])
+            loss, terms = hybrid(reconstruction, batch["image"], commitment, networks["discriminator"])
+            minimised = {"vqgan": loss}
+            if chosen.loss.adversarial:
+                fake, real = networks["discriminator"](reconstruction.detach()), networks["discriminator"](batch["image"])
+                minimised["discriminator"] = terms["discriminator"] = hybrid.discriminator_loss(fake, real)
+            return minimised, {"loss": loss, **terms}
+
+        def picture(networks):
+            shown = [data.load(pair, kind, settings.data.image_size, lungs.lung_mask)
+                     for pair in list((validation or train).values())[:PICTURES] for kind in data.WHOLE]
+            originals = torch.stack(shown).to(device)
+            return training.grid(originals, networks["vqgan"](originals)[0])
+
+        config.keep(settings, folder)
+        plan = training.make_plan(folder, chosen, settings.train, rates, training.pick_precision(settings.precision, device))
+        identity = {"vqgan.network": asdict(network), "vqgan.discriminator": asdict(chosen.discriminator),
+                    "data.image_size": settings.data.image_size, "training images": data.describe(train)}
+        finish = MLVQGAN.unit_latent if chosen.unit_latent else None
+        return training.Trainer(plan, {"vqgan": vqgan, "discriminator": critic}, optimizers, objective, *sources, identity,
+                                picture, finish).run()
+
+
+if __name__ == "__main__":
+    config.run(main)
