@@ -1,7 +1,7 @@
 """What the scripts share. Each file may import only from lower floors (README, "The tree")."""
 import os
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 if not sys.stderr.isatty():  # progress bars in a log file: a line now and then
@@ -26,4 +26,5 @@ def replacing(path: str | Path):
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from . import UserError
+from . import UserError, replacing
 
 SUFFIXES = {".png", ".tif", ".tiff", ".jpg", ".jpeg", ".npy", ".dcm", ".dicom", ".img"}
 MAX_PIXELS = 2 ** 26            # four times the largest detectors; a header that claims more is damaged or hostile
@@ -376,8 +376,7 @@ def write_dicom(path, pixels: np.ndarray, source, description: str) -> None:
     dataset.BitsStored, dataset.HighBit = bits, bits - 1
     dataset.Rows, dataset.Columns = pixels.shape
     levels = np.rint(np.clip(np.asarray(pixels, dtype=np.float64), 0, 1) * (2 ** bits - 1)).astype("<u1" if bits == 8 else "<u2")
-    content = levels.tobytes()
-    dataset.add_new("PixelData", "OB" if bits == 8 else "OW", content + b"\0" * (len(content) % 2))
+    dataset.add_new("PixelData", "OB" if bits == 8 else "OW", levels.tobytes())
     dataset.file_meta = pydicom.dataset.FileMetaDataset()
     dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
     buffer = io.BytesIO()
@@ -400,15 +399,8 @@ def _write_png(path: Path, pixels: np.ndarray, bits: int) -> None:
 
 def write_file(path: Path, content: bytes) -> None:
     """Write beside the place and move into it: a file is whole or not there. Folders are made. UserError where that fails."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside.write_bytes(content)
-        os.replace(beside, path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            beside.unlink()
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from None
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
 
 
 # --- Sizes and ranges --------------------------------------------------------------------------------------------------------

@@ -19,11 +19,11 @@ SCALE_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)   # beta_1 ... beta_5 o
 LOGIT_SLOPE = 0.05                                         # LeakyReLU before the least squares [S]
 
 
-def ms_ssim(prediction: Tensor, target: Tensor, data_range: float | None = 2.0) -> Tensor:
+def ms_ssim(prediction: Tensor, target: Tensor, data_range: float = 2.0, as_published: bool = True) -> Tensor:
     """Multi-scale structural similarity, Wang, Simoncelli & Bovik (Asilomar 2003), eq. 7; 1 for equal images.
 
-    prediction, target: (B, C, H, W), sides above 160. data_range: largest minus smallest possible value; None guesses it anew at
-    every scale as the published script does [S]: 2 on X-rays, but 1 where averaging leaves nothing below -0.5, as in noise.
+    prediction, target: (B, C, H, W), sides above 160. data_range: largest minus smallest possible value. as_published: take
+    1 for 2 at a scale where averaging left nothing below -0.5, as the script does [S]; that happens in noise, not in X-rays.
     Contrast-structure terms of five scales and the luminance of the coarsest; negative terms are cut at 0 and pass no gradient.
     float32 under autocast. Raises ValueError for unequal shapes and for images too small for five scales.
     """
@@ -40,7 +40,7 @@ def ms_ssim(prediction: Tensor, target: Tensor, data_range: float | None = 2.0) 
         for scale in range(len(SCALE_WEIGHTS)):
             if scale > 0:  # ceil_mode: a last odd row is averaged alone, not with zeros
                 x, y = (F.avg_pool2d(image, 2, ceil_mode=True) for image in (x, y))
-            scale_range = 1.0 + float(x.min() < -0.5) if data_range is None else data_range
+            scale_range = torch.where(x.min() < -0.5, 2.0, 1.0) if as_published and data_range == 2 else data_range
             luminance, contrast_structure = _ssim_terms(x, y, scale_range)
             last = scale == len(SCALE_WEIGHTS) - 1
             terms.append((luminance * contrast_structure if last else contrast_structure).mean(dim=(2, 3)))  # (B, C)

@@ -191,24 +191,26 @@ def _mirror(lung):
     return (lung * (-1, 1))[::-1]           # reversed to stay clockwise
 
 
-def _bend(lung, modes):
-    """The lung (N, 2) with the modes applied; modes: amplitudes in spreads."""
+def _mode_moves(lung):
+    """What one spread of each mode adds to the lung's points, thorax units: (modes, N, 2)."""
     side = np.sign(lung[:, 0].mean())
     width = side * lung[:, 0]
     u = (width - width.min()) / np.ptp(width)
-    moves = sum(amount * np.stack(mode(u, lung[:, 1]), 1) for amount, mode in zip(modes * SPREADS, MODES))
-    return lung + moves * (side, 1)
+    return np.stack([np.stack(mode(u, lung[:, 1]), axis=1) * (side * spread, spread) for mode, spread in zip(MODES, SPREADS)])
 
 
 def _climb(small, region, lung, place):
     """Coordinate ascent over the modes. Returns the score and the outline in px of `small`."""
     lung = _resample(lung, FIT_POINTS)
+    moves = _mode_moves(lung)
     values = np.where(region, small - small[region].mean() if region.any() else 0, 0)
     slope = np.stack([ndimage.sobel(small, axis) / 4 for axis in (1, 0)])
 
+    def bent(modes):
+        return _to_pixels(lung + np.tensordot(modes, moves, 1), place)
+
     def judge(modes):
-        outline = _to_pixels(_bend(lung, modes), place)
-        return _agreement(outline, values, region, slope) - SHAPE_WEIGHT * (modes ** 2).sum()
+        return _agreement(bent(modes), values, region, slope) - SHAPE_WEIGHT * (modes ** 2).sum()
 
     modes = np.zeros(len(MODES))
     best = judge(modes)
@@ -221,7 +223,7 @@ def _climb(small, region, lung, place):
                     best, modes = score, modes + move
             if best == before:
                 break
-    return best, _to_pixels(_bend(lung, modes), place)
+    return best, bent(modes)
 
 
 def _agreement(outline, values, region, slope):

@@ -178,19 +178,20 @@ class MLVQGAN(Network):
 
     @torch.no_grad()
     def unit_latent(self) -> "MLVQGAN":
-        """The same function with latents of unit root mean square in each channel, as the noise of the diffusion has.
+        """The same function with latents of unit mean square, as the noise of the diffusion has.
 
-        Exact: the scale goes into the encoder's last convolution and the codes, its inverse into the decoder's first.
+        Exact: the scale goes into the encoder's last convolution and the codes, its inverse into the decoder's first. One scale
+        for all channels, so that the nearest code stays the nearest.
         """
         codebook = self.quantizer.quantizer
         used = codebook.ema_cluster_size / codebook.ema_cluster_size.sum()
-        scale = (used[:, None] * codebook.embedding.weight.square()).sum(0).rsqrt()  # (C,)
+        scale = (used[:, None] * codebook.embedding.weight.square()).mean(1).sum().rsqrt()
         last, first = self.encoder.blocks[-1].conv, self.decoder.blocks[0].conv
-        last.weight.mul_(scale[:, None, None, None])
+        last.weight.mul_(scale)
         last.bias.mul_(scale)
         codebook.embedding.weight.mul_(scale)
         codebook.ema_w.mul_(scale)
-        first.weight.div_(scale[:, None, None])
+        first.weight.div_(scale)
         return self
 
     @staticmethod

@@ -162,8 +162,8 @@ def test_numpy_arrays(tmp_path):
 def test_missing_empty_folder_and_no_image(tmp_path):
     refused(tmp_path / "absent.png")
     refused(tmp_path)
-    (tmp_path / "empty.png").touch()
-    refused(tmp_path / "empty.png", "empty")
+    (tmp_path / "nothing.png").touch()
+    refused(tmp_path / "nothing.png", "the file is empty")
     (tmp_path / "text.png").write_text("no image at all, but long enough " * 9)
     refused(tmp_path / "text.png")
 
@@ -325,6 +325,10 @@ def test_derived_dicom_keeps_patient_depth_and_size_and_is_new(tmp_path):
     packed = get_testdata_file("MR_small_RLE.dcm")
     images.write_dicom(tmp_path / "packed.dcm", images.read(packed).pixels, packed, "x")
     close(tmp_path / "packed.dcm", images.read(packed).pixels, 16, 1e-5)
+    colour = get_testdata_file("SC_rgb_small_odd.dcm")
+    images.write_dicom(tmp_path / "grey.dcm", images.read(colour).pixels, colour, "x")
+    close(tmp_path / "grey.dcm", images.read(colour).pixels, 8, 0.51 / 255)
+    assert "PlanarConfiguration" not in pydicom.dcmread(tmp_path / "grey.dcm")
 
 
 def test_raw_jsrt_files(tmp_path):

@@ -1,0 +1,142 @@
+"""The networks against the reference figures, and what their code promises."""
+import json
+
+import numpy as np
+import pytest
+import torch
+from golden_draws import GOLDEN, draw, figures, fill
+
+from models.layers import checkpoint_activations
+from models.unet import AttentionBlock, ConditionalUNet, time_embedding
+from models.vqgan import MLVQGAN, Codebook, PatchDiscriminator
+
+RELEASED = json.loads((GOLDEN / "released_checkpoints.json").read_text())
+SMALL_VQGAN = dict(channels=(8, 16, 32), residual_channels=16, residual_layers=2, codes=64)
+SMALL_UNET = dict(width=32, multipliers=(1, 2), blocks=1, heads=4, attention=(2, 64))
+
+
+def close(found, expected, relative=1e-4):
+    found, expected = torch.as_tensor(found).detach(), torch.as_tensor(expected)
+    return float((found - expected).abs().max()) <= relative * float(expected.abs().max())
+
+
+@pytest.mark.parametrize("name, build", [
+    ("bsldm_unet", lambda: ConditionalUNet(qkv_by_head=True)), ("gllcm_unet", ConditionalUNet),
+    ("bsldm_vqgan", lambda: MLVQGAN(codes=256)), ("gllcm_vqgan", MLVQGAN)])
+def test_full_size_names_shapes_and_counts_are_the_released_ones(name, build):
+    with torch.device("meta"):
+        network = build()
+    assert {key: list(tensor.shape) for key, tensor in network.state_dict().items()} == RELEASED[name]["state_dict"]
+    assert sum(parameter.numel() for parameter in network.parameters()) == RELEASED[name]["parameters"]
+
+
+@pytest.mark.parametrize("name, by_head", [("unet_bsldm", True), ("unet_gllcm", False)])
+def test_unet_output(name, by_head):
+    expected = figures(f"{name}.npz")
+    unet = fill(ConditionalUNet(**SMALL_UNET, qkv_by_head=by_head))
+    assert close(unet(draw("unet/x", (2, 8, 8, 8)), torch.from_numpy(expected["t"])), expected["y"])
+    other = fill(ConditionalUNet(**SMALL_UNET, qkv_by_head=not by_head))
+    assert not close(other(draw("unet/x", (2, 8, 8, 8)), torch.from_numpy(expected["t"])), expected["y"])
+
+
+def test_vqgan_parts_and_one_step_of_the_codebook():
+    expected = figures("vqgan.npz")
+    vqgan = fill(MLVQGAN(**SMALL_VQGAN))
+    image = draw("vqgan/image", (2, 1, 64, 64)).tanh()
+    z_e = vqgan.encode(image)
+    z_q, loss, indices = vqgan.quantize(z_e)
+    assert close(z_e, expected["z_e"]) and close(z_q, expected["z_q"]) and (indices.numpy() == expected["indices"]).all()
+    assert close(vqgan.decode(z_q), expected["decode_z_q"]) and close(vqgan.decode(z_e), expected["decode_z_e"])
+    assert close(loss, expected["quantization_loss"]) and torch.equal(vqgan.latent(image), z_q)
+    _, train_loss = vqgan.train()(image)
+    assert close(train_loss, expected["train_quantization_loss"])
+    codebook = vqgan.quantizer.quantizer
+    for key, tensor in (("ema_cluster_size", codebook.ema_cluster_size), ("ema_w", codebook.ema_w),
+                        ("embedding", codebook.embedding.weight)):
+        assert close(tensor, expected[f"after_one_training_forward/{key}"]), key
+
+
+def test_discriminator_logits():
+    target = draw("losses/target", (2, 1, 192, 192)).tanh()
+    prediction = (target + 0.2 * draw("losses/error", (2, 1, 192, 192))).clamp(-1, 1)
+    critic = PatchDiscriminator(channels=8)
+    names = json.loads((GOLDEN / "discriminator_keys.json").read_text())
+    assert {key: list(tensor.shape) for key, tensor in critic.state_dict().items()} == names
+    fill(critic)
+    expected = np.load(GOLDEN / "discriminator.npz")
+    found = [critic(target), critic(prediction)]
+    assert sorted(expected.files) and all(any(close(logits, expected[key]) for logits in found) for key in expected.files)
+
+
+def test_quantisation_is_float32_and_straight_through():
+    codebook = Codebook(16, 4, decay=0.9, commitment=0.25, restart=False).eval()
+    z_e = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        z_q, loss, indices = codebook(z_e)
+    distances = torch.cdist(z_e.detach().permute(0, 2, 3, 1).reshape(-1, 4).double(), codebook.embedding.weight.double())
+    assert z_q.dtype == loss.dtype == torch.float32 and torch.equal(indices.flatten(), distances.argmin(1))
+    z_q.sum().backward()
+    assert torch.equal(z_e.grad, torch.ones_like(z_e))
+
+
+def test_restart_brings_unused_codes_into_use():
+    z_e = torch.randn(4, 4, 16, 16, generator=torch.Generator().manual_seed(1)) * 0.01 + 3  # far from the first codes
+    used = {}
+    for restart in (False, True):
+        torch.manual_seed(0)
+        codebook = Codebook(64, 4, decay=0.9, commitment=0.25, restart=restart)
+        for _ in range(5):
+            _, loss, indices = codebook(z_e)
+        used[restart] = len(indices.unique())
+    assert used[True] > 60 > 5 > used[False] > 0
+
+
+def test_unit_latent_changes_the_latents_and_not_the_images():
+    vqgan = fill(MLVQGAN(**SMALL_VQGAN)).train()
+    image = draw("vqgan/image", (2, 1, 64, 64)).tanh()
+    for _ in range(3):
+        vqgan(image)
+    before, z_before = vqgan.eval()(image)[0], vqgan.latent(image)
+    vqgan.unit_latent()
+    after, z_after = vqgan(image)[0], vqgan.latent(image)
+    assert close(after, before, 1e-4) and not close(z_after, z_before, 0.1)
+    assert z_after.square().mean().item() == pytest.approx(1, abs=0.2)
+
+
+def test_activation_checkpointing_gives_the_same_gradients():
+    unet = fill(ConditionalUNet(**SMALL_UNET)).requires_grad_(True)
+    gradients = []
+    for enabled in (False, True):
+        checkpoint_activations(unet, enabled)
+        unet.zero_grad()
+        unet(draw("unet/x", (2, 8, 8, 8)), torch.tensor([5, 900])).square().mean().backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in unet.parameters()]))
+    assert unet.checkpointing and torch.equal(*gradients)
+
+
+def test_time_embedding_is_cosines_then_sines():
+    found = time_embedding(torch.tensor([0, 7]), 128)
+    i = np.arange(64)
+    assert np.allclose(found[1], np.concatenate([np.cos(7 * 10000 ** (-i / 64)), np.sin(7 * 10000 ** (-i / 64))]), atol=1e-6)
+
+
+def test_attention_is_softmax_attention():
+    torch.manual_seed(0)
+    block = AttentionBlock(32, 4, qkv_by_head=True)
+    torch.nn.init.normal_(block.proj_out.weight)
+    x = torch.randn(2, 32, 4, 4)
+    qkv = block.qkv(block.norm(x.flatten(2))).reshape(8, 24, 16)
+    q, k, v = qkv.split(8, 1)  # (B heads, C / heads, N)
+    weights = torch.softmax(torch.einsum("bct,bcs->bts", q, k) / 8 ** 0.5, -1)
+    expected = x + block.proj_out(torch.einsum("bts,bcs->bct", weights, v).reshape(2, 32, 16)).view_as(x)
+    assert close(block(x), expected, 1e-5)
+
+
+@pytest.mark.parametrize("call, words", [
+    (lambda: MLVQGAN(**SMALL_VQGAN).encode(torch.zeros(1, 1, 60, 64)), "multiples of 8"),
+    (lambda: ConditionalUNet(**SMALL_UNET)(torch.zeros(1, 8, 7, 8), torch.zeros(1)), "multiples of 2"),
+    (lambda: ConditionalUNet(width=48), "multiple of 32"),
+    (lambda: AttentionBlock(32, 5, False), "5 attention heads")])
+def test_shapes_that_cannot_be_are_refused(call, words):
+    with pytest.raises(ValueError, match=words):
+        call()
