@@ -5,7 +5,7 @@
 
 reads   the images of metrics.prediction and, by the same names, of metrics.cxr and metrics.target; only what has a prediction is scored
 writes  metrics.output: metrics.txt and metrics.md (the table, also printed), metrics.csv (every image), metrics.json (both),
-        metrics.png (box plots)
+        metrics.png (box plots), comparison.png (the first images: CXR | each prediction | truth)
 
 Everything is brought to metrics.size x metrics.size first. The row "untouched CXR" is what doing nothing scores. Exit status 1
 where a prediction could not be scored; the others are. A tiny run, seconds on a CPU (an untouched X-ray as the prediction):
@@ -24,6 +24,8 @@ import numpy as np
 from tqdm import tqdm
 
 from models import UserError, config, images, scores, training
+
+COMPARED = 4  # images in comparison.png
 
 
 def main():
@@ -48,6 +50,7 @@ def main():
     summary = scores.summarise(values)
     heading = f"{len(values)} images at {size} x {size}" + (f", {resized} of them resized to that" if resized else "")
     write(output, heading, values, summary)
+    images.write_file(output / "comparison.png", compare({name: sets[name] for name in list(values)[:COMPARED]}, size))
     print(f"{heading}\n\n{scores.table(summary)}\nwritten to {output}")
     return 1 if faults else 0
 
@@ -133,6 +136,21 @@ def plot(values: dict, methods: list[str]) -> bytes:
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=100)
     plt.close(figure)
+    return content.getvalue()
+
+
+def compare(sets: dict, size: int) -> bytes:
+    """A PNG of images in rows: CXR | each method | truth."""
+    from matplotlib.figure import Figure
+    titles = ["CXR", *next(iter(sets.values()))[2], "truth"]
+    figure = Figure(figsize=(2.6 * len(titles), 2.6 * len(sets)), layout="constrained")
+    for axes, (cxr, truth, predictions) in zip(figure.subplots(len(sets), len(titles), squeeze=False), sets.values()):
+        for axis, title, path in zip(axes, titles, (cxr, *predictions.values(), truth)):
+            axis.imshow(images.resize(images.read(path).pixels, (size, size)), cmap="gray", vmin=0, vmax=1)
+            axis.set_axis_off()
+            axis.set_title(title)
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=100)
     return content.getvalue()
 
 

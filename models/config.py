@@ -298,7 +298,7 @@ def _pair(text: str) -> tuple[str, object]:
     if not equals or not key:
         raise UserError(f"'{text}' is not key=value (for example lcm.batch_size=8)")
     try:
-        return key, yaml.safe_load(value)
+        return key, value if value.startswith("{") else yaml.safe_load(value)  # a name in braces, not a YAML mapping
     except yaml.YAMLError:
         return key, value
 
@@ -325,14 +325,14 @@ def _refuse_unknown(tree: dict, shape: dict, where: str, prefix: str = "") -> No
 def _merge(tree: dict, change: dict, shape: dict, where: str) -> None:
     _refuse_unknown(change, shape, where)
 
-    def merge(base, update):
+    def merge(base: dict, update: dict, shape: dict) -> None:
         for key, value in update.items():
-            if isinstance(value, dict):
-                merge(base.setdefault(key, {}), value)
+            if shape[key] is not None:
+                merge(base.setdefault(key, {}), value, shape[key])
             else:
                 base[key] = value
 
-    merge(tree, change)
+    merge(tree, change, shape)
 
 
 def _interpolate(tree: dict, script: str) -> None:

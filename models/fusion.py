@@ -38,7 +38,7 @@ def poisson(global_soft: np.ndarray, local_soft: np.ndarray, mask: np.ndarray) -
     if not len(rows) or rows[-1] - rows[0] < 2 or columns[-1] - columns[0] < 2:
         return global_soft.copy()
     box = np.s_[rows[0]:rows[-1] + 1, columns[0]:columns[-1] + 1]
-    inside = cv2.erode(mask[box].astype(np.uint8), np.ones((3, 3), np.uint8), iterations=EROSIONS).astype(bool)
+    inside = cv2.erode(mask.astype(np.uint8), np.ones((3, 3), np.uint8), iterations=EROSIONS).astype(bool)[box]
     base = global_soft[box].astype(np.float64)
     change = np.zeros_like(base)  # what has to be added to the global image: zero on the border
     change[1:-1, 1:-1] = _solve(_divergence(local_soft[box].astype(np.float64) - base, inside)[1:-1, 1:-1])

@@ -3,9 +3,7 @@
 Reads PNG, TIFF and JPEG (grey or colour), NumPy arrays, DICOM and JSRT's raw .IMG; writes 8- and 16-bit PNG, and DICOM derived from
 DICOM. Bit depth is kept: float32 in between. A non-square image is padded to a square, never squeezed, and cut back afterwards.
 """
-import contextlib
 import io
-import os
 import re
 import warnings
 import zlib

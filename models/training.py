@@ -459,6 +459,8 @@ def draw_curves(rows: list[dict], path: Path) -> None:
 
     names = [name for name in dict.fromkeys(n for row in rows for n in row)
              if name not in ("epoch", "step", "learning_rate", "skipped") and not name.startswith("validation_")]
+    if not names:  # every batch so far was skipped
+        return
     figure = Figure(figsize=(4 * len(names), 3.2), layout="constrained")
     for axes, name in zip(np.atleast_1d(figure.subplots(1, len(names))), names):
         for key, label in ((name, "training"), (f"validation_{name}", "validation")):

