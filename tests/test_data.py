@@ -1,0 +1,120 @@
+"""What the trainings load: which pairs, which images, cached latents."""
+import numpy as np
+import pytest
+import torch
+
+from models import UserError, data, images, phantom
+
+
+@pytest.fixture
+def root(tmp_path):
+    """A data folder of three simulated pairs, the third without a mask."""
+    for i in range(3):
+        patient = phantom.simulate(i, 64)
+        images.write(tmp_path / "CXR" / f"{i}.png", patient.cxr)
+        images.write(tmp_path / "BS" / f"{i}.png", patient.soft)
+        if i < 2:
+            images.write(tmp_path / "Mask" / f"{i}.png", patient.mask.astype(np.float32))
+    return tmp_path
+
+
+def upper_half(cxr):
+    """Stands for the lungs."""
+    return np.arange(len(cxr))[:, None] * np.ones_like(cxr) < len(cxr) / 2
+
+
+def test_image_source_gives_whole_and_masked_images(root):
+    pairs = data.find_pairs(root)
+    source = data.ImageSource(pairs, 32, True, upper_half, workers=0)
+    assert len(source.names) == 12 and len(data.ImageSource(pairs, 32, False, upper_half, workers=0).names) == 6
+    batches = list(source.batches([[0, 2], [11]]))
+    assert [tuple(batch["image"].shape) for batch in batches] == [(2, 1, 32, 32), (1, 1, 32, 32)]
+    soft = images.read(root / "BS" / "2.png").pixels
+    expected = images.to_network(soft * upper_half(soft), 32)  # no mask file: the lungs are found
+    assert source.names[11] == "2 (masked_soft)" and torch.equal(batches[1]["image"][0], expected)
+    mask = images.read_mask(root / "Mask" / "0.png")
+    assert torch.equal(source[2], images.to_network(images.read(root / "CXR" / "0.png").pixels * mask, 32))
+
+
+def test_workers_load_the_same_as_the_process_itself(root):
+    pairs = data.find_pairs(root)
+    alone, helped = (data.ImageSource(pairs, 32, False, upper_half, workers=workers) for workers in (0, 2))
+    lists = [[3, 1], [0, 5], [2]]
+    for a, b in zip(alone.batches(lists), helped.batches(lists)):
+        assert torch.equal(a["image"], b["image"])
+
+
+def encoder(calls):
+    def encode(batch):
+        calls.append(len(batch))
+        return torch.nn.functional.avg_pool2d(batch, 8).repeat(1, 4, 1, 1)
+    return encode
+
+
+def test_latents_are_encoded_once_and_anew_when_an_image_changes(root, tmp_path):
+    pairs, calls = data.find_pairs(root), []
+    arguments = (encoder(calls), "key", pairs, 32, True, upper_half, tmp_path / "latents", 5)
+    first = data.cached_latents(*arguments)
+    assert sum(calls) == 12 and set(first["0"]) == set(data.WHOLE + data.MASKED)
+    second = data.cached_latents(*arguments)
+    assert sum(calls) == 12 and all(torch.equal(first[n][k], second[n][k]) for n in first for k in first[n])
+    images.write(root / "CXR" / "1.png", np.clip(images.read(root / "CXR" / "1.png").pixels * 0.8, 0, 1))
+    third = data.cached_latents(*arguments)
+    assert sum(calls) == 14 and not torch.equal(third["1"]["cxr"], first["1"]["cxr"]) and torch.equal(third["1"]["soft"], first["1"]["soft"])
+    data.cached_latents(encoder(calls), "other weights", *arguments[2:])
+    assert sum(calls) == 14 + 12
+
+
+def test_processes_share_the_encoding(root, tmp_path):
+    pairs, calls = data.find_pairs(root), []
+    arguments = (encoder(calls), "key", pairs, 32, False, upper_half, tmp_path / "latents", 4)
+    assert data.cached_latents(*arguments, mine=slice(0, None, 2)) == {} and sum(calls) == 3
+    data.cached_latents(*arguments)
+    assert sum(calls) == 6
+
+
+def test_a_damaged_latent_is_named(root, tmp_path):
+    arguments = (encoder([]), "key", data.find_pairs(root), 32, False, upper_half, tmp_path / "latents", 4)
+    data.cached_latents(*arguments)
+    broken = sorted((tmp_path / "latents").rglob("*.npy"))[0]
+    broken.write_bytes(b"")
+    with pytest.raises(UserError, match=f"{broken.name}.*remove it"):
+        data.cached_latents(*arguments)
+
+
+def test_latent_source_pairs_whole_with_whole_and_masked_with_masked():
+    latents = {name: {kind: torch.full((4, 2, 2), float(10 * i + j)) for j, kind in enumerate(data.WHOLE + data.MASKED)}
+               for i, name in enumerate("ab")}
+    source = data.LatentSource(latents)
+    assert source.names == ["a (cxr)", "b (cxr)", "a (masked_cxr)", "b (masked_cxr)"]
+    batch = next(source.batches([[1, 2]]))
+    assert batch["cxr"][:, 0, 0, 0].tolist() == [10, 2] and batch["soft"][:, 0, 0, 0].tolist() == [11, 3]
+    assert len(data.LatentSource({name: {kind: kinds[kind] for kind in data.WHOLE} for name, kinds in latents.items()}).names) == 2
+
+
+def test_training_pairs_follow_the_lists(root, tmp_path):
+    lists = tmp_path / "lists"
+    data.write_list(lists / "x_trainset.txt", ["2.png", "0.png"])
+    train, validation = data.training_pairs(root, lists, "x")
+    assert list(train) == ["2", "0"] and validation == {}
+    data.write_list(lists / "x_valset.txt", ["7.png"])
+    with pytest.raises(UserError, match="x_valset.txt names images .* 7"):
+        data.training_pairs(root, lists, "x")
+
+
+def test_what_is_evaluated(root, tmp_path):
+    assert list(data.inputs(root / "CXR", root)) == ["0", "1", "2"] and list(data.inputs(root / "CXR" / "1.png", root)) == ["1"]
+    data.write_list(tmp_path / "list.txt", ["2.png", "1.png"])
+    assert list(data.inputs(tmp_path / "list.txt", root)) == ["2", "1"]
+    data.write_list(tmp_path / "list.txt", ["2.png", "9.png"])
+    with pytest.raises(UserError, match="list.txt names images .* 9"):
+        data.inputs(tmp_path / "list.txt", root)
+    with pytest.raises(UserError, match="neither an image"):
+        data.inputs(tmp_path / "none", root)
+
+
+def test_truth_and_mask_are_looked_for_beside_a_cxr_folder_only(root, tmp_path):
+    assert data.beside(root / "CXR" / "1.png", "BS") == root / "BS" / "1.png"
+    assert data.beside(root / "CXR" / "2.png", "Mask") is None
+    images.write(tmp_path / "elsewhere" / "1.png", np.eye(64))
+    assert data.beside(tmp_path / "elsewhere" / "1.png", "BS") is None
