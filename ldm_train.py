@@ -11,7 +11,7 @@ from models import config, estimator, pipelines, schedulers
 READS = ("runs", "device", "precision", "data.root", "data.name", "data.lists", "data.image_size", "vqgan.weights", "unet",
          "ldm.qkv_by_head", "ldm.clip", "ldm.clip_rate", "ldm.offset_noise", "ldm.epochs", "ldm.batch_size", "ldm.learning_rate",
          "ldm.epsilon", "ldm.milestones", "ldm.gamma", "ldm.average", "train")
-PICTURE_STEPS = 25  # DDIM steps of the sample pictures
+PICTURE_STEPS = 50  # DDPM steps of the sample pictures
 
 
 def main() -> int:
@@ -20,7 +20,7 @@ def main() -> int:
     config.keep(settings, f"{settings.runs}/ldm")
 
     def pipeline(vqgan, unet):
-        return pipelines.BSLDM(vqgan, unet, sampler="ddim", steps=PICTURE_STEPS, clip=settings.ldm.clip, clip_rate=settings.ldm.clip_rate)
+        return pipelines.BSLDM(vqgan, unet, steps=PICTURE_STEPS, clip=settings.ldm.clip, clip_rate=settings.ldm.clip_rate)
 
     return estimator.train(settings, settings.ldm, "ldm", schedulers.squared_cosine(), masked=False, pipeline=pipeline)
 

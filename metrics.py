@@ -56,11 +56,19 @@ def main():
 
 
 def name_methods(folders: tuple[str, ...]) -> dict[str, str]:
-    """{name in the table: prediction folder}: the folder's last name, or all of it where two are alike."""
+    """{name in the table: prediction folder}: the method that its summary.json names, else its last name; all of it where two are alike."""
     if len(set(map(os.path.abspath, folders))) < max(len(folders), 1):
         raise UserError(f"metrics.prediction={list(folders)} should be one folder, or several different ones")
-    last = [Path(folder).resolve().name for folder in folders]
-    return {folder if last.count(name) > 1 else name: folder for name, folder in zip(last, folders)}
+    short = [method_of(Path(folder)) for folder in folders]
+    return {folder if short.count(name) > 1 else name: folder for name, folder in zip(short, folders)}
+
+
+def method_of(folder: Path) -> str:
+    """"BS-LDM" or "GL-LCM" where an evaluation script wrote the folder, else the folder's name."""
+    try:
+        return str(json.loads((folder / "summary.json").read_text(encoding="utf-8"))["method"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return folder.resolve().name
 
 
 def find(key: str, folder: str) -> dict[str, Path]:

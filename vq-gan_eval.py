@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from models import UserError, config, images, pipelines, scores, training
+from models import UserError, config, images, pipelines, processes, scores, training
 from models.vqgan import MLVQGAN
 
 READS = ("runs", "device", "precision", "data.root", "data.name", "data.lists", "data.image_size", "vqgan.weights", "eval.input",
@@ -25,34 +25,36 @@ def main() -> int:
     # settings and images
     settings = config.parse(__doc__, READS)
     output = Path(settings.eval.output)
-    cases = [replace(case, mask=None, truth=None) for case in pipelines.find_cases(settings.eval.input, settings.data.root, None)
-             for case in (case, replace(case, name=f"{case.name}_soft", path=case.truth)) if case.path]
+    with processes.joined():
+        cases = [replace(case, mask=None, truth=None) for case in pipelines.find_cases(settings.eval.input, settings.data.root, None)
+                 for case in (case, replace(case, name=f"{case.name}_soft", path=case.truth)) if case.path]
 
-    # network
-    device = training.pick_device(settings.device)
-    precision = training.pick_precision(settings.precision, device)
-    vqgan = MLVQGAN.load(settings.vqgan.weights).to(device)
-    if settings.data.image_size % vqgan.factor:
-        raise UserError(f"data.image_size={settings.data.image_size} is not a multiple of {vqgan.factor}")
+        # network
+        device = training.pick_device(settings.device)
+        precision = training.pick_precision(settings.precision, device)
+        vqgan = MLVQGAN.load(settings.vqgan.weights).to(device)
+        if settings.data.image_size % vqgan.factor:
+            raise UserError(f"data.image_size={settings.data.image_size} is not a multiple of {vqgan.factor}")
 
-    # run
-    psnr: dict[str, float] = {}
+        # run
+        psnr: dict[str, float] = {}
 
-    def reconstruct(x, names, masks, progress):
-        with training.autocast(device, precision):
-            z_q = torch.cat([vqgan.latent(image) for image in x.to(device).split(1)])  # (B, C, h, w)
-            result = torch.cat([vqgan.decode(z) for z in z_q.split(1)]).float().clamp(-1, 1).cpu()
-        for name, z, original, reconstruction in zip(names, z_q.cpu().numpy(), x, result):
-            span = np.ptp(z, axis=(1, 2), keepdims=True)
-            images.write(output / "latents" / f"{name}.png", np.hstack((z - z.min((1, 2), keepdims=True)) / np.maximum(span, 1e-9)))
-            psnr[name] = scores.psnr(*(images.to_unit(image[0].numpy()) for image in (original, reconstruction)))
-        return result
+        def reconstruct(x, names, masks, progress):
+            with training.autocast(device, precision):
+                z_q = torch.cat([vqgan.latent(image) for image in x.to(device).split(1)])  # (B, C, h, w)
+                result = torch.cat([vqgan.decode(z) for z in z_q.split(1)]).float().clamp(-1, 1).cpu()
+            for name, z, original, reconstruction in zip(names, z_q.cpu().numpy(), x, result):
+                span = np.ptp(z, axis=(1, 2), keepdims=True)
+                images.write(output / "latents" / f"{name}.png", np.hstack((z - z.min((1, 2), keepdims=True)) / np.maximum(span, 1e-9)))
+                psnr[name] = scores.psnr(*(images.to_unit(image[0].numpy()) for image in (original, reconstruction)))
+            return result
 
-    about = pipelines.describe_run("vq-gan_eval.py", device, precision, {}, settings.vqgan.weights)
-    status = pipelines.evaluate(reconstruct, cases, output, size=settings.data.image_size, batch_size=settings.eval.batch_size,
-                                about={**about, "psnr": psnr})
-    print(f"reconstruction: mean PSNR {np.mean(list(psnr.values())):.2f} dB, least {min(psnr.values()):.2f} dB")
-    return status
+        about = pipelines.describe_run("ML-VQGAN", device, precision, {}, settings.vqgan.weights)
+        status = pipelines.evaluate(reconstruct, cases, output, size=settings.data.image_size, batch_size=settings.eval.batch_size,
+                                    about=about, notes={"psnr": psnr})
+        if processes.rank() == 0:
+            print(f"reconstruction: mean PSNR {np.mean(list(psnr.values())):.2f} dB, least {min(psnr.values()):.2f} dB")
+        return status
 
 
 if __name__ == "__main__":

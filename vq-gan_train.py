@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from models import config, data, layers, losses, lungs, training
+from models import config, data, layers, losses, lungs, processes, training
 from models.vqgan import MLVQGAN, PatchDiscriminator
 
 READS = ("runs", "device", "precision", "features", "data.root", "data.name", "data.lists", "data.image_size", "vqgan", "train")
@@ -31,7 +31,7 @@ def main() -> int:
                for part in (train, validation)]
 
     # networks
-    with training.joined():
+    with processes.joined():
         device = training.pick_device(settings.device)
         hybrid = losses.HybridLoss(**asdict(chosen.loss), features=settings.features).to(device)
         torch.manual_seed(settings.train.seed)
@@ -60,9 +60,11 @@ def main() -> int:
             return training.grid(originals, networks["vqgan"](originals)[0])
 
         config.keep(settings, folder)
-        plan = training.make_plan(folder, chosen, settings.train, rates, training.pick_precision(settings.precision, device))
+        plan = training.make_plan(folder, chosen, settings.train, rates, training.pick_precision(settings.precision, device),
+                                  **asdict(chosen.loss), unit_latent=chosen.unit_latent)
         identity = {"vqgan.network": asdict(network), "vqgan.discriminator": asdict(chosen.discriminator),
-                    "data.image_size": settings.data.image_size, "training images": data.describe(train)}
+                    "data.image_size": settings.data.image_size, "training images": data.describe(train),
+                    "validation images": data.describe(validation), "vqgan.masked": chosen.masked, "train.seed": settings.train.seed}
         finish = MLVQGAN.unit_latent if chosen.unit_latent else None
         return training.Trainer(plan, {"vqgan": vqgan, "discriminator": critic}, optimizers, objective, *sources, identity,
                                 picture, finish).run()

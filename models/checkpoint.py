@@ -5,6 +5,7 @@ Nothing that a file contains is ever executed. Every file is written beside its 
 import hashlib
 import inspect
 import json
+import os
 import re
 import zipfile
 from contextlib import contextmanager
@@ -84,9 +85,17 @@ def fill(network: nn.Module, state: dict, path: str | Path) -> None:
         first = wrong[0]
         raise UserError(f"{path} holds weights of another architecture: {first} is {found.get(first, 'absent')}, "
                         f"expected {expected.get(first, 'absent')} ({len(wrong)} such entries)")
-    floats = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
-    network.load_state_dict({name: tensor.detach().clone(memory_format=torch.contiguous_format) for name, tensor in floats.items()},
-                            assign=True)
+    network.load_state_dict(dict(zip(state, map(_own, state.values()))), assign=True)
+    memory = [tensor.untyped_storage().data_ptr() for tensor in network.state_dict().values()]
+    if len(set(memory)) < len(memory):  # tensors of the file that share memory; the network's must not
+        network.load_state_dict({name: tensor.clone() for name, tensor in network.state_dict().items()}, assign=True)
+
+
+def _own(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor as a network holds it: contiguous, floats as float32; copied only where it must be, for files of gigabytes."""
+    tensor = tensor.detach()
+    tensor = (tensor.float() if tensor.is_floating_point() else tensor).contiguous()
+    return tensor.clone() if tensor.untyped_storage().nbytes() > tensor.nbytes else tensor
 
 
 def require(*paths: str | Path) -> None:
@@ -137,7 +146,7 @@ def _read_pickled(path: Path) -> tuple[dict, dict]:
         raise UserError(f"{path} asks for {foreign[0]}, which no weights file needs; it was not opened")
     stand_ins = {name: type(name.rsplit(".", 1)[1], (_StandIn,), {}) for name in names}
     with safe_globals([(stand_in, name) for name, stand_in in stand_ins.items()]):
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        content = torch.load(path, map_location="cpu", weights_only=True)
     if isinstance(content, _StandIn):
         state, modules = {}, {}
         _collect(content, "", state, modules)
@@ -164,13 +173,16 @@ def _collect(module: _StandIn, prefix: str, state: dict, modules: dict) -> None:
 
 
 def save_state(folder: str | Path, step: int, state: dict, keep: int = 2) -> Path:
-    """Write state_<step>.pt, then remove all but the newest `keep` states and what killed runs left behind."""
+    """Write state_<step>.pt, then remove all but the newest `keep` states, and later ones: those were damaged when this run began."""
     folder = Path(folder)
     path = folder / f"state_{step:08d}.pt"
-    with replacing(path) as temporary, disk_errors():
-        torch.save(state, temporary)
-    for old in sorted(folder.glob("state_*.pt"))[:-keep]:
-        old.unlink()
+    with replacing(path) as temporary, disk_errors(), open(temporary, "wb") as file:
+        torch.save(state, file)
+    states = sorted(folder.glob("state_*.pt"))
+    kept = [state for state in states if state <= path][-keep:]
+    for old in states:
+        if old not in kept:
+            old.unlink()
     return path
 
 
@@ -201,7 +213,13 @@ def disk_errors():
     try:
         yield
     except (RuntimeError, safetensors.SafetensorError) as error:
-        raise OSError(_first_line(error)) from error
+        cause = error
+        while cause is not None and not isinstance(cause, OSError):  # torch.save raises its own error over it
+            cause = cause.__context__
+        number = re.search(r"os error (\d+)", str(error))  # what safetensors says
+        if cause is None and number:
+            cause = OSError(int(number[1]), os.strerror(int(number[1])))
+        raise (cause or OSError(_first_line(error))) from error
 
 
 def digest(path: str | Path) -> str:

@@ -7,7 +7,9 @@ import argparse
 import dataclasses
 import difflib
 import math
+import os
 import re
+import signal
 import sys
 import types
 import typing
@@ -19,6 +21,7 @@ import yaml
 
 from . import UserError, replacing
 
+RANK = int(os.environ.get("RANK", 0))  # which of torchrun's processes this is
 ROOT = Path(__file__).resolve().parent.parent  # the folder of the scripts
 
 
@@ -69,19 +72,24 @@ class VqganLoss:
 
 
 @dataclass(frozen=True)
-class Vqgan:
+class Course:
+    """The settings that every training has."""
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    milestones: tuple[int, ...]
+    gamma: float
+    average: float
+
+
+@dataclass(frozen=True)
+class Vqgan(Course):
     weights: str
     network: VqganNetwork
     discriminator: Discriminator
     loss: VqganLoss
     masked: bool
-    epochs: int
-    batch_size: int
-    learning_rate: float
     discriminator_learning_rate: float
-    milestones: tuple[int, ...]
-    gamma: float
-    average: float
     unit_latent: bool
 
 
@@ -95,7 +103,7 @@ class Unet:
 
 
 @dataclass(frozen=True)
-class Ldm:
+class Ldm(Course):
     weights: str
     qkv_by_head: bool
     sampler: Literal["ddpm", "ddim"]
@@ -104,17 +112,11 @@ class Ldm:
     clip_rate: float
     clip_lag: int
     offset_noise: float
-    epochs: int
-    batch_size: int
-    learning_rate: float
     epsilon: float
-    milestones: tuple[int, ...]
-    gamma: float
-    average: float
 
 
 @dataclass(frozen=True)
-class Lcm:
+class Lcm(Course):
     weights: str
     qkv_by_head: bool
     steps: int
@@ -126,13 +128,7 @@ class Lcm:
     fusion: Literal["poisson", "alpha", "autoencoder", "none"]
     blend: float
     offset_noise: float
-    epochs: int
-    batch_size: int
-    learning_rate: float
     epsilon: float
-    milestones: tuple[int, ...]
-    gamma: float
-    average: float
 
 
 @dataclass(frozen=True)
@@ -183,6 +179,7 @@ class Settings:
 
 AT_LEAST_ONE = {"image_size", "batch_size", "epochs", "steps", "codes", "code_channels", "accumulate", "validate_every",
                 "sample_every", "width", "blocks", "heads", "size", "channels", "residual_channels", "multipliers"}
+AT_MOST = {"ldm.steps": 1000, "lcm.steps": 50}  # the full walks
 
 
 def parse(description: str, reads: tuple[str, ...], argv: list[str] | None = None) -> Settings:
@@ -204,7 +201,8 @@ def parse(description: str, reads: tuple[str, ...], argv: list[str] | None = Non
     known = flatten(tree)
     for key, _ in map(_pair, options.overrides):
         if not any(key == path or key.startswith(path + ".") or path.startswith(key + ".") for path in reads):
-            print(f"note: {parser.prog} does not read {key}", file=sys.stderr)
+            if not RANK:
+                print(f"note: {parser.prog} does not read {key}", file=sys.stderr)
     if options.help:
         parser.print_help()
         print("\nsettings that this script reads (value in this profile, meaning):")
@@ -258,23 +256,38 @@ def to_yaml(settings: Settings) -> str:
     return yaml.safe_dump(_plain(dataclasses.asdict(settings)), sort_keys=False)
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, where nothing finishes a step first."""
+
+
 def run(main) -> None:
-    """Run a script's main(); a user's mistake ends it in one line with status 2, Ctrl-C with status 130."""
+    """Run a script's main() and exit: 2 after a user's mistake, 1 where the machine fails, 130 / 143 after Ctrl-C / SIGTERM.
+
+    Each of them in one line on stderr.
+    """
+    def terminated(number, frame):
+        raise Terminated
+
+    def complain(text) -> None:
+        process = f" (process {RANK})" if RANK else ""
+        print(f"{Path(sys.argv[0]).name}{process}: {text}", file=sys.stderr)
+
+    signal.signal(signal.SIGTERM, terminated)
     try:
         status = main()
     except UserError as error:
-        print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
-        status = 2
-    except KeyboardInterrupt:
-        print(f"{Path(sys.argv[0]).name}: stopped; the same command goes on", file=sys.stderr)
-        status = 130
+        complain(error)
+        status = error.status
+    except KeyboardInterrupt as error:
+        complain("stopped; the same command goes on")
+        status = 128 + (signal.SIGTERM if isinstance(error, Terminated) else signal.SIGINT)
     except BrokenPipeError:
         status = 1
     except RuntimeError as error:
-        if type(error).__name__ != "OutOfMemoryError":
+        if "out of memory" not in str(error):
             raise
-        print(f"{Path(sys.argv[0]).name}: out of GPU memory; lower the batch_size that this script reads (--help), raise "
-              "train.accumulate, or set train.checkpointing=true", file=sys.stderr)
+        complain("out of GPU memory; lower the batch_size that this script reads (--help), raise train.accumulate, or set "
+                 "train.checkpointing=true")
         status = 1
     raise SystemExit(status or 0)
 
@@ -287,7 +300,9 @@ def check_image_size(settings: Settings) -> None:
 
 
 def keep(settings: Settings, folder: str | Path) -> None:
-    """Write the resolved settings to <folder>/config.yaml."""
+    """Write the resolved settings to <folder>/config.yaml, once however many processes there are."""
+    if RANK:
+        return
     with replacing(Path(folder) / "config.yaml") as temporary:
         temporary.write_text(to_yaml(settings), encoding="utf-8")
 
@@ -394,9 +409,11 @@ def _convert(value, hint, path: str):
         except (TypeError, ValueError):
             number = math.nan
         least = 1 if path.rsplit(".", 1)[-1] in AT_LEAST_ONE else 0
-        if math.isfinite(number) and number >= least and (hint is float or number == int(number)):
+        most = AT_MOST.get(path, math.inf)
+        if math.isfinite(number) and least <= number <= most and (hint is float or number == int(number)):
             return hint(number)
-        raise UserError(f"{path}={_show(value)} is not a {'whole ' if hint is int else ''}number of at least {least}")
+        raise UserError(f"{path}={_show(value)} is not a {'whole ' if hint is int else ''}number of at least {least}"
+                        + (f" and at most {most}" if path in AT_MOST else ""))
     expected = {bool: "true or false", str: "a text"}.get(hint, hint)
     raise UserError(f"{path}={_show(value)} is not {expected}")
 

@@ -2,6 +2,7 @@
 import glob
 import hashlib
 import math
+import signal
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -266,8 +267,14 @@ class ImageSource(Dataset):
 
     def batches(self, index_lists: list[list[int]]) -> Iterator[dict[str, torch.Tensor]]:
         loader = DataLoader(self, batch_sampler=index_lists, num_workers=min(self.workers, len(index_lists)),
-                            pin_memory=torch.cuda.is_available())
+                            pin_memory=torch.cuda.is_available(), worker_init_fn=leave_signals)
         return ({"image": images} for images in loader)
+
+
+def leave_signals(worker: int) -> None:
+    """Ctrl-C and a scheduler's SIGTERM reach the loading processes too; they go on until the training has finished its step."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 class LatentSource:

@@ -4,9 +4,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 
-from . import checkpoint, data, layers, losses, lungs, training
+from . import checkpoint, data, layers, losses, lungs, processes, training
 from .unet import ConditionalUNet
 from .vqgan import MLVQGAN
 
@@ -22,7 +21,7 @@ def train(settings, chosen, method: str, alpha_bar: torch.Tensor, masked: bool, 
     """
     folder, size = Path(settings.runs) / method, settings.data.image_size
     pairs, validation = data.training_pairs(settings.data.root, settings.data.lists, settings.data.name)
-    with training.joined():
+    with processes.joined():
         device = training.pick_device(settings.device)
         precision = training.pick_precision(settings.precision, device)
         vqgan = MLVQGAN.load(settings.vqgan.weights).to(device)
@@ -46,8 +45,9 @@ def train(settings, chosen, method: str, alpha_bar: torch.Tensor, masked: bool, 
             return training.grid(cxr, pipeline(vqgan, networks["unet"])(cxr, list(shown)), soft)
 
         identity = {"unet": asdict(settings.unet), "data.image_size": size, "training images": data.describe(pairs),
-                    "vqgan.weights": key, "train.seed": settings.train.seed}
-        plan = training.make_plan(folder, chosen, settings.train, rates, precision)
+                    "validation images": data.describe(validation), "vqgan.weights": key, "train.seed": settings.train.seed,
+                    "noise schedule": [round(float(a), 6) for a in alpha_bar[::333]], "offset_noise": chosen.offset_noise}
+        plan = training.make_plan(folder, chosen, settings.train, rates, precision, epsilon=chosen.epsilon)
         objective = losses.denoising_objective(alpha_bar, chosen.offset_noise)
         return training.Trainer(plan, {"unet": unet}, optimizers, objective, *sources, identity, picture).run()
 
@@ -59,8 +59,9 @@ def encode_all(vqgan: MLVQGAN, key: str, pairs: dict, size: int, masked: bool, f
     def encode(batch):
         return torch.cat([vqgan.latent(image.to(device)) for image in batch.split(1)])
 
+    processes.tidy(*folder.glob("*"))
     arguments = (encode, key, pairs, size, masked, lungs.lung_mask, folder, batch_size)
-    if dist.is_initialized():
-        data.cached_latents(*arguments, mine=slice(training.rank(), None, training.processes()))
-        dist.barrier()
+    if processes.count() > 1:
+        data.cached_latents(*arguments, mine=slice(processes.rank(), None, processes.count()))
+        processes.largest(0)
     return data.cached_latents(*arguments)

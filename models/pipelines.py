@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from . import UserError, checkpoint, data, fusion, images, lungs, replacing, sampling, training
+from . import UserError, checkpoint, data, fusion, images, lungs, processes, replacing, sampling, training
 from .unet import ConditionalUNet
 from .vqgan import MLVQGAN
 
@@ -43,6 +43,13 @@ class Pipeline:
         """Sides of images must be multiples of this."""
         return self.vqgan.factor * 2 ** (self.unet.levels - 1)
 
+    def check_size(self, *sides: int) -> "Pipeline":
+        """The pipeline itself; UserError where its networks cannot take images of these sides."""
+        if any(side % self.multiple for side in sides):
+            raise UserError(f"images of {' x '.join(map(str, sides))} do not fit these networks; data.image_size must be a multiple of "
+                            f"{self.multiple}")
+        return self
+
     @torch.inference_mode()
     def __call__(self, cxr: torch.Tensor, names: list[str], masks=None, progress: sampling.Progress = iter) -> torch.Tensor:
         """Soft tissue (B, 1, H, W) in [-1, 1] of X-rays (B, 1, H, W) in [-1, 1].
@@ -50,9 +57,7 @@ class Pipeline:
         names: one a image, unique; the noise depends on it. masks: boolean (B, H, W), true in the lungs; where None, they are found
         in the X-rays (GL-LCM; BS-LDM needs none). Raises UserError for a size that the networks cannot take.
         """
-        if cxr.shape[-1] % self.multiple or cxr.shape[-2] % self.multiple:
-            raise UserError(f"images of {cxr.shape[-1]} x {cxr.shape[-2]} do not fit these networks; data.image_size must be a "
-                            f"multiple of {self.multiple}")
+        self.check_size(*cxr.shape[-2:])
         if len(names) != len(cxr):
             raise ValueError(f"{len(cxr)} images, but {len(names)} names")
         with training.autocast(self.device, self.precision):
@@ -148,8 +153,10 @@ def find_cases(what, root, masks) -> list[Case]:
     given = images.find(masks) if masks else None
     cases = [Case(name, path, given.get(name) if given is not None else data.beside(path, "Mask"), data.beside(path, "BS"))
              for name, path in found.items()]
-    for case in tqdm(cases, desc="checking", unit="image", leave=False, disable=len(cases) < 20):
+    for case in tqdm(cases, desc="checking", unit="image", leave=False, disable=len(cases) < 20 or processes.rank() > 0):
         picture = images.check(images.read(case.path))
+        if images.inverted(picture.pixels):
+            training.say(f"note: bones look dark in {case.path}; the methods expect bright ones")
         if case.mask is not None:
             mask = images.read_mask(case.mask)
             if mask.shape != picture.pixels.shape:
@@ -161,16 +168,19 @@ def find_cases(what, root, masks) -> list[Case]:
     return cases
 
 
-def evaluate(run: Callable, cases: list[Case], output, *, size: int, batch_size: int, about: dict) -> int:
+def evaluate(run: Callable, cases: list[Case], output, *, size: int, batch_size: int, about: dict, notes: dict | None = None) -> int:
     """Write <output>/<name>.png in the input's size and depth, panels/<name>.png beside it, and summary.json.
 
     run(cxr (B, 1, S, S), names, masks (B, S, S) or None, progress) -> (B, 1, S, S); about: what summary.json says of the run.
+    notes: {what: {name: value}} that run fills, for summary.json; at the end it holds all images. Several processes share the
+    batches, each of which is what it would be in one process.
     """
-    output, seconds = Path(output), {}
-    torch.set_grad_enabled(False)
-    with tqdm(total=len(cases), unit="image") as bar:
-        for start in range(0, len(cases), batch_size):
-            batch = cases[start:start + batch_size]
+    output, notes, seconds = Path(output), {} if notes is None else notes, {}
+    processes.tidy(output, output / "panels", output / "latents")
+    batches = [cases[start:start + batch_size] for start in range(0, len(cases), batch_size)]
+    mine, quiet = batches[processes.rank()::processes.count()], processes.rank() > 0
+    with tqdm(total=sum(map(len, mine)), unit="image", disable=quiet) as bar:
+        for batch in mine:
             pictures = [images.read(case.path) for case in batch]
             cxr = torch.stack([images.to_network(picture.pixels, size) for picture in pictures])
             masks = None
@@ -178,16 +188,21 @@ def evaluate(run: Callable, cases: list[Case], output, *, size: int, batch_size:
                 masks = np.stack([images.mask_to_network(images.read_mask(case.mask), size) for case in batch])
             began = time.perf_counter()
             soft = run(cxr, [case.name for case in batch], masks,
-                       lambda steps: tqdm(steps, desc=batch[0].name, unit="step", leave=False, mininterval=1))
+                       lambda steps: tqdm(steps, desc=batch[0].name, unit="step", leave=False, mininterval=1, disable=quiet))
             elapsed = (time.perf_counter() - began) / len(batch)
             for case, picture, result in zip(batch, pictures, soft):
                 write_result(output, case, picture, images.from_network(result, picture.pixels.shape))
                 seconds[case.name] = round(elapsed, 3)
                 bar.update()
-    with replacing(output / "summary.json") as temporary:
-        temporary.write_text(json.dumps({**about, "image_size": size, "batch_size": batch_size, "images": len(cases),
-                                         "seconds_per_image": seconds}, indent=1) + "\n")
-    print(f"{len(cases)} images in {output} (panels beside them in {output / 'panels'})")
+    for values in [*notes.values(), seconds]:
+        everyone = {name: value for part in processes.gathered(values) for name, value in part.items()}
+        values.clear()
+        values.update((case.name, everyone[case.name]) for case in cases)
+    if processes.rank() == 0:
+        with replacing(output / "summary.json") as temporary:
+            temporary.write_text(json.dumps({**about, **notes, "image_size": size, "batch_size": batch_size, "images": len(cases),
+                                             "processes": processes.count(), "seconds_per_image": seconds}, indent=1) + "\n")
+        print(f"{len(cases)} images in {output} (panels beside them in {output / 'panels'})")
     return 0
 
 
@@ -201,8 +216,8 @@ def write_result(output: Path, case: Case, picture: images.Picture, soft: np.nda
     images.write(output / "panels" / f"{case.name}.png", np.concatenate(columns, 1))
 
 
-def describe_run(script: str, device: torch.device, precision: str, settings: dict, *weights) -> dict:
+def describe_run(method: str, device: torch.device, precision: str, settings: dict, *weights) -> dict:
     """What summary.json says of a run."""
-    return {"script": script, "settings": settings, "device": torch.cuda.get_device_name(device) if device.type == "cuda" else
+    return {"method": method, "settings": settings, "device": torch.cuda.get_device_name(device) if device.type == "cuda" else
             f"CPU, {torch.get_num_threads()} threads ({platform.machine()})", "precision": precision, "torch": torch.__version__,
             "weights": {str(path): checkpoint.digest(path) for path in weights}, "date": time.strftime("%Y-%m-%d %H:%M:%S")}

@@ -20,11 +20,10 @@ from typing import Protocol
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import nn
 from tqdm import tqdm
 
-from . import UserError, checkpoint, images, replacing
+from . import UserError, checkpoint, images, processes, replacing
 
 MOST_BAD_BATCHES = 10  # that are not finite, one after the other, before a training stops
 
@@ -53,13 +52,15 @@ class Plan:
     sample_every: int        # epochs
     save_every: float        # seconds
     precision: str           # bf16 or float32
+    others: dict = field(default_factory=dict)  # settings of the objective that may change, told where they do
 
 
-def make_plan(folder: Path, chosen, train, learning_rates: dict, precision: str) -> Plan:
+def make_plan(folder: Path, chosen, train, learning_rates: dict, precision: str, **others) -> Plan:
     """The plan that the settings of a network (vqgan, ldm, lcm) and of training make together."""
-    return Plan(folder=folder, learning_rates=learning_rates, precision=precision, epochs=chosen.epochs, batch_size=chosen.batch_size,
-                milestones=chosen.milestones, gamma=chosen.gamma, average=chosen.average, seed=train.seed, accumulate=train.accumulate,
-                validate_every=train.validate_every, sample_every=train.sample_every, save_every=train.save_every)
+    return Plan(folder=folder, learning_rates=learning_rates, precision=precision, others=others, epochs=chosen.epochs,
+                batch_size=chosen.batch_size, milestones=chosen.milestones, gamma=chosen.gamma, average=chosen.average, seed=train.seed,
+                accumulate=train.accumulate, validate_every=train.validate_every, sample_every=train.sample_every,
+                save_every=train.save_every)
 
 
 @dataclass
@@ -76,27 +77,21 @@ class Progress:
 
 
 class Noise:
-    """Random numbers of a batch as a function of (seed, step, name), drawn for all processes and cut to this one's items."""
+    """Random numbers of some images of a batch as a function of (seed, step, name), drawn for the whole batch and then picked."""
 
-    def __init__(self, seed: int, step: int | str, size: int, items: slice | list[int], device: torch.device):
-        self.key, self.size, self.items, self.device = f"{seed}/{step}", size, items, device
+    def __init__(self, seed: int, step: int | str, size: int, places: list[int], device: torch.device):
+        self.key, self.size, self.places, self.device = f"{seed}/{step}", size, places, device
 
     def _generator(self, name: str) -> torch.Generator:
         return torch.Generator().manual_seed(zlib.crc32(f"{self.key}/{name}".encode()))
 
     def normal(self, name: str, *shape: int) -> torch.Tensor:
-        """Standard normal (items, *shape)."""
-        return torch.randn(self.size, *shape, generator=self._generator(name))[self.items].to(self.device)
+        """Standard normal (places, *shape)."""
+        return torch.randn(self.size, *shape, generator=self._generator(name))[self.places].to(self.device)
 
     def integers(self, name: str, high: int) -> torch.Tensor:
-        """Uniform integers 0..high-1 (items,)."""
-        return torch.randint(high, (self.size,), generator=self._generator(name))[self.items].to(self.device)
-
-    def part(self, start: int, stop: int) -> "Noise":
-        """The same for some of this one's items."""
-        part = copy.copy(self)
-        part.items = list(range(self.size))[self.items][start:stop] if isinstance(self.items, slice) else self.items[start:stop]
-        return part
+        """Uniform integers 0..high-1 (places,)."""
+        return torch.randint(high, (self.size,), generator=self._generator(name))[self.places].to(self.device)
 
 
 # objective(networks, batch, noise) -> (phase -> loss to minimise, name -> value to log); all means over the batch
@@ -104,9 +99,11 @@ Objective = Callable[[dict, dict, Noise], tuple[dict, dict]]
 
 
 def pick_device(name: str) -> torch.device:
-    """'auto' -> this process's GPU where there is one, else the CPU."""
+    """'auto' -> this process's GPU where there is one, else the CPU; 'cuda' -> this process's GPU."""
     if name == "auto":
-        name = f"cuda:{int(os.environ.get('LOCAL_RANK', 0))}" if torch.cuda.is_available() else "cpu"
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda":
+        name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
@@ -125,29 +122,6 @@ def pick_precision(name: str, device: torch.device) -> str:
 def autocast(device: torch.device, precision: str):
     """The context in which networks run."""
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
-
-
-def rank() -> int:
-    return dist.get_rank() if dist.is_initialized() else 0
-
-
-def processes() -> int:
-    return dist.get_world_size() if dist.is_initialized() else 1
-
-
-@contextmanager
-def joined():
-    """The group of processes that torchrun started, if it did: nccl on GPUs, gloo on the CPU."""
-    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
-        yield
-        return
-    if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
-    try:
-        yield
-    finally:
-        dist.destroy_process_group()
 
 
 def data_order(count: int, seed: int, epoch: int) -> list[int]:
@@ -185,48 +159,52 @@ class Trainer:
         progress, count = self.progress, len(self.train.names)
         if progress.epoch >= self.plan.epochs:
             say(f"{self.plan.folder}: already trained for {progress.epoch} epochs")
-        with stop_signals() as stop, tqdm(total=self.plan.epochs * count, unit="image", disable=rank() > 0,
+        with stop_signals() as stop, tqdm(total=self.plan.epochs * count, unit="image", disable=processes.rank() > 0,
                                           initial=progress.epoch * count + progress.offset) as bar:
             while progress.epoch < self.plan.epochs:
-                for batch, names, size in self.epoch_batches():
-                    values = self.update(batch, names, size)
+                for batch, names in self.epoch_batches():
+                    values = self.update(batch, names)
                     if values is None and self.bad_in_a_row >= MOST_BAD_BATCHES:
-                        print(f"{self.bad_in_a_row} batches in a row gave a loss or gradient that is not finite; the last: "
-                              f"{', '.join(names)}. The last good state is kept in {self.plan.folder}", file=sys.stderr)
+                        say(f"{self.bad_in_a_row} batches in a row gave a loss or gradient that is not finite; the last: "
+                            f"{', '.join(names)}. The last good state is kept in {self.plan.folder}")
                         return 1
-                    bar.update(size)
+                    bar.update(len(names))
                     if values and (progress.step % 10 == 0 or bar.n >= bar.total):
                         bar.set_postfix_str(f"epoch {progress.epoch + 1} loss {float(values['loss']):.4f}", refresh=False)
-                    signalled = agreed(stop[0] if stop else 0)
+                    signalled, due = processes.largest(stop[0] if stop else 0, time.monotonic() - self.saved_at >= self.plan.save_every)
+                    if signalled or due and self.bad_in_a_row == 0:
+                        self.save()
                     if signalled:
-                        self.save()
                         say(f"stopped after {progress.step} steps and saved; the same command goes on")
-                        return 128 + signalled
-                    if agreed(time.monotonic() - self.saved_at >= self.plan.save_every) and self.bad_in_a_row == 0:
-                        self.save()
+                        return 128 + int(signalled)
                 self.end_epoch()
         if not resumed or self.progress.step > resumed:
             self.save()
-        if rank() == 0 and not (self.plan.folder / "weights.safetensors").is_file():
+        if not (self.plan.folder / "weights.safetensors").is_file():
             self.export("weights.safetensors")
         return 0
 
     def epoch_batches(self):
-        """(batch of this process, its images' names, images over all processes) from where the epoch stands."""
+        """(this process's share of a batch, the names of all its images) from where the epoch stands."""
         plan, progress = self.plan, self.progress
         order = data_order(len(self.train.names), plan.seed, progress.epoch)
         lists = [order[start:start + plan.batch_size] for start in range(progress.offset, len(order), plan.batch_size)]
-        mine = [share(indices)[0] for indices in lists]
-        for batch, own, indices in zip(self.train.batches(mine), mine, lists):
-            yield batch, [self.train.names[i] for i in own], len(indices)
+        mine = [[indices[place] for places, _ in self.parts(len(indices)) for place in places] for indices in lists]
+        for batch, indices in zip(self.train.batches(mine), lists):
+            yield batch, [self.train.names[i] for i in indices]
 
-    def update(self, batch: dict, names: list[str], size: int) -> dict | None:
+    def parts(self, size: int) -> list[tuple[list[int], bool]]:
+        """This process's places in each part of a batch, and whether they count (see processes.share)."""
+        bounds = [round(i * size / self.plan.accumulate) for i in range(self.plan.accumulate + 1)]
+        shares = [(start, *processes.share(stop - start)) for start, stop in zip(bounds, bounds[1:]) if start < stop]
+        return [([start + place for place in places], counts) for start, places, counts in shares]
+
+    def update(self, batch: dict, names: list[str]) -> dict | None:
         """One step of all optimisers; None, and nothing changed, where a loss or gradient is not finite."""
-        plan, progress = self.plan, self.progress
-        noise = Noise(plan.seed, progress.step, size, share(list(range(size)))[1], self.device)
+        plan, progress, size = self.plan, self.progress, len(names)
         buffers = {name: [b.clone() for b in network.buffers()] + [p.detach().clone() for p in frozen(network)]
                    for name, network in self.networks.items()}
-        values, norm = self.gradients(batch, noise, len(names), size)
+        values, norm = self.gradients(batch, size)
         finite = math.isfinite(norm) and all(math.isfinite(value) for value in values.values())
         if finite:
             for phase, optimizer in self.optimizers.items():
@@ -248,29 +226,29 @@ class Trainer:
         progress.offset += size
         return values if finite else None
 
-    def gradients(self, batch: dict, noise: Noise, own: int, size: int) -> tuple[dict[str, float], float]:
+    def gradients(self, batch: dict, size: int) -> tuple[dict[str, float], float]:
         """Fill .grad of all phases, summed over parts and processes -> (logged values, norm of all gradients)."""
+        plan, start = self.plan, 0
         for optimizer in self.optimizers.values():
             optimizer.zero_grad(set_to_none=True)
         totals: dict[str, torch.Tensor] = {}
         for network in self.networks.values():
             network.train()
-        bounds = [round(i * own / self.plan.accumulate) for i in range(self.plan.accumulate + 1)]
-        for start, stop in zip(bounds, bounds[1:]):
-            if start == stop:
-                continue
-            part = {name: tensor[start:stop].to(self.device, non_blocking=True) for name, tensor in batch.items()}
-            with autocast(self.device, self.plan.precision):
-                losses, logged = self.objective(self.networks, part, noise.part(start, stop))
-            weight = (stop - start) / max(size, processes())
-            for phase, loss in losses.items():
-                (loss * weight).backward(inputs=self.parameters[phase])
+        for places, counts in self.parts(size):
+            part = {name: tensor[start:start + len(places)].to(self.device, non_blocking=True) for name, tensor in batch.items()}
+            start += len(places)
+            noise = Noise(plan.seed, self.progress.step, size, places, self.device)
+            weight = len(places) / size if counts else 0.0
+            with processes.counted(counts):
+                with autocast(self.device, plan.precision):
+                    losses, logged = self.objective(self.networks, part, noise)
+                for phase, loss in losses.items():
+                    (loss * weight).backward(inputs=self.parameters[phase])
             for name, value in logged.items():
                 totals[name] = totals.get(name, 0) + value.detach().double() * weight
         gradients = [p.grad for parameters in self.parameters.values() for p in parameters if p.grad is not None]
-        if dist.is_initialized():
-            for tensor in [*gradients, *totals.values()]:
-                dist.all_reduce(tensor)
+        processes.add_up(gradients)
+        processes.add_up(list(totals.values()))
         norms = torch.stack(torch._foreach_norm(gradients)).double().norm()
         numbers = torch.stack([norms, *totals.values()]).tolist()  # the one synchronisation of a step
         return dict(zip(totals, numbers[1:])), numbers[0]
@@ -306,9 +284,9 @@ class Trainer:
         self.write_log()
         if due:
             self.export("weights.safetensors")
-            if rank() == 0:
+            if processes.rank() == 0:
                 draw_curves(progress.rows, plan.folder / "curves.png")
-        if self.picture and rank() == 0 and (last or progress.epoch % plan.sample_every == 0):
+        if self.picture and processes.rank() == 0 and (last or progress.epoch % plan.sample_every == 0):
             with torch.no_grad(), autocast(self.device, plan.precision):
                 picture = self.picture({**self.networks, self.main: self.exported().eval()})
             images.write(plan.folder / "samples" / f"epoch_{progress.epoch:04d}.png", picture)
@@ -324,27 +302,26 @@ class Trainer:
         for network in networks.values():
             network.eval()
         count, size = len(self.validation.names), self.plan.batch_size
-        lists = [list(range(start, min(start + size, count))) for start in range(0, count, size)][rank()::processes()]
-        totals: dict[str, torch.Tensor] = {}
+        lists = [list(range(start, min(start + size, count))) for start in range(0, count, size)][processes.rank()::processes.count()]
+        totals: dict[str, float] = {}
         for indices, batch in zip(lists, self.validation.batches(lists)):
             batch = {name: tensor.to(self.device) for name, tensor in batch.items()}
             noise = Noise(self.plan.seed, "validation", count, indices, self.device)
             with autocast(self.device, self.plan.precision):
                 _, logged = self.objective(networks, batch, noise)
             for name, value in logged.items():
-                totals[name] = totals.get(name, 0) + value.double() * len(indices) / count
-        if dist.is_initialized():
-            totals = gather_sums(totals)
-        return {f"validation_{name}": float(value) for name, value in totals.items()}
+                totals[name] = totals.get(name, 0.0) + float(value) * len(indices) / count
+        gathered = processes.gathered(totals)  # from each process, some of which may have had nothing
+        return {f"validation_{name}": sum(part.get(name, 0.0) for part in gathered) for name in gathered[0]}
 
     def export(self, name: str) -> None:
-        if rank() == 0:
+        if processes.rank() == 0:
             self.plan.folder.mkdir(parents=True, exist_ok=True)
             self.finish(copy.deepcopy(self.exported())).save(self.plan.folder / name, epoch=self.progress.epoch, step=self.progress.step)
 
     def save(self) -> None:
         """Write all that is needed to go on."""
-        if rank() == 0:
+        if processes.rank() == 0:
             state = {"identity": self.identity, "progress": vars(self.progress),
                      "networks": {name: network.state_dict() for name, network in self.networks.items()},
                      "average": self.average.state_dict() if self.average is not None else None,
@@ -355,31 +332,28 @@ class Trainer:
 
     def resume(self) -> int:
         """Put the newest whole state back; the step that it stands at, 0 where there is none."""
-        for stale in self.plan.folder.glob(".*.part"):
-            stale.unlink(missing_ok=True)
+        processes.tidy(self.plan.folder, self.plan.folder / "samples")
         found = checkpoint.newest_state(self.plan.folder, warn=say)
         if found is None:
-            if dist.is_initialized():
-                for network in self.networks.values():
-                    for tensor in network.state_dict().values():
-                        dist.broadcast(tensor, 0)
+            kept = [*self.networks.values()] + ([self.average] if self.average is not None else [])
+            processes.copy_from_first(tensor for network in kept for tensor in network.state_dict().values())
             return 0
         state, path = found
-        for key in self.identity.keys() | state["identity"].keys():
+        for key in sorted(self.identity.keys() | state["identity"].keys()):
             before, now = state["identity"].get(key), self.identity.get(key)
             if before != now:
                 raise UserError(f"{path} was trained with {key}={before}, now it is {now}; set it back, or train into another "
                                 "folder (runs=...)")
-        for key, now in vars(self.plan).items():
-            before = state["plan"].get(key)
-            if key != "folder" and before != now:
-                say(f"{key} changed from {before} to {now}")
+        before, now = flat({**state["plan"], "folder": ""}), flat({**vars(self.plan), "folder": ""})
+        for key in [key for key in now if before.get(key) != now[key]]:
+            say(f"{key} changed from {before.get(key)} to {now[key]}")
         for name, network in self.networks.items():
             network.load_state_dict(state["networks"][name])
         if self.average is not None:
             self.average.load_state_dict(state["average"] or state["networks"][self.main])
         for phase, optimizer in self.optimizers.items():
-            optimizer.load_state_dict(state["optimizers"][phase])
+            groups = optimizer.state_dict()["param_groups"]  # as the settings are now
+            optimizer.load_state_dict({**state["optimizers"][phase], "param_groups": groups})
         self.progress = Progress(**state["progress"])
         if self.progress.rows:
             self.write_log()
@@ -388,7 +362,7 @@ class Trainer:
 
     def write_log(self) -> None:
         """log.csv: a row an epoch."""
-        if rank() > 0:
+        if processes.rank() > 0:
             return
         columns = list(dict.fromkeys(name for row in self.progress.rows for name in row))
         with replacing(self.plan.folder / "log.csv") as temporary, open(temporary, "w", newline="") as file:
@@ -397,10 +371,10 @@ class Trainer:
             writer.writerows(self.progress.rows)
 
 
-def share(items: list) -> tuple[list, list[int]]:
-    """This process's part of a batch and its places in it; a batch smaller than the number of processes is repeated to fill them."""
-    places = [place % len(items) for place in range(max(len(items), processes()))][rank()::processes()]
-    return [items[place] for place in places], places
+def flat(settings: dict) -> dict:
+    """{"rates": {"unet": 1}} -> {"rates unet": 1}."""
+    inner = {f"{key} {name}": item for key, value in settings.items() if isinstance(value, dict) for name, item in value.items()}
+    return {**{key: value for key, value in settings.items() if not isinstance(value, dict)}, **inner}
 
 
 def frozen(network: nn.Module) -> list[nn.Parameter]:
@@ -408,36 +382,24 @@ def frozen(network: nn.Module) -> list[nn.Parameter]:
     return [parameter for parameter in network.parameters() if not parameter.requires_grad]
 
 
-def agreed(number: int) -> int:
-    """The largest of all processes' numbers."""
-    if not dist.is_initialized():
-        return int(number)
-    votes = torch.tensor(int(number), device="cuda" if dist.get_backend() == "nccl" else "cpu")
-    dist.all_reduce(votes, dist.ReduceOp.MAX)
-    return int(votes)
-
-
-def gather_sums(totals: dict[str, torch.Tensor]) -> dict[str, float]:
-    """Sums over processes, some of which may have had nothing to add."""
-    parts: list = [None] * processes()
-    dist.all_gather_object(parts, {name: float(value) for name, value in totals.items()})
-    return {name: sum(part.get(name, 0.0) for part in parts) for name in dict.fromkeys(n for part in parts for n in part)}
-
-
 def say(text: str) -> None:
     """A line on the screen, from the first process only, without tearing a progress bar."""
-    if rank() == 0:
+    if processes.rank() == 0:
         tqdm.write(text, file=sys.stderr)
 
 
 @contextmanager
 def stop_signals():
-    """A list that is empty until SIGINT or SIGTERM arrives and then holds its number; a second Ctrl-C stops at once."""
+    """A list that is empty until SIGINT or SIGTERM arrives and then holds its number; a second Ctrl-C stops at once.
+
+    Not so under torchrun: there each Ctrl-C arrives twice, from the terminal and from torchrun, which kills after 30 seconds.
+    """
     received: list[int] = []
 
     def note(number, frame):
         received.append(number)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        if processes.count() == 1:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
 
     before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -468,6 +430,7 @@ def draw_curves(rows: list[dict], path: Path) -> None:
             if points:
                 axes.plot(*zip(*points), label=label, marker="." if len(points) < 30 else None)
         axes.set(title=name.replace("_", " "), xlabel="epoch", yscale="log" if all(row.get(name, 1) > 0 for row in rows) else "linear")
+        axes.xaxis.get_major_locator().set_params(integer=True)
         axes.legend()
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png", dpi=100)

@@ -4,10 +4,10 @@ BS-LDM (JBHI 2025), section on the multi-level hybrid loss-constrained VQGAN; GL
 released checkpoints' own.
 """
 import torch
-import torch.distributed as dist
 from torch import nn
 from torch.nn import functional as F
 
+from . import processes
 from .checkpoint import Network
 from .layers import frugally
 
@@ -82,8 +82,8 @@ class Codebook(nn.Module):
         """z_e (B, C, h, w) -> (z_q, straight-through in training; commitment loss; indices (B, h, w))."""
         with torch.autocast(z_e.device.type, enabled=False):
             z_e = z_e.float()
-            flat = z_e.detach().permute(0, 2, 3, 1).flatten(0, 2)  # (B h w, C)
-            indices = self.nearest(flat)
+            flat = z_e.detach().permute(0, 2, 3, 1).flatten(1, 2)  # (B, h w, C)
+            indices = self.nearest(flat.flatten(0, 1))
             z_q = self.lookup(indices.view(z_e.shape[0], *z_e.shape[2:]))
             if self.training:
                 self.update(flat, indices)
@@ -96,13 +96,10 @@ class Codebook(nn.Module):
 
     @torch.no_grad()
     def update(self, flat: torch.Tensor, indices: torch.Tensor) -> None:
-        """One step of the moving averages, from the latents (N, C) of this batch and their codes (N,)."""
+        """One step of the moving averages, from the latents (B, h w, C) of this batch and their codes (B h w,)."""
         codes = len(self.ema_cluster_size)
-        counts = torch.bincount(indices, minlength=codes).to(flat.dtype)
-        sums = torch.zeros_like(self.ema_w).index_add_(0, indices, flat)
-        if dist.is_initialized():
-            dist.all_reduce(counts)
-            dist.all_reduce(sums)
+        counts = processes.total(torch.bincount(indices, minlength=codes).to(flat.dtype))
+        sums = processes.total(torch.zeros_like(self.ema_w).index_add_(0, indices, flat.flatten(0, 1)))
         self.ema_cluster_size.mul_(self.decay).add_(counts, alpha=1 - self.decay)
         self.ema_w.mul_(self.decay).add_(sums, alpha=1 - self.decay)
         if self.restart:
@@ -112,13 +109,13 @@ class Codebook(nn.Module):
         self.embedding.weight.copy_(self.ema_w / smoothed[:, None])
 
     def _restart_unused(self, flat: torch.Tensor) -> None:
-        """Give codes that nothing uses a latent of this batch each, evenly spaced through it (the same on all processes)."""
+        """Give codes that nothing uses a latent of this batch each, evenly spaced through it."""
         unused = (self.ema_cluster_size < RESTART_BELOW).nonzero().flatten()
-        picks = torch.linspace(0, len(flat) - 1, len(unused), device=flat.device).long()
-        fresh = flat[picks].contiguous()
-        if dist.is_initialized():
-            dist.broadcast(fresh, 0)
-        self.ema_w[unused] = fresh
+        if len(unused) == 0:
+            return
+        latents = processes.whole(flat).flatten(0, 1)
+        picks = torch.linspace(0, len(latents) - 1, len(unused), device=flat.device).long()
+        self.ema_w[unused] = latents[picks]
         self.ema_cluster_size[unused] = 1.0
 
 
@@ -210,6 +207,27 @@ class MLVQGAN(Network):
                     decay=codebook.get("_decay", 0.5), commitment=codebook.get("_commitment_cost", 0.25))
 
 
+class BatchNorm(nn.BatchNorm2d):
+    """Batch normalisation (Ioffe & Szegedy 2015) over the images of all processes; in one process, nn.BatchNorm2d itself."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not self.training or processes.count() == 1:
+            return super().forward(x)
+        with torch.autocast(x.device.type, enabled=False):
+            values = x.float()  # (B, C, H, W)
+            pixels = values.new_tensor([values.numel() / values.shape[1]])
+            sums, n = processes.total(torch.cat([values.sum((0, 2, 3)), pixels])).split([values.shape[1], 1])
+            mean = sums / n  # (C,)
+            centred = values - mean[:, None, None]
+            variance = processes.total(centred.square().sum((0, 2, 3))) / n
+            with torch.no_grad():
+                self.num_batches_tracked += 1
+                self.running_mean.lerp_(mean, self.momentum)
+                self.running_var.lerp_(variance * n / (n - 1), self.momentum)
+            scale = self.weight * (variance + self.eps).rsqrt()
+            return (centred * scale[:, None, None] + self.bias[:, None, None]).to(x.dtype)
+
+
 class PatchDiscriminator(Network):
     """Patch discriminator (pix2pix, Isola 2017): x (B, in_channels, H, W) -> logits (B, 1, h, w), before any activation.
 
@@ -223,7 +241,7 @@ class PatchDiscriminator(Network):
         for layer in range(layers):
             stride = STRIDE if layer < layers - 1 else 1
             conv = nn.Conv2d(channels * 2 ** layer, channels * 2 ** (layer + 1), KERNEL, stride, padding=1, bias=False)
-            self.add_module(str(layer), block(conv=conv, adn=block(N=nn.BatchNorm2d(channels * 2 ** (layer + 1)))))
+            self.add_module(str(layer), block(conv=conv, adn=block(N=BatchNorm(channels * 2 ** (layer + 1)))))
         self.final_conv = block(conv=nn.Conv2d(channels * 2 ** layers, 1, KERNEL, 1, padding=1))
         self.layers = layers
 

@@ -1,4 +1,31 @@
-"""Two threads: the tests are made for two cores, and torch's many threads only get in each other's way there."""
+"""What the tests share: two threads (torch's many only get in each other's way on two cores), and scripts run in this process."""
+import runpy
+import signal
+import sys
+from pathlib import Path
+
+import pytest
 import torch
 
 torch.set_num_threads(2)
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture
+def run_here(monkeypatch, capsys):
+    """run_here(script, *arguments, folder=...) -> (exit status, stdout, stderr) without starting Python and torch anew."""
+
+    def run(script: str, *arguments: str, folder: Path = ROOT) -> tuple[int, str, str]:
+        monkeypatch.chdir(folder)
+        monkeypatch.setattr(sys, "argv", [str(ROOT / script), *arguments])
+        handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        capsys.readouterr()
+        try:
+            with pytest.raises(SystemExit) as stop:
+                runpy.run_path(str(ROOT / script), run_name="__main__")
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+        return stop.value.code or 0, *capsys.readouterr()
+
+    return run

@@ -1,7 +1,10 @@
 """Weights and states: what is written comes back, released files load without running anything, damaged files are named."""
 import os
 import pickle
+import subprocess
+import sys
 import zipfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +14,7 @@ from models import UserError, checkpoint, replacing
 from models.unet import ConditionalUNet
 from models.vqgan import MLVQGAN, PatchDiscriminator
 
+ROOT = Path(__file__).resolve().parent.parent
 LEGACY = SHARED / "golden"
 needs_legacy = pytest.mark.skipif(not LEGACY.is_dir(), reason="the released-form checkpoints of ../shared/golden are not here")
 SMALL = dict(channels=(8, 16), residual_channels=8, residual_layers=1, codes=32)
@@ -120,6 +124,40 @@ def test_newest_whole_state_wins_and_damage_is_told(tmp_path):
     with pytest.raises(UserError, match="no training state .* is whole"):
         checkpoint.newest_state(tmp_path, warn=told.append)
     assert checkpoint.newest_state(tmp_path / "empty") is None
+
+
+def test_going_on_before_a_damaged_state_keeps_two_whole_ones(tmp_path):
+    for step in (10, 20, 30):
+        checkpoint.save_state(tmp_path, step, {"step": step})
+    (tmp_path / "state_00000030.pt").write_bytes(b"damaged")
+    checkpoint.save_state(tmp_path, 25, {"step": 25})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["state_00000020.pt", "state_00000025.pt"]
+
+
+def test_tensors_that_share_memory_in_a_file_do_not_in_the_network(tmp_path):
+    state = MLVQGAN(**SMALL).state_dict()
+    state["quantizer.quantizer.ema_w"] = state["quantizer.quantizer.embedding.weight"] = torch.randn(2, 32, 4)[0]
+    torch.save(state, tmp_path / "shared.pth")
+    codebook = MLVQGAN.load(tmp_path / "shared.pth").quantizer.quantizer
+    codebook.ema_w.zero_()
+    assert codebook.embedding.weight.abs().sum() > 0 and codebook.embedding.weight.untyped_storage().nbytes() == 32 * 4 * 4
+
+
+MEASURE = """
+import resource, sys
+from models.unet import ConditionalUNet
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+before = peak()
+ConditionalUNet.load(sys.argv[1])
+print(peak() - before)
+"""
+
+
+def test_loading_takes_the_memory_of_the_file_once(tmp_path):
+    torch.save(ConditionalUNet(blocks=1, multipliers=(1, 2, 3)).state_dict(), tmp_path / "unet.pth")
+    size = (tmp_path / "unet.pth").stat().st_size
+    done = subprocess.run([sys.executable, "-c", MEASURE, str(tmp_path / "unet.pth")], cwd=ROOT, capture_output=True, text=True)
+    assert size > 5e7 and int(done.stdout) < 1.5 * size, done.stderr
 
 
 def test_a_state_is_a_zip_whose_checksums_hold(tmp_path):

@@ -86,7 +86,8 @@ def test_two_methods_with_faults_are_scored_on_what_is_complete(folder):
     assert table in done.stdout and f"3 images at {SIDE} x {SIDE}\n" in table
     assert "**" in (folder / "out" / "metrics.md").read_text()
     assert images.read(folder / "out" / "metrics.png").pixels.std() > 0.05
-    assert sorted(path.name for path in (folder / "out").iterdir()) == [f"metrics.{end}" for end in ("csv", "json", "md", "png", "txt")]
+    assert sorted(path.name for path in (folder / "out").iterdir()) == \
+        ["comparison.png", *(f"metrics.{end}" for end in ("csv", "json", "md", "png", "txt"))]
 
 
 def test_missing_folder_ends_in_one_line_with_status_2(folder):

@@ -2,13 +2,12 @@
 import ast
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-FLOORS = {"config": 0, "images": 0, "layers": 0, "schedulers": 0, "fusion": 0, "features": 0, "checkpoint": 0,
+FLOORS = {"config": 0, "images": 0, "layers": 0, "schedulers": 0, "fusion": 0, "features": 0, "checkpoint": 0, "processes": 0,
           "vqgan": 1, "unet": 1, "losses": 1, "scores": 1, "data": 1, "lungs": 1, "phantom": 1, "sampling": 1, "training": 1,
           "pipelines": 2, "estimator": 2}
 SCRIPTS = sorted(path.stem for path in ROOT.glob("*.py"))
@@ -59,11 +58,11 @@ def test_readme_tree_is_the_one_on_the_disk():
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_scripts_say_what_they_do_and_list_their_keys(script):
-    shown = subprocess.run([sys.executable, f"{script}.py", "--help"], cwd=ROOT, capture_output=True, text=True)
-    assert shown.returncode == 0 and f"python {script}.py" in shown.stdout and "settings that this script reads" in shown.stdout
-    wrong = subprocess.run([sys.executable, f"{script}.py", "data.rot=x"], cwd=ROOT, capture_output=True, text=True)
-    assert wrong.returncode == 2 and "did you mean data.root" in wrong.stderr and len(wrong.stderr.strip().splitlines()) == 1
+def test_scripts_say_what_they_do_and_list_their_keys(run_here, script):
+    status, shown, _ = run_here(f"{script}.py", "--help")
+    assert status == 0 and f"python {script}.py" in shown and "settings that this script reads" in shown
+    status, _, told = run_here(f"{script}.py", "data.rot=x")
+    assert status == 2 and "did you mean data.root" in told and len(told.strip().splitlines()) == 1
 
 
 def test_nothing_in_the_project_loads_pickles_freely():
