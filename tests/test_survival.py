@@ -1,4 +1,5 @@
 """What no test in one process can show: kill -9, a full disk, signals at any moment, too little memory. On ldm_train.py and metrics."""
+import multiprocessing
 import os
 import random
 import resource
@@ -12,7 +13,7 @@ import kill_campaign
 import pytest
 import torch
 
-from models import MachineError, UserError, checkpoint, config, replacing, sweep
+from models import MachineError, UserError, checkpoint, config, data, replacing, sweep
 from models.vqgan import MLVQGAN
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -127,6 +128,17 @@ def test_a_signal_before_the_first_step_ends_in_one_line(ready, number):
     _, stderr = process.communicate(timeout=120)
     assert process.returncode == 128 + number and own(stderr) == ["ldm_train.py: stopped; the same command goes on"], stderr
     assert not list(ready.glob(f"early{number}/latents/*/.*.part")) and not list(ready.glob(f"early{number}/ldm/state_*"))
+
+
+def test_processes_that_load_images_outlive_signals(ready):
+    """A scheduler signals them too, at moments when the training waits for them."""
+    pairs = {path.stem: (path, path, None) for path in sorted((ready / "data" / "CXR").iterdir())}
+    batches = data.ImageSource(pairs, 64, False, None, workers=1).batches([[i] for i in range(20)])
+    first = next(batches)
+    for loader in multiprocessing.active_children():
+        os.kill(loader.pid, signal.SIGINT)
+        os.kill(loader.pid, signal.SIGTERM)
+    assert first["image"].shape == (1, 1, 64, 64) and len(list(batches)) == 19
 
 
 def test_a_signal_while_images_are_loaded_by_other_processes_still_saves(ready):
