@@ -13,7 +13,8 @@ from dataclasses import asdict
 from models import config, pipelines, processes, training
 
 READS = ("runs", "device", "precision", "data.root", "data.name", "data.lists", "data.image_size", "vqgan.weights", "ldm.weights",
-         "ldm.sampler", "ldm.steps", "ldm.clip", "ldm.clip_rate", "ldm.clip_lag", "eval.input", "eval.output", "eval.batch_size", "eval.seed")
+         "ldm.sampler", "ldm.steps", "ldm.clip", "ldm.clip_rate", "ldm.clip_lag", "eval.input", "eval.output", "eval.batch_size",
+         "eval.seed")
 
 
 def main() -> int:

@@ -1,4 +1,4 @@
-"""The two lung fields of a frontal chest X-ray, for data sets that bring no masks: a hand-described mean shape and shortest paths, no trained weights.
+"""The two lung fields of a frontal chest X-ray, for data sets that bring no masks: a described mean shape and shortest paths, not trained.
 
 1. Place: the mean shape of both lungs is moved and scaled to where "inside" correlates best with "dark" (masked correlation).
 2. Fit: each lung is bent by nine anatomical modes to agree with darkness and with slopes across its outline (a deformable template).
@@ -16,13 +16,20 @@ PLACE_SIZE = 96         # px, longer side of the image the mean shape is placed 
 # Mean lung outlines, clockwise on the screen, in thorax units: x from the midline (0) to the widest inner chest wall (1),
 # y from the apices (0) to the costophrenic angles (1). Drawn by hand after the usual anatomy of a full-inspiration PA film.
 RIGHT_LUNG = np.array([             # on the viewer's left
-    (-.27, .00), (-.17, .04), (-.13, .12), (-.15, .21), (-.19, .30), (-.22, .40), (-.24, .52), (-.25, .64), (-.23, .74), (-.22, .81),   # mediastinum, right heart
-    (-.36, .79), (-.52, .78), (-.69, .81), (-.84, .88), (-.97, .98),                                                                    # diaphragm
-    (-.98, .84), (-.95, .71), (-.93, .58), (-.91, .46), (-.89, .36), (-.84, .26), (-.75, .16), (-.63, .09), (-.52, .045), (-.40, .01)]) # chest wall
+    # mediastinum, right heart
+    (-.27, .00), (-.17, .04), (-.13, .12), (-.15, .21), (-.19, .30), (-.22, .40), (-.24, .52), (-.25, .64), (-.23, .74), (-.22, .81),
+    # diaphragm
+    (-.36, .79), (-.52, .78), (-.69, .81), (-.84, .88), (-.97, .98),
+    # chest wall
+    (-.98, .84), (-.95, .71), (-.93, .58), (-.91, .46), (-.89, .36), (-.84, .26), (-.75, .16), (-.63, .09), (-.52, .045), (-.40, .01)])
 LEFT_LUNG = np.array([
-    (.27, .00), (.40, .01), (.53, .045), (.64, .09), (.76, .16), (.85, .26), (.90, .36), (.92, .46), (.94, .58), (.96, .71), (.99, .85), (.98, 1.0),   # chest wall
-    (.88, .92), (.77, .86), (.65, .84), (.54, .85),                                                                                     # diaphragm
-    (.51, .75), (.45, .67), (.36, .59), (.27, .51), (.23, .43), (.23, .35), (.23, .27), (.17, .21), (.14, .13), (.17, .04)])            # heart, aortic knob, mediastinum
+    # chest wall
+    (.27, .00), (.40, .01), (.53, .045), (.64, .09), (.76, .16), (.85, .26), (.90, .36), (.92, .46), (.94, .58), (.96, .71), (.99, .85),
+    (.98, 1.0),
+    # diaphragm
+    (.88, .92), (.77, .86), (.65, .84), (.54, .85),
+    # heart, aortic knob, mediastinum
+    (.51, .75), (.45, .67), (.36, .59), (.27, .51), (.23, .43), (.23, .35), (.23, .27), (.17, .21), (.14, .13), (.17, .04)])
 
 # 1. Place
 EVEN_SIGMA = 16.        # px of the working image, neighbourhood of the local contrast: about two rib spaces
@@ -102,7 +109,8 @@ def lung_faults(mask):
 
 def _check(cxr):
     if not isinstance(cxr, np.ndarray) or not np.issubdtype(cxr.dtype, np.floating):
-        raise ValueError(f'lung_mask got {getattr(cxr, "dtype", type(cxr).__name__)}, expected a float array in [0, 1]: divide by the largest grey value')
+        raise ValueError(f'lung_mask got {getattr(cxr, "dtype", type(cxr).__name__)}, expected a float array in [0, 1]: '
+                         "divide by the largest grey value")
     if cxr.ndim != 2 or min(cxr.shape) < MIN_SIZE:
         raise ValueError(f'lung_mask got shape {cxr.shape}, expected (H, W) with both sides >= {MIN_SIZE}')
     if not (cxr.min() >= 0 and cxr.max() <= 1):
@@ -266,7 +274,10 @@ def _trace(work, outlines, half):
 
 
 def _likeness(work, lungs, half):
-    """0 where a pixel is like the lung nearby, 1 where like the tissue nearby: local means as in Lankton & Tannenbaum, IEEE TIP 17 (2008) 2029. Float32 (h, w)."""
+    """0 where a pixel is like the lung nearby, 1 where like the tissue nearby; float32 (h, w).
+
+    Local means as in Lankton & Tannenbaum, IEEE TIP 17 (2008) 2029.
+    """
     near = _grow(lungs, TRACE_RING * half)
     ranks = _ranks(work, near if near.any() else np.ones_like(near))
     inside, outside = (_local_mean(ranks, part, LOCAL * half) for part in (lungs, near & ~lungs))
@@ -294,7 +305,9 @@ def _follow(outline, likeness, reach, stiffness):
 
 
 def _closed_path(cost, stiffness, jump=2):
-    """Column of each row of cost (N, D) on a cheap closed path whose neighbours are at most `jump` apart; the ring is walked twice and the middle of the walk kept."""
+    """Column of each row of cost (N, D) on a cheap closed path whose neighbours are at most `jump` apart.
+
+    The ring is walked twice and the middle of the walk kept."""
     rows, columns = len(cost), cost.shape[1]
     moves = np.arange(-jump, jump + 1)
     total, came = cost[0], np.zeros((2 * rows, columns), int)

@@ -188,7 +188,7 @@ def evaluate(run: Callable, cases: list[Case], output, *, size: int, batch_size:
                 masks = np.stack([images.mask_to_network(images.read_mask(case.mask), size) for case in batch])
             began = time.perf_counter()
             soft = run(cxr, [case.name for case in batch], masks,
-                       lambda steps: tqdm(steps, desc=batch[0].name, unit="step", leave=False, mininterval=1, disable=quiet))
+                       lambda steps, name=batch[0].name: tqdm(steps, desc=name, unit="step", leave=False, mininterval=1, disable=quiet))
             elapsed = (time.perf_counter() - began) / len(batch)
             for case, picture, result in zip(batch, pictures, soft):
                 write_result(output, case, picture, images.from_network(result, picture.pixels.shape))

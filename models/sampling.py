@@ -53,7 +53,7 @@ def sample_gllcm(unet: torch.nn.Module, cxr: torch.Tensor, masked_cxr: torch.Ten
     walk = schedulers.walk(schedulers.scaled_linear(), schedulers.lcm_timesteps(steps), LCM_STEPS)
     z_g = z_l = draw("initial")
     for j, step in enumerate(progress(walk)):
-        eps_g, eps_l = GUIDANCE[guidance](unet, z_g, z_l, step.t, cxr, masked_cxr, alpha, lambda: draw(f"unconditional/{j}"))
+        eps_g, eps_l = GUIDANCE[guidance](unet, z_g, z_l, step.t, cxr, masked_cxr, alpha, lambda j=j: draw(f"unconditional/{j}"))
         z_0g = schedulers.predict_z_0(z_g, eps_g, step, schedulers.threshold(step.position, clip_global, clip_rate))
         z_0l = schedulers.predict_z_0(z_l, eps_l, step, schedulers.threshold(step.position, clip_local, clip_rate))
         z_g = schedulers.lcm_step(z_g, z_0g, step, None if step.last else draw(f"global/{j}"))

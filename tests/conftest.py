@@ -1,4 +1,4 @@
-"""What the tests share: two threads (torch's many only get in each other's way on two cores), and scripts run in this process."""
+"""What the tests share: one thread (small networks gain nothing from more, and lose much on a busy machine), scripts run in this process."""
 import runpy
 import signal
 import sys
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)
 ROOT = Path(__file__).resolve().parent.parent
 
 
