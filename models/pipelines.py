@@ -43,12 +43,11 @@ class Pipeline:
         """Sides of images must be multiples of this."""
         return self.vqgan.factor * 2 ** (self.unet.levels - 1)
 
-    def check_size(self, *sides: int) -> "Pipeline":
-        """The pipeline itself; UserError where its networks cannot take images of these sides."""
+    def check_size(self, *sides: int) -> None:
+        """Raise UserError where the networks cannot take images of these sides."""
         if any(side % self.multiple for side in sides):
             raise UserError(f"images of {' x '.join(map(str, sides))} do not fit these networks; data.image_size must be a multiple of "
                             f"{self.multiple}")
-        return self
 
     @torch.inference_mode()
     def __call__(self, cxr: torch.Tensor, names: list[str], masks=None, progress: sampling.Progress = iter) -> torch.Tensor:
