@@ -272,7 +272,7 @@ def run(main) -> None:
         process = f" (process {RANK})" if RANK else ""
         print(f"{Path(sys.argv[0]).name}{process}: {text}", file=sys.stderr)
 
-    signal.signal(signal.SIGTERM, terminated)
+    before = signal.signal(signal.SIGTERM, terminated)
     try:
         status = main()
     except UserError as error:
@@ -289,6 +289,8 @@ def run(main) -> None:
         complain("out of GPU memory; lower the batch_size that this script reads (--help), raise train.accumulate, or set "
                  "train.checkpointing=true")
         status = 1
+    finally:
+        signal.signal(signal.SIGTERM, before)  # a notebook or a test goes on after this
     raise SystemExit(status or 0)
 
 

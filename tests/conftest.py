@@ -20,14 +20,9 @@ def run_here(monkeypatch, capsys):
     def run(script: str, *arguments: str, folder: Path = ROOT) -> tuple[int, str, str]:
         monkeypatch.chdir(folder)
         monkeypatch.setattr(sys, "argv", [str(ROOT / script), *arguments])
-        handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
         capsys.readouterr()
-        try:
-            with pytest.raises(SystemExit) as stop:
-                runpy.run_path(str(ROOT / script), run_name="__main__")
-        finally:
-            for number, handler in handlers.items():
-                signal.signal(number, handler)
+        with pytest.raises(SystemExit) as stop:
+            runpy.run_path(str(ROOT / script), run_name="__main__")
         return stop.value.code or 0, *capsys.readouterr()
 
     return run

@@ -170,7 +170,7 @@ def test_out_of_memory_names_the_settings_that_help(capsys, error):
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(SystemExit) as end:
         config.run(main)
-    signal.signal(signal.SIGTERM, before)
+    assert signal.getsignal(signal.SIGTERM) == before
     line = capsys.readouterr().err.strip()
     assert end.value.code == 1 and len(line.splitlines()) == 1
     settings = config.flatten(config.load(str(ROOT / "config.yaml")))
@@ -185,4 +185,4 @@ def test_an_error_that_is_not_of_memory_keeps_its_traceback():
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(RuntimeError, match="shapes"):
         config.run(main)
-    signal.signal(signal.SIGTERM, before)
+    assert signal.getsignal(signal.SIGTERM) == before
