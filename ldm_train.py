@@ -10,7 +10,7 @@ from models import config, estimator, pipelines, schedulers
 
 READS = ("runs", "device", "precision", "data.root", "data.name", "data.lists", "data.image_size", "vqgan.weights", "unet",
          "ldm.qkv_by_head", "ldm.clip", "ldm.clip_rate", "ldm.offset_noise", "ldm.epochs", "ldm.batch_size", "ldm.learning_rate",
-         "ldm.epsilon", "ldm.milestones", "ldm.gamma", "ldm.average", "train")
+         "ldm.epsilon", "ldm.milestones", "ldm.gamma", "ldm.average", "augment", "train")
 PICTURE_STEPS = 50  # DDPM steps of the sample pictures
 
 

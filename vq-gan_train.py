@@ -11,10 +11,11 @@ from pathlib import Path
 
 import torch
 
-from models import config, data, layers, losses, lungs, processes, training
+from models import augment, config, data, layers, losses, lungs, processes, training
 from models.vqgan import MLVQGAN, PatchDiscriminator
 
-READS = ("runs", "device", "precision", "features", "data.root", "data.name", "data.lists", "data.image_size", "vqgan", "train")
+READS = ("runs", "device", "precision", "features", "data.root", "data.name", "data.lists", "data.image_size", "vqgan", "train",
+         "augment.flip", "augment.rotate", "augment.scale", "augment.contrast", "augment.gamma")
 PICTURES = 4  # validation images in a sample picture
 
 
@@ -27,8 +28,9 @@ def main() -> int:
 
     # data
     train, validation = data.training_pairs(settings.data.root, settings.data.lists, settings.data.name)
-    sources = [data.ImageSource(part, settings.data.image_size, chosen.masked, lungs.lung_mask, settings.train.workers) if part else None
-               for part in (train, validation)]
+    how = augment.Augmentation.chosen(settings.augment)
+    kind = settings.data.image_size, chosen.masked, lungs.lung_mask, settings.train.workers
+    sources = [data.ImageSource(train, *kind, how, settings.train.seed), data.ImageSource(validation, *kind) if validation else None]
 
     # networks
     with processes.joined():
@@ -61,7 +63,8 @@ def main() -> int:
 
         config.keep(settings, folder)
         plan = training.make_plan(folder, chosen, settings.train, rates, training.pick_precision(settings.precision, device),
-                                  **asdict(chosen.loss), unit_latent=chosen.unit_latent)
+                                  **asdict(chosen.loss), unit_latent=chosen.unit_latent,
+                                  **{f"augment.{name}": value for name, value in asdict(how).items()})
         identity = {"vqgan.network": asdict(network), "vqgan.discriminator": asdict(chosen.discriminator),
                     "data.image_size": settings.data.image_size, "training images": data.describe(train),
                     "validation images": data.describe(validation), "vqgan.masked": chosen.masked, "train.seed": settings.train.seed}

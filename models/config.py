@@ -132,6 +132,16 @@ class Lcm(Course):
 
 
 @dataclass(frozen=True)
+class Augment:
+    versions: int
+    flip: bool
+    rotate: float
+    scale: float
+    contrast: float
+    gamma: float
+
+
+@dataclass(frozen=True)
 class Train:
     seed: int
     workers: int
@@ -148,6 +158,8 @@ class Eval:
     output: str
     batch_size: int
     seed: int
+    samples: int
+    dicom: bool
     masks: str | None
 
 
@@ -172,14 +184,16 @@ class Settings:
     unet: Unet
     ldm: Ldm
     lcm: Lcm
+    augment: Augment
     train: Train
     eval: Eval
     metrics: Metrics
 
 
 AT_LEAST_ONE = {"image_size", "batch_size", "epochs", "steps", "codes", "code_channels", "accumulate", "validate_every",
-                "sample_every", "width", "blocks", "heads", "size", "channels", "residual_channels", "multipliers"}
-AT_MOST = {"ldm.steps": 1000, "lcm.steps": 50}  # the full walks
+                "sample_every", "width", "blocks", "heads", "size", "channels", "residual_channels", "multipliers", "versions", "samples"}
+AT_MOST = {"ldm.steps": 1000, "lcm.steps": 50,  # the full walks
+           "augment.rotate": 180, "augment.scale": 0.5, "augment.contrast": 0.9}
 
 
 def parse(description: str, reads: tuple[str, ...], argv: list[str] | None = None) -> Settings:

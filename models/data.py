@@ -13,7 +13,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from . import UserError, checkpoint, images, replacing
+from . import UserError, augment, checkpoint, images, replacing
+from .augment import Augmentation
 
 # --- Pairs and split lists ---------------------------------------------------------------------------------------------------
 
@@ -239,15 +240,25 @@ def load(pair: Pair, kind: str, size: int, find_lungs: FindLungs) -> torch.Tenso
     return images.to_network(pixels * lungs, size)
 
 
+def augmented(image: torch.Tensor, how: Augmentation, key: str) -> torch.Tensor:
+    """What `load` gave, changed as `key` decides (models/augment.py); images of one key are changed alike."""
+    if how == augment.NONE:
+        return image  # to the bit
+    return images.to_signed(torch.from_numpy(augment.augment(images.to_unit(image)[0].numpy(), how, key)))[None]
+
+
 class ImageSource(Dataset):
     """Single images of the pairs, for the autoencoder: batches {"image": (B, 1, size, size)}.
 
     workers: processes that load; with 0 the images are decoded once and kept, as far as KEEP_BYTES allow.
+    how: augmentation, another one in each epoch, a function of (seed, epoch, name).
     """
 
-    def __init__(self, pairs: dict[str, Pair], size: int, masked: bool, find_lungs: FindLungs, workers: int):
+    def __init__(self, pairs: dict[str, Pair], size: int, masked: bool, find_lungs: FindLungs, workers: int,
+                 how: Augmentation = augment.NONE, seed: int = 0):
         kinds = WHOLE + MASKED if masked else WHOLE
-        self.items = [(pair, kind) for pair in pairs.values() for kind in kinds]
+        self.items = [(name, pair, kind) for name, pair in pairs.items() for kind in kinds]
+        self.how, self.seed = how, seed
         self.names = [f"{name} ({kind})" for name in pairs for kind in kinds]
         self.size, self.find_lungs, self.workers = size, find_lungs, workers
         self.kept: dict[int, torch.Tensor] = {}
@@ -256,17 +267,18 @@ class ImageSource(Dataset):
     def __len__(self) -> int:
         return len(self.items)
 
-    def __getitem__(self, index: int) -> torch.Tensor:
-        if index in self.kept:
-            return self.kept[index]
-        pair, kind = self.items[index]
-        image = load(pair, kind, self.size, self.find_lungs)
+    def __getitem__(self, place: tuple[int, int]) -> torch.Tensor:
+        """place: (index, epoch)."""
+        index, epoch = place
+        name, pair, kind = self.items[index]
+        image = self.kept[index] if index in self.kept else load(pair, kind, self.size, self.find_lungs)
         if self.keeps:
             self.kept[index] = image
-        return image
+        return augmented(image, self.how, f"{self.seed}/{epoch}/{name}")
 
-    def batches(self, index_lists: list[list[int]]) -> Iterator[dict[str, torch.Tensor]]:
-        loader = DataLoader(self, batch_sampler=index_lists, num_workers=min(self.workers, len(index_lists)),
+    def batches(self, index_lists: list[list[int]], epoch: int = 0) -> Iterator[dict[str, torch.Tensor]]:
+        places = [[(index, epoch) for index in indices] for indices in index_lists]
+        loader = DataLoader(self, batch_sampler=places, num_workers=min(self.workers, len(index_lists)),
                             pin_memory=torch.cuda.is_available(), worker_init_fn=leave_signals)
         return ({"image": images} for images in loader)
 
@@ -278,35 +290,47 @@ def leave_signals(worker: int) -> None:
 
 
 class LatentSource:
-    """Pairs of latents, for the noise estimators: batches {"cxr", "soft": (B, C, h, w)}; masked pairs count as pairs of their own."""
+    """Pairs of latents, for the noise estimators: batches {"cxr", "soft": (B, C, h, w)}; masked pairs count as pairs of their own.
 
-    def __init__(self, latents: dict[str, dict[str, torch.Tensor]]):
-        kinds = next(iter(latents.values()))
+    versions: what `cached_latents` gave for each augmented version of the images; the epochs take them in turn.
+    """
+
+    def __init__(self, *versions: dict[str, dict[str, torch.Tensor]]):
+        kinds = next(iter(versions[0].values()))
         roles = [WHOLE, MASKED] if MASKED[0] in kinds else [WHOLE]
-        self.names = [f"{name} ({cxr})" for cxr, _ in roles for name in latents]
-        self.cxr = torch.stack([latents[name][cxr] for cxr, _ in roles for name in latents])
-        self.soft = torch.stack([latents[name][soft] for _, soft in roles for name in latents])
+        self.names = [f"{name} ({cxr})" for cxr, _ in roles for name in versions[0]]
 
-    def batches(self, index_lists: list[list[int]]) -> Iterator[dict[str, torch.Tensor]]:
-        return ({"cxr": self.cxr[indices], "soft": self.soft[indices]} for indices in index_lists)
+        def stacks(place: int) -> list[torch.Tensor]:
+            return [torch.stack([latents[role[place]] for role in roles for latents in version.values()]) for version in versions]
+
+        self.cxr, self.soft = stacks(0), stacks(1)
+
+    def batches(self, index_lists: list[list[int]], epoch: int = 0) -> Iterator[dict[str, torch.Tensor]]:
+        cxr, soft = (part[epoch % len(part)] for part in (self.cxr, self.soft))
+        return ({"cxr": cxr[indices], "soft": soft[indices]} for indices in index_lists)
 
 
 def cached_latents(encode: Callable[[torch.Tensor], torch.Tensor], key: str, pairs: dict[str, Pair], size: int, masked: bool,
-                   find_lungs: FindLungs, folder, batch_size: int, mine: slice = slice(None)) -> dict[str, dict[str, torch.Tensor]]:
+                   find_lungs: FindLungs, folder, batch_size: int, mine: slice = slice(None), how: Augmentation = augment.NONE,
+                   version: str = "") -> dict[str, dict[str, torch.Tensor]]:
     """{name: {kind: latent (C, h, w)}}; each image is encoded once and its latent kept in <folder>/<key>_<size>/.
 
     encode: images (B, 1, size, size) -> latents. key: digest of the autoencoder's weights; a latent's file is named by the digest
     of its image's (and mask's) content, so a changed image is encoded anew. mine: the part of the missing latents that this
-    process encodes; the others are read as their processes write them, so a barrier has to lie between two calls.
+    process encodes; the others are read as their processes write them, so a barrier has to lie between two calls. how, version:
+    the augmentation and which of its versions; their latents are files of their own.
     """
     folder = Path(folder) / f"{key}_{size}"
     kinds = WHOLE + MASKED if masked else WHOLE
-    files = {(name, kind): folder / f"{_content(pair, kind)}.npy" for name, pair in pairs.items() for kind in kinds}
+    change = "" if how == augment.NONE else f"{how}/{version}"
+    files = {(name, kind): folder / f"{_content(pair, kind, change and f'{change}/{name}')}.npy"
+             for name, pair in pairs.items() for kind in kinds}
     missing = [item for item, path in files.items() if not path.is_file()][mine]
     starts = range(0, len(missing), batch_size)
     for start in tqdm(starts, desc="encoding", unit="batch", disable=not missing or mine.start not in (None, 0)):
         items = missing[start:start + batch_size]
-        latents = encode(torch.stack([load(pairs[name], kind, size, find_lungs) for name, kind in items])).float().cpu()
+        loaded = [augmented(load(pairs[name], kind, size, find_lungs), how, f"{version}/{name}") for name, kind in items]
+        latents = encode(torch.stack(loaded)).float().cpu()
         for item, latent in zip(items, latents):
             with replacing(files[item]) as temporary, open(temporary, "wb") as file:
                 np.save(file, latent.numpy())
@@ -322,8 +346,8 @@ def _load_latent(path: Path) -> np.ndarray:
         raise UserError(f"the cached latent {path} is damaged ({error}); remove it, and it is made again") from None
 
 
-def _content(pair: Pair, kind: str) -> str:
-    """What a latent depends on: the content of its image, the kind, and for a masked one the mask's content (or the CXR's)."""
+def _content(pair: Pair, kind: str, change: str) -> str:
+    """What a latent depends on: its image's content, the kind, for a masked one the mask's content (or the CXR's), augmentation."""
     cxr, soft, mask = pair
     paths = [soft if kind.endswith("soft") else cxr] + ([mask or cxr] if kind in MASKED else [])
-    return hashlib.sha256("/".join([kind, *map(checkpoint.digest, paths)]).encode()).hexdigest()[:24]
+    return hashlib.sha256("/".join([kind, *map(checkpoint.digest, paths), *([change] if change else [])]).encode()).hexdigest()[:24]

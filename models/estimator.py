@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from . import checkpoint, data, layers, losses, lungs, processes, training
+from . import augment, checkpoint, data, layers, losses, lungs, processes, training
 from .unet import ConditionalUNet
 from .vqgan import MLVQGAN
 
@@ -27,10 +27,15 @@ def train(settings, chosen, method: str, alpha_bar: torch.Tensor, masked: bool, 
         vqgan = MLVQGAN.load(settings.vqgan.weights).to(device)
         key = checkpoint.digest(settings.vqgan.weights)
 
-        def latents(part):
-            return encode_all(vqgan, key, part, size, masked, Path(settings.runs) / "latents", chosen.batch_size, device)
+        def latents(part, **augmentation):
+            return encode_all(vqgan, key, part, size, masked, Path(settings.runs) / "latents", chosen.batch_size, device, **augmentation)
 
-        sources = [data.LatentSource(latents(part)) if part else None for part in (pairs, validation)]
+        how, versions = augment.Augmentation.chosen(settings.augment), [{}]
+        if how != augment.NONE:
+            versions = [{"how": how, "version": f"{settings.train.seed}/{number}"} for number in range(settings.augment.versions)]
+            training.say(f"note: augmented; latents of {len(versions)} versions of each image are kept; the epochs take them in turn")
+        sources = [data.LatentSource(*(latents(pairs, **version) for version in versions)),
+                   data.LatentSource(latents(validation)) if validation else None]
         torch.manual_seed(settings.train.seed)
         channels = 2 * vqgan.quantizer.quantizer.embedding.embedding_dim  # the noisy latent beside the CXR's
         unet = ConditionalUNet(channels, channels, **asdict(settings.unet), qkv_by_head=chosen.qkv_by_head).to(device)
@@ -47,13 +52,18 @@ def train(settings, chosen, method: str, alpha_bar: torch.Tensor, masked: bool, 
         identity = {"unet": asdict(settings.unet), "data.image_size": size, "training images": data.describe(pairs),
                     "validation images": data.describe(validation), "vqgan.weights": key, "train.seed": settings.train.seed,
                     "noise schedule": [round(float(a), 6) for a in alpha_bar[::333]], "offset_noise": chosen.offset_noise}
-        plan = training.make_plan(folder, chosen, settings.train, rates, precision, epsilon=chosen.epsilon)
+        plan = training.make_plan(folder, chosen, settings.train, rates, precision, epsilon=chosen.epsilon,
+                                  **{f"augment.{name}": value for name, value in asdict(settings.augment).items()})
         objective = losses.denoising_objective(alpha_bar, chosen.offset_noise)
         return training.Trainer(plan, {"unet": unet}, optimizers, objective, *sources, identity, picture).run()
 
 
-def encode_all(vqgan: MLVQGAN, key: str, pairs: dict, size: int, masked: bool, folder: Path, batch_size: int, device: torch.device) -> dict:
-    """The latents of all pairs, encoded by all processes together where they are not on the disk yet."""
+def encode_all(vqgan: MLVQGAN, key: str, pairs: dict, size: int, masked: bool, folder: Path, batch_size: int, device: torch.device,
+               **augmentation) -> dict:
+    """The latents of all pairs, encoded by all processes together where they are not on the disk yet.
+
+    augmentation: how and version of data.cached_latents.
+    """
 
     @torch.no_grad()
     def encode(batch):
@@ -62,6 +72,6 @@ def encode_all(vqgan: MLVQGAN, key: str, pairs: dict, size: int, masked: bool, f
     processes.tidy(*folder.glob("*"))
     arguments = (encode, key, pairs, size, masked, lungs.lung_mask, folder, batch_size)
     if processes.count() > 1:
-        data.cached_latents(*arguments, mine=slice(processes.rank(), None, processes.count()))
+        data.cached_latents(*arguments, mine=slice(processes.rank(), None, processes.count()), **augmentation)
         processes.largest(0)
-    return data.cached_latents(*arguments)
+    return data.cached_latents(*arguments, **augmentation)

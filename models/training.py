@@ -32,8 +32,8 @@ class Source(Protocol):
     """Training or validation data: items by index, in batches."""
     names: list[str]
 
-    def batches(self, index_lists: list[list[int]]) -> Iterator[dict[str, torch.Tensor]]:
-        """The items of each list, stacked on the first axis."""
+    def batches(self, index_lists: list[list[int]], epoch: int = 0) -> Iterator[dict[str, torch.Tensor]]:
+        """The items of each list, stacked on the first axis, as they are in this epoch."""
 
 
 @dataclass(frozen=True)
@@ -190,7 +190,7 @@ class Trainer:
         order = data_order(len(self.train.names), plan.seed, progress.epoch)
         lists = [order[start:start + plan.batch_size] for start in range(progress.offset, len(order), plan.batch_size)]
         mine = [[indices[place] for places, _ in self.parts(len(indices)) for place in places] for indices in lists]
-        for batch, indices in zip(self.train.batches(mine), lists):
+        for batch, indices in zip(self.train.batches(mine, progress.epoch), lists):
             yield batch, [self.train.names[i] for i in indices]
 
     def parts(self, size: int) -> list[tuple[list[int], bool]]:

@@ -1,7 +1,9 @@
 """What the tests share: one thread (small networks gain nothing from more, and lose much on a busy machine), scripts run in this process."""
+import io
 import runpy
 import signal
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
@@ -13,16 +15,16 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's background jo
 ROOT = Path(__file__).resolve().parent.parent
 
 
+def run_script(script: str, *arguments: str, folder: Path = ROOT) -> tuple[int, str, str]:
+    """Run a script in a folder without starting Python and torch anew -> (exit status, stdout, stderr)."""
+    out, err = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err), pytest.raises(SystemExit) as stop:
+        patch.chdir(folder)
+        patch.setattr(sys, "argv", [str(ROOT / script), *arguments])
+        runpy.run_path(str(ROOT / script), run_name="__main__")
+    return stop.value.code or 0, out.getvalue(), err.getvalue()
+
+
 @pytest.fixture
-def run_here(monkeypatch, capsys):
-    """run_here(script, *arguments, folder=...) -> (exit status, stdout, stderr) without starting Python and torch anew."""
-
-    def run(script: str, *arguments: str, folder: Path = ROOT) -> tuple[int, str, str]:
-        monkeypatch.chdir(folder)
-        monkeypatch.setattr(sys, "argv", [str(ROOT / script), *arguments])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as stop:
-            runpy.run_path(str(ROOT / script), run_name="__main__")
-        return stop.value.code or 0, *capsys.readouterr()
-
-    return run
+def run_here():
+    return run_script

@@ -21,7 +21,7 @@ TINY = ["--profile", "demo", "device=cpu", "train.workers=0", "train.sample_ever
         "data.split=[0.4,0.3,0.3]", "data.root=data", "data.lists=lists", "vqgan.network.channels=[8,16]",
         "vqgan.network.residual_channels=8", "vqgan.network.codes=32", "vqgan.discriminator.channels=4", "vqgan.loss.ms_ssim=0",
         "vqgan.loss.adversarial=0.1", "vqgan.batch_size=3", "vqgan.average=0.9", "unet.multipliers=[1,1]", "unet.attention=[2]",
-        "ldm.batch_size=1", "ldm.average=0.9", "lcm.batch_size=1", "lcm.average=0.9"]
+        "ldm.batch_size=1", "ldm.average=0.9", "lcm.batch_size=1", "lcm.average=0.9", "augment.versions=3"]
 SCRIPTS = {"vqgan": "vq-gan_train.py", "ldm": "ldm_train.py", "lcm": "lcm_train.py"}
 WAYS = ("anywhere", "training", "training", "writing")  # when a process is killed, in turn
 LONGEST = 0.3  # seconds of training before a kill

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from models import UserError, data, images, phantom
+from models.augment import Augmentation
 
 
 @pytest.fixture
@@ -33,7 +34,7 @@ def test_image_source_gives_whole_and_masked_images(root):
     expected = images.to_network(soft * upper_half(soft), 32)  # no mask file: the lungs are found
     assert source.names[11] == "2 (masked_soft)" and torch.equal(batches[1]["image"][0], expected)
     mask = images.read_mask(root / "Mask" / "0.png")
-    assert torch.equal(source[2], images.to_network(images.read(root / "CXR" / "0.png").pixels * mask, 32))
+    assert torch.equal(source[2, 0], images.to_network(images.read(root / "CXR" / "0.png").pixels * mask, 32))
 
 
 def test_workers_load_the_same_as_the_process_itself(root):
@@ -90,6 +91,35 @@ def test_latent_source_pairs_whole_with_whole_and_masked_with_masked():
     batch = next(source.batches([[1, 2]]))
     assert batch["cxr"][:, 0, 0, 0].tolist() == [10, 2] and batch["soft"][:, 0, 0, 0].tolist() == [11, 3]
     assert len(data.LatentSource({name: {kind: kinds[kind] for kind in data.WHOLE} for name, kinds in latents.items()}).names) == 2
+
+
+def test_augmented_images_change_with_the_epoch_and_with_nothing_else(root):
+    pairs, how = data.find_pairs(root), Augmentation(flip=True, rotate=5, scale=0.1, contrast=0.1, gamma=0.1)
+    alone, helped = (data.ImageSource(pairs, 32, True, upper_half, workers, how, seed=1) for workers in (0, 2))
+    lists = [[0, 1, 2, 3]]
+    epochs = [next(alone.batches(lists, epoch))["image"] for epoch in (0, 1, 0)]
+    assert torch.equal(epochs[0], epochs[2]) and not torch.allclose(epochs[0], epochs[1], atol=0.01)
+    assert torch.equal(next(helped.batches(lists, 1))["image"], epochs[1])
+    plain = data.load(pairs["0"], "masked_soft", 32, upper_half)
+    assert torch.equal(epochs[1][3], data.augmented(plain, how, "1/1/0"))  # all four images of a patient alike
+
+
+def test_latents_of_augmented_versions_are_kept_apart_and_taken_in_turn(root, tmp_path):
+    pairs, calls = data.find_pairs(root), []
+    how = Augmentation(flip=False, rotate=5, scale=0.1, contrast=0.1, gamma=0.1)
+    arguments = (encoder(calls), "key", pairs, 32, False, upper_half, tmp_path / "latents", 4)
+    plain = data.cached_latents(*arguments)
+    versions = [data.cached_latents(*arguments, how=how, version=version) for version in ("0/0", "0/1")]
+    assert sum(calls) == 18 and len(list((tmp_path / "latents").rglob("*.npy"))) == 18
+    again = data.cached_latents(*arguments, how=how, version="0/1")
+    assert sum(calls) == 18 and torch.equal(again["1"]["soft"], versions[1]["1"]["soft"])
+    source = data.LatentSource(*versions)
+    batches = [next(source.batches([[1, 0]], epoch)) for epoch in range(3)]
+    for epoch, batch in enumerate(batches):
+        assert torch.equal(batch["cxr"][0], versions[epoch % 2]["1"]["cxr"]) and torch.equal(batch["soft"][1], versions[epoch % 2]["0"]["soft"])
+    assert not torch.equal(batches[0]["cxr"], batches[1]["cxr"]) and not torch.equal(plain["1"]["cxr"], versions[0]["1"]["cxr"])
+    expected = data.augmented(data.load(pairs["1"], "cxr", 32, upper_half), how, "0/1/1")
+    assert torch.equal(encoder([])(expected[None])[0], versions[1]["1"]["cxr"])
 
 
 def test_training_pairs_follow_the_lists(root, tmp_path):

@@ -50,7 +50,7 @@ class Pictures:
     names = [f"picture{i}" for i in range(7)]
     pixels = torch.randn(7, 1, 16, 16, generator=torch.Generator().manual_seed(5)).tanh() + torch.linspace(-1, 1, 7)[:, None, None, None]
 
-    def batches(self, index_lists):
+    def batches(self, index_lists, epoch=0):
         return ({"image": self.pixels[indices]} for indices in index_lists)
 
 

@@ -2,30 +2,28 @@
 import csv
 import json
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT, run_script
 from golden_draws import SHARED, fill
 
 from models import images
 from models.unet import ConditionalUNet
 from models.vqgan import MLVQGAN
 
-ROOT = Path(__file__).resolve().parent.parent
 TINY = ["--profile", "demo", "data.image_size=64", "vqgan.network.channels=[8,16]", "vqgan.network.residual_channels=8",
         "vqgan.network.codes=32", "vqgan.discriminator.channels=4", "vqgan.loss.ms_ssim=0", "vqgan.epochs=2", "unet.multipliers=[1,1]",
         "unet.attention=[2]", "ldm.epochs=2", "lcm.epochs=2", "vqgan.batch_size=2", "ldm.batch_size=3", "lcm.batch_size=4", "device=cpu",
         "train.sample_every=2", "train.workers=0", "ldm.sampler=ddim", "ldm.steps=3", "lcm.steps=2", "metrics.size=64"]
 
 
-def run(script, *arguments, folder, status=0, tiny=True):
-    done = subprocess.run([sys.executable, str(ROOT / script), *(TINY if tiny else []), *arguments], cwd=folder, capture_output=True, text=True)
-    assert done.returncode == status, f"{script} ended with {done.returncode}\n{done.stdout}\n{done.stderr}"
-    return done
+def run(script, *arguments, folder, status=0, tiny=True) -> str:
+    """What a script says on stderr."""
+    ended, out, err = run_script(script, *(TINY if tiny else []), *arguments, folder=folder)
+    assert ended == status, f"{script} ended with {ended}\n{out}\n{err}"
+    return err
 
 
 @pytest.fixture(scope="module")
@@ -78,16 +76,16 @@ def test_metrics_leave_a_table(chain):
 def test_the_same_command_again_goes_on(chain):
     log = chain / "runs" / "demo" / "ldm" / "log.csv"
     before = log.read_text()
-    assert "already trained" in run("ldm_train.py", folder=chain).stderr and log.read_text() == before
+    assert "already trained" in run("ldm_train.py", folder=chain) and log.read_text() == before
     more = run("ldm_train.py", "ldm.epochs=3", folder=chain)
-    assert "going on from" in more.stderr and "epochs changed from 2 to 3" in more.stderr
+    assert "going on from" in more and "epochs changed from 2 to 3" in more
     assert log.read_text().startswith(before.rsplit("\n", 1)[0]) and len(log.read_text().splitlines()) == 4
 
 
 def test_latents_are_encoded_once(chain):
     cached = {path: path.stat().st_mtime_ns for path in (chain / "runs" / "demo" / "latents").rglob("*.npy")}
-    lists = [(chain / "runs" / "demo" / "lists" / f"data_{part}set.txt").read_text().split() for part in ("train", "val")]
-    assert len(cached) == 4 * len(sum(lists, []))  # CXR and soft tissue, whole and masked
+    train, validation = [(chain / "runs" / "demo" / "lists" / f"data_{part}set.txt").read_text().split() for part in ("train", "val")]
+    assert len(cached) == 4 * (2 * len(train) + len(validation))  # CXR and soft tissue, whole and masked; two augmented versions
     run("lcm_train.py", "lcm.epochs=3", folder=chain)
     assert cached == {path: path.stat().st_mtime_ns for path in (chain / "runs" / "demo" / "latents").rglob("*.npy")}
 

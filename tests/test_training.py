@@ -38,7 +38,7 @@ class Points:
         if bad is not None:
             self.y = torch.where(torch.arange(14) == bad, torch.nan, self.y)
 
-    def batches(self, index_lists):
+    def batches(self, index_lists, epoch=0):
         for indices in index_lists:
             self.seen.append(indices)
             yield {"x": self.x[indices], "y": self.y[indices]}

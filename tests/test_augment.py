@@ -1,0 +1,77 @@
+"""Augmentation: the amounts that were asked for, the same for a pair, black stays black, a function of its key."""
+import numpy as np
+import pytest
+import scipy.ndimage
+
+from models import augment, phantom
+from models.augment import NONE, Augmentation
+
+EVERYTHING = Augmentation(flip=True, rotate=8, scale=0.1, contrast=0.2, gamma=0.3)
+
+
+@pytest.fixture(scope="module")
+def patient():
+    return phantom.simulate(3, 128)
+
+
+def one(**amounts):
+    return Augmentation(**{**vars(NONE), **amounts})
+
+
+def test_none_changes_nothing(patient):
+    assert augment.augment(patient.cxr, NONE, "key") is patient.cxr
+
+
+def test_the_key_decides_alone(patient):
+    first = augment.augment(patient.cxr, EVERYTHING, "a")
+    np.random.random()
+    assert np.array_equal(first, augment.augment(patient.cxr, EVERYTHING, "a"))
+    assert not np.allclose(first, augment.augment(patient.cxr, EVERYTHING, "b"), atol=0.01)
+    assert first.dtype == np.float32 and first.min() >= 0 and first.max() <= 1
+
+
+def test_both_images_of_a_pair_are_changed_alike(patient):
+    """Where the two are equal they stay so, and what differs moves with its image."""
+    half = patient.cxr.copy()
+    half[:64] = patient.soft[:64]
+    geometry = one(flip=True, rotate=8, scale=0.1)
+    for key in "abcde":
+        cxr, soft, mixed = (augment.augment(image, geometry, key) for image in (patient.cxr, patient.soft, half))
+        to_cxr, to_soft = np.abs(mixed - cxr) < 1e-6, np.abs(mixed - soft) < 1e-6
+        assert (to_cxr | to_soft).mean() > 0.9 and to_cxr[100:].all() and to_soft[:28].all()
+
+
+def test_black_stays_black():
+    image = np.zeros((64, 64), np.float32)
+    image[20:40, 24:40] = 0.7
+    for key in "abcdef":
+        changed = augment.augment(image, EVERYTHING, key)
+        assert np.all(changed[:10] == 0) and np.all(changed[-10:] == 0) and changed[30, 32] > 0.3
+
+
+def test_flips_half_of_the_time(patient):
+    results = [augment.augment(patient.cxr, one(flip=True), str(key)) for key in range(60)]
+    flipped = sum(np.array_equal(result, patient.cxr[:, ::-1]) for result in results)
+    assert flipped + sum(np.array_equal(result, patient.cxr) for result in results) == 60 and 15 < flipped < 45
+
+
+def test_rotation_and_scale_are_those_asked_for(patient):
+    """The best match among exact rotations lies within the range, and the ranges are used."""
+    image, angles = scipy.ndimage.gaussian_filter(patient.cxr, 1), np.arange(-12, 13)
+    exact = [scipy.ndimage.rotate(image, angle, reshape=False, order=3)[32:96, 32:96] for angle in angles]
+    found = []
+    for key in range(12):
+        changed = augment.augment(image, one(rotate=8), str(key))[32:96, 32:96]
+        errors = [np.mean((changed - other) ** 2) for other in exact]
+        found.append(angles[int(np.argmin(errors))])
+        assert min(errors) < 0.1 * np.mean((image[32:96, 32:96] - exact[0]) ** 2)
+    assert min(found) < -2 and max(found) > 2 and -9 < min(found) and max(found) < 9
+    disc = (np.hypot(*(np.indices((128, 128)) - 63.5)) < 40).astype(np.float32)
+    sides = [np.sqrt(augment.augment(disc, one(scale=0.1), str(key)).sum() / disc.sum()) for key in range(40)]
+    assert 0.89 < min(sides) < 0.94 and 1.06 < max(sides) < 1.11
+
+
+@pytest.mark.parametrize("amounts, least, most", [({"contrast": 0.2}, 0.4, 0.6), ({"gamma": 0.3}, 0.5 ** 1.3, 0.5 ** (1 / 1.3))])
+def test_grey_values_stay_within_what_was_asked(amounts, least, most):
+    values = [augment.augment(np.full((8, 8), 0.5, np.float32), one(**amounts), str(key))[0, 0] for key in range(200)]
+    assert least - 1e-6 <= min(values) < least + 0.02 and most - 0.02 < max(values) <= most + 1e-6
