@@ -7,7 +7,8 @@
     python batch_lcm_eval.py --profile demo lcm.steps=8       small, a minute on a CPU
 
 Lung masks are taken from eval.masks or Mask/ beside CXR/, else found in the X-ray.
-Writes <eval.output>/<name>.png (size and depth of the input), panels/ (CXR | result | truth | removed), summary.json.
+Writes <eval.output>/<name>.png (size and depth of the input), panels/ (CXR | result | truth | removed), summary.json;
+with eval.samples=8 also deviation/ and overlays/, where the results drawn of an image differ; with eval.dicom=true dicom/.
 """
 from dataclasses import asdict
 
@@ -29,7 +30,8 @@ def main() -> int:
         run.check_size(settings.data.image_size)
         about = pipelines.describe_run("GL-LCM", device, precision, {**options, "eval": asdict(settings.eval)}, *weights)
         return pipelines.evaluate(run, cases, settings.eval.output, size=settings.data.image_size,
-                                  batch_size=settings.eval.batch_size, about=about)
+                                  batch_size=settings.eval.batch_size, about=about,
+                                  samples=settings.eval.samples, dicom=settings.eval.dicom)
 
 
 if __name__ == "__main__":

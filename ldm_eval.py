@@ -6,7 +6,8 @@
     torchrun --nproc_per_node=8 ldm_eval.py                   eight GPUs share the images
     python ldm_eval.py --profile demo ldm.sampler=ddim ldm.steps=10     small, a minute on a CPU
 
-Writes <eval.output>/<name>.png (size and depth of the input), panels/ (CXR | result | truth | removed), summary.json.
+Writes <eval.output>/<name>.png (size and depth of the input), panels/ (CXR | result | truth | removed), summary.json;
+with eval.samples=8 also deviation/ and overlays/, where the results drawn of an image differ; with eval.dicom=true dicom/.
 """
 from dataclasses import asdict
 
@@ -14,7 +15,7 @@ from models import config, pipelines, processes, training
 
 READS = ("runs", "device", "precision", "data.root", "data.name", "data.lists", "data.image_size", "vqgan.weights", "ldm.weights",
          "ldm.sampler", "ldm.steps", "ldm.clip", "ldm.clip_rate", "ldm.clip_lag", "eval.input", "eval.output", "eval.batch_size",
-         "eval.seed")
+         "eval.seed", "eval.samples", "eval.dicom")
 
 
 def main() -> int:
@@ -29,7 +30,8 @@ def main() -> int:
         run.check_size(settings.data.image_size)
         about = pipelines.describe_run("BS-LDM", device, precision, {**options, "eval": asdict(settings.eval)}, *weights)
         return pipelines.evaluate(run, cases, settings.eval.output, size=settings.data.image_size,
-                                  batch_size=settings.eval.batch_size, about=about)
+                                  batch_size=settings.eval.batch_size, about=about,
+                                  samples=settings.eval.samples, dicom=settings.eval.dicom)
 
 
 if __name__ == "__main__":

@@ -95,6 +95,11 @@ def natural(text: str) -> list:
     return [(0, int(part), part) if part.isdecimal() else (1, 0, part) for part in re.split(r"(\d+)", text) if part]
 
 
+def is_dicom(path) -> bool:
+    """Whether a file is read as DICOM."""
+    return _reader(Path(path)) is _read_dicom
+
+
 def stem(path) -> str:
     """An image's name: the file name without a known ending (DICOM files are often named by a UID, whose dots stay)."""
     path = Path(path)
@@ -360,6 +365,8 @@ def write_dicom(path, pixels: np.ndarray, source, description: str) -> None:
     from pydicom.uid import ExplicitVRLittleEndian, generate_uid
     bits = read(source).bits
     dataset = pydicom.dcmread(source, force=True)
+    if missing := [keyword for keyword in ("SOPClassUID", "SOPInstanceUID") if not dataset.get(keyword)]:
+        raise UserError(f"{source} has no {' and no '.join(missing)}, which a DICOM result needs")
     origin = pydicom.Dataset()
     origin.ReferencedSOPClassUID, origin.ReferencedSOPInstanceUID = dataset.SOPClassUID, dataset.SOPInstanceUID
     for keyword in SOURCE_GREYS:

@@ -15,6 +15,10 @@ from . import UserError, checkpoint, data, fusion, images, lungs, processes, rep
 from .unet import ConditionalUNet
 from .vqgan import MLVQGAN
 
+SERIES = "bone-suppressed, not for diagnosis"  # description of a DICOM result's series
+BRIGHTEST = 0.995  # quantile of the deviation that gets the brightest colour
+OPACITY = 0.8      # of that colour over the CXR
+
 
 class Pipeline:
     """The two networks of a method with the options of its sampler; call it with X-rays.
@@ -167,32 +171,39 @@ def find_cases(what, root, masks) -> list[Case]:
     return cases
 
 
-def evaluate(run: Callable, cases: list[Case], output, *, size: int, batch_size: int, about: dict, notes: dict | None = None) -> int:
+def evaluate(run: Callable, cases: list[Case], output, *, size: int, batch_size: int, about: dict, notes: dict | None = None,
+             samples: int = 1, dicom: bool = False) -> int:
     """Write <output>/<name>.png in the input's size and depth, panels/<name>.png beside it, and summary.json.
 
     run(cxr (B, 1, S, S), names, masks (B, S, S) or None, progress) -> (B, 1, S, S); about: what summary.json says of the run.
-    notes: {what: {name: value}} that run fills, for summary.json; at the end it holds all images. Several processes share the
-    batches, each of which is what it would be in one process.
+    notes: {what: {name: value}} that run fills, for summary.json; at the end it holds all images. samples: see `draw_samples`;
+    with more than one their deviation is written too. dicom: DICOM inputs get a DICOM result as well, in dicom/. Several processes
+    share the images, each of which comes out as it would in one process.
     """
-    output, notes, seconds = Path(output), {} if notes is None else notes, {}
-    processes.tidy(output, output / "panels", output / "latents")
-    batches = [cases[start:start + batch_size] for start in range(0, len(cases), batch_size)]
+    output, notes, seconds, deviations = Path(output), {} if notes is None else notes, {}, {}
+    if dicom and not any(images.is_dicom(case.path) for case in cases):
+        raise UserError(f"eval.dicom=true, but none of the {len(cases)} images is a DICOM file ({cases[0].path})")
+    processes.tidy(output, *(output / folder for folder in ("panels", "latents", "deviation", "overlays", "dicom")))
+    together = max(1, batch_size // samples)
+    batches = [cases[start:start + together] for start in range(0, len(cases), together)]
     mine, quiet = batches[processes.rank()::processes.count()], processes.rank() > 0
     with tqdm(total=sum(map(len, mine)), unit="image", disable=quiet) as bar:
         for batch in mine:
             pictures = [images.read(case.path) for case in batch]
-            cxr = torch.stack([images.to_network(picture.pixels, size) for picture in pictures])
-            masks = None
-            if all(case.mask for case in batch):
-                masks = np.stack([images.mask_to_network(images.read_mask(case.mask), size) for case in batch])
             began = time.perf_counter()
-            soft = run(cxr, [case.name for case in batch], masks,
-                       lambda steps, name=batch[0].name: tqdm(steps, desc=name, unit="step", leave=False, mininterval=1, disable=quiet))
+            means, spreads = draw_samples(run, batch, pictures, size, batch_size, samples, quiet)
             elapsed = (time.perf_counter() - began) / len(batch)
-            for case, picture, result in zip(batch, pictures, soft):
-                write_result(output, case, picture, images.from_network(result, picture.pixels.shape))
+            for case, picture, mean, spread in zip(batch, pictures, means, spreads):
+                soft = images.from_network(mean, picture.pixels.shape)
+                write_result(output, case, picture, soft)
+                if dicom and images.is_dicom(case.path):
+                    images.write_dicom(output / "dicom" / f"{case.name}.dcm", soft, case.path, SERIES)
+                if samples > 1:
+                    deviations[case.name] = write_deviation(output, case, picture, spread, samples)
                 seconds[case.name] = round(elapsed, 3)
                 bar.update()
+    if samples > 1:
+        notes["mean_deviation"] = deviations
     for values in [*notes.values(), seconds]:
         everyone = {name: value for part in processes.gathered(values) for name, value in part.items()}
         values.clear()
@@ -205,6 +216,26 @@ def evaluate(run: Callable, cases: list[Case], output, *, size: int, batch_size:
     return 0
 
 
+def draw_samples(run: Callable, cases: list[Case], pictures: list[images.Picture], size: int, batch_size: int, samples: int,
+                 quiet: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """(means, standard deviations), each (B, 1, S, S), of several results of each image, drawn with noise of different names.
+
+    The first is the one that samples=1 gives. At most batch_size results are drawn together.
+    """
+    cxr = torch.stack([images.to_network(picture.pixels, size) for picture in pictures])  # (B, 1, S, S)
+    masks = None
+    if all(case.mask for case in cases):
+        masks = np.stack([images.mask_to_network(images.read_mask(case.mask), size) for case in cases])
+    wanted, results = [(place, number) for place in range(len(cases)) for number in range(samples)], []
+    for start in range(0, len(wanted), batch_size):
+        places, numbers = zip(*wanted[start:start + batch_size])
+        names = [f"{cases[place].name}/sample {number}" if number else cases[place].name for place, number in zip(places, numbers)]
+        results.append(run(cxr[list(places)], names, masks[list(places)] if masks is not None else None,
+                           lambda steps, name=names[0]: tqdm(steps, desc=name, unit="step", leave=False, mininterval=1, disable=quiet)))
+    drawn = torch.cat(results).unflatten(0, (len(cases), samples))  # (B, samples, 1, S, S)
+    return drawn.mean(1), drawn.std(1, correction=min(1, samples - 1))
+
+
 def write_result(output: Path, case: Case, picture: images.Picture, soft: np.ndarray) -> None:
     """The result, and the panel CXR | result | truth where known | what was taken away (grey: nothing)."""
     images.write(output / f"{case.name}.png", soft, picture.bits)
@@ -213,6 +244,27 @@ def write_result(output: Path, case: Case, picture: images.Picture, soft: np.nda
         columns.append(images.resize(images.read(case.truth).pixels, soft.shape))
     columns.append(np.clip(0.5 + picture.pixels - soft, 0, 1))
     images.write(output / "panels" / f"{case.name}.png", np.concatenate(columns, 1))
+
+
+def write_deviation(output: Path, case: Case, picture: images.Picture, spread: torch.Tensor, samples: int) -> float:
+    """The standard deviation (1, S, S) of several results of an image, in [-1, 1]: deviation/<name>.png and overlays/<name>.png.
+
+    deviation/: 16 bits, white is 1 (all of the grey scale). overlays/: in colour on the CXR, with its scale. The mean over the image.
+    """
+    from matplotlib.figure import Figure
+    deviation = images.from_network(images.to_signed(spread / 2), picture.pixels.shape)  # a width, so only the factor of to_unit counts
+    images.write(output / "deviation" / f"{case.name}.png", deviation, 16)
+    height, width = deviation.shape
+    figure = Figure(figsize=(7, 6 * height / width), layout="constrained")
+    axes = figure.subplots()
+    axes.imshow(picture.pixels, cmap="gray", vmin=0, vmax=1)
+    top = max(float(np.quantile(deviation, BRIGHTEST)), 1e-6)
+    shown = axes.imshow(deviation, cmap="inferno", vmin=0, vmax=top, alpha=np.clip(deviation / top, 0, 1) * OPACITY)
+    figure.colorbar(shown, label=f"standard deviation of {samples} results (share of the grey scale)")
+    axes.set_axis_off()
+    with replacing(output / "overlays" / f"{case.name}.png") as temporary:
+        figure.savefig(temporary, format="png", dpi=150)
+    return round(float(deviation.mean()), 6)
 
 
 def describe_run(method: str, device: torch.device, precision: str, settings: dict, *weights) -> dict:

@@ -1,7 +1,9 @@
 """The two methods from X-ray to soft tissue, on small random networks: batches, masks, fusion, what is written."""
 import json
+import shutil
 
 import numpy as np
+import pydicom
 import pytest
 import torch
 from golden_draws import SHARED, fill
@@ -124,6 +126,61 @@ def test_what_is_written_has_the_inputs_size_and_depth(networks, tmp_path):
         assert result.pixels.shape == shape and result.bits == bits and panel.pixels.shape == (shape[0], 4 * shape[1])
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert summary["images"] == 2 and summary["seconds_per_image"].keys() == {"square", "wide"} and summary["script"] == "x"
+
+
+def test_several_results_of_an_image_give_their_mean_and_deviation(networks, tmp_path):
+    """Whatever the batch size; the first result is the one that is drawn alone."""
+    for seed, shape in ((1, slice(None)), (2, slice(10, 80))):
+        images.write(tmp_path / "in" / f"{seed}.png", phantom.simulate(seed, SIZE).cxr[shape], 16)
+    cases = pipelines.find_cases(tmp_path / "in", tmp_path, None)
+    method = pipelines.BSLDM(*networks, steps=2, sampler="ddim", seed=3)
+    for batch_size in (1, 2, 8):
+        assert pipelines.evaluate(method, cases, tmp_path / f"out{batch_size}", size=SIZE, batch_size=batch_size, about={}, samples=3) == 0
+    drawn = []
+    for case in cases:
+        cxr = images.to_network(images.read(case.path).pixels, SIZE)[None]
+        drawn.append([method(cxr, [name])[0, 0].double().numpy() / 2 for name in (case.name, f"{case.name}/sample 1", f"{case.name}/sample 2")])
+    assert np.std(drawn[0], axis=0).mean() > 1e-3
+    for case, results in zip(cases, drawn):
+        for batch_size in (1, 2, 8):
+            deviation = images.read(tmp_path / f"out{batch_size}" / "deviation" / f"{case.name}.png")
+            expected = np.std(results, axis=0, ddof=1)
+            shape = deviation.pixels.shape
+            rows = slice((SIZE - shape[0]) // 2, (SIZE - shape[0]) // 2 + shape[0])
+            assert deviation.bits == 16 and np.allclose(deviation.pixels, np.clip(expected[rows], 0, 1), atol=2e-5)
+            mean = images.read(tmp_path / f"out{batch_size}" / f"{case.name}.png").pixels
+            assert np.allclose(mean, np.clip(np.mean(results, 0)[rows] + 0.5, 0, 1), atol=2e-5)
+            assert images.read(tmp_path / f"out{batch_size}" / "overlays" / f"{case.name}.png").pixels.std() > 0.05
+    summary = json.loads((tmp_path / "out8" / "summary.json").read_text())
+    assert summary["mean_deviation"]["1"] == pytest.approx(np.std(drawn[0], axis=0, ddof=1).mean(), rel=1e-3)
+    alone = pipelines.evaluate(method, cases, tmp_path / "alone", size=SIZE, batch_size=2, about={})
+    assert alone == 0 and not (tmp_path / "alone" / "deviation").exists()
+    first = images.read(tmp_path / "alone" / "1.png").pixels
+    assert np.allclose(first, np.clip(drawn[0][0] + 0.5, 0, 1), atol=2e-5)
+
+
+def test_dicom_in_dicom_out_on_request(networks, tmp_path):
+    from pydicom.data import get_testdata_file
+    shutil.copy(get_testdata_file("MR_small.dcm"), tmp_path / "scan.dcm")
+    before = (tmp_path / "scan.dcm").read_bytes()
+    method = pipelines.BSLDM(*networks, steps=1, sampler="ddim")
+    arguments = {"size": SIZE, "batch_size": 1, "about": {}}
+    cases = pipelines.find_cases(tmp_path / "scan.dcm", tmp_path, None)
+    assert pipelines.evaluate(method, cases, tmp_path / "out", **arguments, dicom=True) == 0
+    result, original = images.read(tmp_path / "out" / "dicom" / "scan.dcm"), images.read(tmp_path / "scan.dcm")
+    assert result.bits == original.bits and result.pixels.shape == original.pixels.shape
+    assert np.allclose(result.pixels, images.read(tmp_path / "out" / "scan.png").pixels, atol=2e-5)
+    assert pydicom.dcmread(tmp_path / "out" / "dicom" / "scan.dcm").SeriesDescription == "bone-suppressed, not for diagnosis"
+    assert (tmp_path / "scan.dcm").read_bytes() == before
+    assert pipelines.evaluate(method, cases, tmp_path / "plain", **arguments) == 0 and not (tmp_path / "plain" / "dicom").exists()
+    images.write(tmp_path / "scan.png", original.pixels)
+    with pytest.raises(UserError, match="eval.dicom=true, but none of the 1 images is a DICOM file"):
+        pipelines.evaluate(method, pipelines.find_cases(tmp_path / "scan.png", tmp_path, None), tmp_path / "out", **arguments, dicom=True)
+    broken = pydicom.dcmread(tmp_path / "scan.dcm")
+    del broken.SOPInstanceUID
+    broken.save_as(tmp_path / "broken.dcm")
+    with pytest.raises(UserError, match="broken.dcm has no SOPInstanceUID"):
+        images.write_dicom(tmp_path / "x.dcm", original.pixels, tmp_path / "broken.dcm", "x")
 
 
 def test_dark_bones_are_noted(tmp_path, capsys):
