@@ -224,6 +224,10 @@ def settle_lists(pairs: dict, settings) -> list[int]:
     everything = [name for names in sets for name in names]
     if shared := data.twice(everything):
         raise UserError(f"the lists in {settings.lists} share images: {data.some(shared)}; delete the lists for a new split")
+    patients = patients_of(everything, settings.patient)
+    if shared := data.twice([patient for names in sets for patient in {patients[name] for name in names if name in patients}]):
+        raise UserError(f"the lists in {settings.lists} have the same patient in several sets: {data.some(shared)}; delete the lists "
+                        "for a new split")
     print(f"the lists are there already and stay as they are (delete {there[0].parent / settings.name}_*set.txt for a new split)")
     if left := [name for name in pairs if name not in set(everything)]:
         print(f"note: {len(left)} pairs are in no list: {data.some(left)}", file=sys.stderr)

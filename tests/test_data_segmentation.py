@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import dataSegmentation
-from models import config, images
+from models import config, data, images
 
 ROOT = Path(__file__).resolve().parents[1]
 SZCH = ROOT.parent / "shared" / "szch"
@@ -201,6 +201,11 @@ def test_patients_by_pattern_and_by_table(folder):
     assert "does not tell" in refused(folder, "data.patient=^(x)")[0]
     for pattern in ("^p[0-9]", "^(p"):
         assert "pattern" in refused(folder, f"data.patient={pattern}")[0]
+    for part, text in {"trainset": "p0_0.png\np2_4.png", "valset": "p1_2.png\np1_3.png", "testset": "p0_1.png"}.items():
+        data.list_path(folder / "lists", "set", part).parent.mkdir(exist_ok=True)
+        data.list_path(folder / "lists", "set", part).write_text(text)
+    assert "the same patient in several sets: p0;" in refused(folder, "data.patient=^(p[0-9]+)_")[0]
+    call(folder)  # nobody said whose they are
 
 
 def test_links_out_of_the_folder_are_faults(folder):
