@@ -106,7 +106,7 @@ class Unet:
 class Ldm(Course):
     weights: str
     qkv_by_head: bool
-    sampler: Literal["ddpm", "ddim"]
+    sampler: Literal["ddpm", "ddim", "dpmpp"]
     steps: int
     clip: float
     clip_rate: float

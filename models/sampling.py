@@ -32,11 +32,12 @@ def sample_bsldm(unet: torch.nn.Module, cxr: torch.Tensor, draw: Draw, *, steps:
         raise ValueError(f"unknown sampler '{sampler}'; there are {', '.join(schedulers.DIFFUSION_SAMPLERS)}")
     take_step, noisy = schedulers.DIFFUSION_SAMPLERS[sampler]
     walk = schedulers.walk(schedulers.squared_cosine(), schedulers.trailing_timesteps(steps), TRAIN_STEPS)
-    z = draw("initial")
+    z, before = draw("initial"), None
     for j, step in enumerate(progress(walk)):
         eps, = estimate(unet, [z], step.t, [cxr])
         z_0 = schedulers.predict_z_0(z, eps, step, schedulers.threshold(step.position, clip, clip_rate, clip_lag))
-        z = take_step(z, z_0, step, draw(f"global/{j}") if noisy and not step.last else None)
+        z = take_step(z, z_0, step, draw(f"global/{j}") if noisy and not step.last else None, before)
+        before = step, z_0
     return z
 
 

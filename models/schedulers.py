@@ -87,7 +87,10 @@ def predict_z_0(z_t: torch.Tensor, eps: torch.Tensor, step: Step, bound: float) 
     return ((z_t - (1 - step.alpha_bar) ** 0.5 * eps) / step.alpha_bar ** 0.5).clamp(-bound, bound)
 
 
-def ddpm_step(z_t: torch.Tensor, z_0: torch.Tensor, step: Step, noise: torch.Tensor | None) -> torch.Tensor:
+Before = tuple[Step, torch.Tensor]  # the step before and its z_0, for samplers of second order
+
+
+def ddpm_step(z_t: torch.Tensor, z_0: torch.Tensor, step: Step, noise: torch.Tensor | None, before: Before | None = None) -> torch.Tensor:
     """Ancestral step with the posterior's mean and variance (Ho 2020, eq. 6 and 7; "fixed small"), no noise in the last."""
     alpha = step.alpha_bar / step.alpha_bar_prev
     beta, beta_bar, beta_bar_prev = 1 - alpha, 1 - step.alpha_bar, 1 - step.alpha_bar_prev
@@ -95,10 +98,29 @@ def ddpm_step(z_t: torch.Tensor, z_0: torch.Tensor, step: Step, noise: torch.Ten
     return mean if step.last else mean + (beta * beta_bar_prev / beta_bar) ** 0.5 * noise
 
 
-def ddim_step(z_t: torch.Tensor, z_0: torch.Tensor, step: Step, noise: torch.Tensor | None) -> torch.Tensor:
+def ddim_step(z_t: torch.Tensor, z_0: torch.Tensor, step: Step, noise: torch.Tensor | None, before: Before | None = None) -> torch.Tensor:
     """Deterministic step (Song 2021, eq. 12 with sigma 0), with the noise that agrees with the thresholded z_0."""
     eps = (z_t - step.alpha_bar ** 0.5 * z_0) / (1 - step.alpha_bar) ** 0.5
     return step.alpha_bar_prev ** 0.5 * z_0 + (1 - step.alpha_bar_prev) ** 0.5 * eps
+
+
+def dpmpp_step(z_t: torch.Tensor, z_0: torch.Tensor, step: Step, noise: torch.Tensor | None, before: Before | None = None) -> torch.Tensor:
+    """DPM-Solver++(2M), deterministic, second order, for few steps (Lu 2022, algorithm 2); first order in the first and last step.
+
+    lambda = log(sqrt(alpha_bar) / sqrt(1 - alpha_bar)); z_0 is extrapolated over the two last steps in lambda.
+    """
+    if step.last:
+        return z_0
+    h = _half_log_snr(step.alpha_bar_prev) - _half_log_snr(step.alpha_bar)
+    if before is not None:
+        r = (_half_log_snr(step.alpha_bar) - _half_log_snr(before[0].alpha_bar)) / h
+        z_0 = (1 + 1 / (2 * r)) * z_0 - 1 / (2 * r) * before[1]
+    ratio = ((1 - step.alpha_bar_prev) / (1 - step.alpha_bar)) ** 0.5
+    return ratio * z_t - step.alpha_bar_prev ** 0.5 * torch.expm1(-h) * z_0
+
+
+def _half_log_snr(alpha_bar: torch.Tensor) -> torch.Tensor:
+    return (alpha_bar.log() - (1 - alpha_bar).log()) / 2
 
 
 def lcm_step(z_t: torch.Tensor, z_0: torch.Tensor, step: Step, noise: torch.Tensor | None) -> torch.Tensor:
@@ -111,7 +133,7 @@ def lcm_step(z_t: torch.Tensor, z_0: torch.Tensor, step: Step, noise: torch.Tens
 
 
 # name: (step, whether it draws noise); all walk down the squared-cosine schedule of BS-LDM
-DIFFUSION_SAMPLERS = {"ddpm": (ddpm_step, True), "ddim": (ddim_step, False)}
+DIFFUSION_SAMPLERS = {"ddpm": (ddpm_step, True), "ddim": (ddim_step, False), "dpmpp": (dpmpp_step, False)}
 
 
 def _check_steps(steps: int, most: int) -> None:

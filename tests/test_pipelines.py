@@ -47,7 +47,7 @@ def test_a_result_depends_on_the_image_its_name_and_the_seed_alone(networks, pat
 
 
 def test_bsldm_with_all_samplers_and_gllcm_with_all_guidances_and_fusions(networks, patients):
-    results = [run(networks, patients, pipelines.BSLDM, sampler=sampler) for sampler in ("ddpm", "ddim")]
+    results = [run(networks, patients, pipelines.BSLDM, sampler=sampler) for sampler in ("ddpm", "ddim", "dpmpp")]
     results += [run(networks, patients, guidance=guidance) for guidance in ("leg", "leg_shared", "cfg", "vanilla")]
     results += [run(networks, patients, fusion=fused) for fused in ("alpha", "autoencoder", "none")]
     for i, a in enumerate(results):

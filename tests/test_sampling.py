@@ -76,6 +76,24 @@ def test_ddpm_and_ddim_steps_are_those_of_diffusers(steps):
             assert torch.allclose(found, expected, rtol=1e-4, atol=1e-5), (name, step.t)
 
 
+@pytest.mark.parametrize("steps", [2, 10, 20])
+def test_dpmpp_walk_is_that_of_diffusers(steps):
+    """The whole walk, since each step knows the one before; the network is a fixed function of z and t."""
+    diffusers = pytest.importorskip("diffusers")
+    scheduler = diffusers.DPMSolverMultistepScheduler(beta_schedule="squaredcos_cap_v2", algorithm_type="dpmsolver++", solver_order=2,
+                                                      solver_type="midpoint", timestep_spacing="trailing", final_sigmas_type="zero")
+    scheduler.set_timesteps(steps)
+    walk = schedulers.walk(schedulers.squared_cosine(), schedulers.trailing_timesteps(steps), 1000)
+    assert scheduler.timesteps.tolist() == [step.t for step in walk]
+    z = expected = draw("z", (2, 4, 8, 8))
+    before = None
+    for step in walk:
+        expected = scheduler.step(torch.sin(expected + step.t), step.t, expected).prev_sample
+        z_0 = schedulers.predict_z_0(z, torch.sin(z + step.t), step, bound=1e9)
+        z, before = schedulers.dpmpp_step(z, z_0, step, None, before), (step, z_0)
+        assert torch.allclose(z, expected, rtol=1e-3, atol=1e-3 * expected.abs().max()), step.t
+
+
 @pytest.mark.parametrize("steps", [4, 50])
 def test_lcm_steps_are_those_of_diffusers(steps):
     diffusers = pytest.importorskip("diffusers")
@@ -113,7 +131,7 @@ def test_a_perfect_estimator_brings_back_the_truth():
             return torch.cat([eps, torch.zeros_like(eps)], 1)
 
         if sample is sampling.sample_bsldm:
-            results = [sample(oracle, truth, lambda n: draw(n, SHAPE), steps=steps, sampler=s) for s in ("ddpm", "ddim") for steps in (5, 100)]
+            results = [sample(oracle, truth, lambda n: draw(n, SHAPE), steps=steps, sampler=s) for s in schedulers.DIFFUSION_SAMPLERS for steps in (5, 100)]
         else:
             results = [path for g in ("leg", "vanilla") for path in
                        sample(oracle, truth, truth, lambda n: draw(n, SHAPE), guidance=g, steps=8)]
