@@ -6,6 +6,7 @@ start through `run`; nothing else of the project imports this file.
 import argparse
 import dataclasses
 import difflib
+import itertools
 import math
 import os
 import re
@@ -203,6 +204,29 @@ def parse(description: str, reads: tuple[str, ...], argv: list[str] | None = Non
     reads; --help lists them. argv: the command line, by default the process's own.
     Raises UserError for an unknown key or profile, a value of the wrong kind, or a config file that cannot be read.
     """
+    options, script = _command_line(description, reads, argv)
+    return _settle(options, script, [*map(_pair, options.overrides)])
+
+
+def parse_variants(description: str, reads: tuple[str, ...], argv: list[str] | None = None) -> dict[str, Settings]:
+    """As `parse`, but a list given to a key that takes one value means each of them: {what differs, such as "steps=4": settings}.
+
+    Several such keys give all combinations. Without any: {"": settings}.
+    """
+    options, script = _command_line(description, reads, argv)
+    choices = []
+    for key, value in map(_pair, options.overrides):
+        several = isinstance(value, list) and value and not _takes_list(key)
+        choices.append([(key, item, several) for item in value] if several else [(key, value, False)])
+    variants = {}
+    for combination in itertools.product(*choices):
+        name = " ".join(f"{key.rsplit('.', 1)[-1]}={_show(value)}" for key, value, several in combination if several)
+        variants[name] = _settle(options, script, [(key, value) for key, value, _ in combination])
+    return variants
+
+
+def _command_line(description: str, reads: tuple[str, ...], argv: list[str] | None) -> tuple[argparse.Namespace, str]:
+    """(what was asked for, the script's name), after --help, and a note for each key that the script does not read."""
     parser = argparse.ArgumentParser(description=description, add_help=False, allow_abbrev=False,
                                      usage="python %(prog)s [--config FILE] [--profile NAME] [key=value ...]",
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -211,8 +235,7 @@ def parse(description: str, reads: tuple[str, ...], argv: list[str] | None = Non
     parser.add_argument("--profile", default="szch", metavar="NAME", help="profile of the settings file (szch)")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings to change, for example lcm.batch_size=8")
     options = parser.parse_args(argv)
-    tree = load(options.config, options.profile, options.overrides)
-    known = flatten(tree)
+    known = flatten(load(options.config, options.profile, options.overrides))
     for key, _ in map(_pair, options.overrides):
         if not any(key == path or key.startswith(path + ".") or path.startswith(key + ".") for path in reads):
             if not RANK:
@@ -225,8 +248,21 @@ def parse(description: str, reads: tuple[str, ...], argv: list[str] | None = Non
             if any(key == path or key.startswith(path + ".") for path in reads):
                 print(f"  {key}={_show(value)}  {meanings.get(key, '')}".rstrip())
         raise SystemExit(0)
-    _interpolate(tree, Path(parser.prog).stem)
+    return options, Path(parser.prog).stem
+
+
+def _settle(options: argparse.Namespace, script: str, changes: list[tuple[str, object]]) -> Settings:
+    tree = _change(load(options.config, options.profile), changes)
+    _interpolate(tree, script)
     return _build(Settings, tree, "")
+
+
+def _takes_list(key: str) -> bool:
+    """Whether a dotted path is a setting with several values."""
+    hint = Settings
+    for part in key.split("."):
+        hint = typing.get_type_hints(hint)[part]
+    return typing.get_origin(hint) is tuple
 
 
 def load(path: str, profile: str = "szch", overrides: list[str] = ()) -> dict:
@@ -246,14 +282,19 @@ def load(path: str, profile: str = "szch", overrides: list[str] = ()) -> dict:
     shape = _shape(Settings)
     _refuse_unknown(tree, shape, path)
     _merge(tree, profiles.get(profile) or {}, shape, f"profile {profile}")
-    for key, value in map(_pair, overrides):
+    return _change(tree, map(_pair, overrides))
+
+
+def _change(tree: dict, changes) -> dict:
+    """The tree after changes (dotted path, value)."""
+    for key, value in changes:
         change: dict = {}
         level = change
         *sections, leaf = key.split(".")
         for section in sections:
             level = level.setdefault(section, {})
         level[leaf] = value
-        _merge(tree, change, shape, "the command line")
+        _merge(tree, change, _shape(Settings), "the command line")
     return tree
 
 

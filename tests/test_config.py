@@ -50,6 +50,24 @@ def test_mistakes_are_named(argument, words):
         parse(argument)
 
 
+def variants(*argv):
+    return config.parse_variants("what the script does", ("ldm", "lcm", "metrics", "vqgan"), list(argv))
+
+
+def test_a_list_where_one_value_is_expected_means_each_of_them():
+    assert variants("lcm.steps=7") == {"": parse("lcm.steps=7")}
+    several = variants("ldm.sampler=[ddpm,ddim]", "ldm.steps=[2,5]", "ldm.clip=2", "--profile", "demo", "metrics.prediction=[a,b]")
+    assert list(several) == ["sampler=ddpm steps=2", "sampler=ddpm steps=5", "sampler=ddim steps=2", "sampler=ddim steps=5"]
+    for name, settings in several.items():
+        assert f"sampler={settings.ldm.sampler} steps={settings.ldm.steps}" == name and settings.ldm.clip == 2
+        assert settings.metrics.prediction == ("a", "b") and settings.runs == "runs/demo"
+    for argument in ("lcm.steps=[4,four]", "lcm.steps=[]", "lcm.guidance=[leg,lag]", "lcm=[1,2]", "lcm.stepz=[1]"):
+        with pytest.raises(UserError):
+            variants(argument)
+    with pytest.raises(UserError):
+        parse("lcm.steps=[4,5]")  # where one run is meant
+
+
 def test_unknown_profile_missing_file_and_broken_file(tmp_path):
     with pytest.raises(UserError, match="no profile 'dmo'.*demo"):
         parse("--profile", "dmo")
