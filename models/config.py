@@ -234,7 +234,7 @@ def _command_line(description: str, reads: tuple[str, ...], argv: list[str] | No
     parser.add_argument("--config", default=str(ROOT / "config.yaml"), metavar="FILE", help="settings file (config.yaml)")
     parser.add_argument("--profile", default="szch", metavar="NAME", help="profile of the settings file (szch)")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings to change, for example lcm.batch_size=8")
-    options = parser.parse_args(argv)
+    options = parser.parse_intermixed_args(argv)  # key=value before and after --profile
     known = flatten(load(options.config, options.profile, options.overrides))
     for key, _ in map(_pair, options.overrides):
         if not any(key == path or key.startswith(path + ".") or path.startswith(key + ".") for path in reads):
