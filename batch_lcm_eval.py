@@ -27,7 +27,7 @@ def main() -> int:
         options = pipelines.gllcm_options(settings.lcm)
         run = pipelines.GLLCM.load(*weights, device, seed=settings.eval.seed, precision=precision, **options)
         run.check_size(settings.data.image_size)
-        about = pipelines.describe_run("GL-LCM", device, precision, {**options, "eval": asdict(settings.eval)}, *weights)
+        about = run.describe() | pipelines.describe_run("GL-LCM", device, precision, {**options, "eval": asdict(settings.eval)}, *weights)
         return pipelines.evaluate(run, cases, settings.eval.output, size=settings.data.image_size,
                                   batch_size=settings.eval.batch_size, about=about)
 

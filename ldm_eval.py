@@ -27,7 +27,7 @@ def main() -> int:
         options = {name: getattr(settings.ldm, name) for name in ("steps", "sampler", "clip", "clip_rate", "clip_lag")}
         run = pipelines.BSLDM.load(*weights, device, seed=settings.eval.seed, precision=precision, **options)
         run.check_size(settings.data.image_size)
-        about = pipelines.describe_run("BS-LDM", device, precision, {**options, "eval": asdict(settings.eval)}, *weights)
+        about = run.describe() | pipelines.describe_run("BS-LDM", device, precision, {**options, "eval": asdict(settings.eval)}, *weights)
         return pipelines.evaluate(run, cases, settings.eval.output, size=settings.data.image_size,
                                   batch_size=settings.eval.batch_size, about=about)
 

@@ -2,6 +2,8 @@
 import hashlib
 import json
 import platform
+import resource
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,6 +17,8 @@ from . import UserError, checkpoint, data, fusion, images, lungs, processes, rep
 from .unet import ConditionalUNet
 from .vqgan import MLVQGAN
 
+RSS_UNIT = 1 if sys.platform == "darwin" else 1024  # bytes that getrusage counts memory in
+
 
 class Pipeline:
     """The two networks of a method with the options of its sampler; call it with X-rays.
@@ -23,6 +27,7 @@ class Pipeline:
     result depends on nothing else. precision: "float32" or "bf16". options: keywords of the method's sampler.
     """
     qkv_by_head: bool  # attention order of the method's released checkpoints
+    sampler: str       # where the options name none
 
     def __init__(self, vqgan: MLVQGAN, unet: ConditionalUNet, *, seed: int = 0, precision: str = "float32", **options):
         self.vqgan, self.unet, self.seed, self.precision, self.options = vqgan, unet, seed, precision, options
@@ -42,6 +47,11 @@ class Pipeline:
     def multiple(self) -> int:
         """Sides of images must be multiples of this."""
         return self.vqgan.factor * 2 ** (self.unet.levels - 1)
+
+    def describe(self) -> dict:
+        """What summary.json says of the networks and the sampler, for the table of cost."""
+        parameters = sum(p.numel() for network in (self.vqgan, self.unet) for p in network.parameters())
+        return {"sampler": self.options.get("sampler", self.sampler).upper(), "steps": self.options.get("steps"), "parameters": parameters}
 
     def check_size(self, *sides: int) -> None:
         """Raise UserError where the networks cannot take images of these sides."""
@@ -85,6 +95,7 @@ class Pipeline:
 class BSLDM(Pipeline):
     """BS-LDM. options: keywords of sampling.sample_bsldm (steps, sampler, clip, clip_rate, clip_lag)."""
     qkv_by_head = True
+    sampler = "ddpm"
 
     def suppress(self, cxr, names, masks, progress):
         latent = self.encode(cxr)
@@ -97,6 +108,7 @@ class GLLCM(Pipeline):
     method: how the two paths are fused (poisson, alpha, autoencoder, none); weight: of the local image in alpha fusion.
     """
     qkv_by_head = False
+    sampler = "lcm"
 
     def __init__(self, vqgan, unet, *, fusion: str = "poisson", blend: float = 0.5, **keywords):
         super().__init__(vqgan, unet, **keywords)
@@ -174,7 +186,7 @@ def evaluate(run: Callable, cases: list[Case], output, *, size: int, batch_size:
     notes: {what: {name: value}} that run fills, for summary.json; at the end it holds all images. Several processes share the
     batches, each of which is what it would be in one process.
     """
-    output, notes, seconds = Path(output), {} if notes is None else notes, {}
+    output, notes, seconds, warm = Path(output), {} if notes is None else notes, {}, {}
     processes.tidy(output, output / "panels", output / "latents")
     batches = [cases[start:start + batch_size] for start in range(0, len(cases), batch_size)]
     mine, quiet = batches[processes.rank()::processes.count()], processes.rank() > 0
@@ -192,17 +204,31 @@ def evaluate(run: Callable, cases: list[Case], output, *, size: int, batch_size:
             for case, picture, result in zip(batch, pictures, soft):
                 write_result(output, case, picture, images.from_network(result, picture.pixels.shape))
                 seconds[case.name] = round(elapsed, 3)
+                warm |= {case.name: elapsed} if batch is not mine[0] else {}
                 bar.update()
-    for values in [*notes.values(), seconds]:
+    for values in [*notes.values(), seconds, warm]:
         everyone = {name: value for part in processes.gathered(values) for name, value in part.items()}
         values.clear()
-        values.update((case.name, everyone[case.name]) for case in cases)
+        values.update((case.name, everyone[case.name]) for case in cases if case.name in everyone)
+    cost = measured(seconds, warm)
     if processes.rank() == 0:
         with replacing(output / "summary.json") as temporary:
-            temporary.write_text(json.dumps({**about, **notes, "image_size": size, "batch_size": batch_size, "images": len(cases),
+            temporary.write_text(json.dumps({**about, **cost, **notes, "image_size": size, "batch_size": batch_size, "images": len(cases),
                                              "processes": processes.count(), "seconds_per_image": seconds}, indent=1) + "\n")
         print(f"{len(cases)} images in {output} (panels beside them in {output / 'panels'})")
     return 0
+
+
+def measured(seconds: dict[str, float], warm: dict[str, float]) -> dict:
+    """What summary.json says of the cost: the median time of an image and the most memory that any process took.
+
+    seconds: of every image; warm: of those after their process's first batch, which warms up.
+    """
+    on_gpu = torch.cuda.is_initialized()
+    peak = (max(map(torch.cuda.max_memory_allocated, range(torch.cuda.device_count()))) if on_gpu
+            else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * RSS_UNIT)
+    return {"seconds": float(np.median(list((warm or seconds).values()))), "seconds_after_warm_up": bool(warm),
+            "peak_memory": int(processes.largest(peak)[0]), "peak_memory_of": "allocated on the GPU" if on_gpu else "of the whole process"}
 
 
 def write_result(output: Path, case: Case, picture: images.Picture, soft: np.ndarray) -> None:

@@ -124,6 +124,17 @@ def test_what_is_written_has_the_inputs_size_and_depth(networks, tmp_path):
         assert result.pixels.shape == shape and result.bits == bits and panel.pixels.shape == (shape[0], 4 * shape[1])
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert summary["images"] == 2 and summary["seconds_per_image"].keys() == {"square", "wide"} and summary["script"] == "x"
+    assert summary["seconds"] > 0 and not summary["seconds_after_warm_up"]  # there was one batch only
+    assert 2 ** 27 < summary["peak_memory"] < 2 ** 36 and summary["peak_memory_of"] == "of the whole process"
+
+
+def test_what_a_run_costs(networks):
+    count = sum(p.numel() for network in networks for p in network.parameters())
+    assert pipelines.BSLDM(*networks, steps=9).describe() == {"sampler": "DDPM", "steps": 9, "parameters": count}
+    assert pipelines.BSLDM(*networks, steps=9, sampler="ddim").describe()["sampler"] == "DDIM"
+    assert pipelines.GLLCM(*networks, steps=4).describe()["sampler"] == "LCM"
+    found = pipelines.measured({"a": 9.0, "b": 1.0, "c": 3.0, "d": 2.0}, {"b": 1.0, "c": 3.0, "d": 2.0})
+    assert found["seconds"] == 2 and found["seconds_after_warm_up"]
 
 
 def test_dark_bones_are_noted(tmp_path, capsys):
