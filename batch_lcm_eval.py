@@ -9,29 +9,39 @@
 Lung masks are taken from eval.masks or Mask/ beside CXR/, else found in the X-ray.
 Writes <eval.output>/<name>.png (size and depth of the input), panels/ (CXR | result | truth | removed), summary.json;
 with eval.samples=8 also deviation/ and overlays/, where the results drawn of an image differ; with eval.dicom=true dicom/.
+A list of values makes an ablation: each is run into a folder of its own, and they are scored beside each other as metrics.py does.
+
+    python batch_lcm_eval.py lcm.guidance=[vanilla,cfg,leg_shared,leg]
+    python batch_lcm_eval.py lcm.fusion=[none,alpha,autoencoder,poisson]
+    python batch_lcm_eval.py lcm.steps=[1,2,4,8,25,50]        and quality against seconds and steps, as plots
 """
 from dataclasses import asdict
+from pathlib import Path
 
-from models import config, pipelines, processes, training
+from models import config, evaluation, pipelines, training, variants
 
-READS = ("runs", "device", "precision", "data.root", "data.name", "data.lists", "data.image_size", "vqgan.weights", "lcm.weights",
-         "lcm.steps", "lcm.guidance", "lcm.alpha", "lcm.clip_global", "lcm.clip_local", "lcm.clip_rate", "lcm.fusion", "lcm.blend", "eval")
+READS = ("runs", "device", "precision", "features", "data.root", "data.name", "data.lists", "data.image_size", "vqgan.weights", "lcm.weights",
+         "lcm.steps", "lcm.guidance", "lcm.alpha", "lcm.clip_global", "lcm.clip_local", "lcm.clip_rate", "lcm.fusion", "lcm.blend", "eval",
+         "metrics.size", "metrics.seed")
 
 
 def main() -> int:
-    settings = config.parse(__doc__, READS)
-    weights = settings.vqgan.weights, settings.lcm.weights
-    with processes.joined():
-        cases = pipelines.find_cases(settings.eval.input, settings.data.root, settings.eval.masks)
-        device = training.pick_device(settings.device)
-        precision = training.pick_precision(settings.precision, device)
-        options = pipelines.gllcm_options(settings.lcm)
-        run = pipelines.GLLCM.load(*weights, device, seed=settings.eval.seed, precision=precision, **options)
-        run.check_size(settings.data.image_size)
-        about = pipelines.describe_run("GL-LCM", device, precision, {**options, "eval": asdict(settings.eval)}, *weights)
-        return pipelines.evaluate(run, cases, settings.eval.output, size=settings.data.image_size,
-                                  batch_size=settings.eval.batch_size, about=about,
-                                  samples=settings.eval.samples, dicom=settings.eval.dicom)
+    return variants.run(config.parse_variants(__doc__, READS), suppress)
+
+
+def suppress(settings: config.Settings, output: Path) -> list[evaluation.Case]:
+    """Write the results of all X-rays into a folder; the X-rays."""
+    weights, chosen = (settings.vqgan.weights, settings.lcm.weights), settings.eval
+    cases = evaluation.find_cases(chosen.input, settings.data.root, chosen.masks)
+    device = training.pick_device(settings.device)
+    precision = training.pick_precision(settings.precision, device)
+    options = pipelines.gllcm_options(settings.lcm)
+    run = pipelines.GLLCM.load(*weights, device, seed=chosen.seed, precision=precision, **options)
+    run.check_size(settings.data.image_size)
+    about = run.describe() | evaluation.describe_run("GL-LCM", device, precision, {**options, "eval": asdict(chosen)}, *weights)
+    evaluation.evaluate(run, cases, output, size=settings.data.image_size, batch_size=chosen.batch_size, about=about,
+                        samples=chosen.samples, dicom=chosen.dicom)
+    return cases
 
 
 if __name__ == "__main__":

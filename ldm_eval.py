@@ -8,30 +8,39 @@
 
 Writes <eval.output>/<name>.png (size and depth of the input), panels/ (CXR | result | truth | removed), summary.json;
 with eval.samples=8 also deviation/ and overlays/, where the results drawn of an image differ; with eval.dicom=true dicom/.
+A list of values makes an ablation: each is run into a folder of its own, and they are scored beside each other as metrics.py does.
+
+    python ldm_eval.py ldm.sampler=[ddpm,ddim,dpmpp] ldm.steps=[10,25,50]
+    python ldm_eval.py ldm.clip=[1.4,1000]                    with and without thresholding
+    python ldm_eval.py ldm.weights=[A.safetensors,B.safetensors]        say, trained with and without offset noise
 """
 from dataclasses import asdict
+from pathlib import Path
 
-from models import config, pipelines, processes, training
+from models import config, evaluation, pipelines, training, variants
 
-READS = ("runs", "device", "precision", "data.root", "data.name", "data.lists", "data.image_size", "vqgan.weights", "ldm.weights",
+READS = ("runs", "device", "precision", "features", "data.root", "data.name", "data.lists", "data.image_size", "vqgan.weights", "ldm.weights",
          "ldm.sampler", "ldm.steps", "ldm.clip", "ldm.clip_rate", "ldm.clip_lag", "eval.input", "eval.output", "eval.batch_size",
-         "eval.seed", "eval.samples", "eval.dicom")
+         "eval.seed", "eval.samples", "eval.dicom", "metrics.size", "metrics.seed")
 
 
 def main() -> int:
-    settings = config.parse(__doc__, READS)
-    weights = settings.vqgan.weights, settings.ldm.weights
-    with processes.joined():
-        cases = pipelines.find_cases(settings.eval.input, settings.data.root, None)
-        device = training.pick_device(settings.device)
-        precision = training.pick_precision(settings.precision, device)
-        options = {name: getattr(settings.ldm, name) for name in ("steps", "sampler", "clip", "clip_rate", "clip_lag")}
-        run = pipelines.BSLDM.load(*weights, device, seed=settings.eval.seed, precision=precision, **options)
-        run.check_size(settings.data.image_size)
-        about = pipelines.describe_run("BS-LDM", device, precision, {**options, "eval": asdict(settings.eval)}, *weights)
-        return pipelines.evaluate(run, cases, settings.eval.output, size=settings.data.image_size,
-                                  batch_size=settings.eval.batch_size, about=about,
-                                  samples=settings.eval.samples, dicom=settings.eval.dicom)
+    return variants.run(config.parse_variants(__doc__, READS), suppress)
+
+
+def suppress(settings: config.Settings, output: Path) -> list[evaluation.Case]:
+    """Write the results of all X-rays into a folder; the X-rays."""
+    weights, chosen = (settings.vqgan.weights, settings.ldm.weights), settings.eval
+    cases = evaluation.find_cases(chosen.input, settings.data.root, None)
+    device = training.pick_device(settings.device)
+    precision = training.pick_precision(settings.precision, device)
+    options = {name: getattr(settings.ldm, name) for name in ("steps", "sampler", "clip", "clip_rate", "clip_lag")}
+    run = pipelines.BSLDM.load(*weights, device, seed=chosen.seed, precision=precision, **options)
+    run.check_size(settings.data.image_size)
+    about = run.describe() | evaluation.describe_run("BS-LDM", device, precision, {**options, "eval": asdict(chosen)}, *weights)
+    evaluation.evaluate(run, cases, output, size=settings.data.image_size, batch_size=chosen.batch_size, about=about,
+                        samples=chosen.samples, dicom=chosen.dicom)
+    return cases
 
 
 if __name__ == "__main__":

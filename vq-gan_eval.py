@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from models import UserError, config, images, pipelines, processes, scores, training
+from models import UserError, config, evaluation, images, processes, scores, training
 from models.vqgan import MLVQGAN
 
 READS = ("runs", "device", "precision", "data.root", "data.name", "data.lists", "data.image_size", "vqgan.weights", "eval.input",
@@ -26,7 +26,7 @@ def main() -> int:
     settings = config.parse(__doc__, READS)
     output = Path(settings.eval.output)
     with processes.joined():
-        cases = [replace(case, mask=None, truth=None) for case in pipelines.find_cases(settings.eval.input, settings.data.root, None)
+        cases = [replace(case, mask=None, truth=None) for case in evaluation.find_cases(settings.eval.input, settings.data.root, None)
                  for case in (case, replace(case, name=f"{case.name}_soft", path=case.truth)) if case.path]
 
         # network
@@ -49,8 +49,8 @@ def main() -> int:
                 psnr[name] = scores.psnr(*(images.to_unit(image[0].numpy()) for image in (original, reconstruction)))
             return result
 
-        about = pipelines.describe_run("ML-VQGAN", device, precision, {}, settings.vqgan.weights)
-        status = pipelines.evaluate(reconstruct, cases, output, size=settings.data.image_size, batch_size=settings.eval.batch_size,
+        about = evaluation.describe_run("ML-VQGAN", device, precision, {}, settings.vqgan.weights)
+        status = evaluation.evaluate(reconstruct, cases, output, size=settings.data.image_size, batch_size=settings.eval.batch_size,
                                     about=about, notes={"psnr": psnr})
         if processes.rank() == 0:
             print(f"reconstruction: mean PSNR {np.mean(list(psnr.values())):.2f} dB, least {min(psnr.values()):.2f} dB")

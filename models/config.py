@@ -169,7 +169,10 @@ class Metrics:
     cxr: str
     target: str
     prediction: tuple[str, ...]
+    images: str | None
+    masks: str | None
     output: str
+    seed: int
     size: int
 
 

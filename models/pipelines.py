@@ -1,23 +1,13 @@
 """CXR in, soft tissue out: encode, sample, decode, fuse, in batches. What the eval scripts and a notebook call."""
 import hashlib
-import json
-import platform
-import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
-from . import UserError, checkpoint, data, fusion, images, lungs, processes, replacing, sampling, training
+from . import UserError, checkpoint, fusion, images, lungs, sampling, training
 from .unet import ConditionalUNet
 from .vqgan import MLVQGAN
-
-SERIES = "bone-suppressed, not for diagnosis"  # description of a DICOM result's series
-BRIGHTEST = 0.995  # quantile of the deviation that gets the brightest colour
-OPACITY = 0.8      # of that colour over the CXR
 
 
 class Pipeline:
@@ -27,6 +17,7 @@ class Pipeline:
     result depends on nothing else. precision: "float32" or "bf16". options: keywords of the method's sampler.
     """
     qkv_by_head: bool  # attention order of the method's released checkpoints
+    sampler: str       # where the options name none
 
     def __init__(self, vqgan: MLVQGAN, unet: ConditionalUNet, *, seed: int = 0, precision: str = "float32", **options):
         self.vqgan, self.unet, self.seed, self.precision, self.options = vqgan, unet, seed, precision, options
@@ -47,6 +38,11 @@ class Pipeline:
         """Sides of images must be multiples of this."""
         return self.vqgan.factor * 2 ** (self.unet.levels - 1)
 
+    def describe(self) -> dict:
+        """What summary.json says of the networks and the sampler, for the table of cost."""
+        parameters = sum(p.numel() for network in (self.vqgan, self.unet) for p in network.parameters())
+        return {"sampler": self.options.get("sampler", self.sampler).upper(), "steps": self.options.get("steps"), "parameters": parameters}
+
     def check_size(self, *sides: int) -> None:
         """Raise UserError where the networks cannot take images of these sides."""
         if any(side % self.multiple for side in sides):
@@ -57,8 +53,8 @@ class Pipeline:
     def __call__(self, cxr: torch.Tensor, names: list[str], masks=None, progress: sampling.Progress = iter) -> torch.Tensor:
         """Soft tissue (B, 1, H, W) in [-1, 1] of X-rays (B, 1, H, W) in [-1, 1].
 
-        names: one a image, unique; the noise depends on it. masks: boolean (B, H, W), true in the lungs; where None, they are found
-        in the X-rays (GL-LCM; BS-LDM needs none). Raises UserError for a size that the networks cannot take.
+        names: one a image, unique; the noise depends on it. masks: boolean (H, W) for each image, true in the lungs; where None,
+        for all or for one, they are found in the X-ray (GL-LCM; BS-LDM needs none). Raises UserError for a size that the networks cannot take.
         """
         self.check_size(*cxr.shape[-2:])
         if len(names) != len(cxr):
@@ -89,6 +85,7 @@ class Pipeline:
 class BSLDM(Pipeline):
     """BS-LDM. options: keywords of sampling.sample_bsldm (steps, sampler, clip, clip_rate, clip_lag)."""
     qkv_by_head = True
+    sampler = "ddpm"
 
     def suppress(self, cxr, names, masks, progress):
         latent = self.encode(cxr)
@@ -101,6 +98,7 @@ class GLLCM(Pipeline):
     method: how the two paths are fused (poisson, alpha, autoencoder, none); weight: of the local image in alpha fusion.
     """
     qkv_by_head = False
+    sampler = "lcm"
 
     def __init__(self, vqgan, unet, *, fusion: str = "poisson", blend: float = 0.5, **keywords):
         super().__init__(vqgan, unet, **keywords)
@@ -108,9 +106,9 @@ class GLLCM(Pipeline):
 
     def suppress(self, cxr, names, masks, progress):
         unit = images.to_unit(cxr)  # (B, 1, H, W) in [0, 1]
-        if masks is None:
-            masks = np.stack([lungs.lung_mask(image[0].cpu().numpy()) for image in unit])
-        masks = torch.as_tensor(masks, dtype=torch.bool).to(self.device)[:, None]  # (B, 1, H, W)
+        found = [lungs.lung_mask(image[0].cpu().numpy()) if mask is None else mask
+                 for image, mask in zip(unit, [None] * len(unit) if masks is None else masks)]
+        masks = torch.as_tensor(np.stack(found), dtype=torch.bool).to(self.device)[:, None]  # (B, 1, H, W)
         latent, masked_latent = self.encode(cxr), self.encode(images.to_signed(unit * masks))
         paths = sampling.sample_gllcm(self.unet, latent, masked_latent, self.draw(names, latent.shape), progress=progress, **self.options)
         if self.method == "autoencoder":
@@ -136,139 +134,3 @@ def gllcm_options(lcm) -> dict:
     """The keywords of GLLCM in the settings of section lcm."""
     names = ("steps", "guidance", "alpha", "clip_global", "clip_local", "clip_rate", "fusion", "blend")
     return {name: getattr(lcm, name) for name in names}
-
-
-@dataclass(frozen=True)
-class Case:
-    """One X-ray to evaluate, with what lies beside it."""
-    name: str
-    path: Path
-    mask: Path | None
-    truth: Path | None
-
-
-def find_cases(what, root, masks) -> list[Case]:
-    """The X-rays of eval.input, all read once, so that a bad one is named before a network is built.
-
-    masks: folder of lung masks; None: <...>/Mask beside a folder CXR/, as the truth is looked for in <...>/BS.
-    """
-    found = data.inputs(what, root)
-    given = images.find(masks) if masks else None
-    cases = [Case(name, path, given.get(name) if given is not None else data.beside(path, "Mask"), data.beside(path, "BS"))
-             for name, path in found.items()]
-    for case in tqdm(cases, desc="checking", unit="image", leave=False, disable=len(cases) < 20 or processes.rank() > 0):
-        picture = images.check(images.read(case.path))
-        if images.inverted(picture.pixels):
-            training.say(f"note: bones look dark in {case.path}; the methods expect bright ones")
-        if case.mask is not None:
-            mask = images.read_mask(case.mask)
-            if mask.shape != picture.pixels.shape:
-                raise UserError(f"the mask {case.mask} is {mask.shape[1]} x {mask.shape[0]}, "
-                                f"but {case.path} {picture.pixels.shape[1]} x {picture.pixels.shape[0]}")
-    missing = [case.name for case in cases if given is not None and case.mask is None]
-    if missing:
-        raise UserError(f"{masks} has no mask for {data.some(missing)}")
-    return cases
-
-
-def evaluate(run: Callable, cases: list[Case], output, *, size: int, batch_size: int, about: dict, notes: dict | None = None,
-             samples: int = 1, dicom: bool = False) -> int:
-    """Write <output>/<name>.png in the input's size and depth, panels/<name>.png beside it, and summary.json.
-
-    run(cxr (B, 1, S, S), names, masks (B, S, S) or None, progress) -> (B, 1, S, S); about: what summary.json says of the run.
-    notes: {what: {name: value}} that run fills, for summary.json; at the end it holds all images. samples: see `draw_samples`;
-    with more than one their deviation is written too. dicom: DICOM inputs get a DICOM result as well, in dicom/. Several processes
-    share the images, each of which comes out as it would in one process.
-    """
-    output, notes, seconds, deviations = Path(output), {} if notes is None else notes, {}, {}
-    if dicom and not any(images.is_dicom(case.path) for case in cases):
-        raise UserError(f"eval.dicom=true, but none of the {len(cases)} images is a DICOM file ({cases[0].path})")
-    processes.tidy(output, *(output / folder for folder in ("panels", "latents", "deviation", "overlays", "dicom")))
-    together = max(1, batch_size // samples)
-    batches = [cases[start:start + together] for start in range(0, len(cases), together)]
-    mine, quiet = batches[processes.rank()::processes.count()], processes.rank() > 0
-    with tqdm(total=sum(map(len, mine)), unit="image", disable=quiet) as bar:
-        for batch in mine:
-            pictures = [images.read(case.path) for case in batch]
-            began = time.perf_counter()
-            means, spreads = draw_samples(run, batch, pictures, size, batch_size, samples, quiet)
-            elapsed = (time.perf_counter() - began) / len(batch)
-            for case, picture, mean, spread in zip(batch, pictures, means, spreads):
-                soft = images.from_network(mean, picture.pixels.shape)
-                write_result(output, case, picture, soft)
-                if dicom and images.is_dicom(case.path):
-                    images.write_dicom(output / "dicom" / f"{case.name}.dcm", soft, case.path, SERIES)
-                if samples > 1:
-                    deviations[case.name] = write_deviation(output, case, picture, spread, samples)
-                seconds[case.name] = round(elapsed, 3)
-                bar.update()
-    if samples > 1:
-        notes["mean_deviation"] = deviations
-    for values in [*notes.values(), seconds]:
-        everyone = {name: value for part in processes.gathered(values) for name, value in part.items()}
-        values.clear()
-        values.update((case.name, everyone[case.name]) for case in cases)
-    if processes.rank() == 0:
-        with replacing(output / "summary.json") as temporary:
-            temporary.write_text(json.dumps({**about, **notes, "image_size": size, "batch_size": batch_size, "images": len(cases),
-                                             "processes": processes.count(), "seconds_per_image": seconds}, indent=1) + "\n")
-        print(f"{len(cases)} images in {output} (panels beside them in {output / 'panels'})")
-    return 0
-
-
-def draw_samples(run: Callable, cases: list[Case], pictures: list[images.Picture], size: int, batch_size: int, samples: int,
-                 quiet: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """(means, standard deviations), each (B, 1, S, S), of several results of each image, drawn with noise of different names.
-
-    The first is the one that samples=1 gives. At most batch_size results are drawn together.
-    """
-    cxr = torch.stack([images.to_network(picture.pixels, size) for picture in pictures])  # (B, 1, S, S)
-    masks = None
-    if all(case.mask for case in cases):
-        masks = np.stack([images.mask_to_network(images.read_mask(case.mask), size) for case in cases])
-    wanted, results = [(place, number) for place in range(len(cases)) for number in range(samples)], []
-    for start in range(0, len(wanted), batch_size):
-        places, numbers = zip(*wanted[start:start + batch_size])
-        names = [f"{cases[place].name}/sample {number}" if number else cases[place].name for place, number in zip(places, numbers)]
-        results.append(run(cxr[list(places)], names, masks[list(places)] if masks is not None else None,
-                           lambda steps, name=names[0]: tqdm(steps, desc=name, unit="step", leave=False, mininterval=1, disable=quiet)))
-    drawn = torch.cat(results).unflatten(0, (len(cases), samples))  # (B, samples, 1, S, S)
-    return drawn.mean(1), drawn.std(1, correction=min(1, samples - 1))
-
-
-def write_result(output: Path, case: Case, picture: images.Picture, soft: np.ndarray) -> None:
-    """The result, and the panel CXR | result | truth where known | what was taken away (grey: nothing)."""
-    images.write(output / f"{case.name}.png", soft, picture.bits)
-    columns = [picture.pixels, soft]
-    if case.truth is not None:
-        columns.append(images.resize(images.read(case.truth).pixels, soft.shape))
-    columns.append(np.clip(0.5 + picture.pixels - soft, 0, 1))
-    images.write(output / "panels" / f"{case.name}.png", np.concatenate(columns, 1))
-
-
-def write_deviation(output: Path, case: Case, picture: images.Picture, spread: torch.Tensor, samples: int) -> float:
-    """The standard deviation (1, S, S) of several results of an image, in [-1, 1]: deviation/<name>.png and overlays/<name>.png.
-
-    deviation/: 16 bits, white is 1 (all of the grey scale). overlays/: in colour on the CXR, with its scale. The mean over the image.
-    """
-    from matplotlib.figure import Figure
-    deviation = images.from_network(images.to_signed(spread / 2), picture.pixels.shape)  # a width, so only the factor of to_unit counts
-    images.write(output / "deviation" / f"{case.name}.png", deviation, 16)
-    height, width = deviation.shape
-    figure = Figure(figsize=(7, 6 * height / width), layout="constrained")
-    axes = figure.subplots()
-    axes.imshow(picture.pixels, cmap="gray", vmin=0, vmax=1)
-    top = max(float(np.quantile(deviation, BRIGHTEST)), 1e-6)
-    shown = axes.imshow(deviation, cmap="inferno", vmin=0, vmax=top, alpha=np.clip(deviation / top, 0, 1) * OPACITY)
-    figure.colorbar(shown, label=f"standard deviation of {samples} results (share of the grey scale)")
-    axes.set_axis_off()
-    with replacing(output / "overlays" / f"{case.name}.png") as temporary:
-        figure.savefig(temporary, format="png", dpi=150)
-    return round(float(deviation.mean()), 6)
-
-
-def describe_run(method: str, device: torch.device, precision: str, settings: dict, *weights) -> dict:
-    """What summary.json says of a run."""
-    return {"method": method, "settings": settings, "device": torch.cuda.get_device_name(device) if device.type == "cuda" else
-            f"CPU, {torch.get_num_threads()} threads ({platform.machine()})", "precision": precision, "torch": torch.__version__,
-            "weights": {str(path): checkpoint.digest(path) for path in weights}, "date": time.strftime("%Y-%m-%d %H:%M:%S")}

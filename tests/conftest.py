@@ -8,6 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from golden_draws import fill
+
+from models.unet import ConditionalUNet
+from models.vqgan import MLVQGAN
 
 torch.set_num_threads(1)
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's background jobs start so, and the scripts that tests signal would inherit it
@@ -28,3 +32,10 @@ def run_script(script: str, *arguments: str, folder: Path = ROOT) -> tuple[int, 
 @pytest.fixture
 def run_here():
     return run_script
+
+
+@pytest.fixture(scope="session")
+def networks():
+    """(ML-VQGAN, ConditionalUNet), small, for images of 64 x 64; not to be changed."""
+    return fill(MLVQGAN(channels=(8, 16), residual_channels=8, residual_layers=1, codes=32)), \
+        fill(ConditionalUNet(width=32, multipliers=(1, 1), blocks=1, heads=4, attention=(2,)))

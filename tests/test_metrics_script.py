@@ -2,7 +2,6 @@
 import csv
 import json
 import math
-import subprocess
 import sys
 from pathlib import Path
 
@@ -10,9 +9,8 @@ import numpy as np
 import pytest
 
 import metrics
-from models import UserError, features, images, scores
+from models import UserError, features, images, report, scores
 
-ROOT = Path(__file__).resolve().parents[1]
 SIDE = 64
 
 
@@ -47,24 +45,22 @@ def arguments(folder: Path, *predictions: str) -> list[str]:
             f"metrics.output={folder}/out", f"metrics.size={SIDE}", "device=cpu"]
 
 
-def run(*arguments: str) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, "metrics.py", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
-
-
 def main(monkeypatch, *arguments: str) -> int:
+    """Without the pictures, which take most of the time."""
+    monkeypatch.setattr(report, "write_pictures", lambda *_: None)
     monkeypatch.setattr(sys, "argv", ["metrics.py", *arguments])
     return metrics.main()
 
 
-def test_two_methods_with_faults_are_scored_on_what_is_complete(folder):
+def test_two_methods_with_faults_are_scored_on_what_is_complete(folder, run_here):
     images.write(folder / "one" / "3.png", np.full((SIDE, SIDE), 0.5))  # no CXR, no truth, not in two/
     for part in ("CXR", "BS", "one", "two"):
         images.write(folder / part / "4.png", np.full((SIDE, SIDE), 0.5))
     (folder / "two" / "4.png").write_bytes(b"not an image")
-    done = run(*arguments(folder, "one", "two"))
-    assert done.returncode == 1 and "Traceback" not in done.stderr
-    assert "3 is not scored: no prediction of two, no CXR, no truth" in done.stderr
-    assert f"4 is not scored: cannot read {folder}/two/4.png" in done.stderr
+    status, shown, told = run_here("metrics.py", *arguments(folder, "one", "two"))
+    assert status == 1
+    assert "3 is not scored: no prediction of two, no CXR, no truth" in told
+    assert f"4 is not scored: cannot read {folder}/two/4.png" in told
 
     with open(folder / "out" / "metrics.csv", newline="") as file:
         rows = list(csv.DictReader(file))
@@ -76,32 +72,63 @@ def test_two_methods_with_faults_are_scored_on_what_is_complete(folder):
     assert float(read["10", scores.REFERENCE]["SSIM"]) == pytest.approx(scores.ssim(soft, cxr))
     assert read["1", "one"]["PSNR"] == "inf" and read["2", "two"]["BSR"] == "nan"
 
-    report = json.loads((folder / "out" / "metrics.json").read_text())
-    assert report["images"]["2"]["two"]["BSR"] is None
+    tree = json.loads((folder / "out" / "metrics.json").read_text())
+    assert tree["images"]["2"]["two"]["BSR"] is None
     psnr = [float(read[name, "one"]["PSNR"]) for name in ("2", "10")]
-    assert report["summary"]["one"]["PSNR"] == pytest.approx({"mean": np.mean(psnr), "std": np.std(psnr), "count": 2, "undefined": 1})
-    assert report["summary"]["two"]["BSR"]["undefined"] == 1
+    found = tree["summary"]["one"]["PSNR"]
+    assert (found["mean"], found["std"]) == pytest.approx((np.mean(psnr), np.std(psnr))) and (found["count"], found["undefined"]) == (2, 1)
+    assert tree["summary"]["two"]["BSR"]["undefined"] == 1
+    assert tree["tests"][0]["p"] is None and "undefined, fewer than 6 images differ" in (folder / "out" / "metrics.txt").read_text()
 
     table = (folder / "out" / "metrics.txt").read_text()
-    assert table in done.stdout and f"3 images at {SIDE} x {SIDE}\n" in table
-    assert "**" in (folder / "out" / "metrics.md").read_text()
-    assert images.read(folder / "out" / "metrics.png").pixels.std() > 0.05
+    for part in (f"3 images at {SIDE} x {SIDE}\n", "BSR is undefined for 1 of 3 images (no bone)",
+                 "every method: PSNR is undefined for 1 of 3 images (equal images)"):
+        assert part in table and part in shown
+    assert "inside the lungs" not in table and "**" in (folder / "out" / "metrics.md").read_text()
+    assert r"\textbf{" in (folder / "out" / "metrics.tex").read_text()
+    for name in ("metrics", "comparison", "examples_one", "examples_two"):
+        assert images.read(folder / "out" / f"{name}.png").pixels.std() > 0.05
     assert sorted(path.name for path in (folder / "out").iterdir()) == \
-        ["comparison.png", *(f"metrics.{end}" for end in ("csv", "json", "md", "png", "txt"))]
+        ["comparison.png", "examples_one.png", "examples_two.png", *(f"metrics.{end}" for end in ("csv", "json", "md", "png", "tex", "txt"))]
 
 
-def test_missing_folder_ends_in_one_line_with_status_2(folder):
-    done = run(*arguments(folder, "absent"))
-    assert done.returncode == 2 and not (folder / "out").exists()
-    assert done.stderr == f"metrics.py: no folder {folder}/absent; set metrics.prediction\n"
+def test_missing_folder_ends_in_one_line_with_status_2(folder, run_here):
+    status, _, told = run_here("metrics.py", *arguments(folder, "absent"))
+    assert status == 2 and not (folder / "out").exists()
+    assert told == f"metrics.py: no folder {folder}/absent; set metrics.prediction\n"
 
 
 def test_all_done_is_status_0_and_resizing_is_said(folder, monkeypatch, capsys):
     images.write(folder / "two" / "1.png", np.full((2 * SIDE, SIDE), 0.5))
     assert main(monkeypatch, *arguments(folder, "two")) == 0
-    assert f"3 images at {SIDE} x {SIDE}, 1 of them resized to that\n" in capsys.readouterr().out
-    report = json.loads((folder / "out" / "metrics.json").read_text())
-    assert set(report["summary"]) == {scores.REFERENCE, "two"} and math.isfinite(report["summary"]["two"]["LPIPS"]["mean"])
+    assert f"3 images at {SIDE} x {SIDE}, 1 of them resized to that (area average" in capsys.readouterr().out
+    tree = json.loads((folder / "out" / "metrics.json").read_text())
+    assert set(tree["summary"]) == {scores.REFERENCE, "two"} and math.isfinite(tree["summary"]["two"]["LPIPS"]["mean"])
+    assert tree["tests"] == []
+
+
+def test_a_list_masks_and_their_faults(folder, monkeypatch, capsys):
+    inside = np.zeros((SIDE, SIDE))
+    inside[5:40, 10:50] = 1
+    for name in ("1", "10"):
+        images.write(folder / "Mask" / f"{name}.png", inside)
+    (folder / "list.txt").write_text("10.png\n2.png\n7.png\n")
+    assert main(monkeypatch, *arguments(folder, "two"), f"metrics.images={folder}/list.txt") == 1
+    shown = capsys.readouterr()
+    assert shown.err.splitlines()[-1] == "7 is not scored: no prediction of two, no CXR, no truth" and "1 is not" not in shown.err
+    tree = json.loads((folder / "out" / "metrics.json").read_text())
+    assert list(tree["images"]) == ["10", "2"] and tree["images"]["2"]["two"]["MSE_lungs"] is None
+    cxr, soft, two = (images.read(folder / part / "10.png").pixels for part in ("CXR", "BS", "two"))
+    assert tree["images"]["10"]["two"]["BSR_lungs"] == pytest.approx(scores.bsr(cxr, soft, two, inside > 0))
+    assert "every method: MSE is undefined for 1 of 2 images (no mask)" in shown.out and "Scores inside the lungs" in shown.out
+
+    (folder / "Mask" / "1.png").write_bytes(b"no image")
+    images.write(folder / "black" / "10.png", 0 * inside)
+    assert main(monkeypatch, *arguments(folder, "two")) == 1
+    assert f"1 is not scored inside the lungs: cannot read {folder}/Mask/1.png" in capsys.readouterr().err
+    assert main(monkeypatch, *arguments(folder, "two"), f"metrics.masks={folder}/black") == 1
+    shown = capsys.readouterr()
+    assert "black/10.png is empty (all black)" in shown.err and "inside the lungs" not in shown.out
 
 
 def test_nothing_in_common_is_a_users_error_before_the_network_is_built(folder, monkeypatch):
@@ -117,8 +144,8 @@ def test_nothing_in_common_is_a_users_error_before_the_network_is_built(folder, 
 
 
 def test_methods_are_named_by_their_folder():
-    assert metrics.name_methods(("runs/ldm_eval", "runs/lcm/")) == {"ldm_eval": "runs/ldm_eval", "lcm": "runs/lcm/"}
-    assert metrics.name_methods(("a/test", "b/test", "c")) == {"a/test": "a/test", "b/test": "b/test", "c": "c"}
+    assert report.name_methods(("runs/ldm_eval", "runs/lcm/")) == {"ldm_eval": "runs/ldm_eval", "lcm": "runs/lcm/"}
+    assert report.name_methods(("a/test", "b/test", "c")) == {"a/test": "a/test", "b/test": "b/test", "c": "c"}
     for same in (("a", "./a"), ()):
         with pytest.raises(UserError, match="several different"):
-            metrics.name_methods(same)
+            report.name_methods(same)

@@ -131,7 +131,8 @@ def test_a_perfect_estimator_brings_back_the_truth():
             return torch.cat([eps, torch.zeros_like(eps)], 1)
 
         if sample is sampling.sample_bsldm:
-            results = [sample(oracle, truth, lambda n: draw(n, SHAPE), steps=steps, sampler=s) for s in schedulers.DIFFUSION_SAMPLERS for steps in (5, 100)]
+            results = [sample(oracle, truth, lambda n: draw(n, SHAPE), steps=steps, sampler=name)
+                       for name in schedulers.DIFFUSION_SAMPLERS for steps in (5, 100)]
         else:
             results = [path for g in ("leg", "vanilla") for path in
                        sample(oracle, truth, truth, lambda n: draw(n, SHAPE), guidance=g, steps=8)]

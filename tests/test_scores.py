@@ -1,4 +1,4 @@
-"""The scores against the published numbers on real pairs, written-out definitions and scikit-image; their table."""
+"""The scores against the published numbers on real pairs, written-out definitions, scikit-image and the lpips package."""
 import json
 import math
 from pathlib import Path
@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 import torch
 from scipy.signal import convolve2d
-from skimage.metrics import peak_signal_noise_ratio
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from models import UserError, images, scores
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "metrics.json").read_text())
 PAIRWISE = (scores.mse, scores.psnr, scores.ssim)
-WITH_CXR = (scores.bsr, scores.bsr_two_sided)
+WITH_CXR = (scores.bsr, scores.bsr_two_sided, scores.bsr_residual)
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +56,44 @@ def test_bsr_counted_by_hand():
     lopsided = np.array([[0.3, 0.1], [0.2, 0.6]])  # pred' = pred - 0.1: residues +0.1 three times, -0.3 once
     assert scores.bsr(cxr, gt, lopsided) == pytest.approx(1 - 0.03 / 0.20)
     assert scores.bsr_two_sided(cxr, gt, lopsided) == pytest.approx(1 - 0.12 / 0.20)
+    assert scores.bsr_residual(cxr, gt, lopsided) == pytest.approx(1 - 0.09 / 0.20)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_every_pixel_score_written_out_in_loops(triple, masked):
+    cxr, gt, pred = (array.tolist() for array in triple)
+    mask = np.zeros((64, 48), bool)
+    mask[10:50, 5:30] = True
+    places = [(y, x) for y in range(64) for x in range(48) if mask[y, x] or not masked]
+    shift = sum(gt[y][x] - pred[y][x] for y, x in places) / len(places)
+    bone = sum((cxr[y][x] - gt[y][x]) ** 2 for y, x in places)
+    residues = [gt[y][x] - (pred[y][x] + shift) for y, x in places]
+    error = sum((gt[y][x] - pred[y][x]) ** 2 for y, x in places) / len(places)
+    expected = {"BSR": 1 - sum(max(r, 0) ** 2 for r in residues) / bone, "BSR_residual": 1 - sum(max(-r, 0) ** 2 for r in residues) / bone,
+                "BSR_two_sided": 1 - sum(r ** 2 for r in residues) / bone, "MSE": error, "PSNR": 20 * math.log10(1 / math.sqrt(error))}
+    found = scores.pixel_scores(*triple[:2], {"ours": triple[2]}, mask)["ours"]
+    assert {key: found[key + "_lungs" * masked] for key in expected} == pytest.approx(expected)
+    only = (mask,) if masked else ()
+    assert scores.bsr(*triple, *only) == pytest.approx(expected["BSR"])
+    assert scores.bsr_two_sided(*triple, *only) == pytest.approx(expected["BSR_two_sided"])
+    assert scores.bsr_residual(*triple, *only) == pytest.approx(expected["BSR_residual"])
+    assert scores.mse(*triple[1:], *only) == pytest.approx(error)
+    assert scores.psnr(*triple[1:], *only) == pytest.approx(expected["PSNR"])
+
+
+def test_no_mask_an_empty_one_and_no_bone_in_the_lungs_are_nan(triple):
+    cxr, gt, pred = triple
+    empty = np.zeros(gt.shape, bool)
+    for mask in (None, empty):
+        found = scores.pixel_scores(cxr, gt, {"ours": pred}, mask)["ours"]
+        assert all(math.isnan(found[column.key]) for column in scores.IN_LUNGS) and math.isfinite(found["BSR"])
+    boneless = empty.copy()
+    boneless[:20] = True  # the bone begins below
+    found = scores.pixel_scores(cxr, gt, {"ours": pred}, boneless)["ours"]
+    assert math.isnan(found["BSR_lungs"]) and math.isnan(found["BSR_residual_lungs"]) and math.isfinite(found["PSNR_lungs"])
+    for wrong in (empty.astype(np.uint8), empty[1:]):
+        with pytest.raises(ValueError, match="expected a mask of bool"):
+            scores.mse(gt, pred, wrong)
 
 
 @pytest.mark.parametrize("score", WITH_CXR)
@@ -94,6 +132,9 @@ def test_ssim_is_the_papers_definition(triple):
     expected = ((2 * m_x * m_y + c_1) * (2 * (xy - m_x * m_y) + c_2)
                 / ((m_x ** 2 + m_y ** 2 + c_1) * (xx - m_x ** 2 + yy - m_y ** 2 + c_2))).mean()
     assert scores.ssim(gt, pred) == pytest.approx(expected, rel=1e-9)
+    assert expected == pytest.approx(structural_similarity(gt, pred, data_range=1.0, gaussian_weights=True, sigma=1.5, use_sample_covariance=False))
+    with pytest.raises(ValueError, match="at least 11"):
+        scores.ssim(gt[:10], pred[:10])
     assert scores.ssim(gt, gt) == pytest.approx(1) and scores.ssim(0 * gt, 0 * gt) == pytest.approx(1)
 
 
@@ -117,45 +158,25 @@ def test_lpips_of_stacks_and_ranges(lpips, triple):
     stack = lpips(np.stack([gt, gt, gt]), np.stack([cxr, pred, gt]))
     assert stack.shape == (3,) and stack == pytest.approx([lpips(gt, cxr), lpips(gt, pred), 0], rel=1e-5)
     tensors = [torch.from_numpy(array)[None, None].expand(-1, 3, -1, -1) for array in (gt, cxr)]
-    assert lpips(gt, cxr) == pytest.approx(float(lpips.network(*tensors)), rel=1e-6)
+    assert lpips(gt, cxr) == pytest.approx(float(lpips.network(*tensors)), rel=1e-5)  # the package's own way through the network
     assert lpips(gt, cxr, normalize=True) == pytest.approx(float(lpips.network(*(2 * x - 1 for x in tensors))), rel=1e-5)
     assert abs(lpips(gt, cxr, normalize=True) / lpips(gt, cxr) - 1) > 0.01
+    lpips.together, before = 2, lpips.together
+    shared = lpips.against(gt, np.stack([cxr, pred, gt]))
+    lpips.together = before
+    assert shared == pytest.approx(stack, rel=1e-5) and shared[2] == 0
     with pytest.raises(ValueError, match="at least 32"):
         lpips(gt[:31], pred[:31])
 
 
-# --- The table ---------------------------------------------------------------------------------------------------------------
-
-def values(method_to_bsr: dict[str, list[float]], **others: list[float]) -> dict:
-    """Scores of three images: BSR as given, PSNR as given (by method) or 30, everything else 0.5."""
-    row = {column.key: 0.5 for column in scores.SCORES}
-    return {f"image{i}": {method: row | {"BSR": bsr[i], "PSNR": others.get(method, [30, 30, 30])[i]}
-                          for method, bsr in method_to_bsr.items()} for i in range(3)}
-
-
-def test_summary_leaves_out_and_counts_what_is_undefined():
-    summary = scores.summarise(values({scores.REFERENCE: [0.5, math.nan, 0.7], "ours": [math.nan] * 3}, ours=[30, math.inf, 40]))
-    assert summary[scores.REFERENCE]["BSR"] == pytest.approx({"mean": 0.6, "std": 0.1, "count": 2, "undefined": 1})
-    assert summary["ours"]["PSNR"] == pytest.approx({"mean": 35, "std": 5, "count": 2, "undefined": 1})
-    assert math.isnan(summary["ours"]["BSR"]["mean"]) and summary["ours"]["BSR"]["undefined"] == 3
-    notes = scores.table(summary)
-    assert "untouched CXR: BSR is undefined for 1 of 3 images (no bone)" in notes
-    assert "ours: PSNR is undefined for 1 of 3 images (equal images)" in notes and "LPIPS is undefined" not in notes
-
-
-def test_table_has_the_untouched_cxr_first_and_the_best_method_in_bold():
-    summary = scores.summarise(values({scores.REFERENCE: [0.99] * 3, "a": [0.8, 0.9, 1.0], "b|c": [0.7] * 3}, a=[20] * 3))
-    text, markdown = scores.table(summary).splitlines(), scores.table(summary, markdown=True).splitlines()
-    assert [line.split("  ")[0] for line in text[:4]] == ["method", scores.REFERENCE, "a", "b|c"]
-    assert "90.000 ± 8.165" in text[2] and "*" not in "".join(text)
-    assert markdown[1].startswith("| --- | ---: |") and "**" not in markdown[2]
-    cells = [line.replace("\\|", "").strip("| ").split(" | ") for line in markdown[:5]]
-    column = cells[0].index("BSR (%) ↑"), cells[0].index("PSNR (dB) ↑")
-    assert [cells[3][i] for i in column] == ["**90.000 ± 8.165**", "20.000 ± 0.000"]
-    assert [cells[4][i] for i in column] == ["70.000 ± 0.000", "**30.000 ± 0.000**"]
-    lower = dict(summary)
-    lower["a"] = summary["a"] | {"MSE": summary["a"]["MSE"] | {"mean": 0.4}}
-    row = scores.table(lower, markdown=True).splitlines()[3]
-    assert "**400.000 ± 0.000**" in row  # of an error the smaller is the better
-    alone = scores.summarise(values({scores.REFERENCE: [0.5] * 3, "a": [0.8] * 3}))
-    assert "**" not in scores.table(alone, markdown=True)
+def test_one_image_has_every_column_and_the_untouched_cxr_first(lpips, triple):
+    found = scores.score(*triple[:2], {"ours": triple[2], "truth": triple[1]}, lpips, triple[0] > triple[1])
+    assert list(found) == [scores.REFERENCE, "ours", "truth"]
+    for row in found.values():
+        assert row.keys() == {column.key for column in scores.PUBLISHED + scores.BESIDE + scores.IN_LUNGS}
+    assert found["truth"] == pytest.approx({"BSR": 1, "BSR_two_sided": 1, "BSR_residual": 1, "MSE": 0, "PSNR": math.inf, "SSIM": 1,
+                                            "BSR_lungs": 1, "BSR_two_sided_lungs": 1, "BSR_residual_lungs": 1, "MSE_lungs": 0,
+                                            "PSNR_lungs": math.inf, "LPIPS": 0, "LPIPS_normalized": 0})
+    ours = found["ours"]
+    assert (1 - ours["BSR"]) + (1 - ours["BSR_residual"]) == pytest.approx(1 - ours["BSR_two_sided"])
+    assert ours["LPIPS"] == pytest.approx(lpips(triple[1], triple[2]))

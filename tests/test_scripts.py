@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, run_script
+from conftest import run_script
 from golden_draws import SHARED, fill
 
 from models import images
@@ -88,6 +88,23 @@ def test_latents_are_encoded_once(chain):
     assert len(cached) == 4 * (2 * len(train) + len(validation))  # CXR and soft tissue, whole and masked; two augmented versions
     run("lcm_train.py", "lcm.epochs=3", folder=chain)
     assert cached == {path: path.stat().st_mtime_ns for path in (chain / "runs" / "demo" / "latents").rglob("*.npy")}
+
+
+def test_a_list_of_values_is_an_ablation(chain):
+    run("batch_lcm_eval.py", "lcm.guidance=[vanilla,leg]", "eval.output=guidance", folder=chain)
+    names = (chain / "runs" / "demo" / "lists" / "data_testset.txt").read_text().split()
+    for value in ("vanilla", "leg"):
+        assert all((chain / "guidance" / f"guidance={value}" / name).is_file() for name in names)
+    table = (chain / "guidance" / "metrics.md").read_text()
+    assert "guidance=vanilla" in table and "guidance=leg" in table and "untouched CXR" in table
+    assert not (chain / "guidance" / "quality_seconds.png").exists()
+    run("ldm_eval.py", "ldm.sampler=[ddim,dpmpp]", "ldm.steps=[1,3]", "eval.output=steps", folder=chain)
+    assert len(list((chain / "steps").glob("sampler=*_steps=*"))) == 4
+    for key in ("seconds", "steps"):
+        assert images.read(chain / "steps" / f"quality_{key}.png").pixels.std() > 0.05
+    shutil.copytree(chain / "runs" / "demo" / "data" / "CXR", chain / "alone")
+    told = run("ldm_eval.py", "ldm.steps=[1,3]", "eval.input=alone", "eval.output=untrue", folder=chain)
+    assert "no truth beside the images" in told and not (chain / "untrue" / "metrics.txt").exists()
 
 
 def test_one_image_of_any_size_and_depth(chain):

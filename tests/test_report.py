@@ -1,0 +1,167 @@
+"""What an ablation calls: folders to values, the tables' numbers, tests, costs, pictures."""
+import json
+import math
+import re
+
+import numpy as np
+import pytest
+import torch
+
+from models import UserError, images, pictures, report, scores, statistics
+
+SIDE = 64
+COUNT = 7
+
+
+@pytest.fixture(scope="module")
+def lpips():
+    try:
+        return scores.Lpips()
+    except UserError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Folders CXR/, BS/, Mask/ and predictions good/ and a_b%/ of images 0..6; the first is the nearer to the truth, in 0 the nearest."""
+    root, rng = tmp_path_factory.mktemp("report"), np.random.default_rng(0)
+    for name in range(COUNT):
+        soft = 0.2 + 0.5 * rng.random((SIDE, SIDE))
+        bone = np.zeros_like(soft)
+        bone[10:30] = 0.25
+        lungs = np.zeros_like(soft)
+        lungs[8:50, 10:54] = 1
+        for part, pixels in (("CXR", soft + bone), ("BS", soft), ("Mask", lungs), ("good", soft + 0.02 * (name + 1) * bone),
+                             ("a_b%", soft + 0.5 * bone * (1 + 0.1 * name))):
+            images.write(root / part / f"{name}.png", pixels, 8 if part == "Mask" else 16)
+    return root
+
+
+@pytest.fixture(scope="module")
+def scored(folders, lpips):
+    return report.score_folders({"good": folders / "good", "a_b%": folders / "a_b%"}, folders / "CXR", folders / "BS",
+                                masks=folders / "Mask", size=SIDE)
+
+
+def test_values_are_those_of_each_image_and_threads_are_given_back(scored, folders, lpips):
+    for name in ("0", "4"):
+        cxr, soft, pred = (images.read(folders / part / f"{name}.png").pixels for part in ("CXR", "BS", "a_b%"))
+        inside = images.read_mask(folders / "Mask" / f"{name}.png")
+        assert scored.values[name]["a_b%"] == pytest.approx(scores.score(cxr, soft, {"x": pred}, lpips, inside)["x"], rel=1e-6)
+    assert list(scored.values) == [str(i) for i in range(COUNT)] and scored.masked == COUNT and scored.resized == 0 and not scored.faults
+    assert torch.get_num_threads() == 1  # conftest's
+
+
+def test_a_gpus_way_through_the_network_gives_the_same(scored, folders, monkeypatch):
+    class FromOneThread(scores.Lpips):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            self.device = torch.device("meta")  # not "cpu": the scores wait for the main thread
+
+        def against(self, *arguments):
+            self.device = torch.device("cpu")
+            return super().against(*arguments)
+    monkeypatch.setattr(scores, "Lpips", FromOneThread)
+    again = report.score_folders({"good": folders / "good"}, folders / "CXR", folders / "BS", size=SIDE)
+    assert again.series("good", "LPIPS") == pytest.approx(scored.series("good", "LPIPS")) and again.masked == 0
+
+
+def test_images_are_read_a_few_ahead_and_no_more():
+    begun, taken = [], []
+    for future in report._ahead(begun.append, range(40)):
+        future.result()
+        taken.append(len(begun))
+        assert len(begun) <= len(taken) + 2 * torch.get_num_threads()
+    assert begun == list(range(40))
+
+
+def test_tables_hold_means_and_spreads_and_mark_the_best(scored):
+    summary = report.summarise(scored)
+    tables = report.quality_tables(scored, summary)
+    assert [table.title for table in tables] == list(scored.groups) and "Scores inside the lungs" in scored.groups
+    psnr = scored.series("good", "PSNR")
+    assert tables[0].headings[3] == "PSNR (dB) ↑" and tables[0].rows[1][3] == f"{psnr.mean():.3f} ± {psnr.std():.3f}"
+    assert [row[0] for row in tables[0].rows] == [scores.REFERENCE, "good", "a_b%"]
+    assert {place for table in tables for place in table.best} == {(1, j) for j in range(1, 6)}  # of an error the smaller is the better
+    low, high = summary["good"]["MSE"]["low"], summary["good"]["MSE"]["high"]
+    assert low < scored.series("good", "MSE").mean() < high
+    assert f"[{1000 * low:.3f}, {1000 * high:.3f}]" in report.interval_table(scored, summary).rows[1][2]
+
+
+def test_the_best_is_marked_where_the_table_shows_a_tie_but_never_alone_or_undefined():
+    column = scores.PUBLISHED[0]
+
+    def summary(**means):
+        return {name: {"BSR": {"mean": mean, "count": 0 if math.isnan(mean) else 3}} for name, mean in means.items()}
+    both = {scores.REFERENCE: {"BSR": {"mean": 0.99, "count": 3}}, **summary(a=0.9, b=0.900000001, c=math.nan)}
+    assert report._best(list(both), column, both) == [1, 2]
+    alone = {scores.REFERENCE: both[scores.REFERENCE], **summary(a=0.9)}
+    assert report._best(list(alone), column, alone) == []
+    nowhere = {scores.REFERENCE: both[scores.REFERENCE], **summary(a=math.nan, b=math.nan)}
+    assert report._best(list(nowhere), column, nowhere) == []
+
+
+def test_paired_tests_are_corrected_over_the_pairs_of_a_score(scored, folders):
+    tests = report.compare_methods(scored)
+    assert len(tests) == 13 and {(test["a"], test["b"]) for test in tests} == {("good", "a_b%")}
+    assert tests[1]["score"] == "MSE" and tests[1]["p"] == pytest.approx(2 / 2 ** COUNT) == tests[1]["p_holm"]
+    values = {name: {**rows, "third": rows["good"]} for name, rows in scored.values.items()}
+    three = report.compare_methods(report.Scored(values, scored.cases, [], SIDE, 0, COUNT))
+    of_mse = [test for test in three if test["score"] == "MSE"]
+    assert len(of_mse) == 3 and math.isnan(of_mse[1]["p"]) and [test["p_holm"] for test in of_mse[::2]] == pytest.approx([4 / 2 ** COUNT] * 2)
+
+
+def test_costs_come_from_the_evaluations_summaries(tmp_path):
+    told = {"method": "GL-LCM", "sampler": "LCM", "steps": 50, "parameters": 436_900_000, "seconds": 8.54, "seconds_after_warm_up": True,
+            "peak_memory": 3 * 2 ** 30, "peak_memory_of": "allocated on the GPU", "device": "NVIDIA X", "precision": "bf16", "batch_size": 2}
+    for name, summary in (("new", told), ("old", {"method": "BS-LDM"}), ("other", {"seconds": 1.0})):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "summary.json").write_text(json.dumps(summary))
+    found = report.costs({name: tmp_path / name for name in ("new", "old", "other", "absent")})
+    table = report.cost_table(found)
+    assert table.rows == [["new", "LCM", "50", "436.9 M", "8.54", "3.00 GiB"], ["other", "—", "—", "—", "1.00", "—"]]
+    assert table.notes[1] == "new: NVIDIA X, bf16, batches of 2, memory allocated on the GPU" and "other: its only batch was timed" in table.notes[-1]
+
+
+def test_files(scored, folders, tmp_path):
+    shown = report.write(scored, tmp_path, {"good": folders / "good"})
+    assert "Scores as published" in shown and "95 %" not in shown and "95 % intervals" in (tmp_path / "metrics.txt").read_text()
+    latex = (tmp_path / "metrics.tex").read_text()
+    assert latex.count(r"\begin{table}") == 5 and r"a\_b\%" in latex and "a_b%" not in latex
+    assert len(set(re.findall(r"\\label\{(.*?)\}", latex))) == 5
+    assert len(re.findall(r"^\*\*.*\*\*$", (tmp_path / "metrics.md").read_text(), re.M)) == 5
+    sizes = {path.name: images.read(path).pixels.shape for path in tmp_path.glob("*.png")}
+    assert sizes.keys() == {"metrics.png", "comparison.png", "examples_good.png", "examples_a_b_.png"}
+    assert all(width == pictures.PAGE * pictures.DPI for _, width in sizes.values())
+
+
+def test_best_median_and_worst_are_by_mse(scored):
+    assert report.extremes(scored, "good") == {"best": "0", "median": "3", "worst": "6"}
+    few = {name: scored.values[name] for name in ("4", "2")}
+    assert report.extremes(report.Scored(few, scored.cases, [], SIDE, 0, 0), "good") == {"best": "2", "worst": "4"}
+    one = {"4": scored.values["4"]}
+    assert report.extremes(report.Scored(one, scored.cases, [], SIDE, 0, 0), "good") == {"best": "4"}
+
+
+def test_faults_end_before_a_network_is_built(folders, monkeypatch):
+    monkeypatch.setattr(scores, "Lpips", lambda *_: pytest.fail("built"))
+    with pytest.raises(UserError, match="nothing to score.*9 is not scored: no prediction of good, no CXR, no truth"):
+        report.score_folders({"good": folders / "good"}, folders / "CXR", folders / "BS", names=["9"], size=SIDE)
+    with pytest.raises(UserError, match="metrics.size=31 is too small"):
+        report.score_folders({"good": folders / "good"}, folders / "CXR", folders / "BS", size=31)
+    with pytest.raises(UserError, match="no folder .*none; set metrics.masks"):
+        report.score_folders({"good": folders / "good"}, folders / "CXR", folders / "BS", masks=folders / "none", size=SIDE)
+    with pytest.raises(UserError, match="names the row of the CXR"):
+        report.score_folders({scores.REFERENCE: folders / "good"}, folders / "CXR", folders / "BS", size=SIDE)
+
+
+def test_quality_against_cost_is_drawn(tmp_path):
+    points = {"GL-LCM": [pictures.Point(8.5, 33.3, 33.0, 33.6, "50"), pictures.Point(0.5, 31.0, label="4")], "BS-LDM": [pictures.Point(84.6, 31.9)]}
+    report.quality_against_cost(points, tmp_path / "cost.png")
+    drawn = images.read(tmp_path / "cost.png").pixels
+    report.quality_against_cost({**points, "BS-LDM": [pictures.Point(84.6, 33.3)]}, tmp_path / "other.png")
+    assert drawn.std() > 0.05 and not np.array_equal(drawn, images.read(tmp_path / "other.png").pixels)
+
+
+def test_confidence_is_what_the_table_says():
+    assert statistics.CONFIDENCE == 0.95
