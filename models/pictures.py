@@ -116,7 +116,7 @@ def trade_off(series: dict[str, list[Point]], cost: str, quality: str) -> bytes:
         below, above = (np.abs(np.subtract(end, y)) for end in (low, high))  # NaN draws nothing
         axis.errorbar(x, y, yerr=(below, above), marker="o", markersize=3.5, capsize=2, linewidth=1, label=name)
         for place, label in zip(zip(x, y), labels):
-            axis.annotate(label, place, xytext=(3, 4), textcoords="offset points", fontsize=TINY)
+            axis.annotate(label, place, xytext=(4, -9), textcoords="offset points", fontsize=TINY)
     costs = [point.cost for points in series.values() for point in points]
     if min(costs) > 0 and max(costs) > 10 * min(costs):
         axis.set_xscale("log")
@@ -126,7 +126,8 @@ def trade_off(series: dict[str, list[Point]], cost: str, quality: str) -> bytes:
     axis.set_ylabel(quality, fontsize=SMALL)
     axis.tick_params(labelsize=TINY)
     axis.grid(alpha=0.3)
-    axis.legend(fontsize=TINY)
+    axis.margins(0.12)
+    figure.legend(fontsize=TINY, loc="outside upper center", ncols=3, frameon=False)
     return png(figure)
 
 
