@@ -160,6 +160,7 @@ class Eval:
     batch_size: int
     seed: int
     samples: int
+    residual: bool
     dicom: bool
     masks: str | None
 

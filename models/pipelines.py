@@ -14,13 +14,14 @@ class Pipeline:
     """The two networks of a method with the options of its sampler; call it with X-rays.
 
     vqgan, unet: in eval mode. seed: of the sampling noise, which is drawn from (seed, image name, draw name), so that an image's
-    result depends on nothing else. precision: "float32" or "bf16". options: keywords of the method's sampler.
+    result depends on nothing else. precision: "float32" or "bf16". residual: see `image`. options: keywords of the method's sampler.
     """
     qkv_by_head: bool  # attention order of the method's released checkpoints
     sampler: str       # where the options name none
 
-    def __init__(self, vqgan: MLVQGAN, unet: ConditionalUNet, *, seed: int = 0, precision: str = "float32", **options):
-        self.vqgan, self.unet, self.seed, self.precision, self.options = vqgan, unet, seed, precision, options
+    def __init__(self, vqgan: MLVQGAN, unet: ConditionalUNet, *, seed: int = 0, precision: str = "float32", residual: bool = False,
+                 **options):
+        self.vqgan, self.unet, self.seed, self.precision, self.residual, self.options = vqgan, unet, seed, precision, residual, options
         self.device = next(vqgan.parameters()).device
 
     @classmethod
@@ -72,6 +73,13 @@ class Pipeline:
     def decode(self, z: torch.Tensor) -> torch.Tensor:
         return torch.cat([self.vqgan.decode(latent) for latent in z.split(1)]).float()
 
+    def image(self, soft: torch.Tensor, cxr: torch.Tensor, latent: torch.Tensor) -> torch.Tensor:
+        """The image of a sampled soft-tissue latent: D(soft), as published, or, if residual, CXR + D(soft) - D(latent).
+
+        cxr, latent: what it was sampled for. In the residual form what the autoencoder cannot reproduce of the CXR is kept.
+        """
+        return cxr + self.decode(soft) - self.decode(latent) if self.residual else self.decode(soft)
+
     def draw(self, names: list[str], shape: torch.Size) -> sampling.Draw:
         """Noise by (seed, image name, draw name), the same on every device."""
 
@@ -90,7 +98,7 @@ class BSLDM(Pipeline):
     def suppress(self, cxr, names, masks, progress):
         latent = self.encode(cxr)
         soft = sampling.sample_bsldm(self.unet, latent, self.draw(names, latent.shape), progress=progress, **self.options)
-        return self.decode(soft).clamp(-1, 1)
+        return self.image(soft, cxr, latent).clamp(-1, 1)
 
 
 class GLLCM(Pipeline):
@@ -109,13 +117,16 @@ class GLLCM(Pipeline):
         found = [lungs.lung_mask(image[0].cpu().numpy()) if mask is None else mask
                  for image, mask in zip(unit, [None] * len(unit) if masks is None else masks)]
         masks = torch.as_tensor(np.stack(found), dtype=torch.bool).to(self.device)[:, None]  # (B, 1, H, W)
-        latent, masked_latent = self.encode(cxr), self.encode(images.to_signed(unit * masks))
+        masked_cxr = images.to_signed(unit * masks)
+        latent, masked_latent = self.encode(cxr), self.encode(masked_cxr)
         paths = sampling.sample_gllcm(self.unet, latent, masked_latent, self.draw(names, latent.shape), progress=progress, **self.options)
         if self.method == "autoencoder":
             weight = torch.nn.functional.adaptive_avg_pool2d(masks.float(), latent.shape[-2:])
-            fused = images.to_unit(self.decode(torch.lerp(*paths, weight))).clamp(0, 1)
+            blended = self.image(torch.lerp(*paths, weight), cxr, torch.lerp(latent, masked_latent, weight))
+            fused = images.to_unit(blended).clamp(0, 1)
             return images.to_signed(fused * (unit > 0))
-        global_soft, local_soft = (images.to_unit(self.decode(path)).clamp(0, 1) for path in paths)
+        decoded = self.image(paths[0], cxr, latent), self.image(paths[1], masked_cxr, masked_latent)
+        global_soft, local_soft = (images.to_unit(soft).clamp(0, 1) for soft in decoded)
         local_soft = match_brightness(global_soft, local_soft, masks)
         global_soft, local_soft = (soft * (unit > 0) for soft in (global_soft, local_soft))
         fused = [fusion.fuse(*(part[0].cpu().numpy() for part in parts), method=self.method, weight=self.blend)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from golden_draws import SHARED
 
-from models import UserError, fusion, images, phantom, pipelines
+from models import UserError, fusion, images, phantom, pipelines, sampling
 from models.unet import ConditionalUNet
 
 SIZE = 64
@@ -97,3 +97,24 @@ def test_released_checkpoints_run():
     for kind, name, options in ((pipelines.BSLDM, "bsldm", {"sampler": "ddim"}), (pipelines.GLLCM, "gllcm", {})):
         method = kind.load(golden / "legacy_vqgan.pth", golden / f"legacy_unet_{name}.pth", steps=2, **options)
         assert torch.isfinite(method(torch.zeros(1, 1, 64, 64), ["a"])).all()
+
+
+@pytest.mark.parametrize("kind, options", [(pipelines.BSLDM, {}), (pipelines.GLLCM, {"fusion": "none"}), (pipelines.GLLCM, {"fusion": "autoencoder"}),
+                                           (pipelines.GLLCM, {"fusion": "poisson"})])
+def test_the_residual_form_keeps_what_the_autoencoder_loses(networks, patients, monkeypatch, kind, options):
+    """A sampler that takes no bone away gives the CXR itself back; without the residual, the autoencoder's copy of it."""
+    monkeypatch.setattr(sampling, "sample_bsldm", lambda unet, cxr, draw, **_: cxr)
+    monkeypatch.setattr(sampling, "sample_gllcm", lambda unet, cxr, masked, draw, **_: (cxr, masked))
+    residual, plain = (run(networks, patients, kind, residual=residual, **options) for residual in (True, False))
+    assert torch.allclose(residual, patients[0], atol=0.02 if options.get("fusion") == "poisson" else 1e-4)
+    assert (plain - patients[0]).abs().mean() > 0.05
+
+
+def test_the_residual_form_adds_what_the_decoder_says_changed(networks, patients):
+    cxr, _ = patients
+    method = pipelines.BSLDM(*networks, steps=2, sampler="ddim", residual=True)
+    with torch.no_grad():
+        latent = method.encode(cxr)
+        soft = sampling.sample_bsldm(method.unet, latent, method.draw(["a", "b", "c"], latent.shape), steps=2, sampler="ddim")
+        expected = (cxr + method.decode(soft) - method.decode(latent)).clamp(-1, 1)
+    assert torch.allclose(method(cxr, ["a", "b", "c"]), expected, atol=1e-5)
