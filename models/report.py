@@ -210,7 +210,8 @@ def compare_methods(scored: Scored) -> list[dict]:
 
 def costs(folders: dict[str, str | Path]) -> dict[str, dict]:
     """{method: what its summary.json says of sampler, steps, parameters, seconds an image and memory}, where it does."""
-    keys = ("sampler", "steps", "parameters", "seconds", "seconds_after_warm_up", "peak_memory", "peak_memory_of", "device", "precision", "batch_size")
+    keys = ("sampler", "steps", "parameters", "seconds", "seconds_after_warm_up", "peak_memory", "peak_memory_of", "device", "precision",
+            "batch_size")
     known = {method: {key: summary[key] for key in keys if key in summary}
              for method, summary in ((method, _summary(folder)) for method, folder in folders.items())}
     return {method: cost for method, cost in known.items() if "seconds" in cost}
@@ -287,10 +288,12 @@ def _undefined(scored: Scored, columns: Iterable[scores.Score], summary: dict) -
     """A line for what the means of these columns leave out."""
     found: dict[tuple, list[str]] = {}
     for column in columns:
-        for method, cells in summary.items():
+        gap = "no mask" if column in scores.IN_LUNGS else "no bone"
+        if column in scores.IN_LUNGS and column.key.startswith("BSR"):
+            gap = "no bone or no mask"
+        for method in summary:
             values = scored.series(method, column.key)
-            for reason, count in (("equal images", int(np.isposinf(values).sum())), ("no mask" if not column.key.startswith("BSR") else
-                                  "no bone or no mask" if column in scores.IN_LUNGS else "no bone", int(np.isnan(values).sum()))):
+            for reason, count in (("equal images", int(np.isposinf(values).sum())), (gap, int(np.isnan(values).sum()))):
                 if count:
                     found.setdefault((column.key, count, reason), []).append(method)
     return [f"{', '.join(methods) if len(methods) < len(summary) else 'every method'}: {key.removesuffix('_lungs')} is undefined for {count} "
