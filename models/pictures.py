@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, StrMethodFormatter
 
 PAGE = 7.2          # width of a page's text, inches
 DPI = 200           # dots an inch
@@ -120,6 +120,8 @@ def trade_off(series: dict[str, list[Point]], cost: str, quality: str) -> bytes:
     costs = [point.cost for points in series.values() for point in points]
     if min(costs) > 0 and max(costs) > 10 * min(costs):
         axis.set_xscale("log")
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     else:
         axis.xaxis.set_major_locator(MaxNLocator(6))
     axis.set_xlabel(cost, fontsize=SMALL)

@@ -288,10 +288,12 @@ def _undefined(scored: Scored, columns: Iterable[scores.Score], summary: dict) -
     """A line for what the means of these columns leave out."""
     found: dict[tuple, list[str]] = {}
     for column in columns:
+        gap = "no mask" if column in scores.IN_LUNGS else "no bone"
+        if column in scores.IN_LUNGS and column.key.startswith("BSR"):
+            gap = "no bone or no mask"
         for method in summary:
             values = scored.series(method, column.key)
-            for reason, count in (("equal images", int(np.isposinf(values).sum())), ("no mask" if not column.key.startswith("BSR") else
-                                  "no bone or no mask" if column in scores.IN_LUNGS else "no bone", int(np.isnan(values).sum()))):
+            for reason, count in (("equal images", int(np.isposinf(values).sum())), (gap, int(np.isnan(values).sum()))):
                 if count:
                     found.setdefault((column.key, count, reason), []).append(method)
     return [f"{', '.join(methods) if len(methods) < len(summary) else 'every method'}: {key.removesuffix('_lungs')} is undefined for {count} "
