@@ -10,6 +10,7 @@ import pytest
 import torch
 from golden_draws import fill
 
+from models import UserError, scores
 from models.unet import ConditionalUNet
 from models.vqgan import MLVQGAN
 
@@ -39,3 +40,12 @@ def networks():
     """(ML-VQGAN, ConditionalUNet), small, for images of 64 x 64; not to be changed."""
     return fill(MLVQGAN(channels=(8, 16), residual_channels=8, residual_layers=1, codes=32)), \
         fill(ConditionalUNet(width=32, multipliers=(1, 1), blocks=1, heads=4, attention=(2,)))
+
+
+@pytest.fixture(scope="session")
+def lpips():
+    """LPIPS with its real features, where they are on this machine."""
+    try:
+        return scores.Lpips()
+    except UserError as error:
+        pytest.skip(str(error))

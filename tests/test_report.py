@@ -14,14 +14,6 @@ COUNT = 7
 
 
 @pytest.fixture(scope="module")
-def lpips():
-    try:
-        return scores.Lpips()
-    except UserError as error:
-        pytest.skip(str(error))
-
-
-@pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     """Folders CXR/, BS/, Mask/ and predictions good/ and a_b%/ of images 0..6; the first is the nearer to the truth, in 0 the nearest."""
     root, rng = tmp_path_factory.mktemp("report"), np.random.default_rng(0)

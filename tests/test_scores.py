@@ -9,20 +9,12 @@ import torch
 from scipy.signal import convolve2d
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from models import UserError, images, scores
+from models import images, scores
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "metrics.json").read_text())
 PAIRWISE = (scores.mse, scores.psnr, scores.ssim)
 WITH_CXR = (scores.bsr, scores.bsr_two_sided, scores.bsr_residual)
-
-
-@pytest.fixture(scope="module")
-def lpips():
-    try:
-        return scores.Lpips()
-    except UserError as error:
-        pytest.skip(str(error))
 
 
 @pytest.fixture
