@@ -29,6 +29,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import torch
 from tqdm import tqdm
 
 from models import UserError, config, data, images, lungs, phantom
@@ -320,6 +321,7 @@ def _pool() -> ProcessPoolExecutor:
 def _prepare_process() -> None:
     """One thread each, and Ctrl-C is for the first process alone."""
     cv2.setNumThreads(1)
+    torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
