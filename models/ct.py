@@ -19,6 +19,7 @@ THUMB = 128  # pixels at which windows are cut
 VERSION = 1  # raise it with any change that changes a pair, in `separate` and `xray` too
 HEART = (0.55, 0.68, 0.13, 0.16)  # centre and extent of what beats, in units of the image side
 DRAWN_BONE = 0.65  # mineral of the phantom's ribs and vertebrae against the CT's
+SEEN = 0.88  # share of the lower half that rays through the back and the front both meet
 FINE = 0.4  # cm of tissue that a vessel of the lungs is thicker than what surrounds it
 GRAIN = 0.3  # growth of noise with the log exposure
 
@@ -52,7 +53,7 @@ class Draw:
 def draw(seed: int) -> Draw:
     """What pair `seed` is drawn with."""
     g = rng(seed, "ct")
-    tones = np.array([0.22, 0.36, 0.60, 0.82, 0.93, 0.97]) + g.normal(0, 0.03) + np.cumsum(g.normal(0, 0.012, 6))
+    tones = np.array([0.22, 0.36, 0.60, 0.81, 0.91, 0.95]) + g.normal(0, 0.03) + np.cumsum(g.normal(0, 0.012, 6))
     return Draw(
         turn=(g.uniform(-0.16, 0.16), g.normal(0, 0.035), g.normal(0, 0.02)), deep=g.uniform(0.85, 1.15), tall=g.uniform(0.94, 1.05),
         air=g.uniform(1.0, 1.06), bone=float(np.exp(g.uniform(np.log(1.7), np.log(3.3)))), girdle=g.uniform(0.6, 1.1),
@@ -140,7 +141,7 @@ def _mirror_below(layer, part, pose) -> np.ndarray:
     size = len(layer)
     half = pose.stretch[1] * part.fine.spacing[1] * part.fine.values.shape[1] / 2
     lean = abs(np.sin(pose.turn[0])) * pose.stretch[2] * part.fine.spacing[0] * len(part.fine.values) / 2
-    edge = int(size * (0.5 + (pose.centre[1] + 0.94 * half - lean) / pose.field))
+    edge = int(size * (0.5 + (pose.centre[1] + SEEN * half - lean) / pose.field))
     rows = np.arange(size)
     return layer[np.where(rows > edge, 2 * edge - rows, rows).clip(0)]
 
