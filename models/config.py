@@ -44,6 +44,8 @@ class Data:
 class Simulate:
     count: int
     seed: int
+    source: Literal["phantom", "ct", "both"]
+    ct: str | None
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,11 @@ import cv2
 import numpy as np
 from scipy.interpolate import CubicSpline, PchipInterpolator
 
+from .xray import blur, tone_curve
+
+VERSION = 1  # raise it with any change that changes a pair: a simulation is not continued by another version
 MIN_SIZE = 64  # pixels
+SIDE = 43.0  # of the image, cm
 SOFT_MU = 7.4  # attenuation of one unit of soft tissue, 0.17 per cm
 SIDES = np.array([-1.0, 1.0], np.float32)  # the patient's right, left
 # Ribs 1 to 12: half width of the cage, fall from the back to the front, fall along the back, angle where bone ends.
@@ -71,7 +75,22 @@ class Display:
     tones: tuple  # grey levels of the quantiles TONE_AT of the body
 
 
-TONE_AT = (0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
+@dataclass(frozen=True, eq=False)
+class Surroundings:
+    """A drawn patient in the image plane, around whom something else can take the chest's place; maps are float32 (size, size).
+
+    body: cm of tissue with neither lungs nor arms; arms, vessels, devices: cm of tissue; girdle, spine, cage: cm of compact bone (collar
+    bones, shoulder blades and arms; vertebrae; ribs and breast bone); chest: right, left, top and bottom of the lungs, pixels.
+    """
+
+    body: np.ndarray
+    arms: np.ndarray
+    vessels: np.ndarray
+    devices: np.ndarray
+    girdle: np.ndarray
+    spine: np.ndarray
+    cage: np.ndarray
+    chest: tuple
 
 
 @dataclass(frozen=True)
@@ -103,6 +122,18 @@ def simulate(seed: int, size: int) -> Phantom:
     soft, bone, lungs = (cv2.remap(layer, *warp, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
                          for layer in (soft, bone, lungs))
     return Phantom(*_show(anatomy, display, soft, bone), lungs > 0.5)
+
+
+def surroundings(seed: int, size: int) -> Surroundings:
+    """Patient `seed` as `simulate` draws him, before any warp, taken apart."""
+    anatomy = _draw_anatomy(seed)
+    x, y = _patient_grid(anatomy, size)
+    layers = [_joined(_trunk(anatomy, x, y)), _joined(_arms(anatomy, x, y)), _vessels(anatomy, size), _devices(anatomy, size),
+              *(_bone(anatomy, size, tubes) for tubes in ([_girdle(anatomy)], _spine(anatomy), [_ribs(anatomy), _breast_bone()]))]
+    reach, top, bottom = RIB_WIDTH.max() * anatomy.width - 0.014, THORACIC_Y[0] + 0.030, sum(anatomy.domes) / 2
+    ends = _project(anatomy, np.array([(-reach, 0.5), (reach, 0.5), (0, top), (0, bottom)]), size)
+    return Surroundings(*(np.float32(SIDE) * layer.astype(np.float32) for layer in layers),
+                        (*map(float, ends[:2, 0]), *map(float, ends[2:, 1])))
 
 
 def _rng(seed, name):
@@ -295,9 +326,17 @@ def _texture(anatomy, name, size, grains):
 
 def _body(anatomy, x, y):
     """Thickness of trunk, neck, shoulders and arms, joined smoothly; the lungs are not yet taken out."""
+    return _joined(_trunk(anatomy, x, y) + _arms(anatomy, x, y))
+
+
+def _joined(parts):
+    return np.sqrt(np.sqrt(sum((part * part) ** 2 for part in parts)))
+
+
+def _trunk(anatomy, x, y):
     w, fat, up = anatomy.width, anatomy.fat, 0.025 * anatomy.shoulder
     half, deep = 0.405 * w + 0.04 * fat, 0.48 + 0.12 * fat
-    parts = [
+    return [
         _rows(x, y, [(0.08, 0, 0.22, 0), (0.19, 0, 0.36 * w, 0.2), (0.35, 0, half - 0.02, deep), (0.6, 0, half, deep),
                      (0.9, 0, half - 0.01, deep + 0.05), (1.1, 0, half, deep + 0.1)], 0.25),
         _rows(x, y, [(-0.2, 0, 0.15, 0.38), (0.05, 0, 0.13 * w + 0.02 * fat, 0.36), (0.15, 0, 0.17, 0.28),
@@ -305,11 +344,13 @@ def _body(anatomy, x, y):
         _rows(x, y, [(0.02 - up, 0, 0.10, 0.16), (0.07 - up, 0, 0.17, 0.2), (0.10 - up, 0, 0.28, 0.25),
                      (0.14 - up, 0, 0.44, 0.33), (0.2 - up, 0, 0.56, 0.40), (0.3, 0, 0.57, 0.38), (0.42, 0, 0.5, 0)],
               0.3)]
-    for side in SIDES:
-        parts.append(_rows(x, y, [(0.13 - up, side * 0.45, 0.06, 0), (0.26 - up, side * 0.46, 0.13, 0.30),
-                                  (0.42, side * 0.50, 0.13, 0.27 + 0.05 * fat), (0.55, side * 0.57, 0.13, 0.24),
-                                  (0.8, side * 0.64, 0.12, 0.22), (1.1, side * 0.68, 0.09, 0.2)], 0.3))
-    return np.sqrt(np.sqrt(sum((part * part) ** 2 for part in parts)))
+
+
+def _arms(anatomy, x, y):
+    up = 0.025 * anatomy.shoulder
+    return [_rows(x, y, [(0.13 - up, side * 0.45, 0.06, 0), (0.26 - up, side * 0.46, 0.13, 0.30),
+                         (0.42, side * 0.50, 0.13, 0.27 + 0.05 * anatomy.fat), (0.55, side * 0.57, 0.13, 0.24),
+                         (0.8, side * 0.64, 0.12, 0.22), (1.1, side * 0.68, 0.09, 0.2)], 0.3) for side in SIDES]
 
 
 def _breasts(anatomy, x, y):
@@ -532,12 +573,19 @@ def _girdle(anatomy):
              *[[0.003, 0.019, 0.029, 0.035, 0.030, 0.022, 0.020]] * 2, [0.002, 0.002, 0.003, 0.0055, 0.007], 0.12)])
 
 
+def _breast_bone():
+    return _tubes(_curve([[(0, 0.255, 0.2), (0, 0.36, 0.23), (0, 0.5, 0.24), (0, 0.6, 0.24)]]), 0.010,
+                  [0.045, 0.035, 0.025, 0.035, 0.02], 0.0010, 0.1)
+
+
 def _skeleton(anatomy, size):
+    return _bone(anatomy, size, (_ribs(anatomy), *_spine(anatomy), _girdle(anatomy), _breast_bone()))
+
+
+def _bone(anatomy, size, bones):
     """Thickness of compact bone, the trabecular inside included."""
-    breast_bone = _tubes(_curve([[(0, 0.255, 0.2), (0, 0.36, 0.23), (0, 0.5, 0.24), (0, 0.6, 0.24)]]), 0.010,
-                         [0.045, 0.035, 0.025, 0.035, 0.02], 0.0010, 0.1)
     cortex, inside = np.zeros((size, size), np.float32), np.zeros((size // 2, size // 2), np.float32)
-    for tubes in (_ribs(anatomy), *_spine(anatomy), _girdle(anatomy), breast_bone):
+    for tubes in bones:
         cortex += _shell(tubes, tubes.cortex, 1.0, anatomy, size)
         inside += _shell(tubes, 0.8 * tubes.marrow * tubes.thin, 0.6, anatomy, size // 2)  # a solid, after smoothing
     inside = cv2.GaussianBlur(inside, (0, 0), max(0.0035 * size / 2, 0.5))
@@ -556,45 +604,23 @@ def _elastic(anatomy, size):
     return (index + across).astype(np.float32), (index[:, None] + down).astype(np.float32)
 
 
-def _blur(picture, sigma):
-    """Gaussian blur by a sigma in units of the side; a wide one at reduced size."""
-    size = len(picture)
-    if sigma < 0.02 or size <= 128:
-        return cv2.GaussianBlur(picture, (0, 0), max(sigma * size, 0.35))
-    small = cv2.GaussianBlur(cv2.resize(picture, (128, 128), interpolation=cv2.INTER_AREA), (0, 0), sigma * 128)
-    return cv2.resize(small, (size, size), interpolation=cv2.INTER_CUBIC)
-
-
 def _log_exposure(integral, display):
     """What the detector reads, on a log scale: primary radiation under a veil of scatter, then sharpened."""
     primary = np.exp(-integral)
-    veil = display.scatter * np.maximum(_blur(primary, 0.08), 0)
-    log = _blur(-np.log((primary + veil) / (1 + display.scatter)), display.blur)
-    log += display.unsharp * (log - _blur(log, 0.004))
-    return log + display.local * (log - _blur(log, 0.08))
-
-
-def _tone_curve(log, display):
-    """The grey level in [0, 1] of a log exposure, from the quantiles of the cxr's `log`; rising everywhere."""
-    sample = log[::4, ::4]
-    levels = np.quantile(sample[sample > 0.4], TONE_AT)
-    levels = np.concatenate([[-1.0, 0.0], levels, [levels[-1] + 2.0]]) + 1e-3 * np.arange(len(TONE_AT) + 3)
-    levels = np.maximum.accumulate(levels) + 1e-6 * np.arange(len(levels))
-    tones = np.maximum.accumulate([0, display.air, *display.tones, 1.0])
-    straight = np.interp(levels, levels[[1, -2]], tones[[1, -2]])
-    at = np.linspace(levels[0], levels[-1], 1024)
-    curve = PchipInterpolator(levels, 0.75 * tones + 0.25 * straight)(at)
-    return lambda value: np.clip(np.interp(value, at, curve), 0, 1).astype(np.float32)
+    veil = display.scatter * np.maximum(blur(primary, 0.08), 0)
+    log = blur(-np.log((primary + veil) / (1 + display.scatter)), display.blur)
+    log += display.unsharp * (log - blur(log, 0.004))
+    return log + display.local * (log - blur(log, 0.08))
 
 
 def _show(anatomy, display, soft, bone):
     """The cxr and the soft-tissue image in [0, 1]: bone taken away, all else equal but for a little noise."""
     size = len(soft)
     g = _rng(anatomy.seed, f"noise {size}")
-    edges = anatomy.residue * (bone - _blur(bone, 0.004))
+    edges = anatomy.residue * (bone - blur(bone, 0.004))
     cxr, rest = (_log_exposure(SOFT_MU * (soft + anatomy.bone * layer), display) for layer in (bone, edges))
     grain = display.noise * np.exp(0.3 * np.minimum(SOFT_MU * soft, 5))
     shared, own = g.standard_normal((2, size, size), np.float32)
     cxr, rest = cxr + grain * shared, rest + grain * (0.9 * shared + 0.45 * own)
-    tone = _tone_curve(cxr, display)
+    tone = tone_curve(cxr, display.air, display.tones)
     return tone(cxr), tone(rest)

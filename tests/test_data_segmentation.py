@@ -71,7 +71,8 @@ def refused(folder, *settings, lines=1, process=False):
 
 def test_simulated_pairs_are_the_phantoms(simulated):
     from models import phantom
-    assert json.loads((simulated / "set" / "simulated.json").read_text()) == {"seed": 0, "size": SIZE, "count": 5}
+    assert json.loads((simulated / "set" / "simulated.json").read_text()) == {
+        "seed": 0, "size": SIZE, "count": 5, "source": "phantom", "cts": [], "version": {"phantom": phantom.VERSION}}
     pair = phantom.simulate(3, SIZE)
     for part, pixels in (("CXR", pair.cxr), ("BS", pair.soft), ("Mask", pair.mask)):
         assert sorted(images.find(simulated / "set" / part)) == list("01234")
@@ -90,7 +91,12 @@ def test_running_again_changes_nothing_and_repairs_what_is_missing(simulated, tm
     out, errors = call(tmp_path, "simulate.count=16", process=True)  # now in several processes
     assert len(images.find(tmp_path / "set" / "CXR")) == 16 and "11 pairs are in no list" in errors[0]
     assert (tmp_path / "set" / "CXR" / "2.png").stat().st_mtime_ns == times
-    assert "seed 0 and size 64, asked are 1 and 64" in refused(tmp_path, "simulate.count=5", "simulate.seed=1")[0]
+    assert "with seed 0, asked is seed 1" in refused(tmp_path, "simulate.count=5", "simulate.seed=1")[0]
+    record = tmp_path / "set" / "simulated.json"
+    record.write_text(json.dumps({"seed": 0, "size": SIZE, "count": 16}))  # as it was before there were CTs
+    assert "keeps the 16" in call(tmp_path, "simulate.count=5")[0]
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"version": {"phantom": 0}}))
+    assert "version" in refused(tmp_path, "simulate.count=5")[0]
 
 
 def test_simulation_never_goes_among_other_images(folder):

@@ -173,3 +173,14 @@ def test_pixels_and_patient_coordinates_are_inverse():
     row, column = np.mgrid[:SIZE, :SIZE]
     back = phantom._project(anatomy, np.stack([x, y], -1), SIZE)
     assert np.abs(back - np.stack([column, row], -1)).max() < 1e-3
+
+
+def test_surroundings_are_the_patient_taken_apart():
+    anatomy, around = phantom._draw_anatomy(3), phantom.surroundings(3, SIZE)
+    x, y = phantom._patient_grid(anatomy, SIZE)
+    assert (around.body ** 4 + around.arms ** 4) ** 0.25 == pytest.approx(phantom.SIDE * phantom._body(anatomy, x, y), abs=1e-3)
+    assert around.girdle + around.spine + around.cage == pytest.approx(phantom.SIDE * phantom._skeleton(anatomy, SIZE), abs=1e-3)
+    right, left, top, bottom = around.chest
+    outside = phantom.simulate(3, SIZE).mask
+    outside[int(top) - 4:int(bottom) + 12, int(right) - 4:int(left) + 5] = False
+    assert outside.mean() < 0.005
