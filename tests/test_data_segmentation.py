@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import dataSegmentation
-from models import config, data, images
+from models import config, data, images, workers
 
 ROOT = Path(__file__).resolve().parents[1]
 SZCH = ROOT.parent / "shared" / "szch"
@@ -31,7 +31,7 @@ def call(folder, *settings, status=0, process=False):
         out, err, returned = done.stdout, done.stderr, done.returncode
     else:
         streams = io.StringIO(), io.StringIO()
-        with mock.patch("sys.argv", argv), mock.patch.object(dataSegmentation, "ALONE", 99), pytest.raises(SystemExit) as end:
+        with mock.patch("sys.argv", argv), mock.patch.object(workers, "ALONE", 99), pytest.raises(SystemExit) as end:
             with contextlib.redirect_stdout(streams[0]), contextlib.redirect_stderr(streams[1]):
                 config.run(dataSegmentation.main)
         out, err, returned = streams[0].getvalue(), streams[1].getvalue(), end.value.code
