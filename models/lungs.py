@@ -1,8 +1,9 @@
 """The two lung fields of a frontal chest X-ray, for data sets that bring no masks, by a small U-Net that saw simulated patients only.
 
 1. Features: ranks of grey values, and how they differ from those nearby; gamma, window and equalisation hardly matter.
-2. Network: models/lungnet.py on the image and on its mirror image, at a small size; the mean decides.
-3. Shape: the two largest parts, without holes.
+2. Network: models/lungnet.py on the image and on its mirror image, at a small size; the mean counts.
+3. A second look at the box around the lungs alone, so that borders and margins do not cost resolution; the mean of both looks decides.
+4. Shape: the two largest parts, without holes.
 The weights in weights/lungs.safetensors come from tests/train_lungs.py.
 """
 from functools import cache
@@ -20,6 +21,7 @@ from .lungnet import LungNet
 
 WEIGHTS = Path(__file__).resolve().parents[1] / 'weights' / 'lungs.safetensors'
 MIN_SIZE = 64           # px, smaller images do not show a chest wall
+WORK_SIZE = 512         # px, longer side of the image that the outlines are found in
 NET_SIZE = 128          # px, longer side of the image that the network sees: a rib is 2 to 3 px wide
 
 NOISE_SIGMA = .5        # px, blur before ranking
@@ -28,6 +30,7 @@ FLAT = .02              # spread of ranks below which a neighbourhood is noise, 
 CLIP = 3.               # local standard deviations
 
 EDGE_SIGMA = 1.         # px of the network's image, smoothing of what it says
+MARGIN = .1             # of the lungs' longer side, around the box of the second look
 LEAST_PART = .1         # of the larger lung's area, below it a second part is a speck
 
 
@@ -38,13 +41,15 @@ def lung_mask(cxr):
     without the network's weights.
     """
     _check(cxr)
-    scale = NET_SIZE / max(cxr.shape)
-    small = _resize(cxr.astype(np.float32), scale)          # (h, w)
-    both = np.stack([features(small), features(np.ascontiguousarray(small[:, ::-1]))])
-    with torch.inference_mode():
-        there, mirrored = _network()(torch.from_numpy(both))[:, 0, :small.shape[0], :small.shape[1]].numpy()
-    logits = cv2.GaussianBlur(there + mirrored[:, ::-1], (0, 0), EDGE_SIGMA)
-    return _two_lungs(cv2.resize(logits, cxr.shape[::-1], interpolation=cv2.INTER_CUBIC) > 0)
+    work = _resize(cxr.astype(np.float32), min(1, WORK_SIZE / max(cxr.shape)))
+    first = _look(work)                                     # (h, w)
+    box = _box_around(_two_lungs(first > 0))
+    logits = first.copy()
+    logits[box] += _look(work[box])
+    if not (logits > 0).any():                              # a strip that shows no chest
+        logits = first
+    logits[_two_lungs(logits > 0) != (logits > 0)] *= -1    # specks and holes
+    return cv2.resize(logits, cxr.shape[::-1], interpolation=cv2.INTER_LINEAR) > 0
 
 
 def lung_faults(mask):
@@ -73,6 +78,25 @@ def _check(cxr):
         raise ValueError(f'lung_mask got shape {cxr.shape}, expected (H, W) with both sides >= {MIN_SIZE}')
     if not (cxr.min() >= 0 and cxr.max() <= 1):
         raise ValueError(f'lung_mask got values from {cxr.min()} to {cxr.max()}, expected [0, 1]')
+
+
+def _look(cxr):
+    """What the network says of float (h, w) and its mirror image: float32 (h, w), above 0 in the lungs."""
+    small = _resize(cxr, NET_SIZE / max(cxr.shape))
+    both = np.stack([features(small), features(np.ascontiguousarray(small[:, ::-1]))])
+    with torch.inference_mode():
+        there, mirrored = _network()(torch.from_numpy(both))[:, 0, :small.shape[0], :small.shape[1]].numpy()
+    logits = cv2.GaussianBlur(there + mirrored[:, ::-1], (0, 0), EDGE_SIGMA)
+    return cv2.resize(logits, cxr.shape[::-1], interpolation=cv2.INTER_CUBIC)
+
+
+def _box_around(mask):
+    """The slices of a box around a mask, with a margin; of the whole where it is empty."""
+    if not mask.any():
+        return np.s_[:, :]
+    ends = [np.flatnonzero(mask.any(axis))[[0, -1]] for axis in (1, 0)]
+    margin = round(MARGIN * max(np.ptp(end) for end in ends))
+    return tuple(slice(max(0, first - margin), last + margin + 1) for first, last in ends)
 
 
 @cache

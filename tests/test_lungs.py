@@ -216,6 +216,7 @@ SPOILED = {
     'black frame over': framed(.07, 0, False), 'white frame over': framed(.07, 1, False),
     'black frame around': framed(.15, 0, True), 'white frame around': framed(.15, 1, True), 'marked': marked,
     'turned left': turned(8), 'turned right': turned(-8, border=cv2.BORDER_REPLICATE), 'small': turned(0, .75),
+    'far': framed(.5, 0, True),                             # .84 to .93 without the second look
     'tight crop': cropped(.05, .07, .06), 'wide': stretched(1.25), 'narrow': stretched(.8),
     'gamma .5': toned(np.sqrt), 'gamma 2': toned(np.square), 'flat': toned(lambda cxr: .35 + .3 * cxr),
     'clipped': toned(lambda cxr: (cxr - .2) / .55), '16 greys': toned(lambda cxr: np.round(15 * cxr) / 15),
@@ -243,6 +244,19 @@ def test_spoiled_films(spoil, films):
 def test_the_mirror_image_has_the_mirrored_lungs(phantoms):
     cxr, _ = phantoms[1]
     assert dice(lung_mask(np.ascontiguousarray(cxr[:, ::-1])), lung_mask(cxr)[:, ::-1]) > .999
+
+
+def test_the_network_sees_ranks_not_grey_values(phantoms):
+    cxr = cv2.resize(phantoms[0][0], (128, 128), interpolation=cv2.INTER_AREA)
+    assert np.abs(models.lungs.features(cxr) - models.lungs.features(.2 + .5 * cxr ** 3)).mean() < .03
+
+
+def test_specks_go_and_holes_are_filled(monkeypatch):
+    lungs = square_mask((20, 80, 15, 40), (20, 80, 60, 85))
+    spoiled = lungs ^ square_mask((5, 9, 5, 9), (40, 50, 20, 30))
+    first = 2. * spoiled - 1
+    monkeypatch.setattr(models.lungs, '_look', lambda cxr: first.copy() if cxr.shape == first.shape else np.zeros(cxr.shape))
+    assert np.array_equal(lung_mask(np.full((100, 100), .5, np.float32)), lungs)
 
 
 def test_threads_do_not_matter(phantoms):
