@@ -29,6 +29,8 @@ def main() -> int:
     # data
     train, validation = data.training_pairs(settings.data.root, settings.data.lists, settings.data.name)
     how = augment.Augmentation.chosen(settings.augment)
+    if how != augment.NONE:
+        training.say("note: images are augmented anew in each epoch")
     kind = settings.data.image_size, chosen.masked, lungs.lung_mask, settings.train.workers
     sources = [data.ImageSource(train, *kind, how, settings.train.seed), data.ImageSource(validation, *kind) if validation else None]
 
