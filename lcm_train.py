@@ -7,12 +7,12 @@
 Reads vqgan.weights, <data.root>/CXR, BS, Mask (else the lungs are found) and the split lists; writes <runs>/lcm/.
 The same command goes on where it was stopped.
 """
-from models import config, estimator, pipelines, schedulers
+from models import config, estimator, pipelines
 
 READS = ("runs", "device", "precision", "data.root", "data.name", "data.lists", "data.image_size", "vqgan.weights", "unet",
          "lcm.qkv_by_head", "lcm.guidance", "lcm.alpha", "lcm.clip_global", "lcm.clip_local", "lcm.clip_rate", "lcm.fusion", "lcm.blend",
          "lcm.offset_noise", "lcm.epochs", "lcm.batch_size", "lcm.learning_rate", "lcm.epsilon", "lcm.milestones", "lcm.gamma",
-         "lcm.average", "augment", "train")
+         "lcm.average", "lcm.start", "augment", "train")
 PICTURE_STEPS = 8  # consistency steps of the sample pictures
 
 
@@ -24,7 +24,7 @@ def main() -> int:
     def pipeline(vqgan, unet):
         return pipelines.GLLCM(vqgan, unet, **{**pipelines.gllcm_options(settings.lcm), "steps": PICTURE_STEPS})
 
-    return estimator.train(settings, settings.lcm, "lcm", schedulers.scaled_linear(), masked=True, pipeline=pipeline)
+    return estimator.train(settings, settings.lcm, "lcm", "scaled_linear", masked=True, pipeline=pipeline)
 
 
 if __name__ == "__main__":

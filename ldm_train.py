@@ -6,11 +6,11 @@
 
 Reads vqgan.weights, <data.root>/CXR, BS and the split lists; writes <runs>/ldm/. The same command goes on where it was stopped.
 """
-from models import config, estimator, pipelines, schedulers
+from models import config, estimator, pipelines
 
 READS = ("runs", "device", "precision", "data.root", "data.name", "data.lists", "data.image_size", "vqgan.weights", "unet",
          "ldm.qkv_by_head", "ldm.clip", "ldm.clip_rate", "ldm.offset_noise", "ldm.epochs", "ldm.batch_size", "ldm.learning_rate",
-         "ldm.epsilon", "ldm.milestones", "ldm.gamma", "ldm.average", "augment", "train")
+         "ldm.epsilon", "ldm.milestones", "ldm.gamma", "ldm.average", "ldm.start", "augment", "train")
 PICTURE_STEPS = 50  # DDPM steps of the sample pictures
 
 
@@ -22,7 +22,7 @@ def main() -> int:
     def pipeline(vqgan, unet):
         return pipelines.BSLDM(vqgan, unet, steps=PICTURE_STEPS, clip=settings.ldm.clip, clip_rate=settings.ldm.clip_rate)
 
-    return estimator.train(settings, settings.ldm, "ldm", schedulers.squared_cosine(), masked=False, pipeline=pipeline)
+    return estimator.train(settings, settings.ldm, "ldm", "squared_cosine", masked=False, pipeline=pipeline)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@
 
 Reads <data.root>/CXR, BS and Mask and the split lists; writes <runs>/vqgan/. The same command goes on where it was stopped.
 """
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 
 import torch
@@ -15,7 +15,7 @@ from models import augment, config, data, layers, losses, lungs, processes, trai
 from models.vqgan import MLVQGAN, PatchDiscriminator
 
 READS = ("runs", "device", "precision", "features", "data.root", "data.name", "data.lists", "data.image_size", "vqgan", "train",
-         "augment.flip", "augment.rotate", "augment.scale", "augment.contrast", "augment.gamma")
+         *(f"augment.{field.name}" for field in fields(augment.Augmentation)))
 PICTURES = 4  # validation images in a sample picture
 
 
@@ -32,14 +32,14 @@ def main() -> int:
     if how != augment.NONE:
         training.say("note: images are augmented anew in each epoch")
     kind = settings.data.image_size, chosen.masked, lungs.lung_mask, settings.train.workers
-    sources = [data.ImageSource(train, *kind, how, settings.train.seed), data.ImageSource(validation, *kind) if validation else None]
+    sources = [data.ImageSource(train, *kind, how, chosen.crop, settings.train.seed), data.ImageSource(validation, *kind) if validation else None]
 
     # networks
     with processes.joined():
         device = training.pick_device(settings.device)
         hybrid = losses.HybridLoss(**asdict(chosen.loss), features=settings.features).to(device)
         torch.manual_seed(settings.train.seed)
-        vqgan = MLVQGAN(**asdict(network)).to(device)
+        vqgan = training.started(MLVQGAN(**asdict(network)), chosen.start).to(device)
         critic = PatchDiscriminator(**asdict(chosen.discriminator)).to(device)
         layers.checkpoint_activations(vqgan, settings.train.checkpointing)
         rates = {"vqgan": chosen.learning_rate, "discriminator": chosen.discriminator_learning_rate}

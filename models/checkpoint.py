@@ -76,8 +76,8 @@ class Network(nn.Module):
             save_file(tensors, temporary, metadata={"header": json.dumps(header)})
 
 
-def fill(network: nn.Module, state: dict, path: str | Path) -> None:
-    """Put tensors into a network built on the meta device; every name and shape must fit."""
+def fit(network: nn.Module, state: dict, path: str | Path) -> None:
+    """Raise UserError where a file's tensors are not, by name and shape, those of a network."""
     expected = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
     found = {name: tuple(tensor.shape) for name, tensor in state.items()}
     if expected != found:
@@ -85,6 +85,11 @@ def fill(network: nn.Module, state: dict, path: str | Path) -> None:
         first = wrong[0]
         raise UserError(f"{path} holds weights of another architecture: {first} is {found.get(first, 'absent')}, "
                         f"expected {expected.get(first, 'absent')} ({len(wrong)} such entries)")
+
+
+def fill(network: nn.Module, state: dict, path: str | Path) -> None:
+    """Put tensors into a network built on the meta device; every name and shape must fit."""
+    fit(network, state, path)
     network.load_state_dict(dict(zip(state, map(_own, state.values()))), assign=True)
     memory = [tensor.untyped_storage().data_ptr() for tensor in network.state_dict().values()]
     if len(set(memory)) < len(memory):  # tensors of the file that share memory; the network's must not

@@ -83,6 +83,7 @@ class Course:
     milestones: tuple[int, ...]
     gamma: float
     average: float
+    start: str | None
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,7 @@ class Vqgan(Course):
     discriminator: Discriminator
     loss: VqganLoss
     masked: bool
+    crop: int
     discriminator_learning_rate: float
     unit_latent: bool
 
@@ -103,6 +105,7 @@ class Unet:
     blocks: int
     heads: int
     attention: tuple[int, ...]
+    prior: float
 
 
 @dataclass(frozen=True)
@@ -142,6 +145,11 @@ class Augment:
     scale: float
     contrast: float
     gamma: float
+    sharpen: float
+    noise: float
+    bone: float
+    bone_flat: float
+    bone_edge: float
 
 
 @dataclass(frozen=True)
@@ -200,7 +208,8 @@ class Settings:
 AT_LEAST_ONE = {"image_size", "batch_size", "epochs", "steps", "codes", "code_channels", "accumulate", "validate_every",
                 "sample_every", "width", "blocks", "heads", "size", "channels", "residual_channels", "multipliers", "versions", "samples"}
 AT_MOST = {"ldm.steps": 1000, "lcm.steps": 50,  # the full walks
-           "augment.rotate": 180, "augment.scale": 0.5, "augment.contrast": 0.9}
+           "augment.rotate": 180, "augment.scale": 0.5, "augment.contrast": 0.9, "augment.bone": 1,
+           "augment.bone_flat": 1}
 
 
 def parse(description: str, reads: tuple[str, ...], argv: list[str] | None = None) -> Settings:
@@ -419,6 +428,8 @@ def _interpolate(tree: dict, script: str) -> None:
     def lookup(name: str, seen: tuple) -> str:
         if name == "script":
             return script
+        if name == "project":
+            return str(ROOT)
         if name in seen:
             raise UserError(f"the setting {name} refers to itself")
         if name.endswith(".name") and name[:-5] in flat:

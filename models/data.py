@@ -3,6 +3,7 @@ import glob
 import hashlib
 import math
 import signal
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -240,28 +241,44 @@ def load(pair: Pair, kind: str, size: int, find_lungs: FindLungs) -> torch.Tenso
     return images.to_network(pixels * lungs, size)
 
 
-def augmented(image: torch.Tensor, how: Augmentation, key: str) -> torch.Tensor:
-    """What `load` gave, changed as `key` decides (models/augment.py); images of one key are changed alike."""
+def augmented(fetch: Callable[[str], torch.Tensor], kind: str, how: Augmentation, key: str) -> torch.Tensor:
+    """An image of a pair, (1, size, size) in [-1, 1], changed as `key` decides (models/augment.py): images of one key are changed alike.
+
+    fetch(kind): what `load` gives of the pair; a CXR whose bone is to be changed needs its soft tissue as well.
+    """
+    image = fetch(kind)
     if how == augment.NONE:
         return image  # to the bit
-    return images.to_signed(torch.from_numpy(augment.augment(images.to_unit(image)[0].numpy(), how, key)))[None]
+    pixels = images.to_unit(image)[0].numpy()
+    if kind.endswith("cxr"):
+        pixels = augment.change_bone(pixels, images.to_unit(fetch(kind.replace("cxr", "soft")))[0].numpy(), how, key)
+    return images.to_signed(torch.from_numpy(augment.augment(pixels, how, key)))[None]
+
+
+def cut(image: torch.Tensor, side: int, key: str) -> torch.Tensor:
+    """(1, S, S) -> (1, side, side), from a place that `key` decides; 0: the whole image."""
+    if not side:
+        return image
+    top, left = np.random.default_rng(zlib.crc32(key.encode())).integers(0, np.subtract(image.shape[-2:], side) + 1)
+    return image[:, top:top + side, left:left + side]
 
 
 class ImageSource(Dataset):
     """Single images of the pairs, for the autoencoder: batches {"image": (B, 1, size, size)}.
 
     workers: processes that load; with 0 the images are decoded once and kept, as far as KEEP_BYTES allow.
-    how: augmentation, another one in each epoch, a function of (seed, epoch, name).
+    how: augmentation; crop: side of the part that is cut out of each, 0: none. Both are others in each epoch, functions of
+    (seed, epoch, name).
     """
 
     def __init__(self, pairs: dict[str, Pair], size: int, masked: bool, find_lungs: FindLungs, workers: int,
-                 how: Augmentation = augment.NONE, seed: int = 0):
+                 how: Augmentation = augment.NONE, crop: int = 0, seed: int = 0):
         kinds = WHOLE + MASKED if masked else WHOLE
         self.items = [(name, pair, kind) for name, pair in pairs.items() for kind in kinds]
-        self.how, self.seed = how, seed
+        self.how, self.crop, self.seed = how, crop, seed
         self.names = [f"{name} ({kind})" for name in pairs for kind in kinds]
         self.size, self.find_lungs, self.workers = size, find_lungs, workers
-        self.kept: dict[int, torch.Tensor] = {}
+        self.kept: dict[tuple[str, str], torch.Tensor] = {}
         self.keeps = workers == 0 and len(self.items) * size * size * 4 <= KEEP_BYTES
 
     def __len__(self) -> int:
@@ -271,10 +288,17 @@ class ImageSource(Dataset):
         """place: (index, epoch)."""
         index, epoch = place
         name, pair, kind = self.items[index]
-        image = self.kept[index] if index in self.kept else load(pair, kind, self.size, self.find_lungs)
-        if self.keeps:
-            self.kept[index] = image
-        return augmented(image, self.how, f"{self.seed}/{epoch}/{name}")
+
+        def fetch(kind: str) -> torch.Tensor:
+            image = self.kept.get((name, kind))
+            if image is None:
+                image = load(pair, kind, self.size, self.find_lungs)
+            if self.keeps:
+                self.kept[name, kind] = image
+            return image
+
+        key = f"{self.seed}/{epoch}/{name}"
+        return cut(augmented(fetch, kind, self.how, key), self.crop, f"{key}/{kind}")
 
     def batches(self, index_lists: list[list[int]], epoch: int = 0) -> Iterator[dict[str, torch.Tensor]]:
         places = [[(index, epoch) for index in indices] for indices in index_lists]
@@ -329,7 +353,8 @@ def cached_latents(encode: Callable[[torch.Tensor], torch.Tensor], key: str, pai
     starts = range(0, len(missing), batch_size)
     for start in tqdm(starts, desc="encoding", unit="batch", disable=not missing or mine.start not in (None, 0)):
         items = missing[start:start + batch_size]
-        loaded = [augmented(load(pairs[name], kind, size, find_lungs), how, f"{version}/{name}") for name, kind in items]
+        loaded = [augmented(lambda kind, name=name: load(pairs[name], kind, size, find_lungs), kind, how, f"{version}/{name}")
+                  for name, kind in items]
         latents = encode(torch.stack(loaded)).float().cpu()
         for item, latent in zip(items, latents):
             with replacing(files[item]) as temporary, open(temporary, "wb") as file:

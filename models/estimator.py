@@ -5,18 +5,18 @@ from pathlib import Path
 
 import torch
 
-from . import augment, checkpoint, data, layers, losses, lungs, processes, training
+from . import augment, checkpoint, data, layers, losses, lungs, processes, schedulers, training
 from .unet import ConditionalUNet
 from .vqgan import MLVQGAN
 
 PICTURES = 4  # validation images in a sample picture
 
 
-def train(settings, chosen, method: str, alpha_bar: torch.Tensor, masked: bool, pipeline: Callable) -> int:
+def train(settings, chosen, method: str, schedule: str, masked: bool, pipeline: Callable) -> int:
     """Train a ConditionalUNet on cached latents; the exit status of the script.
 
     settings: all of them; chosen: settings.ldm or settings.lcm; method: name of the folder under settings.runs.
-    alpha_bar (1000,): the noise schedule. masked: train on the lungs-only pairs too. pipeline(vqgan, unet): what draws the
+    schedule: name of the noise schedule. masked: train on the lungs-only pairs too. pipeline(vqgan, unet): what draws the
     sample pictures, called with (cxr (B, 1, H, W), names).
     """
     folder, size = Path(settings.runs) / method, settings.data.image_size
@@ -38,7 +38,8 @@ def train(settings, chosen, method: str, alpha_bar: torch.Tensor, masked: bool, 
                    data.LatentSource(latents(validation)) if validation else None]
         torch.manual_seed(settings.train.seed)
         channels = 2 * vqgan.quantizer.quantizer.embedding.embedding_dim  # the noisy latent beside the CXR's
-        unet = ConditionalUNet(channels, channels, **asdict(settings.unet), qkv_by_head=chosen.qkv_by_head).to(device)
+        unet = ConditionalUNet(channels, channels, **asdict(settings.unet), qkv_by_head=chosen.qkv_by_head, schedule=schedule)
+        unet = training.started(unet, chosen.start).to(device)
         layers.checkpoint_activations(unet, settings.train.checkpointing)
         rates = {"unet": chosen.learning_rate}
         optimizers = {"unet": torch.optim.AdamW(unet.parameters(), chosen.learning_rate, eps=chosen.epsilon,
@@ -49,12 +50,13 @@ def train(settings, chosen, method: str, alpha_bar: torch.Tensor, masked: bool, 
             cxr, soft = (torch.stack([data.load(pair, kind, size, lungs.lung_mask) for pair in shown.values()]) for kind in data.WHOLE)
             return training.grid(cxr, pipeline(vqgan, networks["unet"])(cxr, list(shown)), soft)
 
+        alpha_bar = schedulers.SCHEDULES[schedule]()
         identity = {"unet": asdict(settings.unet), "data.image_size": size, "training images": data.describe(pairs),
                     "validation images": data.describe(validation), "vqgan.weights": key, "train.seed": settings.train.seed,
                     "noise schedule": [round(float(a), 6) for a in alpha_bar[::333]], "offset_noise": chosen.offset_noise}
         plan = training.make_plan(folder, chosen, settings.train, rates, precision, epsilon=chosen.epsilon,
                                   **{f"augment.{name}": value for name, value in asdict(settings.augment).items()})
-        objective = losses.denoising_objective(alpha_bar, chosen.offset_noise)
+        objective = losses.denoising_objective(alpha_bar, chosen.offset_noise, unet.loss_weight if settings.unet.prior else None)
         return training.Trainer(plan, {"unet": unet}, optimizers, objective, *sources, identity, picture).run()
 
 

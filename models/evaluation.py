@@ -59,12 +59,13 @@ def find_cases(what, root, masks) -> list[Case]:
 
 
 def evaluate(run: Callable, cases: list[Case], output, *, size: int, batch_size: int, about: dict, notes: dict | None = None,
-             samples: int = 1, dicom: bool = False) -> int:
+             samples: int = 1, residual: bool = False, dicom: bool = False) -> int:
     """Write <output>/<name>.png in the input's size and depth, panels/<name>.png beside it, and summary.json.
 
     run(cxr (B, 1, S, S), names, masks, progress) -> (B, 1, S, S); masks: (S, S) or None for each; about: what summary.json says of
     the run. notes: {what: {name: value}} that run fills, for summary.json; at the end it holds all images. samples: see
-    `draw_samples`; with more than one their deviation is written too. dicom: DICOM inputs get a DICOM result as well, in dicom/.
+    `draw_samples`; with more than one their deviation is written too. residual: run gives the CXR less something, and that something
+    is taken from the input at its full size, whose detail so remains. dicom: DICOM inputs get a DICOM result as well, in dicom/.
     Several processes share the images, each of which comes out as it would in one process. After a stop the same call goes on.
     """
     output, notes = Path(output), {} if notes is None else notes
@@ -85,6 +86,9 @@ def evaluate(run: Callable, cases: list[Case], output, *, size: int, batch_size:
             elapsed = (time.perf_counter() - began) / len(batch)
             for case, scan, mean, spread in zip(batch, scans, means, spreads):
                 soft = images.from_network(mean, scan.pixels.shape)
+                if residual:
+                    seen = images.from_network(images.to_network(scan.pixels, size), scan.pixels.shape)
+                    soft = np.clip(scan.pixels + (soft - seen), 0, 1)
                 write_result(output, case, scan, soft)
                 if dicom and images.is_dicom(case.path):
                     images.write_dicom(output / "dicom" / f"{case.name}.dcm", soft, case.path, SERIES)

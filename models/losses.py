@@ -131,22 +131,25 @@ class HybridLoss(nn.Module):
         return self.weights["adversarial"] * discriminator_adversarial(fake_logits, real_logits)
 
 
-def noise_loss(predicted: Tensor, noise: Tensor) -> Tensor:
+def noise_loss(predicted: Tensor, noise: Tensor, weight: Tensor | None = None) -> Tensor:
     """|| eps - eps_theta(z_t, t, c) ||^2 as a mean: DDPM, Ho et al. (NeurIPS 2020), eq. 14, on the (offset) noise that was added.
 
-    noise: (B, 4, h, w). predicted: (B, 8, h, w), of which the first 4 channels count [S].
+    noise: (B, 4, h, w). predicted: (B, 8, h, w), of which the first 4 channels count [S]. weight: (B,), of each image's error.
     """
     channels = noise.shape[1]
     if predicted.shape[1] < channels or predicted.shape[2:] != noise.shape[2:] or len(predicted) != len(noise):
         raise ValueError(f"predicted is {tuple(predicted.shape)}, noise {tuple(noise.shape)}: it needs at least the noise's "
                          "channels and the same batch and size")
-    return F.mse_loss(predicted[:, :channels].float(), noise.float())
+    if weight is None:
+        return F.mse_loss(predicted[:, :channels].float(), noise.float())
+    return ((predicted[:, :channels].float() - noise.float()).square().mean((1, 2, 3)) * weight).mean()
 
 
-def denoising_objective(alpha_bar: Tensor, offset: float) -> Callable:
+def denoising_objective(alpha_bar: Tensor, offset: float, weight: Callable[[Tensor], Tensor] | None = None) -> Callable:
     """The update of both noise estimators: noise a soft-tissue latent to a random timestep, predict the noise beside the CXR's latent.
 
-    alpha_bar (1000,): the schedule. offset: coefficient of the offset noise. The result is what models/training.py calls with
+    alpha_bar (1000,): the schedule. offset: coefficient of the offset noise. weight: timesteps (B,) -> weights (B,) of the images'
+    errors; None, as published: all 1. The result is what models/training.py calls with
     networks {"unet": ...}, batch {"soft", "cxr": latents (B, C, h, w)} and its source of noise.
     """
 
@@ -156,7 +159,8 @@ def denoising_objective(alpha_bar: Tensor, offset: float) -> Callable:
         t = noise.integers("timestep", len(alpha_bar))  # (B,)
         eps = schedulers.offset_noise(noise.normal("noise", *shape), noise.normal("offset", shape[0], 1, 1), offset)
         z_t = schedulers.add_noise(soft, eps, alpha_bar.to(soft.device)[t])
-        loss = noise_loss(networks["unet"](torch.cat([z_t, cxr], 1), t), eps)  # (B, 2 C, h, w) in
+        predicted = networks["unet"](torch.cat([z_t, cxr], 1), t)  # (B, 2 C, h, w)
+        loss = noise_loss(predicted, eps, weight(t) if weight else None)
         return {"unet": loss}, {"loss": loss}
 
     return objective

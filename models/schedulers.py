@@ -37,6 +37,9 @@ def scaled_linear(beta_start: float = 0.00085, beta_end: float = 0.012) -> torch
     return _accumulate(torch.linspace(beta_start ** 0.5, beta_end ** 0.5, TRAIN_STEPS) ** 2)
 
 
+SCHEDULES = {"squared_cosine": squared_cosine, "scaled_linear": scaled_linear}
+
+
 def _accumulate(betas: torch.Tensor) -> torch.Tensor:
     """The products of (1 - beta) in float32: to the bit the tables that the published weights were trained with."""
     return torch.cumprod(1 - betas, 0)
@@ -80,6 +83,16 @@ def add_noise(z_0: torch.Tensor, noise: torch.Tensor, alpha_bar: torch.Tensor) -
 def offset_noise(noise: torch.Tensor, offset: torch.Tensor, coefficient: float) -> torch.Tensor:
     """Gaussian noise (B, C, h, w) plus coefficient times one normal draw (B, C, 1, 1) a channel (BS-LDM, offset noise)."""
     return noise + coefficient * offset
+
+
+def precondition(variance: torch.Tensor, alpha_bar: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(k, c_in, c_out) for a clean latent that is the CXR's plus something of this variance; alpha_bar: of any shape, as the results.
+
+    The mean of z_0 given z_t is then CXR + k d with d = z_t / sqrt(alpha_bar) - CXR; c_in d and (z_0 - mean) / c_out have unit variance.
+    Karras et al. (NeurIPS 2022), table 1, about the CXR instead of 0, at the noise variance v = (1 - alpha_bar) / alpha_bar.
+    """
+    v = (1 - alpha_bar) / alpha_bar
+    return variance / (variance + v), (variance + v).rsqrt(), (variance * v / (variance + v)).sqrt()
 
 
 def predict_z_0(z_t: torch.Tensor, eps: torch.Tensor, step: Step, bound: float) -> torch.Tensor:

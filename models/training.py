@@ -134,6 +134,15 @@ def learning_rate(start: float, epoch: int, milestones: tuple, gamma: float) -> 
     return start * gamma ** sum(epoch >= milestone for milestone in milestones)
 
 
+def started(network: nn.Module, path: str | None) -> nn.Module:
+    """A fresh network with the weights of a file, from which its training starts, or as it is. UserError where they do not fit."""
+    if path:
+        state, *_ = checkpoint.read_weights(path)
+        checkpoint.fit(network, state, path)
+        network.load_state_dict(state)
+    return network
+
+
 class Trainer:
     """Runs a plan. `networks`: name -> network, the first is what is exported; `optimizers`: phase -> optimiser;
     `identity`: settings that must not change between start and resume; `picture(networks)`: (H, W) in [0, 1].

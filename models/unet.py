@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from . import schedulers
 from .checkpoint import Network
 from .layers import GroupNorm32, frugally
 
@@ -93,11 +94,19 @@ class ConditionalUNet(Network):
     width, multipliers: channels of each level. blocks: residual blocks a level going down (one more going up).
     attention: downsamplings that have attention. qkv_by_head: True for BS-LDM's checkpoints, False for GL-LCM's.
     h and w must be multiples of 2 ** (levels - 1).
+
+    prior: 0 as published: the layers give the noise itself. Above 0, the standard deviation by which soft-tissue latents are expected
+    to differ from their CXR's: the layers give what this expectation leaves open, and the noise follows from it under `schedule` (a
+    name in schedulers.SCHEDULES). Untrained, such a network takes the CXR for the soft tissue; it only has to learn the bone.
     """
 
     def __init__(self, in_channels: int = 8, out_channels: int = 8, width: int = 128, multipliers=(1, 1, 2, 2, 4, 4),
-                 blocks: int = 8, heads: int = 8, attention=(8, 16, 32), qkv_by_head: bool = False):
+                 blocks: int = 8, heads: int = 8, attention=(8, 16, 32), qkv_by_head: bool = False, prior: float = 0.0,
+                 schedule: str = "scaled_linear"):
         super().__init__()
+        self.prior = prior
+        with torch.device("cpu"):
+            self.alpha_bar = schedulers.SCHEDULES[schedule]()  # (1000,); no buffer, as it belongs to no checkpoint
         time_channels = TIME_WIDTH * width
         self.width, self.levels, self.checkpointing = width, len(multipliers), False
         self.time_embed = nn.Sequential(nn.Linear(width, time_channels), nn.SiLU(), nn.Linear(time_channels, time_channels))
@@ -130,6 +139,23 @@ class ConditionalUNet(Network):
         self.out = nn.Sequential(GroupNorm32(channels), nn.SiLU(), zero(nn.Conv2d(channels, out_channels, 3, padding=1)))
 
     def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        if not self.prior:
+            return self.layers(x, t)
+        if self.alpha_bar.device != x.device:
+            self.alpha_bar = self.alpha_bar.to(x.device)
+        alpha_bar = self.alpha_bar[t].view(-1, 1, 1, 1)
+        z_t, cxr = x.float().chunk(2, 1)
+        k, c_in, c_out = schedulers.precondition(self.prior ** 2, alpha_bar)
+        difference = z_t / alpha_bar.sqrt() - cxr
+        left, rest = self.layers(torch.cat([c_in * difference, cxr], 1), t).float().chunk(2, 1)
+        z_0 = cxr + k * difference + c_out * left
+        return torch.cat([(z_t - alpha_bar.sqrt() * z_0) / (1 - alpha_bar).sqrt(), rest], 1)
+
+    def loss_weight(self, t: torch.Tensor) -> torch.Tensor:
+        """(B,) weights of the noise's squared error at timesteps t, for a network with a prior: so the layers' own error counts."""
+        return 1 / schedulers.precondition(self.prior ** 2, self.alpha_bar.to(t.device)[t])[0]
+
+    def layers(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         side = 2 ** (self.levels - 1)
         if x.shape[-1] % side or x.shape[-2] % side:
             raise ValueError(f"the latent's sides must be multiples of {side}, got {tuple(x.shape[-2:])}")

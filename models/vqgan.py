@@ -76,7 +76,7 @@ class Codebook(nn.Module):
         """(N, C) -> (N,) index of the nearest code by Euclidean distance."""
         codes = self.embedding.weight
         half_norm = codes.square().sum(1) / 2
-        return torch.cat([(half_norm - rows @ codes.t()).argmin(1) for rows in flat.split(ROWS)])
+        return torch.cat([torch.addmm(half_norm, rows, codes.t(), alpha=-1).argmin(1) for rows in flat.split(ROWS)])
 
     def forward(self, z_e: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """z_e (B, C, h, w) -> (z_q, straight-through in training; commitment loss; indices (B, h, w))."""

@@ -6,7 +6,7 @@ import scipy.ndimage
 from models import augment, phantom
 from models.augment import NONE, Augmentation
 
-EVERYTHING = Augmentation(flip=True, rotate=8, scale=0.1, contrast=0.2, gamma=0.3)
+EVERYTHING = Augmentation(**{**vars(NONE), "flip": True, "rotate": 8, "scale": 0.1, "contrast": 0.2, "gamma": 0.3})
 
 
 @pytest.fixture(scope="module")
@@ -75,3 +75,42 @@ def test_rotation_and_scale_are_those_asked_for(patient):
 def test_grey_values_stay_within_what_was_asked(amounts, least, most):
     values = [augment.augment(np.full((8, 8), 0.5, np.float32), one(**amounts), str(key))[0, 0] for key in range(200)]
     assert least - 1e-6 <= min(values) < least + 0.02 and most - 0.02 < max(values) <= most + 1e-6
+
+
+def test_sharpness_is_between_half_as_much_softer_and_all_sharper(patient):
+    """The gain of fine detail, measured on a grating finer than every blur, lies in the range; black stays black."""
+    x = np.arange(256)
+    grating = np.tile((0.5 + 0.05 * np.cos(2 * np.pi * x / 4)).astype(np.float32), (256, 1))
+    grating[:, :64] = 0
+    found = []
+    for key in range(60):
+        changed = augment.augment(grating, one(sharpen=0.8), str(key))
+        assert np.all(changed[:, :64] == 0)
+        found.append(np.ptp(changed[100:150, 100:200]) / np.ptp(grating[:, 100:200]) - 1)
+    assert -0.4 <= min(found) < -0.1 and 0.3 < max(found) <= 0.81
+
+
+def test_noise_is_of_the_deviation_asked_for_and_one_for_both_images():
+    flat = np.full((128, 128), 0.5, np.float32)
+    spreads = [augment.augment(flat, one(noise=0.02), str(key)).std() for key in range(40)]
+    assert max(spreads) <= 0.0205 and max(spreads) > 0.017 and min(spreads) < 0.003
+    assert np.array_equal(augment.augment(flat, one(noise=0.02), "a"), augment.augment(flat, one(noise=0.02), "a"))
+
+
+def test_bone_gets_fainter_flatter_and_sharper_as_asked():
+    """A disc of bone on even tissue: its height, its middle against its rim; nothing changes where there is neither bone nor image."""
+    side = 256
+    radius = np.hypot(*(np.indices((side, side)) - side / 2))
+    soft = np.where(radius < 120, 0.4, 0).astype(np.float32)
+    cxr = soft + np.where(radius < 40, 0.2, 0).astype(np.float32)
+    assert augment.change_bone(cxr, soft, NONE, "a") is cxr
+    for key in map(str, range(20)):
+        faint = augment.change_bone(cxr, soft, one(bone=0.7), key)
+        height = faint[128, 128] - 0.4
+        assert 0.3 * 0.2 - 1e-6 <= height <= 0.2 + 1e-6 and np.allclose(faint, soft + (cxr - soft) * height / 0.2, atol=1e-6)
+        flat, edgy = (augment.change_bone(cxr, soft, one(**amounts), key) - soft for amounts in ({"bone_flat": 0.9}, {"bone_edge": 1.0}))
+        assert 0.2 - 0.9 * 0.2 <= flat[128, 128] <= 0.2 + 1e-6 and flat[128, 128] <= flat[128, 128 + 38] + 1e-4
+        assert edgy[128, 128] == pytest.approx(0.2, abs=1e-3) and edgy[128, 128 + 39] >= 0.2 - 1e-6
+        assert np.all(flat[radius > 125] == 0) and np.all(edgy[radius > 125] == 0)
+    heights = [augment.change_bone(cxr, soft, one(bone=0.7), str(key))[128, 128] - 0.4 for key in range(40)]
+    assert min(heights) < 0.09 and max(heights) > 0.17

@@ -39,6 +39,7 @@ def test_names_in_braces_follow_their_setting():
     settings = parse("runs=elsewhere", "data.root=some/where")
     assert settings.vqgan.weights == "elsewhere/vqgan/weights.safetensors" and settings.data.name == "where"
     assert settings.eval.input == "elsewhere/lists/where_testset.txt"
+    assert parse("features={project}/weights").features == str(ROOT / "weights")
 
 
 @pytest.mark.parametrize("argument, words", [

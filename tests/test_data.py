@@ -100,13 +100,13 @@ def test_augmented_images_change_with_the_epoch_and_with_nothing_else(root):
     epochs = [next(alone.batches(lists, epoch))["image"] for epoch in (0, 1, 0)]
     assert torch.equal(epochs[0], epochs[2]) and not torch.allclose(epochs[0], epochs[1], atol=0.01)
     assert torch.equal(next(helped.batches(lists, 1))["image"], epochs[1])
-    plain = data.load(pairs["0"], "masked_soft", 32, upper_half)
-    assert torch.equal(epochs[1][3], data.augmented(plain, how, "1/1/0"))  # all four images of a patient alike
+    expected = data.augmented(lambda kind: data.load(pairs["0"], kind, 32, upper_half), "masked_soft", how, "1/1/0")
+    assert torch.equal(epochs[1][3], expected)  # all four images of a patient alike
 
 
 def test_latents_of_augmented_versions_are_kept_apart_and_taken_in_turn(root, tmp_path):
     pairs, calls = data.find_pairs(root), []
-    how = Augmentation(flip=False, rotate=5, scale=0.1, contrast=0.1, gamma=0.1)
+    how = Augmentation(rotate=5, scale=0.1, contrast=0.1, gamma=0.1, bone=0.9)
     arguments = (encoder(calls), "key", pairs, 32, False, upper_half, tmp_path / "latents", 4)
     plain = data.cached_latents(*arguments)
     versions = [data.cached_latents(*arguments, how=how, version=version) for version in ("0/0", "0/1")]
@@ -118,7 +118,7 @@ def test_latents_of_augmented_versions_are_kept_apart_and_taken_in_turn(root, tm
     for epoch, batch in enumerate(batches):
         assert torch.equal(batch["cxr"][0], versions[epoch % 2]["1"]["cxr"]) and torch.equal(batch["soft"][1], versions[epoch % 2]["0"]["soft"])
     assert not torch.equal(batches[0]["cxr"], batches[1]["cxr"]) and not torch.equal(plain["1"]["cxr"], versions[0]["1"]["cxr"])
-    expected = data.augmented(data.load(pairs["1"], "cxr", 32, upper_half), how, "0/1/1")
+    expected = data.augmented(lambda kind: data.load(pairs["1"], kind, 32, upper_half), "cxr", how, "0/1/1")
     assert torch.equal(encoder([])(expected[None])[0], versions[1]["1"]["cxr"])
 
 
@@ -148,3 +148,20 @@ def test_truth_and_mask_are_looked_for_beside_a_cxr_folder_only(root, tmp_path):
     assert data.beside(root / "CXR" / "2.png", "Mask") is None
     images.write(tmp_path / "elsewhere" / "1.png", np.eye(64))
     assert data.beside(tmp_path / "elsewhere" / "1.png", "BS") is None
+
+
+def test_training_images_are_cut_and_their_bone_changed_alike_in_every_process(root):
+    """A part of the image, another one in each epoch; without bone a CXR is its soft tissue."""
+    pairs, no_bone = data.find_pairs(root), Augmentation(bone=1.0)
+    alone, helped = (data.ImageSource(pairs, 64, True, upper_half, workers, no_bone, 24, seed=4) for workers in (0, 1))
+    lists = [[0, 4], [8]]
+    for epoch in (0, 1):
+        for a, b in zip(alone.batches(lists, epoch), helped.batches(lists, epoch)):
+            assert a["image"].shape[1:] == (1, 24, 24) and torch.equal(a["image"], b["image"])
+    assert not torch.equal(alone[0, 0], alone[0, 1])
+    whole, key = data.ImageSource(pairs, 64, True, upper_half, 0, no_bone, 0, seed=4), "4/0/0"
+    cxr, soft, plain = whole[0, 0], whole[1, 0], data.load(pairs["0"], "cxr", 64, upper_half)
+    share = (cxr - soft).sum() / (plain - soft).sum()
+    assert 0 < share < 1 and torch.allclose(cxr, torch.lerp(soft, plain, share), atol=1e-3)
+    places = [(top, left) for top in range(41) for left in range(41) if torch.equal(cxr[:, top:top + 24, left:left + 24], alone[0, 0])]
+    assert len(places) == 1 and torch.equal(data.cut(cxr, 24, f"{key}/cxr"), alone[0, 0])

@@ -29,6 +29,23 @@ def test_what_is_written_has_the_inputs_size_and_depth(networks, tmp_path):
     assert 2 ** 27 < summary["peak_memory"] < 2 ** 36 and summary["peak_memory_of"] == "of the whole process"
 
 
+@pytest.mark.parametrize("residual", [True, False])
+def test_a_residual_result_keeps_the_detail_of_the_input(tmp_path, residual):
+    """A method that darkens the upper half by 0.1: at four times its size the residual form is that to the bit depth, the other is blurred."""
+    pixels = np.clip(phantom.simulate(1, 4 * SIZE).cxr + 0.05 * np.random.default_rng(0).standard_normal((4 * SIZE,) * 2), 0.15, 0.9)
+    images.write(tmp_path / "scan.png", pixels, 16)
+
+    def method(cxr, names, masks, progress):
+        cxr[:, :, :SIZE // 2] -= 0.2
+        return cxr
+
+    evaluation.evaluate(method, evaluation.find_cases(tmp_path / "scan.png", tmp_path, None), tmp_path / "out", size=SIZE, batch_size=1,
+                        about={}, residual=residual)
+    wrong = images.read(tmp_path / "out" / "scan.png").pixels - pixels
+    far = 2 * SIZE - 12, 2 * SIZE + 12  # not beside the border between the halves, which is as sharp as the network's pixels
+    assert (np.abs(wrong[:far[0]] + 0.1).mean() < 2e-4) == residual and (np.abs(wrong[far[1]:]).mean() < 2e-4) == residual
+
+
 def test_what_a_run_costs(networks):
     count = sum(p.numel() for network in networks for p in network.parameters())
     assert pipelines.BSLDM(*networks, steps=9).describe() == {"sampler": "DDPM", "steps": 9, "parameters": count}

@@ -179,6 +179,8 @@ def test_noise_loss_counts_the_noises_channels_only():
     predicted, noise = torch.from_numpy(draw("losses/predicted", (3, 8, 5, 6))), torch.from_numpy(draw("losses/noise", (3, 4, 5, 6)))
     expected = np.mean((predicted.numpy()[:, :4].astype(float) - noise.numpy()) ** 2)
     assert float(losses.noise_loss(predicted, noise)) == pytest.approx(expected, rel=1e-6)
+    weighted = np.mean([w * np.mean((p - n) ** 2) for w, p, n in zip((2, 0, 0.5), predicted.numpy()[:, :4].astype(float), noise.numpy())])
+    assert float(losses.noise_loss(predicted, noise, torch.tensor([2.0, 0.0, 0.5]))) == pytest.approx(weighted, rel=1e-6)
     assert losses.noise_loss(predicted.bfloat16(), noise).dtype == torch.float32
     for wrong in (predicted[:, :3], predicted[:1], predicted[..., :1]):
         with pytest.raises(ValueError, match="at least the noise's channels"):

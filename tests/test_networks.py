@@ -6,6 +6,7 @@ import pytest
 import torch
 from golden_draws import GOLDEN, draw, figures, fill
 
+from models import schedulers
 from models.layers import checkpoint_activations
 from models.unet import AttentionBlock, ConditionalUNet, time_embedding
 from models.vqgan import MLVQGAN, Codebook, PatchDiscriminator
@@ -140,3 +141,43 @@ def test_attention_is_softmax_attention():
 def test_shapes_that_cannot_be_are_refused(call, words):
     with pytest.raises(ValueError, match=words):
         call()
+
+
+@pytest.mark.parametrize("t", [5, 100, 400, 950])
+def test_preconditioning_is_the_posterior_of_a_gaussian(t):
+    """Latents that differ from the CXR's by N(0, 0.3^2): k d is the regression of z_0 - CXR on d, and what is left has unit variance."""
+    alpha_bar = schedulers.scaled_linear()[t].double()
+    k, c_in, c_out = (float(value) for value in schedulers.precondition(0.09, alpha_bar))
+    random = np.random.default_rng(0)
+    difference, noise = 0.3 * random.standard_normal(400_000), random.standard_normal(400_000)
+    d = difference + noise * float(((1 - alpha_bar) / alpha_bar).sqrt())
+    assert k == pytest.approx(np.cov(d, difference)[0, 1] / d.var(), rel=0.03, abs=2e-4)
+    assert (c_in * d).std() == pytest.approx(1, rel=0.01) and ((difference - k * d) / c_out).std() == pytest.approx(1, rel=0.01)
+
+
+def test_a_network_with_a_prior_starts_at_the_cxr_and_is_judged_by_what_its_layers_get_wrong():
+    torch.manual_seed(0)
+    unet = ConditionalUNet(**SMALL_UNET, prior=0.3, schedule="squared_cosine")
+    cxr, soft, eps = (draw(f"prior/{name}", (3, 4, 8, 8)) for name in ("cxr", "soft", "eps"))
+    soft, t = cxr + 0.3 * soft, torch.tensor([3, 500, 998])
+    alpha_bar = unet.alpha_bar[t].view(-1, 1, 1, 1)
+    z_t = schedulers.add_noise(soft, eps, alpha_bar.flatten())
+    z_0 = (z_t - (1 - alpha_bar).sqrt() * unet(torch.cat([z_t, cxr], 1), t)[:, :4]) / alpha_bar.sqrt()
+    k, c_in, c_out = schedulers.precondition(0.09, alpha_bar)
+    assert torch.allclose(z_0[:2], (cxr + k * (z_t / alpha_bar.sqrt() - cxr))[:2], atol=1e-4)  # the layers give 0
+    assert torch.allclose(unet(torch.cat([z_t, cxr], 1), t)[2, :4], ((z_t - alpha_bar.sqrt() * cxr) / (1 - alpha_bar).sqrt())[2], atol=1e-4)
+    torch.nn.init.normal_(unet.out[2].weight, std=0.05)
+    predicted = unet(torch.cat([z_t, cxr], 1), t)
+    layers = unet.layers(torch.cat([c_in * (z_t / alpha_bar.sqrt() - cxr), cxr], 1), t)
+    wanted = (soft - cxr - k * (z_t / alpha_bar.sqrt() - cxr)) / c_out
+    for i in range(2):
+        error = unet.loss_weight(t)[i] * (predicted[i, :4] - eps[i]).square().mean()
+        assert float(error) == pytest.approx(float((layers[i, :4] - wanted[i]).square().mean()), rel=1e-2)
+
+
+def test_a_prior_is_kept_with_the_weights(tmp_path):
+    unet = fill(ConditionalUNet(**SMALL_UNET, prior=0.2, schedule="squared_cosine"))
+    unet.save(tmp_path / "unet.safetensors")
+    again, x, t = ConditionalUNet.load(tmp_path / "unet.safetensors"), draw("unet/x", (2, 8, 8, 8)), torch.tensor([10, 990])
+    assert torch.equal(again(x, t), unet(x, t)) and again.settings["prior"] == 0.2
+    assert not torch.allclose(fill(ConditionalUNet(**SMALL_UNET))(x, t), unet(x, t), atol=0.1)

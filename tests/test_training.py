@@ -13,6 +13,7 @@ import torch
 
 from models import UserError, losses, schedulers, training
 from models.checkpoint import Network
+from models.unet import ConditionalUNet
 from models.vqgan import MLVQGAN
 
 
@@ -316,3 +317,17 @@ def test_devices_that_are_not_there_are_named():
     with pytest.raises(UserError, match="device=nonsense"):
         training.pick_device("nonsense")
     assert training.pick_precision("auto", torch.device("cpu")) == "float32" and training.pick_precision("bf16", torch.device("cpu")) == "bf16"
+
+
+def test_a_training_can_start_from_weights(tmp_path):
+    network, other = (ConditionalUNet(width=32, multipliers=(1,), blocks=1, heads=4, attention=()) for _ in range(2))
+    torch.nn.init.ones_(network.out[2].weight)
+    network.save(tmp_path / "unet.safetensors")
+    assert training.started(other, None) is other and not other.out[2].weight.any()
+    started = training.started(other, str(tmp_path / "unet.safetensors"))
+    assert all(torch.equal(a, b) for a, b in zip(network.parameters(), started.parameters())) and next(started.parameters()).requires_grad
+    wider = ConditionalUNet(width=64, multipliers=(1,), blocks=1, heads=4, attention=())
+    with pytest.raises(UserError, match="unet.safetensors holds weights of another architecture"):
+        training.started(wider, str(tmp_path / "unet.safetensors"))
+    with pytest.raises(UserError, match="no weights at"):
+        training.started(wider, str(tmp_path / "none.safetensors"))
