@@ -1,10 +1,13 @@
-# make demo: both methods from nothing to a table and a picture, on two CPU cores in minutes; make test: the tests.
+# make demo: the shipped weights on simulated X-rays, then both methods from nothing to a table and a picture, on two CPU cores in
+# minutes; make test: the tests.
 # Each first makes the virtual environment .venv with what it needs.
 PYTHON ?= python3
 RUN = .venv/bin/python
 
 .PHONY: demo test
 demo: .venv/ready
+	$(RUN) dataSegmentation.py --profile small data.root=runs/demo/xrays data.lists=runs/demo/lists simulate.count=3 simulate.source=phantom simulate.seed=900000
+	$(RUN) batch_lcm_eval.py --profile small eval.input=runs/demo/xrays/CXR eval.output=runs/demo/first
 	$(RUN) dataSegmentation.py --profile demo simulate.count=200
 	$(RUN) vq-gan_train.py --profile demo
 	$(RUN) ldm_train.py --profile demo

