@@ -18,11 +18,11 @@ A list of values makes an ablation: each is run into a folder of its own, and th
 from dataclasses import asdict
 from pathlib import Path
 
-from models import config, evaluation, pipelines, training, variants
+from models import compiling, config, evaluation, pipelines, training, variants
 
-READS = ("runs", "device", "precision", "features", "data.root", "data.name", "data.lists", "data.image_size", "vqgan.weights", "lcm.weights",
-         "lcm.steps", "lcm.guidance", "lcm.alpha", "lcm.clip_global", "lcm.clip_local", "lcm.clip_rate", "lcm.fusion", "lcm.blend", "eval",
-         "metrics.size", "metrics.seed")
+READS = ("runs", "device", "precision", "compile", "features", "data.root", "data.name", "data.lists", "data.image_size",
+         "vqgan.weights", "lcm.weights", "lcm.steps", "lcm.guidance", "lcm.alpha", "lcm.clip_global", "lcm.clip_local",
+         "lcm.clip_rate", "lcm.fusion", "lcm.blend", "eval", "metrics.size", "metrics.seed")
 
 
 def main() -> int:
@@ -34,11 +34,11 @@ def suppress(settings: config.Settings, output: Path) -> list[evaluation.Case]:
     weights, chosen = (settings.vqgan.weights, settings.lcm.weights), settings.eval
     cases = evaluation.find_cases(chosen.input, settings.data.root, chosen.masks)
     device = training.pick_device(settings.device)
-    precision = training.pick_precision(settings.precision, device)
+    precision, compiled = training.pick_precision(settings.precision, device), compiling.pick(settings.compile, device)
     options = pipelines.gllcm_options(settings.lcm)
-    run = pipelines.GLLCM.load(*weights, device, seed=chosen.seed, precision=precision, residual=chosen.residual, **options)
+    run = pipelines.GLLCM.load(*weights, device, seed=chosen.seed, precision=precision, compiled=compiled, residual=chosen.residual, **options)
     run.check_size(settings.data.image_size)
-    about = run.describe() | evaluation.describe_run("GL-LCM", device, precision, {**options, "eval": asdict(chosen)}, *weights)
+    about = run.describe() | evaluation.describe_run("GL-LCM", device, precision, compiled, {**options, "eval": asdict(chosen)}, *weights)
     evaluation.evaluate(run, cases, output, size=settings.data.image_size, batch_size=chosen.batch_size, about=about,
                         samples=chosen.samples, residual=chosen.residual, dicom=chosen.dicom)
     return cases

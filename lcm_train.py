@@ -9,7 +9,7 @@ The same command goes on where it was stopped.
 """
 from models import config, estimator, pipelines
 
-READS = ("runs", "device", "precision", "data.root", "data.name", "data.lists", "data.image_size", "vqgan.weights", "unet",
+READS = ("runs", "device", "precision", "compile", "data.root", "data.name", "data.lists", "data.image_size", "vqgan.weights", "unet",
          "lcm.qkv_by_head", "lcm.guidance", "lcm.alpha", "lcm.clip_global", "lcm.clip_local", "lcm.clip_rate", "lcm.fusion", "lcm.blend",
          "lcm.offset_noise", "lcm.epochs", "lcm.batch_size", "lcm.learning_rate", "lcm.epsilon", "lcm.milestones", "lcm.gamma",
          "lcm.average", "lcm.start", "augment", "train")

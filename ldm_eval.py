@@ -17,11 +17,11 @@ A list of values makes an ablation: each is run into a folder of its own, and th
 from dataclasses import asdict
 from pathlib import Path
 
-from models import config, evaluation, pipelines, training, variants
+from models import compiling, config, evaluation, pipelines, training, variants
 
-READS = ("runs", "device", "precision", "features", "data.root", "data.name", "data.lists", "data.image_size", "vqgan.weights", "ldm.weights",
-         "ldm.sampler", "ldm.steps", "ldm.clip", "ldm.clip_rate", "ldm.clip_lag", "eval.input", "eval.output", "eval.batch_size",
-         "eval.seed", "eval.samples", "eval.residual", "eval.dicom", "metrics.size", "metrics.seed")
+READS = ("runs", "device", "precision", "compile", "features", "data.root", "data.name", "data.lists", "data.image_size",
+         "vqgan.weights", "ldm.weights", "ldm.sampler", "ldm.steps", "ldm.clip", "ldm.clip_rate", "ldm.clip_lag", "eval.input",
+         "eval.output", "eval.batch_size", "eval.seed", "eval.samples", "eval.residual", "eval.dicom", "metrics.size", "metrics.seed")
 
 
 def main() -> int:
@@ -33,11 +33,11 @@ def suppress(settings: config.Settings, output: Path) -> list[evaluation.Case]:
     weights, chosen = (settings.vqgan.weights, settings.ldm.weights), settings.eval
     cases = evaluation.find_cases(chosen.input, settings.data.root, None)
     device = training.pick_device(settings.device)
-    precision = training.pick_precision(settings.precision, device)
+    precision, compiled = training.pick_precision(settings.precision, device), compiling.pick(settings.compile, device)
     options = {name: getattr(settings.ldm, name) for name in ("steps", "sampler", "clip", "clip_rate", "clip_lag")}
-    run = pipelines.BSLDM.load(*weights, device, seed=chosen.seed, precision=precision, residual=chosen.residual, **options)
+    run = pipelines.BSLDM.load(*weights, device, seed=chosen.seed, precision=precision, compiled=compiled, residual=chosen.residual, **options)
     run.check_size(settings.data.image_size)
-    about = run.describe() | evaluation.describe_run("BS-LDM", device, precision, {**options, "eval": asdict(chosen)}, *weights)
+    about = run.describe() | evaluation.describe_run("BS-LDM", device, precision, compiled, {**options, "eval": asdict(chosen)}, *weights)
     evaluation.evaluate(run, cases, output, size=settings.data.image_size, batch_size=chosen.batch_size, about=about,
                         samples=chosen.samples, residual=chosen.residual, dicom=chosen.dicom)
     return cases

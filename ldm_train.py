@@ -8,7 +8,7 @@ Reads vqgan.weights, <data.root>/CXR, BS and the split lists; writes <runs>/ldm/
 """
 from models import config, estimator, pipelines
 
-READS = ("runs", "device", "precision", "data.root", "data.name", "data.lists", "data.image_size", "vqgan.weights", "unet",
+READS = ("runs", "device", "precision", "compile", "data.root", "data.name", "data.lists", "data.image_size", "vqgan.weights", "unet",
          "ldm.qkv_by_head", "ldm.clip", "ldm.clip_rate", "ldm.offset_noise", "ldm.epochs", "ldm.batch_size", "ldm.learning_rate",
          "ldm.epsilon", "ldm.milestones", "ldm.gamma", "ldm.average", "ldm.start", "augment", "train")
 PICTURE_STEPS = 50  # DDPM steps of the sample pictures

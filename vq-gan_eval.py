@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from models import UserError, config, evaluation, images, processes, scores, training
+from models import UserError, compiling, config, evaluation, images, processes, scores, training
 from models.vqgan import MLVQGAN
 
 READS = ("runs", "device", "precision", "data.root", "data.name", "data.lists", "data.image_size", "vqgan.weights", "eval.input",
@@ -32,7 +32,7 @@ def main() -> int:
         # network
         device = training.pick_device(settings.device)
         precision = training.pick_precision(settings.precision, device)
-        vqgan = MLVQGAN.load(settings.vqgan.weights).to(device)
+        vqgan = compiling.settle(MLVQGAN.load(settings.vqgan.weights), device, precision, compiled=False).to(device)
         if settings.data.image_size % vqgan.factor:
             raise UserError(f"data.image_size={settings.data.image_size} is not a multiple of {vqgan.factor}")
 
@@ -49,7 +49,7 @@ def main() -> int:
                 psnr[name] = scores.psnr(*(images.to_unit(image[0].numpy()) for image in (original, reconstruction)))
             return result
 
-        about = evaluation.describe_run("ML-VQGAN", device, precision, {}, settings.vqgan.weights)
+        about = evaluation.describe_run("ML-VQGAN", device, precision, False, {}, settings.vqgan.weights)
         status = evaluation.evaluate(reconstruct, cases, output, size=settings.data.image_size, batch_size=settings.eval.batch_size,
                                     about=about, notes={"psnr": psnr})
         if processes.rank() == 0:

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import torch
 
-from models import augment, config, data, layers, losses, lungs, processes, training
+from models import augment, compiling, config, data, layers, losses, lungs, processes, training
 from models.vqgan import MLVQGAN, PatchDiscriminator
 
-READS = ("runs", "device", "precision", "features", "data.root", "data.name", "data.lists", "data.image_size", "vqgan", "train",
+READS = ("runs", "device", "precision", "compile", "features", "data.root", "data.name", "data.lists", "data.image_size", "vqgan", "train",
          *(f"augment.{field.name}" for field in fields(augment.Augmentation)))
 PICTURES = 4  # validation images in a sample picture
 
@@ -42,10 +42,12 @@ def main() -> int:
         vqgan = training.started(MLVQGAN(**asdict(network)), chosen.start).to(device)
         critic = PatchDiscriminator(**asdict(chosen.discriminator)).to(device)
         layers.checkpoint_activations(vqgan, settings.train.checkpointing)
+        compiled = compiling.pick(settings.compile, device) and compiling.compile_for_training(training.say, vqgan.encoder, vqgan.decoder)
         rates = {"vqgan": chosen.learning_rate, "discriminator": chosen.discriminator_learning_rate}
-        optimizers = {"vqgan": torch.optim.Adam([p for p in vqgan.parameters() if p.requires_grad], rates["vqgan"])}
+        fused = device.type == "cuda"
+        optimizers = {"vqgan": torch.optim.Adam([p for p in vqgan.parameters() if p.requires_grad], rates["vqgan"], fused=fused)}
         if chosen.loss.adversarial:
-            optimizers["discriminator"] = torch.optim.Adam(critic.parameters(), rates["discriminator"])
+            optimizers["discriminator"] = torch.optim.Adam(critic.parameters(), rates["discriminator"], fused=fused)
 
         # run
         def objective(networks, batch, noise):
@@ -65,7 +67,7 @@ def main() -> int:
 
         config.keep(settings, folder)
         plan = training.make_plan(folder, chosen, settings.train, rates, training.pick_precision(settings.precision, device),
-                                  **asdict(chosen.loss), unit_latent=chosen.unit_latent,
+                                  **asdict(chosen.loss), compiled=compiled, unit_latent=chosen.unit_latent,
                                   **{f"augment.{name}": value for name, value in asdict(how).items()})
         identity = {"vqgan.network": asdict(network), "vqgan.discriminator": asdict(chosen.discriminator),
                     "data.image_size": settings.data.image_size, "training images": data.describe(train),

@@ -192,6 +192,7 @@ class Settings:
     runs: str
     device: str
     precision: Literal["auto", "bf16", "float32"]
+    compile: Literal["auto", True, False]
     features: str | None
     data: Data
     simulate: Simulate
@@ -468,8 +469,8 @@ def _convert(value, hint, path: str):
     if origin is types.UnionType:
         return None if value is None else _convert(value, arguments[0], path)
     if origin is Literal:
-        if value not in arguments:
-            raise UserError(f"{path}={_show(value)} is not one of: {', '.join(arguments)}")
+        if not any(value is known or value == known and isinstance(value, str) for known in arguments):  # 1 is not true
+            raise UserError(f"{path}={_show(value)} is not one of: {', '.join(map(_show, arguments))}")
         return value
     if origin is tuple:
         return tuple(_convert(item, arguments[0], path) for item in (value if isinstance(value, list) else [value]))

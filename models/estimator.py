@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from . import augment, checkpoint, data, layers, losses, lungs, processes, schedulers, training
+from . import augment, checkpoint, compiling, data, layers, losses, lungs, processes, schedulers, training
 from .unet import ConditionalUNet
 from .vqgan import MLVQGAN
 
@@ -24,7 +24,7 @@ def train(settings, chosen, method: str, schedule: str, masked: bool, pipeline: 
     with processes.joined():
         device = training.pick_device(settings.device)
         precision = training.pick_precision(settings.precision, device)
-        vqgan = MLVQGAN.load(settings.vqgan.weights).to(device)
+        vqgan = compiling.settle(MLVQGAN.load(settings.vqgan.weights), device, "float32", compiled=False).to(device)
         key = checkpoint.digest(settings.vqgan.weights)
 
         def latents(part, **augmentation):
@@ -41,6 +41,7 @@ def train(settings, chosen, method: str, schedule: str, masked: bool, pipeline: 
         unet = ConditionalUNet(channels, channels, **asdict(settings.unet), qkv_by_head=chosen.qkv_by_head, schedule=schedule)
         unet = training.started(unet, chosen.start).to(device)
         layers.checkpoint_activations(unet, settings.train.checkpointing)
+        compiled = compiling.pick(settings.compile, device) and compiling.compile_for_training(training.say, unet)
         rates = {"unet": chosen.learning_rate}
         optimizers = {"unet": torch.optim.AdamW(unet.parameters(), chosen.learning_rate, eps=chosen.epsilon,
                                                 fused=device.type == "cuda")}
@@ -54,7 +55,7 @@ def train(settings, chosen, method: str, schedule: str, masked: bool, pipeline: 
         identity = {"unet": asdict(settings.unet), "data.image_size": size, "training images": data.describe(pairs),
                     "validation images": data.describe(validation), "vqgan.weights": key, "train.seed": settings.train.seed,
                     "noise schedule": [round(float(a), 6) for a in alpha_bar[::333]], "offset_noise": chosen.offset_noise}
-        plan = training.make_plan(folder, chosen, settings.train, rates, precision, epsilon=chosen.epsilon,
+        plan = training.make_plan(folder, chosen, settings.train, rates, precision, epsilon=chosen.epsilon, compiled=compiled,
                                   **{f"augment.{name}": value for name, value in asdict(settings.augment).items()})
         objective = losses.denoising_objective(alpha_bar, chosen.offset_noise, unet.loss_weight if settings.unet.prior else None)
         return training.Trainer(plan, {"unet": unet}, optimizers, objective, *sources, identity, picture).run()

@@ -62,10 +62,11 @@ def evaluate(run: Callable, cases: list[Case], output, *, size: int, batch_size:
              samples: int = 1, residual: bool = False, dicom: bool = False) -> int:
     """Write <output>/<name>.png in the input's size and depth, panels/<name>.png beside it, and summary.json.
 
-    run(cxr (B, 1, S, S), names, masks, progress) -> (B, 1, S, S); masks: (S, S) or None for each; about: what summary.json says of
-    the run. notes: {what: {name: value}} that run fills, for summary.json; at the end it holds all images. samples: see
-    `draw_samples`; with more than one their deviation is written too. residual: run gives the CXR less something, and that something
-    is taken from the input at its full size, whose detail so remains. dicom: DICOM inputs get a DICOM result as well, in dicom/.
+    run(cxr (B, 1, S, S), names, masks, progress) -> (B, 1, S, S); masks: (S, S) or None for each; run.compiled: where there is
+    one, whether it ran compiled. about: what else summary.json says of the run. notes: {what: {name: value}} that run fills, for
+    summary.json; at the end it holds all images. samples: see `draw_samples`; with more than one their deviation is written too.
+    residual: run gives the CXR less something, and that something is taken from the input at its full size, whose detail so remains.
+    dicom: DICOM inputs get a DICOM result as well, in dicom/.
     Several processes share the images, each of which comes out as it would in one process. After a stop the same call goes on.
     """
     output, notes = Path(output), {} if notes is None else notes
@@ -103,8 +104,9 @@ def evaluate(run: Callable, cases: list[Case], output, *, size: int, batch_size:
     notes |= {what: {name: entry["notes"][what] for name, entry in entries.items()} for what in next(iter(entries.values()))["notes"]}
     seconds = {name: entry["seconds"] for name, entry in entries.items()}
     cost = measured(seconds, {name: entry["seconds"] for name, entry in entries.items() if entry["warm"]})
+    ended = {"compiled": run.compiled} if hasattr(run, "compiled") else {}  # compiling may have failed on the way
     if not quiet:
-        write_json(output / "summary.json", {**about, **cost, **notes, "image_size": size, "batch_size": batch_size, "images": len(cases),
+        write_json(output / "summary.json", {**about, **ended, **cost, **notes, "image_size": size, "batch_size": batch_size, "images": len(cases),
                                              "processes": processes.count(), "seconds_per_image": seconds})
         for path in output.glob(UNFINISHED.format("*")):
             path.unlink(missing_ok=True)
@@ -180,8 +182,9 @@ def write_json(path: Path, tree: dict) -> None:
     images.write_file(path, (json.dumps(tree, indent=1) + "\n").encode())
 
 
-def describe_run(method: str, device: torch.device, precision: str, settings: dict, *weights) -> dict:
+def describe_run(method: str, device: torch.device, precision: str, compiled: bool, settings: dict, *weights) -> dict:
     """What summary.json says of a run."""
     return {"method": method, "settings": settings, "device": torch.cuda.get_device_name(device) if device.type == "cuda" else
-            f"CPU, {torch.get_num_threads()} threads ({platform.machine()})", "precision": precision, "torch": torch.__version__,
-            "weights": {str(path): checkpoint.digest(path) for path in weights}, "date": time.strftime("%Y-%m-%d %H:%M:%S")}
+            f"CPU, {torch.get_num_threads()} threads ({platform.machine()})", "precision": precision, "compiled": compiled,
+            "torch": torch.__version__, "weights": {str(path): checkpoint.digest(path) for path in weights},
+            "date": time.strftime("%Y-%m-%d %H:%M:%S")}

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from . import UserError, checkpoint, fusion, images, lungs, sampling, training
+from . import UserError, checkpoint, compiling, fusion, images, lungs, sampling, training
 from .unet import ConditionalUNet
 from .vqgan import MLVQGAN
 
@@ -14,25 +14,35 @@ class Pipeline:
     """The two networks of a method with the options of its sampler; call it with X-rays.
 
     vqgan, unet: in eval mode. seed: of the sampling noise, which is drawn from (seed, image name, draw name), so that an image's
-    result depends on nothing else. precision: "float32" or "bf16". residual: see `image`. options: keywords of the method's sampler.
+    result depends on nothing else. precision: "float32" or "bf16". compiled: see models/compiling.py. residual: see `image`.
+    options: keywords of the method's sampler.
     """
     qkv_by_head: bool  # attention order of the method's released checkpoints
     sampler: str       # where the options name none
 
-    def __init__(self, vqgan: MLVQGAN, unet: ConditionalUNet, *, seed: int = 0, precision: str = "float32", residual: bool = False,
-                 **options):
+    def __init__(self, vqgan: MLVQGAN, unet: ConditionalUNet, *, seed: int = 0, precision: str = "float32", compiled: bool = False,
+                 residual: bool = False, **options):
         self.vqgan, self.unet, self.seed, self.precision, self.residual, self.options = vqgan, unet, seed, precision, residual, options
         self.device = next(vqgan.parameters()).device
+        self.parts = [compiling.Compiled(network, training.say) if compiled else network for network in (unet, vqgan.encode, vqgan.decode)]
+        self.estimator, self.encoder, self.decoder = self.parts
 
     @classmethod
-    def load(cls, vqgan_path: str | Path, unet_path: str | Path, device: str | torch.device = "cpu", **keywords) -> "Pipeline":
+    def load(cls, vqgan_path: str | Path, unet_path: str | Path, device: str | torch.device = "cpu", *,
+             precision: str = "float32", compiled: bool = False, **keywords) -> "Pipeline":
         """From two weights files, of this project or released. Raises UserError for missing, damaged or unfitting ones."""
         checkpoint.require(vqgan_path, unet_path)
         vqgan, unet = MLVQGAN.load(vqgan_path), ConditionalUNet.load(unet_path, default_qkv_by_head=cls.qkv_by_head)
         latent, noisy = vqgan.settings["code_channels"], unet.settings["in_channels"]
         if noisy != 2 * latent:
             raise UserError(f"{unet_path} takes {noisy} channels, but twice the latent of {vqgan_path} is {2 * latent}")
-        return cls(vqgan.to(device), unet.to(device), **keywords)
+        vqgan, unet = (compiling.settle(network, torch.device(device), precision, compiled).to(device) for network in (vqgan, unet))
+        return cls(vqgan, unet, precision=precision, compiled=compiled, **keywords)
+
+    @property
+    def compiled(self) -> bool:
+        """Whether all networks are compiled, or will be in the first call."""
+        return all(isinstance(part, compiling.Compiled) and part.works for part in self.parts)
 
     @property
     def multiple(self) -> int:
@@ -68,10 +78,10 @@ class Pipeline:
 
     def encode(self, x: torch.Tensor) -> torch.Tensor:
         """Latents, an image at a time: the autoencoder's activations are what takes memory."""
-        return torch.cat([self.vqgan.latent(image) for image in x.split(1)]).float()
+        return torch.cat([self.vqgan.quantize(self.encoder(image))[0] for image in x.split(1)]).float()
 
     def decode(self, z: torch.Tensor) -> torch.Tensor:
-        return torch.cat([self.vqgan.decode(latent) for latent in z.split(1)]).float()
+        return torch.cat([self.decoder(latent) for latent in z.split(1)]).float()
 
     def image(self, soft: torch.Tensor, cxr: torch.Tensor, latent: torch.Tensor) -> torch.Tensor:
         """The image of a sampled soft-tissue latent: D(soft), as published, or, if residual, CXR + D(soft) - D(latent).
@@ -87,7 +97,11 @@ class Pipeline:
             seed = hashlib.sha256(f"{self.seed}/{image}/{draw}".encode()).digest()[:8]
             return torch.randn(shape[1:], generator=torch.Generator().manual_seed(int.from_bytes(seed) >> 1))
 
-        return lambda draw: torch.stack([noise(name, draw) for name in names]).to(self.device, non_blocking=True)
+        def together(draw: str) -> torch.Tensor:
+            drawn = torch.stack([noise(name, draw) for name in names])
+            return drawn.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else drawn  # pageable memory waits
+
+        return together
 
 
 class BSLDM(Pipeline):
@@ -97,7 +111,7 @@ class BSLDM(Pipeline):
 
     def suppress(self, cxr, names, masks, progress):
         latent = self.encode(cxr)
-        soft = sampling.sample_bsldm(self.unet, latent, self.draw(names, latent.shape), progress=progress, **self.options)
+        soft = sampling.sample_bsldm(self.estimator, latent, self.draw(names, latent.shape), progress=progress, **self.options)
         return self.image(soft, cxr, latent).clamp(-1, 1)
 
 
@@ -119,7 +133,7 @@ class GLLCM(Pipeline):
         masks = torch.as_tensor(np.stack(found), dtype=torch.bool).to(self.device)[:, None]  # (B, 1, H, W)
         masked_cxr = images.to_signed(unit * masks)
         latent, masked_latent = self.encode(cxr), self.encode(masked_cxr)
-        paths = sampling.sample_gllcm(self.unet, latent, masked_latent, self.draw(names, latent.shape), progress=progress, **self.options)
+        paths = sampling.sample_gllcm(self.estimator, latent, masked_latent, self.draw(names, latent.shape), progress=progress, **self.options)
         if self.method == "autoencoder":
             weight = torch.nn.functional.adaptive_avg_pool2d(masks.float(), latent.shape[-2:])
             blended = self.image(torch.lerp(*paths, weight), cxr, torch.lerp(latent, masked_latent, weight))

@@ -1,6 +1,6 @@
 """How much faster models/report.py scores than a loop that does as the published scripts do: LPIPS built anew for each value.
 
-    python tests/benchmarks/metrics_speed.py [side 1024] [images 3] [rounds 3]
+    python tests/benchmarks/metrics_speed.py [side 1024] [images 4] [rounds 3]
 
 Both give the same table of the same images (random; one method beside the untouched CXR), in turn, in one process; the medians'
 ratio is printed. The loop builds `lpips.LPIPS(net="alex")` with its ImageNet features from a file, as the package does after its
@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from models import features, images, report, scores  # noqa: E402
 
 
-def main(side: int = 1024, count: int = 3, rounds: int = 3) -> None:
+def main(side: int = 1024, count: int = 4, rounds: int = 3) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):  # no bars
         warnings.simplefilter("ignore")
