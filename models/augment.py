@@ -22,7 +22,8 @@ class Augmentation:
     sharpen: float = 0.0   # gain of detail, -sharpen / 2 (softer) to sharpen
     noise: float = 0.0     # standard deviation of white noise, 0 to noise, one noise for both images
     bone: float = 0.0      # factor 1 - bone to 1 of the bone in the CXR
-    bone_flat: float = 0.0  # share, 0 to bone_flat, that the bone loses of what is wide in it, as local contrast equalisation takes it away
+    bone_flat: tuple = (0.0, 0.0)  # share, from and to, that the bone loses of what is wide in it, as local contrast equalisation does
+    bone_wide: tuple = (0.03, 0.12)  # width, from and to, above which bone is wide, in units of the side
     bone_edge: float = 0.0  # gain, 0 to bone_edge, of what is fine in the bone: cortices
 
     @classmethod
@@ -32,7 +33,7 @@ class Augmentation:
 
 
 NONE = Augmentation()
-FINE, BONE_FINE, BONE_WIDE = (0.0012, 0.008), (0.002, 0.006), (0.03, 0.12)  # blurs that part fine from coarse, in units of the side
+FINE, BONE_FINE = (0.0012, 0.008), (0.002, 0.006)  # blurs that part fine from coarse, in units of the side
 
 
 def augment(pixels: np.ndarray, how: Augmentation, key: str) -> np.ndarray:
@@ -64,11 +65,11 @@ def _textured(pixels: np.ndarray, how: Augmentation, random: np.random.Generator
 
 def change_bone(cxr: np.ndarray, soft: np.ndarray, how: Augmentation, key: str) -> np.ndarray:
     """The CXR, float32 (S, S) in [0, 1], with another bone b = CXR - soft: soft + f (b - g wide(b) + h fine(b)), f, g, h as `key` decides."""
-    if not (how.bone or how.bone_flat or how.bone_edge):
+    if not (how.bone or any(how.bone_flat) or how.bone_edge):
         return cxr
     random, bone = _random(f"{key}/bone"), cxr - soft
-    factor, flat, edge = 1 - random.uniform() * how.bone, random.uniform() * how.bone_flat, random.uniform() * how.bone_edge
-    wide, fine = _blur(bone, _width(random, BONE_WIDE)), bone - _blur(bone, _width(random, BONE_FINE))
+    factor, flat, edge = 1 - random.uniform() * how.bone, random.uniform(*how.bone_flat), random.uniform() * how.bone_edge
+    wide, fine = _blur(bone, _width(random, how.bone_wide)), bone - _blur(bone, _width(random, BONE_FINE))
     return np.clip(soft + factor * (bone - flat * wide + edge * fine) * (cxr > 0), 0, 1).astype(np.float32)
 
 

@@ -148,7 +148,8 @@ class Augment:
     sharpen: float
     noise: float
     bone: float
-    bone_flat: float
+    bone_flat: tuple[float, ...]
+    bone_wide: tuple[float, ...]
     bone_edge: float
 
 
@@ -210,7 +211,7 @@ AT_LEAST_ONE = {"image_size", "batch_size", "epochs", "steps", "codes", "code_ch
                 "sample_every", "width", "blocks", "heads", "size", "channels", "residual_channels", "multipliers", "versions", "samples"}
 AT_MOST = {"ldm.steps": 1000, "lcm.steps": 50,  # the full walks
            "augment.rotate": 180, "augment.scale": 0.5, "augment.contrast": 0.9, "augment.bone": 1,
-           "augment.bone_flat": 1}
+           "augment.bone_flat": 1, "augment.bone_wide": 0.5}
 
 
 def parse(description: str, reads: tuple[str, ...], argv: list[str] | None = None) -> Settings:

@@ -251,7 +251,9 @@ def augmented(fetch: Callable[[str], torch.Tensor], kind: str, how: Augmentation
         return image  # to the bit
     pixels = images.to_unit(image)[0].numpy()
     if kind.endswith("cxr"):
-        pixels = augment.change_bone(pixels, images.to_unit(fetch(kind.replace("cxr", "soft")))[0].numpy(), how, key)
+        cxr, soft = (images.to_unit(fetch(whole))[0].numpy() for whole in WHOLE)
+        share = pixels / np.maximum(cxr, 1e-6) if kind in MASKED else 1  # of the pixel that lies in the mask
+        pixels = augment.change_bone(cxr, soft, how, key) * np.clip(share, 0, 1)
     return images.to_signed(torch.from_numpy(augment.augment(pixels, how, key)))[None]
 
 

@@ -105,8 +105,10 @@ class ConditionalUNet(Network):
                  schedule: str = "scaled_linear"):
         super().__init__()
         self.prior = prior
-        with torch.device("cpu"):
-            self.alpha_bar = schedulers.SCHEDULES[schedule]()  # (1000,); no buffer, as it belongs to no checkpoint
+        if prior:
+            with torch.device("cpu"):  # also where the weights are still to be read
+                alpha_bar = schedulers.SCHEDULES[schedule]()  # (1000,)
+            self.register_buffer("alpha_bar", alpha_bar, persistent=False)  # belongs to no checkpoint
         time_channels = TIME_WIDTH * width
         self.width, self.levels, self.checkpointing = width, len(multipliers), False
         self.time_embed = nn.Sequential(nn.Linear(width, time_channels), nn.SiLU(), nn.Linear(time_channels, time_channels))
@@ -141,8 +143,6 @@ class ConditionalUNet(Network):
     def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         if not self.prior:
             return self.layers(x, t)
-        if self.alpha_bar.device != x.device:
-            self.alpha_bar = self.alpha_bar.to(x.device)
         alpha_bar = self.alpha_bar[t].view(-1, 1, 1, 1)
         z_t, cxr = x.float().chunk(2, 1)
         k, c_in, c_out = schedulers.precondition(self.prior ** 2, alpha_bar)
@@ -153,7 +153,7 @@ class ConditionalUNet(Network):
 
     def loss_weight(self, t: torch.Tensor) -> torch.Tensor:
         """(B,) weights of the noise's squared error at timesteps t, for a network with a prior: so the layers' own error counts."""
-        return 1 / schedulers.precondition(self.prior ** 2, self.alpha_bar.to(t.device)[t])[0]
+        return 1 / schedulers.precondition(self.prior ** 2, self.alpha_bar[t])[0]
 
     def layers(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         side = 2 ** (self.levels - 1)

@@ -108,7 +108,7 @@ def test_bone_gets_fainter_flatter_and_sharper_as_asked():
         faint = augment.change_bone(cxr, soft, one(bone=0.7), key)
         height = faint[128, 128] - 0.4
         assert 0.3 * 0.2 - 1e-6 <= height <= 0.2 + 1e-6 and np.allclose(faint, soft + (cxr - soft) * height / 0.2, atol=1e-6)
-        flat, edgy = (augment.change_bone(cxr, soft, one(**amounts), key) - soft for amounts in ({"bone_flat": 0.9}, {"bone_edge": 1.0}))
+        flat, edgy = (augment.change_bone(cxr, soft, one(**amounts), key) - soft for amounts in ({"bone_flat": (0.0, 0.9)}, {"bone_edge": 1.0}))
         assert 0.2 - 0.9 * 0.2 <= flat[128, 128] <= 0.2 + 1e-6 and flat[128, 128] <= flat[128, 128 + 38] + 1e-4
         assert edgy[128, 128] == pytest.approx(0.2, abs=1e-3) and edgy[128, 128 + 39] >= 0.2 - 1e-6
         assert np.all(flat[radius > 125] == 0) and np.all(edgy[radius > 125] == 0)
