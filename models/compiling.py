@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 WEIGHTED = (nn.Conv1d, nn.Conv2d, nn.ConvTranspose2d, nn.Linear)  # what autocast computes in bf16
+RECOMPILES = 64  # of one function: pipelines with other networks or batches count as such, and beyond PyTorch's 8 all of them run plain
 
 
 def pick(name: str | bool, device: torch.device) -> bool:
@@ -46,6 +47,7 @@ class Compiled:
         shapes = [x.shape for x in inputs]
         if self.shapes is None:
             self.shapes = shapes
+            torch._dynamo.config.recompile_limit = RECOMPILES
             graphs = {"mode": "reduce-overhead"} if inputs[0].is_cuda else {}
             self.fast = torch.compile(self.network, dynamic=False, **graphs)
         if self.fast is None or shapes != self.shapes:

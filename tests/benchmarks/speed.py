@@ -77,7 +77,8 @@ class Bench:
         return kind(self.our_vqgan, self.our_unet, steps=steps, precision=self.precision, compiled=self.compiled)
 
     def calls(self, method: pipelines.Pipeline, count: int) -> Callable:
-        return lambda: method(self.cxr.expand(count, -1, -1, -1), [str(i) for i in range(count)], self.mask.expand(count, -1, -1).cpu().numpy())
+        names, masks = [str(i) for i in range(count)], self.mask.expand(count, -1, -1).cpu().numpy()
+        return lambda: method(self.cxr.expand(count, -1, -1, -1), names, masks)
 
 
 # --- Rows: Bench -> (the published way, ours) ----------------------------------------------------------------------------------
@@ -142,7 +143,8 @@ def vqgan_step(bench: Bench) -> Ways:
         return {"vqgan": total, "critic": fooled}, {"loss": total, **terms}
 
     def build(ours: bool) -> training.Trainer:
-        networks = {"vqgan": MLVQGAN(**asdict(bench.settings.vqgan.network)), "critic": PatchDiscriminator(**asdict(bench.settings.vqgan.discriminator))}
+        chosen = bench.settings.vqgan
+        networks = {"vqgan": MLVQGAN(**asdict(chosen.network)), "critic": PatchDiscriminator(**asdict(chosen.discriminator))}
         networks = {name: network.to(bench.device) for name, network in networks.items()}
         if ours and bench.compiled:
             compiling.compile_for_training(training.say, networks["vqgan"].encoder, networks["vqgan"].decoder)
@@ -266,13 +268,15 @@ def main() -> None:
     options = parser.parse_args()
     full = options.full or torch.cuda.is_available()
     bench = Bench(options.size or (FULL if full else SMALL), full)
-    less = "" if bench.full else "without LPIPS"
-    rows = {name: lambda name=name: compare(name, network_call(bench, name), options.rounds) for name in ("U-Net call", "VQGAN encode", "VQGAN decode")}
+    less = "" if bench.full else ", without LPIPS"
+    rows = {name: lambda name=name: compare(name, network_call(bench, name), options.rounds)
+            for name in ("U-Net call", "VQGAN encode", "VQGAN decode")}
     rows |= {f"{name} image": lambda name=name: compare_images(bench, name, options.rounds) for name in STEPS}
     rows["GL-LCM in batches"] = lambda: compare_batches(bench, options.rounds)
-    rows |= {f"{name} training step": lambda name=name: compare(f"{name} training step", estimator_step(bench, name), options.rounds, f"batch {BATCH}")
-             for name in ("LDM", "LCM")}
-    rows["VQGAN training step"] = lambda: compare("VQGAN training step", vqgan_step(bench), options.rounds, f"batch {BATCH} {less}".strip())
+    steps = {f"{name} training step": lambda name=name: estimator_step(bench, name) for name in ("LDM", "LCM")}
+    steps["VQGAN training step"] = lambda: vqgan_step(bench)
+    notes = {"VQGAN training step": f"batch {BATCH}{less}"}
+    rows |= {name: lambda name=name: compare(name, steps[name](), options.rounds, notes.get(name, f"batch {BATCH}")) for name in steps}
     rows["start"] = lambda: compare_starts(options.rounds)
     if unknown := set(options.only or ()) - rows.keys():
         parser.error(f"no row {', '.join(unknown)}; there are: {', '.join(rows)}")
@@ -281,7 +285,8 @@ def main() -> None:
     print(f"{name}; PyTorch {torch.__version__}; {time.strftime('%Y-%m-%d')}; ours in {bench.precision}, {'' if bench.compiled else 'not '}compiled; "
           f"{bench.size} x {bench.size}, U-Net of {weights[0]:.0f} M parameters, VQGAN of {weights[1]:.0f} M"
           f"{'' if full else ' (reduced)'}; median of {options.rounds}\n")
-    print("| | published (s) | ours (s) | ratio | agreement (dB) | memory published (MiB) | ours (MiB) | |\n|---|---|---|---|---|---|---|---|", flush=True)
+    columns = ["", "published (s)", "ours (s)", "ratio", "agreement (dB)", "memory published (MiB)", "ours (MiB)", ""]
+    print(f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|", flush=True)
     for name in options.only or rows:
         try:
             rows[name]()
