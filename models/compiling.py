@@ -60,19 +60,32 @@ class Compiled:
         except Exception as error:  # compilers fail in as many ways as they have parts
             self.fast = None
             result = self.network(*inputs)
-            self.warn(f"warning: not compiled, slower: {type(error).__name__}: {' '.join(str(error).split())[:200]}")
+            self.warn(told(error))
             return result
 
 
-def compile_for_training(warn: Callable[[str], None], *networks: nn.Module) -> bool:
-    """Compile networks in place, names of weights unchanged; whether that is possible here. No CUDA graphs: weights change."""
-    try:
-        device = next(networks[0].parameters()).device
-        torch.compile(lambda x: x.sin() + x)(torch.ones(8, device=device))
-    except Exception as error:  # as above
-        warn(f"warning: not compiled, slower: {type(error).__name__}: {' '.join(str(error).split())[:200]}")
-        return False
+def compile_for_training(networks: list[nn.Module], rehearse: Callable[[], torch.Tensor], warn: Callable[[str], None]) -> bool:
+    """Compile networks in place, names of weights unchanged; whether that is possible here. No CUDA graphs: weights change.
+
+    rehearse: something like a step's loss, on a batch's shape; a compiler fails no earlier than in its forward or backward pass.
+    """
     for network in networks:
         network.to(memory_format=torch.channels_last)
         network.compile(dynamic=False)
+    try:
+        rehearse().backward()
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # as above
+        for network in networks:
+            network._compiled_call_impl = None  # what Module.compile sets, and has no opposite
+        warn(told(error))
+        return False
+    finally:
+        for network in networks:
+            network.zero_grad(set_to_none=True)
     return True
+
+
+def told(error: Exception) -> str:
+    return f"warning: not compiled, slower: {type(error).__name__}: {' '.join(str(error).split())[:200]}"

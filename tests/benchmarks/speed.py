@@ -120,7 +120,8 @@ def estimator_step(bench: Bench, name: str) -> Ways:
     def build(ours: bool) -> training.Trainer:
         unet = bench.new_unet()
         if ours and bench.compiled:
-            compiling.compile_for_training(training.say, unet)
+            t = torch.full((BATCH,), 500, device=bench.device)
+            compiling.compile_for_training([unet], lambda: rehearsal(lambda: unet(bench.latent.repeat(BATCH, 2, 1, 1), t)), training.say)
         optimizer = torch.optim.AdamW(unet.parameters(), 1e-5, fused=ours and bench.device.type == "cuda")
         return published.trainer({"unet": unet}, {"unet": optimizer}, objective, batch=BATCH, average=average,
                                  precision=bench.precision if ours else "float32")
@@ -142,12 +143,17 @@ def vqgan_step(bench: Bench) -> Ways:
         fooled = hybrid.discriminator_loss(networks["critic"](result.detach()), networks["critic"](picture))
         return {"vqgan": total, "critic": fooled}, {"loss": total, **terms}
 
+    def rehearsal(call: Callable) -> torch.Tensor:
+        with training.autocast(bench.device, bench.precision):
+            return call().float().mean()
+
     def build(ours: bool) -> training.Trainer:
         chosen = bench.settings.vqgan
         networks = {"vqgan": MLVQGAN(**asdict(chosen.network)), "critic": PatchDiscriminator(**asdict(chosen.discriminator))}
         networks = {name: network.to(bench.device) for name, network in networks.items()}
         if ours and bench.compiled:
-            compiling.compile_for_training(training.say, networks["vqgan"].encoder, networks["vqgan"].decoder)
+            parts = [networks["vqgan"].encoder, networks["vqgan"].decoder]
+            compiling.compile_for_training(parts, lambda: rehearsal(lambda: parts[1](parts[0](pictures["image"]))), training.say)
         optimizers = {name: torch.optim.Adam([p for p in network.parameters() if p.requires_grad], fused=ours and bench.device.type == "cuda")
                       for name, network in networks.items()}
         return published.trainer(networks, optimizers, objective, batch=BATCH, average=0.0, precision=bench.precision if ours else "float32")
