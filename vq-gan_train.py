@@ -42,7 +42,15 @@ def main() -> int:
         vqgan = training.started(MLVQGAN(**asdict(network)), chosen.start).to(device)
         critic = PatchDiscriminator(**asdict(chosen.discriminator)).to(device)
         layers.checkpoint_activations(vqgan, settings.train.checkpointing)
-        compiled = compiling.pick(settings.compile, device) and compiling.compile_for_training(training.say, vqgan.encoder, vqgan.decoder)
+        precision = training.pick_precision(settings.precision, device)
+
+        def rehearse():
+            count = -(-chosen.batch_size // settings.train.accumulate // processes.count())
+            with training.autocast(device, precision):
+                return vqgan.decoder(vqgan.encoder(torch.zeros(count, 1, *[settings.data.image_size] * 2, device=device))).float().mean()
+
+        compiled = compiling.pick(settings.compile, device) and compiling.compile_for_training(
+            [vqgan.encoder, vqgan.decoder], rehearse, training.say)
         rates = {"vqgan": chosen.learning_rate, "discriminator": chosen.discriminator_learning_rate}
         fused = device.type == "cuda"
         optimizers = {"vqgan": torch.optim.Adam([p for p in vqgan.parameters() if p.requires_grad], rates["vqgan"], fused=fused)}
@@ -66,7 +74,7 @@ def main() -> int:
             return training.grid(originals, networks["vqgan"](originals)[0])
 
         config.keep(settings, folder)
-        plan = training.make_plan(folder, chosen, settings.train, rates, training.pick_precision(settings.precision, device),
+        plan = training.make_plan(folder, chosen, settings.train, rates, precision,
                                   **asdict(chosen.loss), compiled=compiled, unit_latent=chosen.unit_latent,
                                   **{f"augment.{name}": value for name, value in asdict(how).items()})
         identity = {"vqgan.network": asdict(network), "vqgan.discriminator": asdict(chosen.discriminator),

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 WEIGHTED = (nn.Conv1d, nn.Conv2d, nn.ConvTranspose2d, nn.Linear)  # what autocast computes in bf16
+RECOMPILES = 64  # of one function: pipelines with other networks or batches count as such, and beyond PyTorch's 8 all of them run plain
 
 
 def pick(name: str | bool, device: torch.device) -> bool:
@@ -46,6 +47,7 @@ class Compiled:
         shapes = [x.shape for x in inputs]
         if self.shapes is None:
             self.shapes = shapes
+            torch._dynamo.config.recompile_limit = RECOMPILES
             graphs = {"mode": "reduce-overhead"} if inputs[0].is_cuda else {}
             self.fast = torch.compile(self.network, dynamic=False, **graphs)
         if self.fast is None or shapes != self.shapes:
@@ -58,19 +60,32 @@ class Compiled:
         except Exception as error:  # compilers fail in as many ways as they have parts
             self.fast = None
             result = self.network(*inputs)
-            self.warn(f"warning: not compiled, slower: {type(error).__name__}: {' '.join(str(error).split())[:200]}")
+            self.warn(told(error))
             return result
 
 
-def compile_for_training(warn: Callable[[str], None], *networks: nn.Module) -> bool:
-    """Compile networks in place, names of weights unchanged; whether that is possible here. No CUDA graphs: weights change."""
-    try:
-        device = next(networks[0].parameters()).device
-        torch.compile(lambda x: x.sin() + x)(torch.ones(8, device=device))
-    except Exception as error:  # as above
-        warn(f"warning: not compiled, slower: {type(error).__name__}: {' '.join(str(error).split())[:200]}")
-        return False
+def compile_for_training(networks: list[nn.Module], rehearse: Callable[[], torch.Tensor], warn: Callable[[str], None]) -> bool:
+    """Compile networks in place, names of weights unchanged; whether that is possible here. No CUDA graphs: weights change.
+
+    rehearse: something like a step's loss, on a batch's shape; a compiler fails no earlier than in its forward or backward pass.
+    """
     for network in networks:
         network.to(memory_format=torch.channels_last)
         network.compile(dynamic=False)
+    try:
+        rehearse().backward()
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # as above
+        for network in networks:
+            network._compiled_call_impl = None  # what Module.compile sets, and has no opposite
+        warn(told(error))
+        return False
+    finally:
+        for network in networks:
+            network.zero_grad(set_to_none=True)
     return True
+
+
+def told(error: Exception) -> str:
+    return f"warning: not compiled, slower: {type(error).__name__}: {' '.join(str(error).split())[:200]}"

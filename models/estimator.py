@@ -41,7 +41,13 @@ def train(settings, chosen, method: str, schedule: str, masked: bool, pipeline: 
         unet = ConditionalUNet(channels, channels, **asdict(settings.unet), qkv_by_head=chosen.qkv_by_head, schedule=schedule)
         unet = training.started(unet, chosen.start).to(device)
         layers.checkpoint_activations(unet, settings.train.checkpointing)
-        compiled = compiling.pick(settings.compile, device) and compiling.compile_for_training(training.say, unet)
+
+        def rehearse():
+            shape = -(-chosen.batch_size // settings.train.accumulate // processes.count()), channels, *[size // vqgan.factor] * 2
+            with training.autocast(device, precision):
+                return unet(torch.zeros(shape, device=device), torch.zeros(shape[:1], dtype=torch.long, device=device)).float().mean()
+
+        compiled = compiling.pick(settings.compile, device) and compiling.compile_for_training([unet], rehearse, training.say)
         rates = {"unet": chosen.learning_rate}
         optimizers = {"unet": torch.optim.AdamW(unet.parameters(), chosen.learning_rate, eps=chosen.epsilon,
                                                 fused=device.type == "cuda")}

@@ -114,19 +114,39 @@ def test_other_shapes_run_plain_and_a_failing_compiler_is_told_once(networks, mo
         assert torch.equal(part(one, torch.tensor([5])), unet(one, torch.tensor([5]))) and not part.works
         part(one, torch.tensor([5]))
     assert told == ["warning: not compiled, slower: RuntimeError: no compiler here"]
-    assert compiling.compile_for_training(told.append, copy.deepcopy(unet)) is False and len(told) == 2
 
 
 def test_a_network_compiled_for_training_keeps_its_names_and_gradients():
     build = lambda: fill(MLVQGAN(channels=(8,), residual_channels=8, residual_layers=1, codes=8)).requires_grad_(True)  # noqa: E731
     plain, fast = build(), build()
-    assert compiling.compile_for_training(pytest.fail, fast.encoder)
     x, gradients = torch.rand(2, 1, 16, 16), []
+    assert compiling.compile_for_training([fast.encoder], lambda: fast.encoder(x).mean(), pytest.fail)
     for network in (plain, fast, copy.deepcopy(fast)):
         network.encode(x).square().mean().backward()
         gradients.append(network.encoder.blocks[0].conv.weight.grad)
         assert network.state_dict().keys() == plain.state_dict().keys()
     assert all(torch.allclose(gradients[0], other, atol=1e-6) for other in gradients[1:])
+
+
+class Unruly(torch.autograd.Function):
+    """Fails in its backward pass, where a compiler does its second half."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        raise RuntimeError("no compiler")
+
+
+def test_a_training_whose_compiler_fails_in_the_backward_pass_runs_plain(networks, monkeypatch):
+    unet, told, z = copy.deepcopy(networks[1]).requires_grad_(True), [], torch.randn(1, 8, 16, 16)
+    monkeypatch.setattr(torch, "compile", lambda call, **_: lambda *inputs: Unruly.apply(call(*inputs)))
+    assert not compiling.compile_for_training([unet], lambda: unet(z, torch.tensor([5])).mean(), told.append)
+    assert told == ["warning: not compiled, slower: RuntimeError: no compiler"] and all(p.grad is None for p in unet.parameters())
+    unet(z, torch.tensor([5])).mean().backward()
+    assert unet.out[2].weight.grad is not None
 
 
 @pytest.mark.parametrize("asked, device, expected", [("auto", "cpu", False), ("auto", "cuda", True), (True, "cpu", True), (False, "cuda", False)])
@@ -136,8 +156,10 @@ def test_automatic_compilation_is_for_gpus(asked, device, expected):
 
 def test_layouts():
     unet = ConditionalUNet(width=32, multipliers=(1, 1), blocks=1, heads=4, attention=(2,))
-    last = lambda network: network.state_dict()[next(k for k, v in network.state_dict().items() if v.dim() == 4 and v.shape[2] == 3 and v.shape[1] > 1)] \
-        .is_contiguous(memory_format=torch.channels_last)  # noqa: E731
+
+    def last(network) -> bool:
+        return all(p.is_contiguous(memory_format=torch.channels_last) for p in network.parameters() if p.dim() == 4)
+
     for device, compiled, expected in (("cuda", False, False), ("cuda", True, True), ("cpu", False, True)):
         assert last(compiling.settle(copy.deepcopy(unet), torch.device(device), "float32", compiled)) is expected
     assert last(compiling.settle(MLVQGAN(channels=(8,), residual_channels=8), torch.device("cuda"), "float32", False))

@@ -33,6 +33,7 @@ def test_scientific_notation_lists_and_none_are_read_as_meant():
     assert settings.vqgan.learning_rate == 3e-5 and settings.vqgan.milestones == (1, 2)
     assert settings.metrics.prediction == ("a", "b") and settings.eval.masks is None and settings.features == "x"
     assert parse("metrics.prediction=a").metrics.prediction == ("a",)
+    assert [parse(f"compile={word}").compile for word in ("auto", "true", "false")] == ["auto", True, False]
 
 
 def test_names_in_braces_follow_their_setting():
@@ -45,7 +46,8 @@ def test_names_in_braces_follow_their_setting():
 @pytest.mark.parametrize("argument, words", [
     ("lcm.stepz=4", "did you mean lcm.steps"), ("ldm=4", "section"), ("lcm.steps=four", "whole number"), ("lcm.steps=0", "at least 1"),
     ("lcm.guidance=lag", "leg, leg_shared"), ("vqgan.masked=3", "true or false"), ("lcm.alpha=nan", "number"), ("nonsense", "key=value"),
-    ("data.root={nothing}", "names no setting"), ("data.root={data.root}", "refers to itself")])
+    ("data.root={nothing}", "names no setting"), ("data.root={data.root}", "refers to itself"),
+    ("compile=1", "auto, true, false"), ("compile=perhaps", "auto, true, false")])
 def test_mistakes_are_named(argument, words):
     with pytest.raises(UserError, match=words):
         parse(argument)
