@@ -10,7 +10,6 @@ import cv2
 import numpy as np
 import torch
 
-from . import winograd
 from .features import lpips_network
 
 LEAST_SIDE = 32      # pixels; AlexNet leaves nothing of a smaller image
@@ -117,8 +116,6 @@ class Lpips:
         self.device = torch.device(device)
         self.network = lpips_network(net, features).to(self.device, memory_format=torch.channels_last)  # twice as fast on a CPU
         self.weights = [layer.model[-1].weight.flatten() for layer in self.network.lins]  # (C,) each
-        if self.device.type == "cpu":
-            winograd.speed_up(self.network)
         self.together = TOGETHER if self.device.type == "cuda" else 1
 
     @torch.inference_mode()

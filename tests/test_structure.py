@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 FLOORS = {"config": 0, "images": 0, "layers": 0, "schedulers": 0, "fusion": 0, "augment": 0, "features": 0, "checkpoint": 0, "processes": 0,
-          "statistics": 0, "tables": 0, "pictures": 0, "lungnet": 0, "volumes": 0, "xray": 0, "workers": 0, "winograd": 0, "compiling": 0,
+          "statistics": 0, "tables": 0, "pictures": 0, "lungnet": 0, "volumes": 0, "xray": 0, "workers": 0, "compiling": 0,
           "vqgan": 1, "unet": 1, "losses": 1, "scores": 1, "data": 1, "lungs": 1, "phantom": 1, "separate": 1, "sampling": 1, "training": 1,
           "pipelines": 2, "estimator": 2, "evaluation": 2, "report": 2, "ct": 2, "variants": 3, "simulation": 3}
 SCRIPTS = sorted(path.stem for path in ROOT.glob("*.py"))
