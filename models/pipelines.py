@@ -9,6 +9,9 @@ from . import UserError, checkpoint, compiling, fusion, images, lungs, sampling,
 from .unet import ConditionalUNet
 from .vqgan import MLVQGAN
 
+FINE, AROUND = 1.0, 2.0  # pixels: of the finest detail, and of the neighbourhood in which its energy counts
+LEAST_ENERGY = 4e-9      # of detail on [-1, 1]: far below that of any grain
+
 
 class Pipeline:
     """The two networks of a method with the options of its sampler; call it with X-rays.
@@ -84,11 +87,15 @@ class Pipeline:
         return torch.cat([self.decoder(latent) for latent in z.split(1)]).float()
 
     def image(self, soft: torch.Tensor, cxr: torch.Tensor, latent: torch.Tensor) -> torch.Tensor:
-        """The image of a sampled soft-tissue latent: D(soft), as published, or, if residual, CXR + D(soft) - D(latent).
+        """The image of a sampled soft-tissue latent: D(soft), as published, or, if residual, D(soft) + (1 - w) (CXR - D(latent)).
 
-        cxr, latent: what it was sampled for. In the residual form what the autoencoder cannot reproduce of the CXR is kept.
+        cxr, latent: what it was sampled for. In the residual form what the autoencoder cannot reproduce of the CXR is kept, less the
+        share w of it that belongs to bone (see `bone_share`). Where no bone is taken away the result is the CXR.
         """
-        return cxr + self.decode(soft) - self.decode(latent) if self.residual else self.decode(soft)
+        if not self.residual:
+            return self.decode(soft)
+        seen, suppressed = self.decode(latent), self.decode(soft)
+        return suppressed + (1 - bone_share(seen - suppressed, suppressed)) * (cxr - seen)
 
     def draw(self, names: list[str], shape: torch.Size) -> sampling.Draw:
         """Noise by (seed, image name, draw name), the same on every device."""
@@ -146,6 +153,25 @@ class GLLCM(Pipeline):
         fused = [fusion.fuse(*(part[0].cpu().numpy() for part in parts), method=self.method, weight=self.blend)
                  for parts in zip(global_soft, local_soft, masks)]
         return images.to_signed(torch.from_numpy(np.stack(fused))[:, None])
+
+
+def bone_share(bone: torch.Tensor, soft: torch.Tensor) -> torch.Tensor:
+    """The share in [0, 1] of an image's finest detail that is bone's: e_b / (e_b + e_s), (B, 1, H, W) as its two parts.
+
+    e: the local energy of a part's detail, G_2 * (x - G_1 * x)^2 with Gaussians of FINE and AROUND pixels. What an autoencoder loses lies
+    just beyond the detail that it shows, and is taken to belong to the parts in the same ratio (Wiener's filter, two signals).
+    """
+    def energy(part: torch.Tensor) -> torch.Tensor:
+        return _blur((part - _blur(part, FINE)).square(), AROUND)
+
+    of_bone = energy(bone)
+    return of_bone / (of_bone + energy(soft) + LEAST_ENERGY)
+
+
+def _blur(x: torch.Tensor, sigma: float) -> torch.Tensor:
+    from torchvision.transforms.functional import gaussian_blur  # here, since it takes a second
+
+    return gaussian_blur(x, 2 * round(4 * sigma) + 1, sigma)
 
 
 def match_brightness(global_soft: torch.Tensor, local_soft: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
