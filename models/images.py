@@ -240,7 +240,7 @@ def _refuse_size(height: int, width: int) -> None:
 
 
 def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    return re.sub(r" <_io\.[^>]*>", "", " ".join(str(error).split())) or type(error).__name__  # without Python's names of open files
 
 
 # --- DICOM (PS3.3 C.11: modality LUT, then VOI LUT, then the photometric interpretation) ----------------------------------------

@@ -166,6 +166,9 @@ def test_missing_empty_folder_and_no_image(tmp_path):
     refused(tmp_path / "nothing.png", "the file is empty")
     (tmp_path / "text.png").write_text("no image at all, but long enough " * 9)
     refused(tmp_path / "text.png")
+    with pytest.raises(UserError) as told:
+        images.read(tmp_path / "text.png")
+    assert "object at 0x" not in str(told.value)
 
 
 @pytest.mark.parametrize("ending", ["png", "jpg", "tif", "npy", "dcm"])
