@@ -112,6 +112,12 @@ def image(bench: Bench, name: str, steps: int) -> Ways:
     return lambda: published.bsldm(bench.vqgan, bench.unet, bench.cxr, noise.__getitem__, steps), bench.calls(method, 1)
 
 
+def rehearsal(bench: Bench, call: Callable) -> torch.Tensor:
+    """Something like a loss, for compiling."""
+    with training.autocast(bench.device, bench.precision):
+        return call().float().mean()
+
+
 def estimator_step(bench: Bench, name: str) -> Ways:
     """A training step of a noise estimator."""
     table, average = {"LDM": (schedulers.squared_cosine(), 0.995), "LCM": (schedulers.scaled_linear(), 0.0)}[name]
@@ -121,7 +127,7 @@ def estimator_step(bench: Bench, name: str) -> Ways:
         unet = bench.new_unet()
         if ours and bench.compiled:
             t = torch.full((BATCH,), 500, device=bench.device)
-            compiling.compile_for_training([unet], lambda: rehearsal(lambda: unet(bench.latent.repeat(BATCH, 2, 1, 1), t)), training.say)
+            compiling.compile_for_training([unet], lambda: rehearsal(bench, lambda: unet(bench.latent.repeat(BATCH, 2, 1, 1), t)), training.say)
         optimizer = torch.optim.AdamW(unet.parameters(), 1e-5, fused=ours and bench.device.type == "cuda")
         return published.trainer({"unet": unet}, {"unet": optimizer}, objective, batch=BATCH, average=average,
                                  precision=bench.precision if ours else "float32")
@@ -143,17 +149,13 @@ def vqgan_step(bench: Bench) -> Ways:
         fooled = hybrid.discriminator_loss(networks["critic"](result.detach()), networks["critic"](picture))
         return {"vqgan": total, "critic": fooled}, {"loss": total, **terms}
 
-    def rehearsal(call: Callable) -> torch.Tensor:
-        with training.autocast(bench.device, bench.precision):
-            return call().float().mean()
-
     def build(ours: bool) -> training.Trainer:
         chosen = bench.settings.vqgan
         networks = {"vqgan": MLVQGAN(**asdict(chosen.network)), "critic": PatchDiscriminator(**asdict(chosen.discriminator))}
         networks = {name: network.to(bench.device) for name, network in networks.items()}
         if ours and bench.compiled:
             parts = [networks["vqgan"].encoder, networks["vqgan"].decoder]
-            compiling.compile_for_training(parts, lambda: rehearsal(lambda: parts[1](parts[0](pictures["image"]))), training.say)
+            compiling.compile_for_training(parts, lambda: rehearsal(bench, lambda: parts[1](parts[0](pictures["image"]))), training.say)
         optimizers = {name: torch.optim.Adam([p for p in network.parameters() if p.requires_grad], fused=ours and bench.device.type == "cuda")
                       for name, network in networks.items()}
         return published.trainer(networks, optimizers, objective, batch=BATCH, average=0.0, precision=bench.precision if ours else "float32")
