@@ -31,6 +31,10 @@ class Augmentation:
         """What the settings' section augment says."""
         return cls(**{field.name: getattr(settings, field.name) for field in fields(cls)})
 
+    @property
+    def changes_bone(self) -> bool:
+        return bool(self.bone or any(self.bone_flat) or self.bone_edge)
+
 
 NONE = Augmentation()
 FINE, BONE_FINE = (0.0012, 0.008), (0.002, 0.006)  # blurs that part fine from coarse, in units of the side
@@ -65,7 +69,7 @@ def _textured(pixels: np.ndarray, how: Augmentation, random: np.random.Generator
 
 def change_bone(cxr: np.ndarray, soft: np.ndarray, how: Augmentation, key: str) -> np.ndarray:
     """The CXR, float32 (S, S) in [0, 1], with another bone b = CXR - soft: soft + f (b - g wide(b) + h fine(b)), f, g, h as `key` decides."""
-    if not (how.bone or any(how.bone_flat) or how.bone_edge):
+    if not how.changes_bone:
         return cxr
     random, bone = _random(f"{key}/bone"), cxr - soft
     factor, flat, edge = 1 - random.uniform() * how.bone, random.uniform(*how.bone_flat), random.uniform() * how.bone_edge

@@ -371,6 +371,9 @@ def check_image_size(settings: Settings) -> None:
     least = 2 ** (len(settings.vqgan.network.channels) + len(settings.unet.multipliers) - 1)
     if settings.data.image_size % least:
         raise UserError(f"data.image_size={settings.data.image_size} is not a multiple of {least}, which these networks need")
+    crop, halvings = settings.vqgan.crop, 2 ** len(settings.vqgan.network.channels)
+    if crop % halvings or crop > settings.data.image_size:
+        raise UserError(f"vqgan.crop={crop} should be a multiple of {halvings} and at most data.image_size={settings.data.image_size}")
 
 
 def keep(settings: Settings, folder: str | Path) -> None:

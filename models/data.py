@@ -250,8 +250,8 @@ def augmented(fetch: Callable[[str], torch.Tensor], kind: str, how: Augmentation
     if how == augment.NONE:
         return image  # to the bit
     pixels = images.to_unit(image)[0].numpy()
-    if kind.endswith("cxr"):
-        cxr, soft = (images.to_unit(fetch(whole))[0].numpy() for whole in WHOLE)
+    if how.changes_bone and kind.endswith("cxr"):
+        cxr, soft = (pixels if whole == kind else images.to_unit(fetch(whole))[0].numpy() for whole in WHOLE)
         share = pixels / np.maximum(cxr, 1e-6) if kind in MASKED else 1  # of the pixel that lies in the mask
         pixels = augment.change_bone(cxr, soft, how, key) * np.clip(share, 0, 1)
     return images.to_signed(torch.from_numpy(augment.augment(pixels, how, key)))[None]

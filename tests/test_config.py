@@ -118,3 +118,13 @@ def test_every_setting_has_a_meaning_and_a_reader():
         section = key.rsplit(".", 1)[0].rsplit(".", 1)[-1]
         read = re.search(rf"\.{leaf}\b|\"{leaf}\"", code) or re.search(rf"asdict\([\w.]*\b({section})\b", code)
         assert read, f"nothing reads {key}"
+
+
+@pytest.mark.parametrize("crop, fits", [(0, True), (256, True), (1024, True), (1032, False), (100, False)])
+def test_a_crop_fits_the_images_and_the_autoencoder(crop, fits):
+    settings = parse(f"vqgan.crop={crop}")
+    if fits:
+        config.check_image_size(settings)
+    else:
+        with pytest.raises(UserError, match=f"vqgan.crop={crop} should be a multiple of 8 and at most data.image_size=1024"):
+            config.check_image_size(settings)
