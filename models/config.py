@@ -14,6 +14,7 @@ import signal
 import sys
 import types
 import typing
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -22,7 +23,7 @@ import yaml
 
 from . import UserError, replacing
 
-RANK = int(os.environ.get("RANK", 0))  # which of torchrun's processes this is
+RANK, ALONE = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)) == 1  # which of torchrun's processes this is
 ROOT = Path(__file__).resolve().parent.parent  # the folder of the scripts
 
 
@@ -335,7 +336,8 @@ class Terminated(KeyboardInterrupt):
 def run(main) -> None:
     """Run a script's main() and exit: 2 after a user's mistake, 1 where the machine fails, 130 / 143 after Ctrl-C / SIGTERM.
 
-    Each of them in one line on stderr.
+    Each of them in one line on stderr. One of several processes leaves without Python's own end, in which a thread that a library
+    left running there now and then aborts the process, and torchrun reports that instead of the status.
     """
     def terminated(number, frame):
         raise Terminated
@@ -362,8 +364,13 @@ def run(main) -> None:
                  "train.checkpointing=true")
         status = 1
     finally:
-        signal.signal(signal.SIGTERM, before)  # a notebook or a test goes on after this
-    raise SystemExit(status or 0)
+        signal.signal(signal.SIGTERM, before if ALONE else signal.SIG_IGN)  # a notebook or a test goes on after this
+    if ALONE:
+        raise SystemExit(status or 0)
+    with suppress(OSError):  # nobody reads any more
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(status or 0)
 
 
 def check_image_size(settings: Settings) -> None:

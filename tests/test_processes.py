@@ -1,6 +1,7 @@
 """Several processes as one: torchrun on two or three of them gives what one gives, the same on all; they stop and go on together.
 
-Run by torchrun, this file is the worker of its own tests: `torchrun tests/test_processes.py networks FOLDER` or `... scripts COMMANDS`.
+Run by torchrun, this file is the worker of its own tests: `torchrun tests/test_processes.py networks FOLDER`, `... scripts COMMANDS` or
+`... leave FILE`.
 """
 import json
 import os
@@ -19,7 +20,7 @@ from safetensors.torch import load_file
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-from models import images, losses, processes, training  # noqa: E402
+from models import config, images, losses, processes, training  # noqa: E402
 from models.vqgan import MLVQGAN, BatchNorm, PatchDiscriminator  # noqa: E402
 
 TINY = ["--profile", "demo", "device=cpu", "train.workers=0", "train.sample_every=2", "data.image_size=64", "data.split=[0.4,0.3,0.3]",
@@ -85,6 +86,7 @@ def train_networks(folder: Path) -> None:
 def run_scripts(commands: Path) -> None:
     """The scripts of a file, one after the other; each joins and leaves a group of its own."""
     os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "False"
+    config.ALONE = True  # as far as leaving goes: after a script comes the next one
     for script, *arguments in json.loads(commands.read_text()):
         os.environ["MASTER_PORT"] = str(int(os.environ.get("MASTER_PORT", 0)) + 1)
         sys.argv = [script, *arguments]
@@ -92,6 +94,15 @@ def run_scripts(commands: Path) -> None:
             runpy.run_path(str(ROOT / script), run_name="__main__")
         except SystemExit as end:
             assert not end.code, f"{script} ended with {end.code}"
+
+
+def leave(file: Path) -> int:
+    """A script that was stopped: the first process still saves, the others have nothing left to do."""
+    with processes.joined():
+        if processes.rank() == 0:
+            time.sleep(1)
+            file.write_text("saved")
+    return 128 + signal.SIGTERM
 
 
 # --- Networks ----------------------------------------------------------------------------------------------------------------
@@ -189,6 +200,11 @@ def children(process: subprocess.Popen) -> list[int]:
     return [int(child) for child in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
 
 
+def test_none_leaves_while_another_still_saves(tmp_path):
+    _, err = finish(launch(__file__, "leave", tmp_path / "file", count=2, folder=tmp_path), status=1)
+    assert (tmp_path / "file").read_text() == "saved" and set(re.findall(r"exitcode\s*:\s*(-?\d+)", err)) == {"143"}
+
+
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="finds torchrun's processes through /proc")
 def test_signalled_or_killed_in_one_process_all_stop_and_any_number_goes_on(chains, tmp_path):
     folder, _ = chains
@@ -242,5 +258,7 @@ if __name__ == "__main__":
     if what == "networks":
         with processes.joined():
             train_networks(Path(path))
-    else:
+    elif what == "scripts":
         run_scripts(Path(path))
+    else:
+        config.run(lambda: leave(Path(path)))
