@@ -44,13 +44,10 @@ def main() -> int:
         layers.checkpoint_activations(vqgan, settings.train.checkpointing)
         precision = training.pick_precision(settings.precision, device)
 
-        def rehearse():
-            count = -(-chosen.batch_size // settings.train.accumulate // processes.count())
-            with training.autocast(device, precision):
-                return vqgan.decoder(vqgan.encoder(torch.zeros(count, 1, *[settings.data.image_size] * 2, device=device))).float().mean()
-
+        count, side = -(-chosen.batch_size // settings.train.accumulate // processes.count()), chosen.crop or settings.data.image_size
+        example, parts = torch.zeros(count, 1, side, side, device=device), [vqgan.encoder, vqgan.decoder]
         compiled = compiling.pick(settings.compile, device) and compiling.compile_for_training(
-            [vqgan.encoder, vqgan.decoder], rehearse, training.say)
+            parts, torch.nn.Sequential(*parts), (example,), precision, training.say)
         rates = {"vqgan": chosen.learning_rate, "discriminator": chosen.discriminator_learning_rate}
         fused = device.type == "cuda"
         optimizers = {"vqgan": torch.optim.Adam([p for p in vqgan.parameters() if p.requires_grad], rates["vqgan"], fused=fused)}

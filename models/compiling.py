@@ -64,16 +64,20 @@ class Compiled:
             return result
 
 
-def compile_for_training(networks: list[nn.Module], rehearse: Callable[[], torch.Tensor], warn: Callable[[str], None]) -> bool:
+def compile_for_training(networks: list[nn.Module], call: Callable, inputs: tuple[torch.Tensor, ...], precision: str,
+                         warn: Callable[[str], None]) -> bool:
     """Compile networks in place, names of weights unchanged; whether that is possible here. No CUDA graphs: weights change.
 
-    rehearse: something like a step's loss, on a batch's shape; a compiler fails no earlier than in its forward or backward pass.
+    call(*inputs): what a training step computes with them, on tensors of a batch's shapes. It is run forward and backward once, as a
+    compiler fails no earlier.
     """
     for network in networks:
         network.to(memory_format=torch.channels_last)
         network.compile(dynamic=False)
     try:
-        rehearse().backward()
+        with torch.autocast(inputs[0].device.type, torch.bfloat16, enabled=precision == "bf16"):
+            something_like_a_loss = call(*inputs).float().mean()
+        something_like_a_loss.backward()
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # as above

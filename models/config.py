@@ -149,8 +149,8 @@ class Augment:
     sharpen: float
     noise: float
     bone: float
-    bone_flat: tuple[float, ...]
-    bone_wide: tuple[float, ...]
+    bone_flat: tuple[float, float]
+    bone_wide: tuple[float, float]
     bone_edge: float
 
 
@@ -210,6 +210,7 @@ class Settings:
 
 AT_LEAST_ONE = {"image_size", "batch_size", "epochs", "steps", "codes", "code_channels", "accumulate", "validate_every",
                 "sample_every", "width", "blocks", "heads", "size", "channels", "residual_channels", "multipliers", "versions", "samples"}
+AT_LEAST = {"augment.bone_wide": 0.001}
 AT_MOST = {"ldm.steps": 1000, "lcm.steps": 50,  # the full walks
            "augment.rotate": 180, "augment.scale": 0.5, "augment.contrast": 0.9, "augment.bone": 1,
            "augment.bone_flat": 1, "augment.bone_wide": 0.5}
@@ -484,7 +485,10 @@ def _convert(value, hint, path: str):
             raise UserError(f"{path}={_show(value)} is not one of: {', '.join(map(_show, arguments))}")
         return value
     if origin is tuple:
-        return tuple(_convert(item, arguments[0], path) for item in (value if isinstance(value, list) else [value]))
+        items = value if isinstance(value, list) else [value]
+        if arguments[-1] is not ... and len(items) != len(arguments):
+            raise UserError(f"{path}={_show(value)} is not a list of {len(arguments)} numbers")
+        return tuple(_convert(item, arguments[0], path) for item in items)
     if hint is bool and isinstance(value, bool):
         return value
     if hint is str and value is not None and not isinstance(value, (list, dict, bool)):
@@ -494,7 +498,7 @@ def _convert(value, hint, path: str):
             number = float(value)
         except (TypeError, ValueError):
             number = math.nan
-        least = 1 if path.rsplit(".", 1)[-1] in AT_LEAST_ONE else 0
+        least = AT_LEAST.get(path, int(path.rsplit(".", 1)[-1] in AT_LEAST_ONE))
         most = AT_MOST.get(path, math.inf)
         if math.isfinite(number) and least <= number <= most and (hint is float or number == int(number)):
             return hint(number)

@@ -42,12 +42,9 @@ def train(settings, chosen, method: str, schedule: str, masked: bool, pipeline: 
         unet = training.started(unet, chosen.start).to(device)
         layers.checkpoint_activations(unet, settings.train.checkpointing)
 
-        def rehearse():
-            shape = -(-chosen.batch_size // settings.train.accumulate // processes.count()), channels, *[size // vqgan.factor] * 2
-            with training.autocast(device, precision):
-                return unet(torch.zeros(shape, device=device), torch.zeros(shape[:1], dtype=torch.long, device=device)).float().mean()
-
-        compiled = compiling.pick(settings.compile, device) and compiling.compile_for_training([unet], rehearse, training.say)
+        shape = -(-chosen.batch_size // settings.train.accumulate // processes.count()), channels, *[size // vqgan.factor] * 2
+        example = torch.zeros(shape, device=device), torch.zeros(shape[0], dtype=torch.long, device=device)
+        compiled = compiling.pick(settings.compile, device) and compiling.compile_for_training([unet], unet, example, precision, training.say)
         rates = {"unet": chosen.learning_rate}
         optimizers = {"unet": torch.optim.AdamW(unet.parameters(), chosen.learning_rate, eps=chosen.epsilon,
                                                 fused=device.type == "cuda")}

@@ -120,7 +120,7 @@ def test_a_network_compiled_for_training_keeps_its_names_and_gradients():
     build = lambda: fill(MLVQGAN(channels=(8,), residual_channels=8, residual_layers=1, codes=8)).requires_grad_(True)  # noqa: E731
     plain, fast = build(), build()
     x, gradients = torch.rand(2, 1, 16, 16), []
-    assert compiling.compile_for_training([fast.encoder], lambda: fast.encoder(x).mean(), pytest.fail)
+    assert compiling.compile_for_training([fast.encoder], fast.encoder, (x,), "float32", pytest.fail)
     for network in (plain, fast, copy.deepcopy(fast)):
         network.encode(x).square().mean().backward()
         gradients.append(network.encoder.blocks[0].conv.weight.grad)
@@ -143,7 +143,7 @@ class Unruly(torch.autograd.Function):
 def test_a_training_whose_compiler_fails_in_the_backward_pass_runs_plain(networks, monkeypatch):
     unet, told, z = copy.deepcopy(networks[1]).requires_grad_(True), [], torch.randn(1, 8, 16, 16)
     monkeypatch.setattr(torch, "compile", lambda call, **_: lambda *inputs: Unruly.apply(call(*inputs)))
-    assert not compiling.compile_for_training([unet], lambda: unet(z, torch.tensor([5])).mean(), told.append)
+    assert not compiling.compile_for_training([unet], unet, (z, torch.tensor([5])), "float32", told.append)
     assert told == ["warning: not compiled, slower: RuntimeError: no compiler"] and all(p.grad is None for p in unet.parameters())
     unet(z, torch.tensor([5])).mean().backward()
     assert unet.out[2].weight.grad is not None

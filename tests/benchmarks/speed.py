@@ -24,6 +24,7 @@ from pathlib import Path
 
 import torch
 from memory import GIB, Alive
+from torch import nn
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
@@ -37,7 +38,7 @@ REDUCED = ["unet.width=64", "unet.blocks=2", "unet.multipliers=[1,1,2,2]", "vqga
            "vqgan.network.residual_channels=128"]
 SMALL, FULL = 256, 1024                        # sides of the images
 STEPS = {"GL-LCM": 50, "BS-LDM": 1000}         # of a whole walk
-RUN = {"cpu": {"GL-LCM": 3, "BS-LDM": 5}, "cuda": {"GL-LCM": 50, "BS-LDM": 100}}  # of them in the benchmark
+RUN = {"reduced": {"GL-LCM": 5, "BS-LDM": 100}, "cpu": {"GL-LCM": 3, "BS-LDM": 5}, "cuda": {"GL-LCM": 50, "BS-LDM": 100}}  # of them here
 OPERATIONS = {"GL-LCM": 68e12, "BS-LDM": 398e12}  # of an image at full size
 PEAK = 790e12                                  # operations a second in bf16 of an NVIDIA H100 or H200
 COUNTS = (1, 2, 4, 8)                          # images together
@@ -57,7 +58,7 @@ class Bench:
         self.unet = self.new_unet().eval().requires_grad_(False)
         self.our_vqgan, self.our_unet = (compiling.settle(copy.deepcopy(network), self.device, self.precision, self.compiled)
                                          for network in (self.vqgan, self.unet))
-        self.run = RUN[self.device.type]
+        self.run = RUN[self.device.type if full else "reduced"]
         self.cxr = torch.rand(1, 1, size, size, device=self.device) * 2 - 1
         self.mask = torch.zeros(1, size, size, dtype=torch.bool, device=self.device)
         self.mask[:, size // 4:-size // 4, size // 4:-size // 4] = True
@@ -112,12 +113,6 @@ def image(bench: Bench, name: str, steps: int) -> Ways:
     return lambda: published.bsldm(bench.vqgan, bench.unet, bench.cxr, noise.__getitem__, steps), bench.calls(method, 1)
 
 
-def rehearsal(bench: Bench, call: Callable) -> torch.Tensor:
-    """Something like a loss, for compiling."""
-    with training.autocast(bench.device, bench.precision):
-        return call().float().mean()
-
-
 def estimator_step(bench: Bench, name: str) -> Ways:
     """A training step of a noise estimator."""
     table, average = {"LDM": (schedulers.squared_cosine(), 0.995), "LCM": (schedulers.scaled_linear(), 0.0)}[name]
@@ -126,8 +121,8 @@ def estimator_step(bench: Bench, name: str) -> Ways:
     def build(ours: bool) -> training.Trainer:
         unet = bench.new_unet()
         if ours and bench.compiled:
-            t = torch.full((BATCH,), 500, device=bench.device)
-            compiling.compile_for_training([unet], lambda: rehearsal(bench, lambda: unet(bench.latent.repeat(BATCH, 2, 1, 1), t)), training.say)
+            example = bench.latent.repeat(BATCH, 2, 1, 1), torch.full((BATCH,), 500, device=bench.device)
+            compiling.compile_for_training([unet], unet, example, bench.precision, training.say)
         optimizer = torch.optim.AdamW(unet.parameters(), 1e-5, fused=ours and bench.device.type == "cuda")
         return published.trainer({"unet": unet}, {"unet": optimizer}, objective, batch=BATCH, average=average,
                                  precision=bench.precision if ours else "float32")
@@ -155,7 +150,7 @@ def vqgan_step(bench: Bench) -> Ways:
         networks = {name: network.to(bench.device) for name, network in networks.items()}
         if ours and bench.compiled:
             parts = [networks["vqgan"].encoder, networks["vqgan"].decoder]
-            compiling.compile_for_training(parts, lambda: rehearsal(bench, lambda: parts[1](parts[0](pictures["image"]))), training.say)
+            compiling.compile_for_training(parts, nn.Sequential(*parts), (pictures["image"],), bench.precision, training.say)
         optimizers = {name: torch.optim.Adam([p for p in network.parameters() if p.requires_grad], fused=ours and bench.device.type == "cuda")
                       for name, network in networks.items()}
         return published.trainer(networks, optimizers, objective, batch=BATCH, average=0.0, precision=bench.precision if ours else "float32")
