@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, MaxNLocator, StrMethodFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
 PAGE = 7.2          # width of a page's text, inches
 DPI = 200           # dots an inch
@@ -122,6 +122,7 @@ def trade_off(series: dict[str, list[Point]], cost: str, quality: str) -> bytes:
         axis.set_xscale("log")
         axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axis.xaxis.set_minor_formatter(NullFormatter())  # in its place, matplotlib labels them where few decades are shown
     else:
         axis.xaxis.set_major_locator(MaxNLocator(6))
     axis.set_xlabel(cost, fontsize=SMALL)

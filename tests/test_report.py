@@ -155,5 +155,11 @@ def test_quality_against_cost_is_drawn(tmp_path):
     assert drawn.std() > 0.05 and not np.array_equal(drawn, images.read(tmp_path / "other.png").pixels)
 
 
+def test_a_logarithmic_axis_has_labels_at_its_main_ticks_only(monkeypatch):
+    monkeypatch.setattr(pictures, "png", lambda figure: figure.axes[0].xaxis.get_ticklabels(minor=True))
+    points = [pictures.Point(steps, 20 + steps / 10) for steps in (2, 5, 10, 25, 50)]
+    assert not any(label.get_text() for label in pictures.trade_off({"DDPM": points}, "steps", "PSNR (dB)"))
+
+
 def test_confidence_is_what_the_table_says():
     assert statistics.CONFIDENCE == 0.95
