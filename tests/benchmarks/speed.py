@@ -49,10 +49,10 @@ Ways = tuple[Callable, Callable]               # the published way, ours
 class Bench:
     """The networks, once as published and once as ours, and what they work on."""
 
-    def __init__(self, size: int, full: bool):
+    def __init__(self, size: int, full: bool, precision: str):
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.settings, self.size, self.full = config.parse("", ("unet", "vqgan"), [] if full else REDUCED), size, full
-        self.precision, self.compiled = training.pick_precision("auto", self.device), compiling.pick("auto", self.device)
+        self.precision, self.compiled = training.pick_precision(precision, self.device), compiling.pick("auto", self.device)
         torch.manual_seed(0)
         self.vqgan = MLVQGAN(**asdict(self.settings.vqgan.network)).to(self.device).eval().requires_grad_(False)
         self.unet = self.new_unet().eval().requires_grad_(False)
@@ -268,9 +268,11 @@ def main() -> None:
     parser.add_argument("--full", action="store_true", help="the papers' networks on a CPU too")
     parser.add_argument("--only", action="append", metavar="ROW", help="this row")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--precision", choices=("auto", "bf16", "float32"), default="auto", help="of ours; auto is float32 on a CPU, "
+                        "where bf16 pays only with instructions for it (lscpu: avx512_bf16, amx_bf16)")
     options = parser.parse_args()
     full = options.full or torch.cuda.is_available()
-    bench = Bench(options.size or (FULL if full else SMALL), full)
+    bench = Bench(options.size or (FULL if full else SMALL), full, options.precision)
     less = "" if bench.full else ", without LPIPS"
     rows = {name: lambda name=name: compare(name, network_call(bench, name), options.rounds)
             for name in ("U-Net call", "VQGAN encode", "VQGAN decode")}
