@@ -36,7 +36,7 @@ def suppress(settings: config.Settings, output: Path) -> list[evaluation.Case]:
     device = training.pick_device(settings.device)
     precision, compiled = training.pick_precision(settings.precision, device), compiling.pick(settings.compile, device)
     options = pipelines.gllcm_options(settings.lcm)
-    run = pipelines.GLLCM.load(*weights, device, seed=chosen.seed, precision=precision, compiled=compiled, residual=chosen.residual, **options)
+    run = pipelines.GLLCM.load(*weights, device, precision=precision, compiled=compiled, **pipelines.result_options(chosen), **options)
     run.check_size(settings.data.image_size)
     about = run.describe() | evaluation.describe_run("GL-LCM", device, precision, compiled, {**options, "eval": asdict(chosen)}, *weights)
     evaluation.evaluate(run, cases, output, size=settings.data.image_size, batch_size=chosen.batch_size, about=about,

@@ -21,7 +21,8 @@ from models import compiling, config, evaluation, pipelines, training, variants
 
 READS = ("runs", "device", "precision", "compile", "features", "data.root", "data.name", "data.lists", "data.image_size",
          "vqgan.weights", "ldm.weights", "ldm.sampler", "ldm.steps", "ldm.clip", "ldm.clip_rate", "ldm.clip_lag", "eval.input",
-         "eval.output", "eval.batch_size", "eval.seed", "eval.samples", "eval.residual", "eval.dicom", "metrics.size", "metrics.seed")
+         "eval.output", "eval.batch_size", "eval.seed", "eval.samples", "eval.residual", "eval.strength", "eval.dicom", "metrics.size",
+         "metrics.seed")
 
 
 def main() -> int:
@@ -35,7 +36,7 @@ def suppress(settings: config.Settings, output: Path) -> list[evaluation.Case]:
     device = training.pick_device(settings.device)
     precision, compiled = training.pick_precision(settings.precision, device), compiling.pick(settings.compile, device)
     options = {name: getattr(settings.ldm, name) for name in ("steps", "sampler", "clip", "clip_rate", "clip_lag")}
-    run = pipelines.BSLDM.load(*weights, device, seed=chosen.seed, precision=precision, compiled=compiled, residual=chosen.residual, **options)
+    run = pipelines.BSLDM.load(*weights, device, precision=precision, compiled=compiled, **pipelines.result_options(chosen), **options)
     run.check_size(settings.data.image_size)
     about = run.describe() | evaluation.describe_run("BS-LDM", device, precision, compiled, {**options, "eval": asdict(chosen)}, *weights)
     evaluation.evaluate(run, cases, output, size=settings.data.image_size, batch_size=chosen.batch_size, about=about,

@@ -173,6 +173,7 @@ class Eval:
     seed: int
     samples: int
     residual: bool
+    strength: float
     dicom: bool
     masks: str | None
 
@@ -213,7 +214,7 @@ AT_LEAST_ONE = {"image_size", "batch_size", "epochs", "steps", "codes", "code_ch
 AT_LEAST = {"augment.bone_wide": 0.001}
 AT_MOST = {"ldm.steps": 1000, "lcm.steps": 50,  # the full walks
            "augment.rotate": 180, "augment.scale": 0.5, "augment.contrast": 0.9, "augment.bone": 1,
-           "augment.bone_flat": 1, "augment.bone_wide": 0.5}
+           "augment.bone_flat": 1, "augment.bone_wide": 0.5, "eval.strength": 1}
 
 
 def parse(description: str, reads: tuple[str, ...], argv: list[str] | None = None) -> Settings:

@@ -18,14 +18,16 @@ class Pipeline:
 
     vqgan, unet: in eval mode. seed: of the sampling noise, which is drawn from (seed, image name, draw name), so that an image's
     result depends on nothing else. precision: "float32" or "bf16". compiled: see models/compiling.py. residual: see `image`.
+    strength: share in [0, 1] of the estimated bone that is taken away.
     options: keywords of the method's sampler.
     """
     qkv_by_head: bool  # attention order of the method's released checkpoints
     sampler: str       # where the options name none
 
     def __init__(self, vqgan: MLVQGAN, unet: ConditionalUNet, *, seed: int = 0, precision: str = "float32", compiled: bool = False,
-                 residual: bool = False, **options):
-        self.vqgan, self.unet, self.seed, self.precision, self.residual, self.options = vqgan, unet, seed, precision, residual, options
+                 residual: bool = False, strength: float = 1.0, **options):
+        self.vqgan, self.unet, self.seed, self.precision, self.options = vqgan, unet, seed, precision, options
+        self.residual, self.strength = residual, strength
         self.device = next(vqgan.parameters()).device
         self.parts = [compiling.Compiled(network, training.say) if compiled else network for network in (unet, vqgan.encode, vqgan.decode)]
         self.estimator, self.encoder, self.decoder = self.parts
@@ -74,7 +76,8 @@ class Pipeline:
         if len(names) != len(cxr):
             raise ValueError(f"{len(cxr)} images, but {len(names)} names")
         with training.autocast(self.device, self.precision):
-            return self.suppress(cxr.to(self.device), names, masks, progress).cpu()
+            soft = self.suppress(cxr.to(self.device), names, masks, progress).cpu()
+        return torch.lerp(cxr.cpu(), soft, self.strength) if self.strength < 1 else soft
 
     def suppress(self, cxr, names, masks, progress):
         raise TypeError("a pipeline is BSLDM or GLLCM")
@@ -179,6 +182,11 @@ def match_brightness(global_soft: torch.Tensor, local_soft: torch.Tensor, masks:
     area = masks.sum((2, 3), keepdim=True).clamp(min=1)
     shift = ((global_soft - local_soft) * masks).sum((2, 3), keepdim=True) / area
     return local_soft + shift * masks
+
+
+def result_options(chosen) -> dict:
+    """The keywords of any pipeline in the settings of section eval."""
+    return {name: getattr(chosen, name) for name in ("seed", "residual", "strength")}
 
 
 def gllcm_options(lcm) -> dict:

@@ -39,8 +39,9 @@ def cases() -> dict[str, np.ndarray]:
 
 
 def main() -> None:
-    settings = config.parse(__doc__, ("vqgan", "lcm"), ["--profile", "small"])
-    suppress = pipelines.GLLCM.load(settings.vqgan.weights, settings.lcm.weights, residual=True, **pipelines.gllcm_options(settings.lcm))
+    settings = config.parse(__doc__, ("vqgan", "lcm", "eval"), ["--profile", "small"])
+    suppress = pipelines.GLLCM.load(settings.vqgan.weights, settings.lcm.weights, **pipelines.result_options(settings.eval),
+                                     **pipelines.gllcm_options(settings.lcm))
     rows = {"X-ray": cases(), "result": {}, "taken away (grey: nothing)": {}}
     for what, cxr in rows["X-ray"].items():
         soft = images.from_network(suppress(images.to_network(cxr, SIZE)[None], [what])[0], cxr.shape)

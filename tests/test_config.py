@@ -49,7 +49,7 @@ def test_names_in_braces_follow_their_setting():
     ("data.root={nothing}", "names no setting"), ("data.root={data.root}", "refers to itself"),
     ("compile=1", "auto, true, false"), ("compile=perhaps", "auto, true, false"),
     ("augment.bone_flat=0.5", "a list of 2 numbers"), ("augment.bone_wide=[0.01,0.03,0.1]", "a list of 2 numbers"),
-    ("augment.bone_wide=[0,0.1]", "at least 0.001"), ("augment.bone_flat=[0,2]", "at most 1")])
+    ("augment.bone_wide=[0,0.1]", "at least 0.001"), ("augment.bone_flat=[0,2]", "at most 1"), ("eval.strength=1.2", "at most 1")])
 def test_mistakes_are_named(argument, words):
     with pytest.raises(UserError, match=words):
         parse(argument)

@@ -111,6 +111,13 @@ def test_the_residual_form_keeps_what_the_autoencoder_loses(networks, patients, 
     assert (plain - patients[0]).abs().mean() > 0.05
 
 
+@pytest.mark.parametrize("kind", [pipelines.BSLDM, pipelines.GLLCM])
+def test_strength_is_the_share_of_what_is_taken_away(networks, patients, kind):
+    whole, half, none = (run(networks, patients, kind, strength=strength) for strength in (1.0, 0.5, 0.0))
+    assert torch.equal(none, patients[0]) and not torch.allclose(whole, none, atol=0.1)
+    assert torch.allclose(half, (whole + none) / 2, atol=1e-6)
+
+
 def test_the_residual_form_adds_what_the_decoder_says_changed(networks, patients):
     cxr, _ = patients
     method = pipelines.BSLDM(*networks, steps=2, sampler="ddim", residual=True)
