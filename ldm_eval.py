@@ -40,7 +40,7 @@ def suppress(settings: config.Settings, output: Path) -> list[evaluation.Case]:
     run.check_size(settings.data.image_size)
     about = run.describe() | evaluation.describe_run("BS-LDM", device, precision, compiled, {**options, "eval": asdict(chosen)}, *weights)
     evaluation.evaluate(run, cases, output, size=settings.data.image_size, batch_size=chosen.batch_size, about=about,
-                        samples=chosen.samples, residual=chosen.residual, dicom=chosen.dicom)
+                        samples=chosen.samples, dicom=chosen.dicom)
     return cases
 
 

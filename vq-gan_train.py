@@ -44,8 +44,8 @@ def main() -> int:
         layers.checkpoint_activations(vqgan, settings.train.checkpointing)
         precision = training.pick_precision(settings.precision, device)
 
-        count, side = -(-chosen.batch_size // settings.train.accumulate // processes.count()), chosen.crop or settings.data.image_size
-        example, parts = torch.zeros(count, 1, side, side, device=device), [vqgan.encoder, vqgan.decoder]
+        side, parts = chosen.crop or settings.data.image_size, [vqgan.encoder, vqgan.decoder]
+        example = torch.zeros(training.part_size(chosen.batch_size, settings.train.accumulate), 1, side, side, device=device)
         compiled = compiling.pick(settings.compile, device) and compiling.compile_for_training(
             parts, torch.nn.Sequential(*parts), (example,), precision, training.say)
         rates = {"vqgan": chosen.learning_rate, "discriminator": chosen.discriminator_learning_rate}

@@ -26,6 +26,11 @@ class MachineError(UserError):
     status = 1
 
 
+def alone() -> bool:
+    """Whether torchrun started no other processes beside this one."""
+    return int(os.environ.get("WORLD_SIZE", 1)) == 1
+
+
 @contextmanager
 def replacing(path: str | Path):
     """A temporary file beside `path` that takes its place when the block ends without an error: the way every file is written."""

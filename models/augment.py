@@ -14,17 +14,17 @@ import numpy as np
 @dataclass(frozen=True)
 class Augmentation:
     """How far images are changed; every amount is drawn uniformly from its range, anew for each (image, version)."""
-    flip: bool = False       # left and right exchanged, in half of the cases
-    rotate: float = 0.0    # degrees, -rotate to rotate
-    scale: float = 0.0     # factor 1 - scale to 1 + scale about the centre
-    contrast: float = 0.0  # factor 1 - contrast to 1 + contrast of the grey values (clipped at white)
-    gamma: float = 0.0     # exponent from 1 / (1 + gamma) to 1 + gamma of the grey values
-    sharpen: float = 0.0   # gain of detail, -sharpen / 2 (softer) to sharpen
-    noise: float = 0.0     # standard deviation of white noise, 0 to noise, one noise for both images
-    bone: float = 0.0      # factor 1 - bone to 1 of the bone in the CXR
-    bone_flat: tuple = (0.0, 0.0)  # share, from and to, that the bone loses of what is wide in it, as local contrast equalisation does
+    flip: bool = False               # left and right exchanged, in half of the cases
+    rotate: float = 0.0              # degrees, -rotate to rotate
+    scale: float = 0.0               # factor 1 - scale to 1 + scale about the centre
+    contrast: float = 0.0            # factor 1 - contrast to 1 + contrast of the grey values (clipped at white)
+    gamma: float = 0.0               # exponent from 1 / (1 + gamma) to 1 + gamma of the grey values
+    sharpen: float = 0.0             # gain of detail, -sharpen / 2 (softer) to sharpen
+    noise: float = 0.0               # standard deviation of white noise, 0 to noise, one noise for both images
+    bone: float = 0.0                # factor 1 - bone to 1 of the bone in the CXR
+    bone_flat: tuple = (0.0, 0.0)    # share, from and to, that the bone loses of what is wide in it, as local contrast equalisation does
     bone_wide: tuple = (0.03, 0.12)  # width, from and to, above which bone is wide, in units of the side
-    bone_edge: float = 0.0  # gain, 0 to bone_edge, of what is fine in the bone: cortices
+    bone_edge: float = 0.0           # gain, 0 to bone_edge, of what is fine in the bone: cortices
 
     @classmethod
     def chosen(cls, settings) -> "Augmentation":

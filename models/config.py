@@ -21,9 +21,9 @@ from typing import Literal
 
 import yaml
 
-from . import UserError, replacing
+from . import UserError, alone, replacing
 
-RANK, ALONE = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)) == 1  # which of torchrun's processes this is
+RANK = int(os.environ.get("RANK", 0))  # which of torchrun's processes this is
 ROOT = Path(__file__).resolve().parent.parent  # the folder of the scripts
 
 
@@ -366,8 +366,8 @@ def run(main) -> None:
                  "train.checkpointing=true")
         status = 1
     finally:
-        signal.signal(signal.SIGTERM, before if ALONE else signal.SIG_IGN)  # a notebook or a test goes on after this
-    if ALONE:
+        signal.signal(signal.SIGTERM, before if alone() else signal.SIG_IGN)  # a notebook or a test goes on after this
+    if alone():
         raise SystemExit(status or 0)
     with suppress(OSError):  # nobody reads any more
         sys.stdout.flush()

@@ -42,7 +42,7 @@ def train(settings, chosen, method: str, schedule: str, masked: bool, pipeline: 
         unet = training.started(unet, chosen.start).to(device)
         layers.checkpoint_activations(unet, settings.train.checkpointing)
 
-        shape = -(-chosen.batch_size // settings.train.accumulate // processes.count()), channels, *[size // vqgan.factor] * 2
+        shape = training.part_size(chosen.batch_size, settings.train.accumulate), channels, *[size // vqgan.factor] * 2
         example = torch.zeros(shape, device=device), torch.zeros(shape[0], dtype=torch.long, device=device)
         compiled = compiling.pick(settings.compile, device) and compiling.compile_for_training([unet], unet, example, precision, training.say)
         rates = {"unet": chosen.learning_rate}

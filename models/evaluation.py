@@ -59,13 +59,13 @@ def find_cases(what, root, masks) -> list[Case]:
 
 
 def evaluate(run: Callable, cases: list[Case], output, *, size: int, batch_size: int, about: dict, notes: dict | None = None,
-             samples: int = 1, residual: bool = False, dicom: bool = False) -> int:
+             samples: int = 1, dicom: bool = False) -> int:
     """Write <output>/<name>.png in the input's size and depth, panels/<name>.png beside it, and summary.json.
 
     run(cxr (B, 1, S, S), names, masks, progress) -> (B, 1, S, S); masks: (S, S) or None for each; run.compiled: where there is
-    one, whether it ran compiled. about: what else summary.json says of the run. notes: {what: {name: value}} that run fills, for
+    one, whether it ran compiled; run.residual: whether it gives the CXR less something, and then that something is taken from the input
+    at its full size, whose detail so remains. about: what else summary.json says of the run. notes: {what: {name: value}} that run fills, for
     summary.json; at the end it holds all images. samples: see `draw_samples`; with more than one their deviation is written too.
-    residual: run gives the CXR less something, and that something is taken from the input at its full size, whose detail so remains.
     dicom: DICOM inputs get a DICOM result as well, in dicom/.
     Several processes share the images, each of which comes out as it would in one process. After a stop the same call goes on.
     """
@@ -83,13 +83,13 @@ def evaluate(run: Callable, cases: list[Case], output, *, size: int, batch_size:
         for batch in batches:
             scans = [images.read(case.path) for case in batch]
             began = time.perf_counter()
-            means, spreads = draw_samples(run, batch, scans, size, batch_size, samples, quiet)
+            cxr = torch.stack([images.to_network(scan.pixels, size) for scan in scans])  # (B, 1, S, S)
+            means, spreads = draw_samples(run, batch, cxr, batch_size, samples, quiet)
             elapsed = (time.perf_counter() - began) / len(batch)
-            for case, scan, mean, spread in zip(batch, scans, means, spreads):
+            for case, scan, seen, mean, spread in zip(batch, scans, cxr, means, spreads):
                 soft = images.from_network(mean, scan.pixels.shape)
-                if residual:
-                    seen = images.from_network(images.to_network(scan.pixels, size), scan.pixels.shape)
-                    soft = np.clip(scan.pixels + (soft - seen), 0, 1)
+                if getattr(run, "residual", False):
+                    soft = np.clip(scan.pixels + (soft - images.from_network(seen, scan.pixels.shape)), 0, 1)
                 write_result(output, case, scan, soft)
                 if dicom and images.is_dicom(case.path):
                     images.write_dicom(output / "dicom" / f"{case.name}.dcm", soft, case.path, SERIES)
@@ -126,14 +126,13 @@ def unfinished(output: Path, identity: dict, cases: list[Case]) -> dict[str, dic
             if case.name in found and found[case.name]["content"] == case.content and (output / f"{case.name}.png").is_file()}
 
 
-def draw_samples(run: Callable, cases: list[Case], scans: list[images.Picture], size: int, batch_size: int, samples: int,
+def draw_samples(run: Callable, cases: list[Case], cxr: torch.Tensor, batch_size: int, samples: int,
                  quiet: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """(means, standard deviations), each (B, 1, S, S), of several results of each image, drawn with noise of different names.
+    """(means, standard deviations), each as cxr (B, 1, S, S), of several results of each image, drawn with noise of different names.
 
     The first is the one that samples=1 gives. At most batch_size results are drawn together.
     """
-    cxr = torch.stack([images.to_network(scan.pixels, size) for scan in scans])  # (B, 1, S, S)
-    masks = [images.mask_to_network(images.read_mask(case.mask), size) if case.mask else None for case in cases]
+    masks = [images.mask_to_network(images.read_mask(case.mask), cxr.shape[-1]) if case.mask else None for case in cases]
     wanted, results = [(place, number) for place in range(len(cases)) for number in range(samples)], []
     for start in range(0, len(wanted), batch_size):
         places, numbers = zip(*wanted[start:start + batch_size])
@@ -162,7 +161,7 @@ def write_result(output: Path, case: Case, picture: images.Picture, soft: np.nda
     columns = [picture.pixels, soft]
     if case.truth is not None:
         columns.append(images.resize(images.read(case.truth).pixels, soft.shape))
-    columns.append(np.clip(0.5 + picture.pixels - soft, 0, 1))
+    columns.append(pictures.taken_away(picture.pixels, soft))
     images.write(output / "panels" / f"{case.name}.png", np.concatenate(columns, 1))
 
 

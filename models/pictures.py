@@ -106,6 +106,11 @@ def overlay(grey: np.ndarray, values: np.ndarray, label: str) -> bytes:
     return png(figure)
 
 
+def taken_away(before: np.ndarray, after: np.ndarray) -> np.ndarray:
+    """The difference of two images (H, W) in [0, 1] as one: bright where something was taken away, grey where nothing was."""
+    return np.clip(0.5 + before - after, 0, 1)
+
+
 def trade_off(series: dict[str, list[Point]], cost: str, quality: str) -> bytes:
     """Quality against cost, one line for each of {method: points}; the cost on a logarithmic scale where it spans more than tenfold."""
     figure = Figure(figsize=(PAGE / 2, PAGE / 2.6), layout="constrained")

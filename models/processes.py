@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from . import MachineError, sweep
+from . import MachineError, alone, sweep
 
 PATIENCE = timedelta(days=1)  # with a slower process; torchrun itself ends all when one fails
 BUCKET = 1 << 24              # numbers that are sent together
@@ -30,7 +30,7 @@ def count() -> int:
 @contextmanager
 def joined():
     """The group of processes that torchrun started, if it did: nccl for tensors on GPUs, gloo for those on the CPU."""
-    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+    if alone():
         yield
         return
     if torch.cuda.is_available():

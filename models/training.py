@@ -134,6 +134,11 @@ def learning_rate(start: float, epoch: int, milestones: tuple, gamma: float) -> 
     return start * gamma ** sum(epoch >= milestone for milestone in milestones)
 
 
+def part_size(batch_size: int, accumulate: int) -> int:
+    """Images that a process has of a part of a batch, at most."""
+    return -(-batch_size // accumulate // processes.count())  # rounded up
+
+
 def started(network: nn.Module, path: str | None) -> nn.Module:
     """A fresh network with the weights of a file, from which its training starts, or as it is. UserError where they do not fit."""
     if path:

@@ -45,7 +45,7 @@ def main() -> None:
     rows = {"X-ray": cases(), "result": {}, "taken away (grey: nothing)": {}}
     for what, cxr in rows["X-ray"].items():
         soft = images.from_network(suppress(images.to_network(cxr, SIZE)[None], [what])[0], cxr.shape)
-        rows["result"][what], rows["taken away (grey: nothing)"][what] = soft, np.clip(0.5 + cxr - soft, 0, 1)
+        rows["result"][what], rows["taken away (grey: nothing)"][what] = soft, pictures.taken_away(cxr, soft)
     target = Path(__file__).resolve().parents[1] / "docs" / "failures.png"
     images.write_file(target, pictures.side_by_side(rows.values()))
 

@@ -39,8 +39,9 @@ def test_a_residual_result_keeps_the_detail_of_the_input(tmp_path, residual):
         cxr[:, :, :SIZE // 2] -= 0.2
         return cxr
 
+    method.residual = residual
     evaluation.evaluate(method, evaluation.find_cases(tmp_path / "scan.png", tmp_path, None), tmp_path / "out", size=SIZE, batch_size=1,
-                        about={}, residual=residual)
+                        about={})
     wrong = images.read(tmp_path / "out" / "scan.png").pixels - pixels
     far = 2 * SIZE - 12, 2 * SIZE + 12  # not beside the border between the halves, which is as sharp as the network's pixels
     assert (np.abs(wrong[:far[0]] + 0.1).mean() < 2e-4) == residual and (np.abs(wrong[far[1]:]).mean() < 2e-4) == residual

@@ -86,7 +86,7 @@ def train_networks(folder: Path) -> None:
 def run_scripts(commands: Path) -> None:
     """The scripts of a file, one after the other; each joins and leaves a group of its own."""
     os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "False"
-    config.ALONE = True  # as far as leaving goes: after a script comes the next one
+    config.alone = lambda: True  # as far as leaving goes: after a script comes the next one
     for script, *arguments in json.loads(commands.read_text()):
         os.environ["MASTER_PORT"] = str(int(os.environ.get("MASTER_PORT", 0)) + 1)
         sys.argv = [script, *arguments]

@@ -12,7 +12,6 @@ from models import images, phantom, scores
 WEIGHTS = Path(__file__).resolve().parents[1] / "weights"
 UNSEEN = 900_000  # a seed that the recipe does not use
 METHODS = {"BS-LDM": "ldm_eval.py", "GL-LCM": "batch_lcm_eval.py"}
-LOWER_IS_BETTER = {"LPIPS"}
 
 
 def run(run_here, script: str, folder: Path, source: Path) -> Path:
@@ -22,9 +21,9 @@ def run(run_here, script: str, folder: Path, source: Path) -> Path:
     return folder / script
 
 
-def values(cxr, soft, result, lpips) -> dict[str, float]:
-    return {"BSR": scores.bsr(cxr, soft, result), "two-sided BSR": scores.bsr_two_sided(cxr, soft, result),
-            "PSNR": scores.psnr(soft, result), "SSIM": scores.ssim(soft, result), "LPIPS": lpips(soft, result)}
+def values(cxr, soft, result, lpips) -> list[dict[str, float]]:
+    """All scores of the untouched CXR and of the result."""
+    return list(scores.score(cxr, soft, {"result": result}, lpips).values())
 
 
 def test_the_weights_are_small_and_of_half_precision():
@@ -47,8 +46,8 @@ def test_a_strangers_image_of_any_shape_loses_bone(run_here, tmp_path, method, l
     assert result.pixels.shape == cxr.shape and result.bits == 16 and (folder / "panels" / "scan.png").is_file()
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["method"] == method and len(summary["weights"]) == 2
-    before, after = values(cxr, soft, cxr, lpips), values(cxr, soft, result.pixels, lpips)
-    assert after["two-sided BSR"] > before["two-sided BSR"] + 0.2 and after["PSNR"] > before["PSNR"] + 1, (before, after)
+    before, after = values(cxr, soft, result.pixels, lpips)
+    assert after["BSR_two_sided"] > before["BSR_two_sided"] + 0.2 and after["PSNR"] > before["PSNR"] + 1, (before, after)
     no_bone = np.abs(cxr - soft) < 0.004
     assert np.abs(result.pixels - cxr)[no_bone].mean() < 0.25 * np.abs(result.pixels - cxr)[~no_bone].mean()
 
@@ -62,7 +61,7 @@ def test_real_pairs_score_better_than_untouched(run_here, tmp_path, method, lpip
     for number in range(3):
         cxr, soft = (images.resize(images.read(SHARED / "szch" / part / f"{number}.png").pixels, size) for part in ("CXR", "BS"))
         result = images.resize(images.read(folder / f"{number}.png").pixels, size)
-        tables.append((values(cxr, soft, cxr, lpips), values(cxr, soft, result, lpips)))
-    for score in tables[0][0]:
-        before, after = (np.mean([table[part][score] for table in tables]) for part in (0, 1))
-        assert after < before if score in LOWER_IS_BETTER else after > before, f"{score}: untouched {before:.4f}, {method} {after:.4f}"
+        tables.append(values(cxr, soft, result, lpips))
+    for score in scores.PUBLISHED + scores.BESIDE:
+        before, after = (np.mean([table[part][score.key] for table in tables]) for part in (0, 1))
+        assert after > before if score.larger_is_better else after < before, f"{score.key}: untouched {before:.4f}, {method} {after:.4f}"
