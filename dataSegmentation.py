@@ -24,7 +24,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from models import UserError, config, data, images, lungs, simulation, workers
+from models import config, images, lungs
+from models.data import lists
+from models.runtime import entry, workers
+from models.runtime.files import UserError
+from models.simulate import folder as simulation
 
 TILE = 160          # side of an image in the overview of masks, pixels
 COLUMNS, ROWS = 8, 6  # tiles of one overview picture
@@ -40,15 +44,15 @@ def main():
     if settings.data.source:
         convert(Path(settings.data.source), root, settings.data.image_size)
 
-    pairs, lonely = data.match(root)
+    pairs, lonely = lists.match(root)
     faults = check(pairs, root)
     pairs = refuse_or_skip(pairs, lonely, faults, settings.data.skip_faulty)
 
     counts = settle_lists(pairs, settings.data)
     if settings.data.write_masks:
         write_masks(pairs, root, Path(settings.data.lists), name)
-    for part, count in zip(data.SETS, counts):
-        print(f"{data.list_path(settings.data.lists, name, part)}: {count} images")
+    for part, count in zip(lists.SETS, counts):
+        print(f"{lists.list_path(settings.data.lists, name, part)}: {count} images")
 
 
 # --- Converted pairs ---------------------------------------------------------------------------------------------------------
@@ -57,20 +61,20 @@ def convert(source: Path, root: Path, size: int) -> None:
     """Write the pairs of another folder into root, bones bright and no side above size; what is there already stays as it is."""
     if source.resolve() == root.resolve():
         raise UserError(f"data.source and data.root are both {root}; a folder is converted into another one")
-    pairs, lonely = data.match(source) if (source / data.PARTS[0]).is_dir() else match_jsrt(source)
+    pairs, lonely = lists.match(source) if (source / lists.PARTS[0]).is_dir() else match_jsrt(source)
     if lonely:
-        raise UserError(f"{source} holds images without partner: {data.some(lonely, '; ')}")
+        raise UserError(f"{source} holds images without partner: {lists.some(lonely, '; ')}")
     jobs = [(path, root / part / f"{name}.png", size) for name, pair in pairs.items()
-            for part, path in zip(data.PARTS, pair) if path is not None]
+            for part, path in zip(lists.PARTS, pair) if path is not None]
     missing = [job for job in jobs if not job[1].is_file()]
     turned = [job[0].name for job, was_inverted in zip(missing, workers.parallel(convert_one, missing, "converting")) if was_inverted]
     print(f"{root}: {len(pairs)} pairs of {source}, {len(missing)} images newly written")
     if turned:
-        print(f"note: bones were dark and are bright now in {data.some(turned)}", file=sys.stderr)
+        print(f"note: bones were dark and are bright now in {lists.some(turned)}", file=sys.stderr)
 
 
 def match_jsrt(folder: Path) -> tuple[dict, list[str]]:
-    """As data.match, for JSRT: JPCLN001.IMG and JPCLN001.png, wherever they lie."""
+    """As lists.match, for JSRT: JPCLN001.IMG and JPCLN001.png, wherever they lie."""
     if not folder.is_dir():
         raise UserError(f"no folder data.source={folder}")
     found: dict[str, dict[str, Path]] = {".img": {}, ".png": {}}
@@ -90,7 +94,7 @@ def match_jsrt(folder: Path) -> tuple[dict, list[str]]:
 def convert_one(job: tuple[Path, Path, int]) -> bool:
     """Write one image; whether its bones were dark and were turned."""
     source, target, size = job
-    if target.parent.name == data.PARTS[2]:
+    if target.parent.name == lists.PARTS[2]:
         mask = images.read_mask(source)
         images.write(target, images.resize_mask(mask, _within(mask.shape, size)).astype(np.float32))
         return False
@@ -115,20 +119,20 @@ def check(pairs: dict, root: Path) -> dict[str, list[str]]:
     faults = {name: list(result[0]) for name, result in results.items() if result[0]}
     first, dark = {}, []
     for name, (_, digest, inverted) in results.items():
-        if any(path is not None and data.outside(path, root) for path in pairs[name]):
+        if any(path is not None and lists.outside(path, root) for path in pairs[name]):
             faults.setdefault(name, []).append(f"{pairs[name][0]}: it, its soft tissue or its mask is a link out of {root}")
         if digest is not None and first.setdefault(digest, name) != name:
             faults.setdefault(name, []).append(f"{pairs[name][0]} is the same image as {pairs[first[digest]][0]}")
         dark += [name] if inverted else []
     if dark:
-        print(f"note: bones look dark in {data.some(dark)} (of {len(pairs)}), and the methods expect bright ones; turn them, or "
+        print(f"note: bones look dark in {lists.some(dark)} (of {len(pairs)}), and the methods expect bright ones; turn them, or "
               f"let data.source={root} data.root=<new folder> do it", file=sys.stderr)
     return faults
 
 
 def examine(pair: tuple) -> tuple[list[str], str | None, bool]:
     """(faults, fingerprint of the CXR's content, whether the CXR looks inverted) of one pair."""
-    if faults := data.check_pair(*pair):
+    if faults := lists.check_pair(*pair):
         return faults, None, False
     pixels = images.read(pair[0]).pixels
     return [], hashlib.sha256(str(pixels.shape).encode() + pixels.tobytes()).hexdigest(), images.inverted(pixels)
@@ -154,31 +158,31 @@ def refuse_or_skip(pairs: dict, lonely: list[str], faults: dict[str, list[str]],
 
 def settle_lists(pairs: dict, settings) -> list[int]:
     """Write the three lists, or check those that are there; the number of images in each."""
-    paths = [data.list_path(settings.lists, settings.name, part) for part in data.SETS]
+    paths = [lists.list_path(settings.lists, settings.name, part) for part in lists.SETS]
     there = [path for path in paths if path.exists()]
     if not there:
-        sets = data.split(pairs, settings.split, settings.seed, patients_of(list(pairs), settings.patient))
+        sets = lists.split(pairs, settings.split, settings.seed, patients_of(list(pairs), settings.patient))
         for path, names in zip(paths, sets):
-            data.write_list(path, [pairs[name][0].name for name in names])
+            lists.write_list(path, [pairs[name][0].name for name in names])
         return [len(names) for names in sets]
     if len(there) < len(paths):
         absent = next(path for path in paths if path not in there)
         raise UserError(f"{there[0]} is there, but {absent} is not; put it there, or delete the lists for a new split")
-    sets = [data.read_list(path) if path.stat().st_size else [] for path in paths]  # a share of 0 has an empty list
+    sets = [lists.read_list(path) if path.stat().st_size else [] for path in paths]  # a share of 0 has an empty list
     for path, names in zip(paths, sets):
         if missing := [name for name in names if name not in pairs]:
-            raise UserError(f"{path} names images that are missing or faulty in {settings.root}: {data.some(missing)}; "
+            raise UserError(f"{path} names images that are missing or faulty in {settings.root}: {lists.some(missing)}; "
                             "mend them, or delete the lists for a new split")
     everything = [name for names in sets for name in names]
-    if shared := data.twice(everything):
-        raise UserError(f"the lists in {settings.lists} share images: {data.some(shared)}; delete the lists for a new split")
+    if shared := lists.twice(everything):
+        raise UserError(f"the lists in {settings.lists} share images: {lists.some(shared)}; delete the lists for a new split")
     patients = patients_of(everything, settings.patient)
-    if shared := data.twice([patient for names in sets for patient in {patients[name] for name in names if name in patients}]):
-        raise UserError(f"the lists in {settings.lists} have the same patient in several sets: {data.some(shared)}; delete the lists "
+    if shared := lists.twice([patient for names in sets for patient in {patients[name] for name in names if name in patients}]):
+        raise UserError(f"the lists in {settings.lists} have the same patient in several sets: {lists.some(shared)}; delete the lists "
                         "for a new split")
     print(f"the lists are there already and stay as they are (delete {there[0].parent / settings.name}_*set.txt for a new split)")
     if left := [name for name in pairs if name not in set(everything)]:
-        print(f"note: {len(left)} pairs are in no list: {data.some(left)}", file=sys.stderr)
+        print(f"note: {len(left)} pairs are in no list: {lists.some(left)}", file=sys.stderr)
     return [len(names) for names in sets]
 
 
@@ -204,7 +208,7 @@ def patients_of(names: list[str], rule: str | None) -> dict[str, str]:
         except (re.error, IndexError) as error:
             raise UserError(f"data.patient={rule} is no pattern with one group, such as ^(\\d+)_: {error}") from None
     if missing := [name for name in names if name not in patients]:
-        raise UserError(f"data.patient={rule} does not tell the patient of {data.some(missing)}")
+        raise UserError(f"data.patient={rule} does not tell the patient of {lists.some(missing)}")
     return patients
 
 
@@ -212,7 +216,7 @@ def patients_of(names: list[str], rule: str | None) -> dict[str, str]:
 
 def write_masks(pairs: dict, root: Path, folder: Path, name: str) -> None:
     """Write the masks that are missing, say which look wrong by their shape, and draw all outlines on the CXRs."""
-    jobs = [(cxr, mask or root / data.PARTS[2] / f"{stem}.png") for stem, (cxr, _, mask) in pairs.items()]
+    jobs = [(cxr, mask or root / lists.PARTS[2] / f"{stem}.png") for stem, (cxr, _, mask) in pairs.items()]
     results = workers.parallel(mask_one, jobs, "finding lungs")
     for (_, path), (_, doubts) in zip(jobs, results):
         if doubts:
@@ -223,7 +227,7 @@ def write_masks(pairs: dict, root: Path, folder: Path, name: str) -> None:
         some += [np.zeros_like(tiles[0])] * (-len(some) % min(COLUMNS, len(tiles)))
         rows = [np.hstack(some[at:at + COLUMNS]) for at in range(0, len(some), COLUMNS)]
         images.write_rgb(folder / f"{name}_masks_{page}.png", np.vstack(rows))
-    print(f"{root / data.PARTS[2]}: {len(tiles)} masks, {sum(bool(doubts) for _, doubts in results)} doubtful; "
+    print(f"{root / lists.PARTS[2]}: {len(tiles)} masks, {sum(bool(doubts) for _, doubts in results)} doubtful; "
           f"look through {folder / f'{name}_masks_1.png'}")
 
 
@@ -249,4 +253,4 @@ def mask_one(job: tuple[Path, Path]) -> tuple[np.ndarray, list[str]]:
 
 
 if __name__ == "__main__":
-    config.run(main)
+    entry.run(main)

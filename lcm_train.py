@@ -7,7 +7,9 @@
 Reads vqgan.weights, <data.root>/CXR, BS, Mask (else the lungs are found) and the split lists; writes <runs>/lcm/.
 The same command goes on where it was stopped.
 """
-from models import config, estimator, pipelines
+from models import config, pipelines
+from models.runtime import entry
+from models.training import noise_estimator as estimator
 
 READS = ("runs", "device", "precision", "compile", "data.root", "data.name", "data.lists", "data.image_size", "vqgan.weights", "unet",
          "lcm.qkv_by_head", "lcm.guidance", "lcm.alpha", "lcm.clip_global", "lcm.clip_local", "lcm.clip_rate", "lcm.fusion", "lcm.blend",
@@ -28,4 +30,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    config.run(main)
+    entry.run(main)

@@ -17,7 +17,11 @@ A list of values makes an ablation: each is run into a folder of its own, and th
 from dataclasses import asdict
 from pathlib import Path
 
-from models import compiling, config, evaluation, pipelines, training, variants
+from models import config, pipelines
+from models.evaluation import ablation as variants
+from models.evaluation import run as evaluation
+from models.runtime import compiling, entry
+from models.runtime.device import pick_device, pick_precision
 
 READS = ("runs", "device", "precision", "compile", "features", "data.root", "data.name", "data.lists", "data.image_size",
          "vqgan.weights", "ldm.weights", "ldm.sampler", "ldm.steps", "ldm.clip", "ldm.clip_rate", "ldm.clip_lag", "eval.input",
@@ -33,8 +37,8 @@ def suppress(settings: config.Settings, output: Path) -> list[evaluation.Case]:
     """Write the results of all X-rays into a folder; the X-rays."""
     weights, chosen = (settings.vqgan.weights, settings.ldm.weights), settings.eval
     cases = evaluation.find_cases(chosen.input, settings.data.root, None)
-    device = training.pick_device(settings.device)
-    precision, compiled = training.pick_precision(settings.precision, device), compiling.pick(settings.compile, device)
+    device = pick_device(settings.device)
+    precision, compiled = pick_precision(settings.precision, device), compiling.pick(settings.compile, device)
     options = {name: getattr(settings.ldm, name) for name in ("steps", "sampler", "clip", "clip_rate", "clip_lag")}
     run = pipelines.BSLDM.load(*weights, device, precision=precision, compiled=compiled, **pipelines.result_options(chosen), **options)
     run.check_size(settings.data.image_size)
@@ -45,4 +49,4 @@ def suppress(settings: config.Settings, output: Path) -> list[evaluation.Case]:
 
 
 if __name__ == "__main__":
-    config.run(main)
+    entry.run(main)

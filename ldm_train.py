@@ -6,7 +6,9 @@
 
 Reads vqgan.weights, <data.root>/CXR, BS and the split lists; writes <runs>/ldm/. The same command goes on where it was stopped.
 """
-from models import config, estimator, pipelines
+from models import config, pipelines
+from models.runtime import entry
+from models.training import noise_estimator as estimator
 
 READS = ("runs", "device", "precision", "compile", "data.root", "data.name", "data.lists", "data.image_size", "vqgan.weights", "unet",
          "ldm.qkv_by_head", "ldm.clip", "ldm.clip_rate", "ldm.offset_noise", "ldm.epochs", "ldm.batch_size", "ldm.learning_rate",
@@ -26,4 +28,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    config.run(main)
+    entry.run(main)

@@ -18,7 +18,11 @@ A tiny run, seconds on a CPU (an untouched X-ray as the prediction):
 """
 import sys
 
-from models import config, data, report, training
+from models import config
+from models.data import lists
+from models.evaluation import report
+from models.runtime import entry
+from models.runtime.device import pick_device
 
 
 def main() -> int:
@@ -26,11 +30,11 @@ def main() -> int:
     settings = config.parse(__doc__, reads=("runs", "device", "features", "data.root", "metrics"))
     chosen = settings.metrics
     folders = report.name_methods(chosen.prediction)
-    names = data.read_list(chosen.images) if chosen.images else None
+    names = lists.read_list(chosen.images) if chosen.images else None
 
     # scores
     scored = report.score_folders(folders, chosen.cxr, chosen.target, masks=chosen.masks or report.masks_beside(chosen.cxr), names=names,
-                                  size=chosen.size, device=training.pick_device(settings.device), features=settings.features)
+                                  size=chosen.size, device=pick_device(settings.device), features=settings.features)
 
     # tables and pictures
     print(report.write(scored, chosen.output, folders, chosen.seed))
@@ -41,4 +45,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    config.run(main)
+    entry.run(main)

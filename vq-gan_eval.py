@@ -14,7 +14,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from models import UserError, compiling, config, evaluation, images, processes, scores, training
+from models import config, images, scores
+from models.evaluation import run as evaluation
+from models.runtime import compiling, entry, processes
+from models.runtime.device import autocast, pick_device, pick_precision
+from models.runtime.files import UserError
 from models.vqgan import MLVQGAN
 
 READS = ("runs", "device", "precision", "data.root", "data.name", "data.lists", "data.image_size", "vqgan.weights", "eval.input",
@@ -30,8 +34,8 @@ def main() -> int:
                  for case in (case, replace(case, name=f"{case.name}_soft", path=case.truth)) if case.path]
 
         # network
-        device = training.pick_device(settings.device)
-        precision = training.pick_precision(settings.precision, device)
+        device = pick_device(settings.device)
+        precision = pick_precision(settings.precision, device)
         vqgan = compiling.settle(MLVQGAN.load(settings.vqgan.weights), device, precision, compiled=False).to(device)
         if settings.data.image_size % vqgan.factor:
             raise UserError(f"data.image_size={settings.data.image_size} is not a multiple of {vqgan.factor}")
@@ -40,7 +44,7 @@ def main() -> int:
         psnr: dict[str, float] = {}
 
         def reconstruct(x, names, masks, progress):
-            with training.autocast(device, precision):
+            with autocast(device, precision):
                 z_q = torch.cat([vqgan.latent(image) for image in x.to(device).split(1)])  # (B, C, h, w)
                 result = torch.cat([vqgan.decode(z) for z in z_q.split(1)]).float().clamp(-1, 1).cpu()
             for name, z, original, reconstruction in zip(names, z_q.cpu().numpy(), x, result):
@@ -58,4 +62,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    config.run(main)
+    entry.run(main)

@@ -11,7 +11,11 @@ from pathlib import Path
 
 import torch
 
-from models import augment, compiling, config, data, layers, losses, lungs, processes, training
+from models import config, layers, losses, lungs
+from models.data import augment, datasets, lists
+from models.runtime import compiling, entry, processes
+from models.runtime.device import pick_device, pick_precision
+from models.training import loop as training
 from models.vqgan import MLVQGAN, PatchDiscriminator
 
 READS = ("runs", "device", "precision", "compile", "features", "data.root", "data.name", "data.lists", "data.image_size", "vqgan", "train",
@@ -27,27 +31,27 @@ def main() -> int:
     folder = Path(settings.runs) / "vqgan"
 
     # data
-    train, validation = data.training_pairs(settings.data.root, settings.data.lists, settings.data.name)
+    train, validation = lists.training_pairs(settings.data.root, settings.data.lists, settings.data.name)
     how = augment.Augmentation.chosen(settings.augment)
     if how != augment.NONE:
-        training.say("note: images are augmented anew in each epoch")
+        processes.say("note: images are augmented anew in each epoch")
     kind = settings.data.image_size, chosen.masked, lungs.lung_mask, settings.train.workers
-    sources = [data.ImageSource(train, *kind, how, chosen.crop, settings.train.seed), data.ImageSource(validation, *kind) if validation else None]
+    sources = [datasets.ImageSource(train, *kind, how, chosen.crop, settings.train.seed), datasets.ImageSource(validation, *kind) if validation else None]
 
     # networks
     with processes.joined():
-        device = training.pick_device(settings.device)
+        device = pick_device(settings.device)
         hybrid = losses.HybridLoss(**asdict(chosen.loss), features=settings.features).to(device)
         torch.manual_seed(settings.train.seed)
         vqgan = training.started(MLVQGAN(**asdict(network)), chosen.start).to(device)
         critic = PatchDiscriminator(**asdict(chosen.discriminator)).to(device)
         layers.checkpoint_activations(vqgan, settings.train.checkpointing)
-        precision = training.pick_precision(settings.precision, device)
+        precision = pick_precision(settings.precision, device)
 
         side, parts = chosen.crop or settings.data.image_size, [vqgan.encoder, vqgan.decoder]
         example = torch.zeros(training.part_size(chosen.batch_size, settings.train.accumulate), 1, side, side, device=device)
         compiled = compiling.pick(settings.compile, device) and compiling.compile_for_training(
-            parts, torch.nn.Sequential(*parts), (example,), precision, training.say)
+            parts, torch.nn.Sequential(*parts), (example,), precision, processes.say)
         rates = {"vqgan": chosen.learning_rate, "discriminator": chosen.discriminator_learning_rate}
         fused = device.type == "cuda"
         optimizers = {"vqgan": torch.optim.Adam([p for p in vqgan.parameters() if p.requires_grad], rates["vqgan"], fused=fused)}
@@ -65,8 +69,8 @@ def main() -> int:
             return minimised, {"loss": loss, **terms}
 
         def picture(networks):
-            shown = [data.load(pair, kind, settings.data.image_size, lungs.lung_mask)
-                     for pair in list((validation or train).values())[:PICTURES] for kind in data.WHOLE]
+            shown = [datasets.load(pair, kind, settings.data.image_size, lungs.lung_mask)
+                     for pair in list((validation or train).values())[:PICTURES] for kind in datasets.WHOLE]
             originals = torch.stack(shown).to(device)
             return training.grid(originals, networks["vqgan"](originals)[0])
 
@@ -75,12 +79,12 @@ def main() -> int:
                                   **asdict(chosen.loss), compiled=compiled, unit_latent=chosen.unit_latent,
                                   **{f"augment.{name}": value for name, value in asdict(how).items()})
         identity = {"vqgan.network": asdict(network), "vqgan.discriminator": asdict(chosen.discriminator),
-                    "data.image_size": settings.data.image_size, "training images": data.describe(train),
-                    "validation images": data.describe(validation), "vqgan.masked": chosen.masked, "train.seed": settings.train.seed}
+                    "data.image_size": settings.data.image_size, "training images": lists.describe(train),
+                    "validation images": lists.describe(validation), "vqgan.masked": chosen.masked, "train.seed": settings.train.seed}
         finish = MLVQGAN.unit_latent if chosen.unit_latent else None
         return training.Trainer(plan, {"vqgan": vqgan, "discriminator": critic}, optimizers, objective, *sources, identity,
                                 picture, finish).run()
 
 
 if __name__ == "__main__":
-    config.run(main)
+    entry.run(main)

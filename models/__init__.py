@@ -1,75 +1,8 @@
-"""What the scripts share. Each file may import only from lower floors (README, "The tree")."""
-import errno
+"""What the scripts share (README, "The tree")."""
 import os
-import re
 import sys
-import time
-from contextlib import contextmanager, suppress
-from pathlib import Path
+
+from .runtime.files import UserError as UserError
 
 if not sys.stderr.isatty():  # progress bars in a log file: a line now and then
     os.environ.setdefault("TQDM_MININTERVAL", "20")
-
-
-# A place that cannot be written is a mistake of the person who named it; a disk that is full or fails is not.
-WRONG_PLACE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG}
-DAY = 24 * 3600  # seconds
-
-
-class UserError(Exception):
-    """A mistake of the person at the keyboard: one line that names the thing and the remedy, exit status 2."""
-    status = 2
-
-
-class MachineError(UserError):
-    """The machine gave up, nobody made a mistake: one line, exit status 1."""
-    status = 1
-
-
-def alone() -> bool:
-    """Whether torchrun started no other processes beside this one."""
-    return int(os.environ.get("WORLD_SIZE", 1)) == 1
-
-
-@contextmanager
-def replacing(path: str | Path):
-    """A temporary file beside `path` that takes its place when the block ends without an error: the way every file is written."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.touch()
-        mode = temporary.stat().st_mode  # as the user's umask wants it; some libraries write files that only their owner may read
-        yield temporary
-        temporary.chmod(mode)
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        kind = UserError if error.errno in WRONG_PLACE else MachineError
-        raise kind(f"cannot write {path}: {error.strerror or error}") from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink()
-
-
-def sweep(folder: str | Path) -> None:
-    """Remove the temporary files that killed processes left in a folder."""
-    for path in Path(folder).glob(".*.part"):
-        writer = re.fullmatch(r".+\.(\d+)\.part", path.name)
-        with suppress(OSError):
-            if writer and (not _runs(int(writer[1])) or time.time() - path.stat().st_mtime > DAY):
-                path.unlink()
-
-
-def _runs(process: int) -> bool:
-    """Whether this is the number of another process on this machine."""
-    if process == os.getpid():
-        return False
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:  # somebody else's
-        return True
-    return True

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from . import UserError
+from .runtime.files import UserError
 
 NAMES = {"alex": "alexnet", "vgg": "vgg16"}  # lpips's name of a network -> torchvision's
 DOWNLOADS = {"alex": "alexnet-owt-7be5be79.pth", "vgg": "vgg16-397923af.pth"}  # torchvision's files; the end is their SHA-256's start

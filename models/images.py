@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from . import UserError, replacing
+from .runtime.files import UserError, replacing
 
 SUFFIXES = {".png", ".tif", ".tiff", ".jpg", ".jpeg", ".npy", ".dcm", ".dicom", ".img"}
 MAX_PIXELS = 2 ** 26            # four times the largest detectors; a header that claims more is damaged or hostile

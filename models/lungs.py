@@ -4,7 +4,7 @@
 2. Network: models/lungnet.py on the image and on its mirror image, at a small size; the mean counts.
 3. A second look at the box around the lungs alone, so that borders and margins do not cost resolution; the mean of both looks decides.
 4. Shape: the two largest parts, without holes.
-The weights in weights/lungs.safetensors come from tests/train_lungs.py.
+The weights in weights/lungs.safetensors come from tools/train_lungs.py.
 """
 from functools import cache
 from pathlib import Path
@@ -16,8 +16,8 @@ import torch
 from safetensors.torch import load_file
 from scipy import ndimage
 
-from . import UserError
 from .lungnet import LungNet
+from .runtime.files import UserError
 
 WEIGHTS = Path(__file__).resolve().parents[1] / 'weights' / 'lungs.safetensors'
 MIN_SIZE = 64           # px, smaller images do not show a chest wall

@@ -5,7 +5,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from . import UserError, checkpoint, compiling, fusion, images, lungs, sampling, training
+from . import fusion, images, lungs, sampling
+from .runtime import checkpoint, compiling, processes
+from .runtime.device import autocast
+from .runtime.files import UserError
 from .unet import ConditionalUNet
 from .vqgan import MLVQGAN
 
@@ -29,7 +32,7 @@ class Pipeline:
         self.vqgan, self.unet, self.seed, self.precision, self.options = vqgan, unet, seed, precision, options
         self.residual, self.strength = residual, strength
         self.device = next(vqgan.parameters()).device
-        self.parts = [compiling.Compiled(network, training.say) if compiled else network for network in (unet, vqgan.encode, vqgan.decode)]
+        self.parts = [compiling.Compiled(network, processes.say) if compiled else network for network in (unet, vqgan.encode, vqgan.decode)]
         self.estimator, self.encoder, self.decoder = self.parts
 
     @classmethod
@@ -75,7 +78,7 @@ class Pipeline:
         self.check_size(*cxr.shape[-2:])
         if len(names) != len(cxr):
             raise ValueError(f"{len(cxr)} images, but {len(names)} names")
-        with training.autocast(self.device, self.precision):
+        with autocast(self.device, self.precision):
             soft = self.suppress(cxr.to(self.device), names, masks, progress).cpu()
         return torch.lerp(cxr.cpu(), soft, self.strength) if self.strength < 1 else soft
 

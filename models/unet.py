@@ -10,8 +10,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from . import schedulers
-from .checkpoint import Network
 from .layers import GroupNorm32, frugally
+from .runtime.checkpoint import Network
 
 MAX_PERIOD = 10000  # of the time embedding
 TIME_WIDTH = 4      # width of the time embedding over the network's

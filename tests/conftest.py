@@ -10,7 +10,8 @@ import pytest
 import torch
 from golden_draws import fill
 
-from models import UserError, scores
+from models import scores
+from models.runtime.files import UserError
 from models.unet import ConditionalUNet
 from models.vqgan import MLVQGAN
 

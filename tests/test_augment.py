@@ -3,8 +3,9 @@ import numpy as np
 import pytest
 import scipy.ndimage
 
-from models import augment, phantom
-from models.augment import NONE, Augmentation
+from models.data import augment
+from models.data.augment import NONE, Augmentation
+from models.simulate import phantom
 
 EVERYTHING = Augmentation(flip=True, rotate=8, scale=0.1, contrast=0.2, gamma=0.3)
 

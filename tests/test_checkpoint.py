@@ -10,7 +10,8 @@ import pytest
 import torch
 from golden_draws import SHARED, draw, figures, fill
 
-from models import UserError, checkpoint, replacing
+from models.runtime import checkpoint
+from models.runtime.files import UserError, replacing
 from models.unet import ConditionalUNet
 from models.vqgan import MLVQGAN, PatchDiscriminator
 

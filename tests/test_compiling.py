@@ -6,8 +6,11 @@ import pytest
 import torch
 from golden_draws import fill
 
-from models import compiling, images, phantom, pipelines, scores, training
+from models import images, pipelines, scores
 from models.layers import GroupNorm32
+from models.runtime import compiling
+from models.runtime.device import autocast
+from models.simulate import phantom
 from models.unet import ConditionalUNet
 from models.vqgan import MLVQGAN
 
@@ -73,7 +76,7 @@ def test_bf16_calls_are_within_45_db(networks):
     for call in (lambda: unet(torch.cat([z, z], 1), t), lambda: vqgan.encode(x), lambda: vqgan.decode(z)):
         with torch.no_grad():
             plain = call()
-            with training.autocast(torch.device("cpu"), "bf16"):
+            with autocast(torch.device("cpu"), "bf16"):
                 low = call()
         error = (low.double() - plain).square().mean() / (plain.max() - plain.min()) ** 2  # as PSNR has it
         assert low.dtype == torch.bfloat16 and 1e-8 < error < 10 ** -4.5  # and it is not float32 in disguise
@@ -82,7 +85,7 @@ def test_bf16_calls_are_within_45_db(networks):
 def test_weights_cast_once_are_those_that_autocast_casts(networks):
     unet, z = networks[1], torch.randn(1, 8, 16, 16)
     settled = compiling.settle(copy.deepcopy(unet), torch.device("cuda"), "bf16", compiled=False)  # leaves the layout of the U-Net
-    with torch.no_grad(), training.autocast(torch.device("cpu"), "bf16"):
+    with torch.no_grad(), autocast(torch.device("cpu"), "bf16"):
         assert torch.equal(settled(z, torch.tensor([5])), unet(z, torch.tensor([5])))
 
 
@@ -90,7 +93,7 @@ def test_quantisation_and_group_normalisation_stay_in_float32(networks):
     vqgan = networks[0]
     torch.manual_seed(0)
     z_e, x = torch.randn(1, 4, 16, 16), 100 + torch.randn(2, 32, 8, 8)
-    with training.autocast(torch.device("cpu"), "bf16"):
+    with autocast(torch.device("cpu"), "bf16"):
         assert torch.equal(vqgan.quantize(z_e)[2], vqgan.quantize(z_e.clone())[2]) and vqgan.quantize(z_e.bfloat16())[0].dtype == torch.float32
         codes = vqgan.quantize(z_e)[2]
         normalised = GroupNorm32(32).requires_grad_(False)(x)  # a mean of 100 leaves bf16 statistics nothing of a deviation of 1

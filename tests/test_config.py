@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from models import UserError, config
+from models import config
+from models.runtime.files import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = sorted(ROOT.glob("*.py"))
@@ -113,7 +114,7 @@ def test_a_key_that_the_script_does_not_read_is_noted(capsys):
 def test_every_setting_has_a_meaning_and_a_reader():
     tree = config.load(ROOT / "config.yaml")
     meanings = config._meanings((ROOT / "config.yaml").read_text())
-    code = "\n".join(path.read_text() for path in [*SCRIPTS, *(ROOT / "models").glob("*.py")] if path.name != "config.py")
+    code = "\n".join(path.read_text() for path in [*SCRIPTS, *(ROOT / "models").rglob("*.py")] if path.name != "config.py")
     for key in config.flatten(tree):
         assert meanings[key], f"{key} has no comment in config.yaml"
         leaf = key.rsplit(".", 1)[-1]

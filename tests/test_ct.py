@@ -12,7 +12,9 @@ import pydicom
 import pytest
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
-from models import UserError, ct, images, separate, volumes, xray
+from models import images
+from models.runtime.files import UserError
+from models.simulate import ct, separate, volumes, xray
 
 SPACING = (3.0, 4.0, 3.0)  # mm along front-back, head-foot, right-left
 SIZE = 96

@@ -3,8 +3,11 @@ import numpy as np
 import pytest
 import torch
 
-from models import UserError, data, images, phantom
-from models.augment import Augmentation
+from models import images
+from models.data import datasets, lists
+from models.data.augment import Augmentation
+from models.runtime.files import UserError
+from models.simulate import phantom
 
 
 @pytest.fixture
@@ -25,9 +28,9 @@ def upper_half(cxr):
 
 
 def test_image_source_gives_whole_and_masked_images(root):
-    pairs = data.find_pairs(root)
-    source = data.ImageSource(pairs, 32, True, upper_half, workers=0)
-    assert len(source.names) == 12 and len(data.ImageSource(pairs, 32, False, upper_half, workers=0).names) == 6
+    pairs = lists.find_pairs(root)
+    source = datasets.ImageSource(pairs, 32, True, upper_half, workers=0)
+    assert len(source.names) == 12 and len(datasets.ImageSource(pairs, 32, False, upper_half, workers=0).names) == 6
     batches = list(source.batches([[0, 2], [11]]))
     assert [tuple(batch["image"].shape) for batch in batches] == [(2, 1, 32, 32), (1, 1, 32, 32)]
     soft = images.read(root / "BS" / "2.png").pixels
@@ -38,10 +41,10 @@ def test_image_source_gives_whole_and_masked_images(root):
 
 
 def test_workers_load_the_same_as_the_process_itself(root):
-    pairs = data.find_pairs(root)
-    alone, helped = (data.ImageSource(pairs, 32, False, upper_half, workers=workers) for workers in (0, 2))
-    lists = [[3, 1], [0, 5], [2]]
-    for a, b in zip(alone.batches(lists), helped.batches(lists)):
+    pairs = lists.find_pairs(root)
+    alone, helped = (datasets.ImageSource(pairs, 32, False, upper_half, workers=workers) for workers in (0, 2))
+    index_lists = [[3, 1], [0, 5], [2]]
+    for a, b in zip(alone.batches(index_lists), helped.batches(index_lists)):
         assert torch.equal(a["image"], b["image"])
 
 
@@ -53,115 +56,115 @@ def encoder(calls):
 
 
 def test_latents_are_encoded_once_and_anew_when_an_image_changes(root, tmp_path):
-    pairs, calls = data.find_pairs(root), []
+    pairs, calls = lists.find_pairs(root), []
     arguments = (encoder(calls), "key", pairs, 32, True, upper_half, tmp_path / "latents", 5)
-    first = data.cached_latents(*arguments)
-    assert sum(calls) == 12 and set(first["0"]) == set(data.WHOLE + data.MASKED)
-    second = data.cached_latents(*arguments)
+    first = datasets.cached_latents(*arguments)
+    assert sum(calls) == 12 and set(first["0"]) == set(datasets.WHOLE + datasets.MASKED)
+    second = datasets.cached_latents(*arguments)
     assert sum(calls) == 12 and all(torch.equal(first[n][k], second[n][k]) for n in first for k in first[n])
     images.write(root / "CXR" / "1.png", np.clip(images.read(root / "CXR" / "1.png").pixels * 0.8, 0, 1))
-    third = data.cached_latents(*arguments)
+    third = datasets.cached_latents(*arguments)
     assert sum(calls) == 14 and not torch.equal(third["1"]["cxr"], first["1"]["cxr"]) and torch.equal(third["1"]["soft"], first["1"]["soft"])
-    data.cached_latents(encoder(calls), "other weights", *arguments[2:])
+    datasets.cached_latents(encoder(calls), "other weights", *arguments[2:])
     assert sum(calls) == 14 + 12
 
 
 def test_processes_share_the_encoding(root, tmp_path):
-    pairs, calls = data.find_pairs(root), []
+    pairs, calls = lists.find_pairs(root), []
     arguments = (encoder(calls), "key", pairs, 32, False, upper_half, tmp_path / "latents", 4)
-    assert data.cached_latents(*arguments, mine=slice(0, None, 2)) == {} and sum(calls) == 3
-    data.cached_latents(*arguments)
+    assert datasets.cached_latents(*arguments, mine=slice(0, None, 2)) == {} and sum(calls) == 3
+    datasets.cached_latents(*arguments)
     assert sum(calls) == 6
 
 
 def test_a_damaged_latent_is_named(root, tmp_path):
-    arguments = (encoder([]), "key", data.find_pairs(root), 32, False, upper_half, tmp_path / "latents", 4)
-    data.cached_latents(*arguments)
+    arguments = (encoder([]), "key", lists.find_pairs(root), 32, False, upper_half, tmp_path / "latents", 4)
+    datasets.cached_latents(*arguments)
     broken = sorted((tmp_path / "latents").rglob("*.npy"))[0]
     broken.write_bytes(b"")
     with pytest.raises(UserError, match=f"{broken.name}.*remove it"):
-        data.cached_latents(*arguments)
+        datasets.cached_latents(*arguments)
 
 
 def test_latent_source_pairs_whole_with_whole_and_masked_with_masked():
-    latents = {name: {kind: torch.full((4, 2, 2), float(10 * i + j)) for j, kind in enumerate(data.WHOLE + data.MASKED)}
+    latents = {name: {kind: torch.full((4, 2, 2), float(10 * i + j)) for j, kind in enumerate(datasets.WHOLE + datasets.MASKED)}
                for i, name in enumerate("ab")}
-    source = data.LatentSource(latents)
+    source = datasets.LatentSource(latents)
     assert source.names == ["a (cxr)", "b (cxr)", "a (masked_cxr)", "b (masked_cxr)"]
     batch = next(source.batches([[1, 2]]))
     assert batch["cxr"][:, 0, 0, 0].tolist() == [10, 2] and batch["soft"][:, 0, 0, 0].tolist() == [11, 3]
-    assert len(data.LatentSource({name: {kind: kinds[kind] for kind in data.WHOLE} for name, kinds in latents.items()}).names) == 2
+    assert len(datasets.LatentSource({name: {kind: kinds[kind] for kind in datasets.WHOLE} for name, kinds in latents.items()}).names) == 2
 
 
 def test_augmented_images_change_with_the_epoch_and_with_nothing_else(root):
-    pairs, how = data.find_pairs(root), Augmentation(flip=True, rotate=5, scale=0.1, contrast=0.1, gamma=0.1)
-    alone, helped = (data.ImageSource(pairs, 32, True, upper_half, workers, how, seed=1) for workers in (0, 2))
-    lists = [[0, 1, 2, 3]]
-    epochs = [next(alone.batches(lists, epoch))["image"] for epoch in (0, 1, 0)]
+    pairs, how = lists.find_pairs(root), Augmentation(flip=True, rotate=5, scale=0.1, contrast=0.1, gamma=0.1)
+    alone, helped = (datasets.ImageSource(pairs, 32, True, upper_half, workers, how, seed=1) for workers in (0, 2))
+    index_lists = [[0, 1, 2, 3]]
+    epochs = [next(alone.batches(index_lists, epoch))["image"] for epoch in (0, 1, 0)]
     assert torch.equal(epochs[0], epochs[2]) and not torch.allclose(epochs[0], epochs[1], atol=0.01)
-    assert torch.equal(next(helped.batches(lists, 1))["image"], epochs[1])
-    expected = data.augmented(lambda kind: data.load(pairs["0"], kind, 32, upper_half), "masked_soft", how, "1/1/0")
+    assert torch.equal(next(helped.batches(index_lists, 1))["image"], epochs[1])
+    expected = datasets.augmented(lambda kind: datasets.load(pairs["0"], kind, 32, upper_half), "masked_soft", how, "1/1/0")
     assert torch.equal(epochs[1][3], expected)  # all four images of a patient alike
 
 
 def test_latents_of_augmented_versions_are_kept_apart_and_taken_in_turn(root, tmp_path):
-    pairs, calls = data.find_pairs(root), []
+    pairs, calls = lists.find_pairs(root), []
     how = Augmentation(rotate=5, scale=0.1, contrast=0.1, gamma=0.1, bone=0.9)
     arguments = (encoder(calls), "key", pairs, 32, False, upper_half, tmp_path / "latents", 4)
-    plain = data.cached_latents(*arguments)
-    versions = [data.cached_latents(*arguments, how=how, version=version) for version in ("0/0", "0/1")]
+    plain = datasets.cached_latents(*arguments)
+    versions = [datasets.cached_latents(*arguments, how=how, version=version) for version in ("0/0", "0/1")]
     assert sum(calls) == 18 and len(list((tmp_path / "latents").rglob("*.npy"))) == 18
-    again = data.cached_latents(*arguments, how=how, version="0/1")
+    again = datasets.cached_latents(*arguments, how=how, version="0/1")
     assert sum(calls) == 18 and torch.equal(again["1"]["soft"], versions[1]["1"]["soft"])
-    source = data.LatentSource(*versions)
+    source = datasets.LatentSource(*versions)
     batches = [next(source.batches([[1, 0]], epoch)) for epoch in range(3)]
     for epoch, batch in enumerate(batches):
         assert torch.equal(batch["cxr"][0], versions[epoch % 2]["1"]["cxr"]) and torch.equal(batch["soft"][1], versions[epoch % 2]["0"]["soft"])
     assert not torch.equal(batches[0]["cxr"], batches[1]["cxr"]) and not torch.equal(plain["1"]["cxr"], versions[0]["1"]["cxr"])
-    expected = data.augmented(lambda kind: data.load(pairs["1"], kind, 32, upper_half), "cxr", how, "0/1/1")
+    expected = datasets.augmented(lambda kind: datasets.load(pairs["1"], kind, 32, upper_half), "cxr", how, "0/1/1")
     assert torch.equal(encoder([])(expected[None])[0], versions[1]["1"]["cxr"])
 
 
 def test_training_pairs_follow_the_lists(root, tmp_path):
-    lists = tmp_path / "lists"
-    data.write_list(lists / "x_trainset.txt", ["2.png", "0.png"])
-    train, validation = data.training_pairs(root, lists, "x")
+    folder = tmp_path / "lists"
+    lists.write_list(folder / "x_trainset.txt", ["2.png", "0.png"])
+    train, validation = lists.training_pairs(root, folder, "x")
     assert list(train) == ["2", "0"] and validation == {}
-    data.write_list(lists / "x_valset.txt", ["7.png"])
+    lists.write_list(folder / "x_valset.txt", ["7.png"])
     with pytest.raises(UserError, match="x_valset.txt names images .* 7"):
-        data.training_pairs(root, lists, "x")
+        lists.training_pairs(root, folder, "x")
 
 
 def test_what_is_evaluated(root, tmp_path):
-    assert list(data.inputs(root / "CXR", root)) == ["0", "1", "2"] and list(data.inputs(root / "CXR" / "1.png", root)) == ["1"]
-    data.write_list(tmp_path / "list.txt", ["2.png", "1.png"])
-    assert list(data.inputs(tmp_path / "list.txt", root)) == ["2", "1"]
-    data.write_list(tmp_path / "list.txt", ["2.png", "9.png"])
+    assert list(lists.inputs(root / "CXR", root)) == ["0", "1", "2"] and list(lists.inputs(root / "CXR" / "1.png", root)) == ["1"]
+    lists.write_list(tmp_path / "list.txt", ["2.png", "1.png"])
+    assert list(lists.inputs(tmp_path / "list.txt", root)) == ["2", "1"]
+    lists.write_list(tmp_path / "list.txt", ["2.png", "9.png"])
     with pytest.raises(UserError, match="list.txt names images .* 9"):
-        data.inputs(tmp_path / "list.txt", root)
+        lists.inputs(tmp_path / "list.txt", root)
     with pytest.raises(UserError, match="neither an image"):
-        data.inputs(tmp_path / "none", root)
+        lists.inputs(tmp_path / "none", root)
 
 
 def test_truth_and_mask_are_looked_for_beside_a_cxr_folder_only(root, tmp_path):
-    assert data.beside(root / "CXR" / "1.png", "BS") == root / "BS" / "1.png"
-    assert data.beside(root / "CXR" / "2.png", "Mask") is None
+    assert lists.beside(root / "CXR" / "1.png", "BS") == root / "BS" / "1.png"
+    assert lists.beside(root / "CXR" / "2.png", "Mask") is None
     images.write(tmp_path / "elsewhere" / "1.png", np.eye(64))
-    assert data.beside(tmp_path / "elsewhere" / "1.png", "BS") is None
+    assert lists.beside(tmp_path / "elsewhere" / "1.png", "BS") is None
 
 
 def test_training_images_are_cut_and_their_bone_changed_alike_in_every_process(root):
     """A part of the image, another one in each epoch; without bone a CXR is its soft tissue."""
-    pairs, no_bone = data.find_pairs(root), Augmentation(bone=1.0)
-    alone, helped = (data.ImageSource(pairs, 64, True, upper_half, workers, no_bone, 24, seed=4) for workers in (0, 1))
-    lists = [[0, 4], [8]]
+    pairs, no_bone = lists.find_pairs(root), Augmentation(bone=1.0)
+    alone, helped = (datasets.ImageSource(pairs, 64, True, upper_half, workers, no_bone, 24, seed=4) for workers in (0, 1))
+    index_lists = [[0, 4], [8]]
     for epoch in (0, 1):
-        for a, b in zip(alone.batches(lists, epoch), helped.batches(lists, epoch)):
+        for a, b in zip(alone.batches(index_lists, epoch), helped.batches(index_lists, epoch)):
             assert a["image"].shape[1:] == (1, 24, 24) and torch.equal(a["image"], b["image"])
     assert not torch.equal(alone[0, 0], alone[0, 1])
-    whole, key = data.ImageSource(pairs, 64, True, upper_half, 0, no_bone, 0, seed=4), "4/0/0"
-    cxr, soft, plain = whole[0, 0], whole[1, 0], data.load(pairs["0"], "cxr", 64, upper_half)
+    whole, key = datasets.ImageSource(pairs, 64, True, upper_half, 0, no_bone, 0, seed=4), "4/0/0"
+    cxr, soft, plain = whole[0, 0], whole[1, 0], datasets.load(pairs["0"], "cxr", 64, upper_half)
     share = (cxr - soft).sum() / (plain - soft).sum()
     assert 0 < share < 1 and torch.allclose(cxr, torch.lerp(soft, plain, share), atol=1e-3)
     places = [(top, left) for top in range(41) for left in range(41) if torch.equal(cxr[:, top:top + 24, left:left + 24], alone[0, 0])]
-    assert len(places) == 1 and torch.equal(data.cut(cxr, 24, f"{key}/cxr"), alone[0, 0])
+    assert len(places) == 1 and torch.equal(datasets.cut(cxr, 24, f"{key}/cxr"), alone[0, 0])

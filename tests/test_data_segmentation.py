@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 
 import dataSegmentation
-from models import config, data, images, workers
+from models import images
+from models.data import lists
+from models.runtime import entry, workers
 
 ROOT = Path(__file__).resolve().parents[1]
 SZCH = ROOT.parent / "shared" / "szch"
@@ -33,7 +35,7 @@ def call(folder, *settings, status=0, process=False):
         streams = io.StringIO(), io.StringIO()
         with mock.patch("sys.argv", argv), mock.patch.object(workers, "ALONE", 99), pytest.raises(SystemExit) as end:
             with contextlib.redirect_stdout(streams[0]), contextlib.redirect_stderr(streams[1]):
-                config.run(dataSegmentation.main)
+                entry.run(dataSegmentation.main)
         out, err, returned = streams[0].getvalue(), streams[1].getvalue(), end.value.code
     assert returned == status and "Traceback" not in err, err
     return out, [line for line in err.replace("\r", "\n").splitlines() if line and not line.endswith(("it/s]", "s/it]"))]
@@ -70,7 +72,7 @@ def refused(folder, *settings, lines=1, process=False):
 
 
 def test_simulated_pairs_are_the_phantoms(simulated):
-    from models import phantom
+    from models.simulate import phantom
     assert json.loads((simulated / "set" / "simulated.json").read_text()) == {
         "seed": 0, "size": SIZE, "count": 5, "source": "phantom", "cts": [], "version": {"phantom": phantom.VERSION}}
     pair = phantom.simulate(3, SIZE)
@@ -208,8 +210,8 @@ def test_patients_by_pattern_and_by_table(folder):
     for pattern in ("^p[0-9]", "^(p"):
         assert "pattern" in refused(folder, f"data.patient={pattern}")[0]
     for part, text in {"trainset": "p0_0.png\np2_4.png", "valset": "p1_2.png\np1_3.png", "testset": "p0_1.png"}.items():
-        data.list_path(folder / "lists", "set", part).parent.mkdir(exist_ok=True)
-        data.list_path(folder / "lists", "set", part).write_text(text)
+        lists.list_path(folder / "lists", "set", part).parent.mkdir(exist_ok=True)
+        lists.list_path(folder / "lists", "set", part).write_text(text)
     assert "the same patient in several sets: p0;" in refused(folder, "data.patient=^(p[0-9]+)_")[0]
     call(folder)  # nobody said whose they are
 

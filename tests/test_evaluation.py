@@ -6,7 +6,10 @@ import numpy as np
 import pydicom
 import pytest
 
-from models import UserError, evaluation, images, phantom, pipelines
+from models import images, pipelines
+from models.evaluation import run as evaluation
+from models.runtime.files import UserError
+from models.simulate import phantom
 
 SIZE = 64
 

@@ -9,7 +9,8 @@ import torch
 import torchvision
 from safetensors.torch import save_file
 
-from models import UserError, features
+from models import features
+from models.runtime.files import UserError
 
 
 @pytest.fixture

@@ -16,7 +16,8 @@ from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.pixels import apply_modality_lut, apply_windowing
 from pydicom.uid import ExplicitVRLittleEndian, RLELossless, SecondaryCaptureImageStorage, generate_uid
 
-from models import UserError, images
+from models import images
+from models.runtime.files import UserError
 
 SZCH = Path(__file__).resolve().parents[2] / "shared" / "szch"
 RNG = np.random.default_rng(0)

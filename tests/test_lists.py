@@ -6,7 +6,9 @@ import pytest
 from skimage.data import camera
 from skimage.transform import resize
 
-from models import UserError, data, images
+from models import images
+from models.data import lists
+from models.runtime.files import UserError
 
 SZCH = Path(__file__).resolve().parents[2] / "shared" / "szch"
 NAMES = [f"{index}.png" for index in range(741)]
@@ -20,21 +22,21 @@ PICTURE = resize(camera(), (96, 80), anti_aliasing=True).astype(np.float32)  # a
                                                   (10, (0.8, 0.0, 0.2), [8, 0, 2]), (9, (1.0, 0.0, 0.0), [9, 0, 0]),
                                                   (100, (0.29, 0.57, 0.14), [29, 57, 14])])
 def test_split_sizes(count, shares, sizes):
-    sets = data.split(NAMES[:count], shares, 0)
+    sets = lists.split(NAMES[:count], shares, 0)
     assert [len(names) for names in sets] == sizes
     assert sorted(sum(sets, [])) == sorted(NAMES[:count])  # nothing twice, nothing lost
 
 
 def test_split_depends_on_the_seed_and_not_on_the_order():
-    first = data.split(NAMES, (0.8, 0.1, 0.1), 3)
-    assert first == data.split(reversed(NAMES), (0.8, 0.1, 0.1), 3)
-    assert first != data.split(NAMES, (0.8, 0.1, 0.1), 4)
+    first = lists.split(NAMES, (0.8, 0.1, 0.1), 3)
+    assert first == lists.split(reversed(NAMES), (0.8, 0.1, 0.1), 3)
+    assert first != lists.split(NAMES, (0.8, 0.1, 0.1), 4)
     assert first[0] != sorted(first[0], key=images.natural)
 
 
 def test_a_patients_images_stay_together():
     patients = {name: f"patient {index // 3}" for index, name in enumerate(NAMES)}  # 247 patients
-    sets = data.split(NAMES, (0.8, 0.1, 0.1), 0, patients)
+    sets = lists.split(NAMES, (0.8, 0.1, 0.1), 0, patients)
     homes = [{patients[name] for name in names} for names in sets]
     assert [len(home) for home in homes] == [197, 24, 26] and sum(map(len, sets)) == 741
     assert not homes[0] & homes[1] and not homes[0] & homes[2] and not homes[1] & homes[2]
@@ -43,22 +45,22 @@ def test_a_patients_images_stay_together():
 @pytest.mark.parametrize("shares", [(0.8, 0.1), (0.8, 0.3, 0.1), (1.1, -0.2, 0.1)])
 def test_wrong_shares_are_refused(shares):
     with pytest.raises(UserError, match="data.split"):
-        data.split(NAMES, shares, 0)
+        lists.split(NAMES, shares, 0)
 
 
 # --- Lists
 
 def refused(path, word, folder=None):
     with pytest.raises(UserError) as error:
-        data.read_list(path, folder)
+        lists.read_list(path, folder)
     assert str(path) in str(error.value) and word in str(error.value) and "\n" not in str(error.value)
 
 
 def test_lists_in_the_published_format_come_back(tmp_path):
-    path = data.list_path(tmp_path / "new", "SZCH", "trainset")
-    data.write_list(path, ["10.png", "2.png"])
+    path = lists.list_path(tmp_path / "new", "SZCH", "trainset")
+    lists.write_list(path, ["10.png", "2.png"])
     assert path.read_bytes() == b"10.png\n2.png\n" and path.name == "SZCH_trainset.txt"
-    assert data.read_list(path) == ["10", "2"]
+    assert lists.read_list(path) == ["10", "2"]
     assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
@@ -66,7 +68,7 @@ def test_lists_in_the_published_format_come_back(tmp_path):
                                      b"\n0\n1\n1.2.840.7\n\n"])
 def test_bom_crlf_blank_lines_and_endings_are_no_faults(tmp_path, content):
     (tmp_path / "list.txt").write_bytes(content)
-    assert data.read_list(tmp_path / "list.txt") == ["0", "1", "1.2.840.7"]
+    assert lists.read_list(tmp_path / "list.txt") == ["0", "1", "1.2.840.7"]
 
 
 @pytest.mark.parametrize("line", ["../0.png", "/etc/passwd", "..", "a/../../0.png", "..\\0.png", "C:\\0.png", "sub/0.png"])
@@ -91,13 +93,13 @@ def test_names_must_lie_in_the_folder(tmp_path):
     for place in (folder / "0.png", tmp_path / "private.png"):
         images.write(place, PICTURE)
     path.write_text("0.png\n")
-    assert data.read_list(path, folder) == ["0"]
+    assert lists.read_list(path, folder) == ["0"]
     path.write_text("0.png\n7.png\n")
     refused(path, "7", folder)
     (folder / "9.png").symlink_to(tmp_path / "private.png")
     (folder / "8.png").symlink_to(folder / "0.png")
     path.write_text("8.png\n")
-    assert data.read_list(path, folder) == ["8"]
+    assert lists.read_list(path, folder) == ["8"]
     path.write_text("9.png\n")
     refused(path, "lead out", folder)
 
@@ -113,22 +115,22 @@ def make_pairs(root, names=("0", "1", "2")):
 
 def test_pairs_with_and_without_masks(tmp_path):
     make_pairs(tmp_path, ("10", "2"))
-    pairs = data.find_pairs(tmp_path)
+    pairs = lists.find_pairs(tmp_path)
     assert list(pairs) == ["2", "10"]
     assert pairs["2"] == (tmp_path / "CXR" / "2.png", tmp_path / "BS" / "2.png", None)
     images.write(tmp_path / "Mask" / "10.png", PICTURE > 0.5)
-    assert [pair[2] for pair in data.find_pairs(tmp_path).values()] == [None, tmp_path / "Mask" / "10.png"]
+    assert [pair[2] for pair in lists.find_pairs(tmp_path).values()] == [None, tmp_path / "Mask" / "10.png"]
 
 
 def test_missing_partners_and_folders_are_named(tmp_path):
     with pytest.raises(UserError, match="CXR"):
-        data.find_pairs(tmp_path)
+        lists.find_pairs(tmp_path)
     make_pairs(tmp_path)
     (tmp_path / "BS" / "1.png").unlink()
     (tmp_path / "CXR" / "2.png").unlink()
     with pytest.raises(UserError, match="CXR/1.png.*BS/2.png"):
-        data.find_pairs(tmp_path)
-    assert list(data.match(tmp_path)[0]) == ["0"] and len(data.match(tmp_path)[1]) == 2
+        lists.find_pairs(tmp_path)
+    assert list(lists.match(tmp_path)[0]) == ["0"] and len(lists.match(tmp_path)[1]) == 2
 
 
 def test_many_missing_partners_are_counted(tmp_path):
@@ -136,7 +138,7 @@ def test_many_missing_partners_are_counted(tmp_path):
     for index in range(8):
         (tmp_path / "BS" / f"{index}.png").unlink()
     with pytest.raises(UserError, match="0.png.*4.png.*and 3 more"):
-        data.find_pairs(tmp_path)
+        lists.find_pairs(tmp_path)
 
 
 def faults_of(tmp_path, cxr, soft, mask=None):
@@ -144,7 +146,7 @@ def faults_of(tmp_path, cxr, soft, mask=None):
     for path, pixels in zip(paths, (cxr, soft, mask)):
         if pixels is not None:
             images.write(path, pixels)
-    return data.check_pair(*paths[:2], paths[2] if mask is not None else None)
+    return lists.check_pair(*paths[:2], paths[2] if mask is not None else None)
 
 
 def test_a_good_pair_has_no_faults(tmp_path):
@@ -169,12 +171,12 @@ def test_each_fault_of_a_pair_is_told(tmp_path, name, change, word):
 def test_all_faults_of_a_pair_are_told_at_once(tmp_path):
     (tmp_path / "soft.png").write_text("no image")
     images.write(tmp_path / "cxr.png", PICTURE * 0)
-    assert len(data.check_pair(tmp_path / "cxr.png", tmp_path / "soft.png")) == 2
+    assert len(lists.check_pair(tmp_path / "cxr.png", tmp_path / "soft.png")) == 2
 
 
 @pytest.mark.skipif(not SZCH.is_dir(), reason=f"no real pairs in {SZCH}")
 def test_real_pairs_are_aligned_and_shuffled_ones_are_not():
-    pairs = list(data.find_pairs(SZCH).values())
-    assert [data.check_pair(*pair) for pair in pairs] == [[]] * 3
+    pairs = list(lists.find_pairs(SZCH).values())
+    assert [lists.check_pair(*pair) for pair in pairs] == [[]] * 3
     for pair, other in zip(pairs, pairs[1:] + pairs[:1]):
-        assert "not aligned" in data.check_pair(pair[0], other[1])[0]
+        assert "not aligned" in lists.check_pair(pair[0], other[1])[0]

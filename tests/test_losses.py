@@ -8,7 +8,8 @@ import pytest
 import torch
 from scipy.signal import convolve2d
 
-from models import UserError, losses
+from models import losses
+from models.runtime.files import UserError
 
 GOLDEN = Path(__file__).parent / "golden"
 EXPECTED = json.loads((GOLDEN / "losses.json").read_text())

@@ -14,9 +14,10 @@ import train_lungs
 from safetensors.torch import load_file
 
 import models.lungs
-from models import UserError, phantom
 from models.lungnet import LungNet
 from models.lungs import lung_faults, lung_mask
+from models.runtime.files import UserError
+from models.simulate import phantom
 
 REAL = Path(__file__).resolve().parents[2] / 'shared' / 'szch' / 'CXR'
 OUTLINES = Path(__file__).parent / 'golden' / 'lung_outlines.json'     # (x, y) of both lungs, pixels of the whole film

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 import metrics
-from models import UserError, features, images, report, scores
+from models import features, images, scores
+from models.evaluation import report
+from models.runtime.files import UserError
 
 SIDE = 64
 

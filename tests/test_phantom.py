@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.signal import find_peaks
 
-from models import phantom
+from models.simulate import phantom
 
 SIZE = 128
 SEEDS = range(12)

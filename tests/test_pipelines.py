@@ -6,7 +6,9 @@ import scipy.ndimage
 import torch
 from golden_draws import SHARED
 
-from models import UserError, fusion, images, phantom, pipelines, sampling
+from models import fusion, images, pipelines, sampling
+from models.runtime.files import UserError
+from models.simulate import phantom
 from models.unet import ConditionalUNet
 
 SIZE = 64

@@ -20,7 +20,9 @@ from safetensors.torch import load_file
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-from models import config, images, losses, processes, training  # noqa: E402
+from models import images, losses  # noqa: E402
+from models.runtime import entry, processes  # noqa: E402
+from models.training import loop as training  # noqa: E402
 from models.vqgan import MLVQGAN, BatchNorm, PatchDiscriminator  # noqa: E402
 
 TINY = ["--profile", "demo", "device=cpu", "train.workers=0", "train.sample_every=2", "data.image_size=64", "data.split=[0.4,0.3,0.3]",
@@ -86,7 +88,7 @@ def train_networks(folder: Path) -> None:
 def run_scripts(commands: Path) -> None:
     """The scripts of a file, one after the other; each joins and leaves a group of its own."""
     os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "False"
-    config.alone = lambda: True  # as far as leaving goes: after a script comes the next one
+    entry.alone = lambda: True  # as far as leaving goes: after a script comes the next one
     for script, *arguments in json.loads(commands.read_text()):
         os.environ["MASTER_PORT"] = str(int(os.environ.get("MASTER_PORT", 0)) + 1)
         sys.argv = [script, *arguments]
@@ -261,4 +263,4 @@ if __name__ == "__main__":
     elif what == "scripts":
         run_scripts(Path(path))
     else:
-        config.run(lambda: leave(Path(path)))
+        entry.run(lambda: leave(Path(path)))

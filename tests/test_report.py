@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from models import UserError, images, pictures, report, scores, statistics
+from models import images, scores
+from models.evaluation import pictures, report, statistics
+from models.runtime.files import UserError
 
 SIDE = 64
 COUNT = 7

@@ -7,7 +7,8 @@ import pytest
 import safetensors
 from golden_draws import SHARED
 
-from models import images, phantom, scores
+from models import images, scores
+from models.simulate import phantom
 
 WEIGHTS = Path(__file__).resolve().parents[1] / "weights"
 UNSEEN = 900_000  # a seed that the recipe does not use

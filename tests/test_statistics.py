@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from models import statistics
+from models.evaluation import statistics
 
 
 def test_holm_worked_by_hand():

@@ -1,4 +1,4 @@
-"""The rules of the house: floors, who imports whom, and that the README's tree is the one on the disk."""
+"""The rules of the house: rooms, who imports whom, and that the README's tree is the one on the disk."""
 import ast
 import re
 import subprocess
@@ -7,36 +7,73 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-FLOORS = {"config": 0, "images": 0, "layers": 0, "schedulers": 0, "fusion": 0, "augment": 0, "features": 0, "checkpoint": 0, "processes": 0,
-          "statistics": 0, "tables": 0, "pictures": 0, "lungnet": 0, "volumes": 0, "xray": 0, "workers": 0, "compiling": 0,
-          "vqgan": 1, "unet": 1, "losses": 1, "scores": 1, "data": 1, "lungs": 1, "phantom": 1, "separate": 1, "sampling": 1, "training": 1,
-          "pipelines": 2, "estimator": 2, "evaluation": 2, "report": 2, "ct": 2, "variants": 3, "simulation": 3}
 SCRIPTS = sorted(path.stem for path in ROOT.glob("*.py"))
-MODULES = sorted(path for path in (ROOT / "models").glob("*.py") if path.stem != "__init__")
+MODULES = sorted(path for path in (ROOT / "models").rglob("*.py") if path.stem != "__init__")
+ROOMS = ("runtime", "data", "training", "evaluation", "simulate")
+FIRST = ("config", "images")  # of the hall: settings and image files, which the method builds on
+# what each part of the house may import, beside itself
+ALLOWED = {
+    "runtime": set(),
+    "first": {"runtime"},
+    "method": {"runtime", "first"},
+    "data": {"runtime", "first", "method"},
+    "training": {"runtime", "first", "method", "data"},
+    "evaluation": {"runtime", "first", "method", "data"},
+    "simulate": {"runtime", "first", "data"},
+}
+
+
+def house_part(module: str) -> str:
+    """'runtime.files' -> 'runtime', 'images' -> 'first', 'vqgan' -> 'method'."""
+    top = module.split(".")[0]
+    if top in ROOMS:
+        return top
+    return "first" if top in FIRST else "method"
+
+
+def name_of(path: Path) -> str:
+    """models/runtime/files.py -> 'runtime.files'."""
+    return ".".join(path.relative_to(ROOT / "models").with_suffix("").parts)
 
 
 def imported(path: Path) -> set[str]:
-    """Names of the project that a file imports: modules of models/, or scripts."""
+    """Modules of models/ that a file imports, such as 'runtime.files', and scripts."""
+    known = {name_of(module) for module in MODULES}
+    package = list(path.relative_to(ROOT).parts[:-1])
     names = set()
     for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and (node.level or (node.module or "").split(".")[0] == "models"):
-            inner = (node.module or "").removeprefix("models").strip(".")
-            names |= {inner.split(".")[0]} if inner else {alias.name for alias in node.names}
-        elif isinstance(node, (ast.Import, ast.ImportFrom)):
-            modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module]
-            names |= {module.removeprefix("models.").split(".")[0] for module in modules if module.split(".")[0] in ("models", *SCRIPTS)}
-    return names
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = package[:len(package) - node.level + 1] if node.level else []
+            module = ".".join([*base, *([node.module] if node.module else [])])
+            names |= {module, *(f"{module}.{alias.name}" for alias in node.names)}
+    modules = {name.removeprefix("models.") for name in names}
+    return modules & (known | set(SCRIPTS))
 
 
-def test_every_module_has_a_floor():
-    assert {path.stem for path in MODULES} == FLOORS.keys()
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_a_module_imports_only_what_its_room_may(path):
+    own = house_part(name_of(path))
+    for name in imported(path):
+        assert name not in SCRIPTS, f"{path} imports the script {name}"
+        other = house_part(name)
+        assert other == own or other in ALLOWED[own], f"models/{name_of(path)} ({own}) imports {name} ({other})"
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)
-def test_a_module_imports_only_from_lower_floors(path):
-    for name in imported(path) & FLOORS.keys():
-        assert FLOORS[name] < FLOORS[path.stem], f"models/{path.name} imports models/{name}.py"
-    assert "config" not in imported(path) and not imported(path) & set(SCRIPTS)
+def test_no_module_imports_itself_in_a_circle():
+    imports = {name_of(path): imported(path) for path in MODULES}
+    done: set[str] = set()
+
+    def visit(name: str, above: tuple[str, ...]) -> None:
+        assert name not in above, f"a circle: {' -> '.join([*above, name])}"
+        if name not in done:
+            for other in sorted(imports[name]):
+                visit(other, (*above, name))
+            done.add(name)
+
+    for name in imports:
+        visit(name, ())
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -45,17 +82,24 @@ def test_no_script_imports_a_script(script):
 
 
 def test_readme_tree_is_the_one_on_the_disk():
-    listed = set(re.findall(r"^ {0,4}(?:models/ *\n)?([\w./-]+(?:\.\w+)?)  ", (ROOT / "README.md").read_text().split("## The tree")[1]
-                            .split("```")[1], re.M))
+    """Every file at the root, in models/ and every room is in the tree, and nothing else."""
+    tree = (ROOT / "README.md").read_text().split("## The tree")[1].split("```")[1]
+    listed = set()
+    folders: list[str] = []
+    for line in tree.splitlines():
+        match = re.match(r"( *)([\w./-]+)(?:  .*)?$", line)
+        if match:
+            depth = len(match[1]) // 2
+            folders = [*folders[:depth], match[2].rstrip("/")]
+            listed.add("/".join(folders))
     tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True).stdout.split()
     if not tracked:
         pytest.skip("not a git checkout")
-    on_disk = {name for name in tracked if "/" not in name and not name.startswith(".")}
-    on_disk |= {f"models/{path.name}" for path in MODULES}
-    missing = {name for name in on_disk if name not in listed and name.removeprefix("models/") not in listed}
-    assert not missing, f"README's tree lacks {sorted(missing)}"
-    gone = {name for name in listed if not (ROOT / name).exists() and not (ROOT / "models" / name).exists()}
-    assert not gone, f"README's tree names {sorted(gone)}"
+    tops = {name.split("/")[0] for name in tracked if not name.startswith(".")}
+    in_models = {name for name in tracked if name.startswith("models/") and not name.endswith("__init__.py")}
+    rooms = {f"models/{room}" for room in ROOMS}
+    assert listed - tops - in_models - rooms == set(), "the README's tree names what is not there"
+    assert (tops | in_models | rooms) - listed == set(), "the README's tree lacks these"
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -67,7 +111,7 @@ def test_scripts_say_what_they_do_and_list_their_keys(run_here, script):
 
 
 def test_nothing_in_the_project_loads_pickles_freely():
-    for path in [*ROOT.glob("*.py"), *(ROOT / "models").glob("*.py")]:
+    for path in [*ROOT.glob("*.py"), *(ROOT / "models").rglob("*.py"), *(ROOT / "tools").rglob("*.py")]:
         text = path.read_text()
         assert "weights_only" + "=False" not in text and not re.search(r"pickle\.loads?\(", text), path
         assert len(re.findall(r"torch\.load\(", text)) == len(re.findall(r"torch\.load\([^\n]*weights_only=True", text)), path

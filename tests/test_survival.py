@@ -13,7 +13,10 @@ import kill_campaign
 import pytest
 import torch
 
-from models import MachineError, UserError, checkpoint, config, data, replacing, sweep
+from models import config
+from models.data import datasets
+from models.runtime import checkpoint, entry
+from models.runtime.files import MachineError, UserError, replacing, sweep
 from models.vqgan import MLVQGAN
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -133,7 +136,7 @@ def test_a_signal_before_the_first_step_ends_in_one_line(ready, number):
 def test_processes_that_load_images_outlive_signals(ready):
     """A scheduler signals them too, at moments when the training waits for them."""
     pairs = {path.stem: (path, path, None) for path in sorted((ready / "data" / "CXR").iterdir())}
-    batches = data.ImageSource(pairs, 64, False, None, workers=1).batches([[i] for i in range(20)])
+    batches = datasets.ImageSource(pairs, 64, False, None, workers=1).batches([[i] for i in range(20)])
     first = next(batches)
     for loader in multiprocessing.active_children():
         os.kill(loader.pid, signal.SIGINT)
@@ -169,7 +172,7 @@ def test_out_of_memory_names_the_settings_that_help(capsys, error):
 
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(SystemExit) as end:
-        config.run(main)
+        entry.run(main)
     assert signal.getsignal(signal.SIGTERM) == before
     line = capsys.readouterr().err.strip()
     assert end.value.code == 1 and len(line.splitlines()) == 1
@@ -184,5 +187,5 @@ def test_an_error_that_is_not_of_memory_keeps_its_traceback():
 
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(RuntimeError, match="shapes"):
-        config.run(main)
+        entry.run(main)
     assert signal.getsignal(signal.SIGTERM) == before

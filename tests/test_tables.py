@@ -4,7 +4,7 @@ import subprocess
 
 import pytest
 
-from models.tables import Table, escape, latex, markdown, text
+from models.evaluation.tables import Table, escape, latex, markdown, text
 
 TABLE = Table("Scores of a_b", ["method", "MSE (10⁻³) ↓", "two-sided BSR (%) ↑"],
               [["a|b_1 & 50%", "1.2 ± 0.1", "80 ± 1"], ["[c]", "1.1 ± 0.2", "—"]],

@@ -11,8 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-from models import UserError, losses, schedulers, training
-from models.checkpoint import Network
+from models import losses, schedulers
+from models.runtime.checkpoint import Network
+from models.runtime.device import pick_device, pick_precision
+from models.runtime.files import UserError
+from models.training import loop as training
 from models.unet import ConditionalUNet
 from models.vqgan import MLVQGAN
 
@@ -313,10 +316,10 @@ def test_the_denoising_objective_is_the_mean_squared_error_of_the_offset_noise()
 
 
 def test_devices_that_are_not_there_are_named():
-    assert training.pick_device("cpu").type == "cpu"
+    assert pick_device("cpu").type == "cpu"
     with pytest.raises(UserError, match="device=nonsense"):
-        training.pick_device("nonsense")
-    assert training.pick_precision("auto", torch.device("cpu")) == "float32" and training.pick_precision("bf16", torch.device("cpu")) == "bf16"
+        pick_device("nonsense")
+    assert pick_precision("auto", torch.device("cpu")) == "float32" and pick_precision("bf16", torch.device("cpu")) == "bf16"
 
 
 def test_a_training_can_start_from_weights(tmp_path):

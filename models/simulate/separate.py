@@ -12,7 +12,7 @@ import numpy as np
 from scipy import ndimage
 from scipy.special import expit
 
-from . import replacing
+from ..runtime.files import replacing
 from .xray import Volume
 
 TISSUE, COMPACT = 40.0, 1620.0  # Hounsfield units of muscle and of cortical bone (1.92 * 0.265 / 0.194 at 70 keV, `xray`'s tables)

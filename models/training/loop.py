@@ -7,9 +7,7 @@ it would have done.
 import copy
 import csv
 import math
-import os
 import signal
-import sys
 import time
 import zlib
 from collections.abc import Callable, Iterator
@@ -23,7 +21,11 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from . import UserError, checkpoint, images, processes, replacing
+from .. import images
+from ..runtime import checkpoint, processes
+from ..runtime.device import autocast
+from ..runtime.files import UserError, replacing
+from ..runtime.processes import say
 
 MOST_BAD_BATCHES = 10  # that are not finite, one after the other, before a training stops
 
@@ -98,32 +100,6 @@ class Noise:
 Objective = Callable[[dict, dict, Noise], tuple[dict, dict]]
 
 
-def pick_device(name: str) -> torch.device:
-    """'auto' -> this process's GPU where there is one, else the CPU; 'cuda' -> this process's GPU."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda":
-        name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"device={name} cannot be used here: {str(error).splitlines()[0]}") from None
-    return device
-
-
-def pick_precision(name: str, device: torch.device) -> str:
-    """'auto' -> bf16 on a GPU that has it, else float32."""
-    if name != "auto":
-        return name
-    return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
-
-
-def autocast(device: torch.device, precision: str):
-    """The context in which networks run."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
-
-
 def data_order(count: int, seed: int, epoch: int) -> list[int]:
     """The order of an epoch's images."""
     return np.random.default_rng((seed, epoch)).permutation(count).tolist()
@@ -136,7 +112,7 @@ def learning_rate(start: float, epoch: int, milestones: tuple, gamma: float) -> 
 
 def part_size(batch_size: int, accumulate: int) -> int:
     """Images that a process has of a part of a batch, at most."""
-    return -(-batch_size // accumulate // processes.count())  # rounded up
+    return -(-batch_size // accumulate // processes.world_size())  # rounded up
 
 
 def started(network: nn.Module, path: str | None) -> nn.Module:
@@ -185,7 +161,7 @@ class Trainer:
                     bar.update(len(names))
                     if values and (progress.step % 10 == 0 or bar.n >= bar.total):
                         bar.set_postfix_str(f"epoch {progress.epoch + 1} loss {float(values['loss']):.4f}", refresh=False)
-                    signalled, due = processes.largest(stop[0] if stop else 0, time.monotonic() - self.saved_at >= self.plan.save_every)
+                    signalled, due = processes.all_reduce_max(stop[0] if stop else 0, time.monotonic() - self.saved_at >= self.plan.save_every)
                     if signalled or due and self.bad_in_a_row == 0:
                         self.save()
                     if signalled:
@@ -261,8 +237,8 @@ class Trainer:
             for name, value in logged.items():
                 totals[name] = totals.get(name, 0) + value.detach().double() * weight
         gradients = [p.grad for parameters in self.parameters.values() for p in parameters if p.grad is not None]
-        processes.add_up(gradients)
-        processes.add_up(list(totals.values()))
+        processes.all_reduce_tensors(gradients)
+        processes.all_reduce_tensors(list(totals.values()))
         norms = torch.stack(torch._foreach_norm(gradients)).double().norm()
         numbers = torch.stack([norms, *totals.values()]).tolist()  # the one synchronisation of a step
         return dict(zip(totals, numbers[1:])), numbers[0]
@@ -316,7 +292,7 @@ class Trainer:
         for network in networks.values():
             network.eval()
         count, size = len(self.validation.names), self.plan.batch_size
-        lists = [list(range(start, min(start + size, count))) for start in range(0, count, size)][processes.rank()::processes.count()]
+        lists = [list(range(start, min(start + size, count))) for start in range(0, count, size)][processes.rank()::processes.world_size()]
         totals: dict[str, float] = {}
         for indices, batch in zip(lists, self.validation.batches(lists)):
             batch = {name: tensor.to(self.device) for name, tensor in batch.items()}
@@ -325,7 +301,7 @@ class Trainer:
                 _, logged = self.objective(networks, batch, noise)
             for name, value in logged.items():
                 totals[name] = totals.get(name, 0.0) + float(value) * len(indices) / count
-        gathered = processes.gathered(totals)  # from each process, some of which may have had nothing
+        gathered = processes.all_gather_objects(totals)  # from each process, some of which may have had nothing
         return {f"validation_{name}": sum(part.get(name, 0.0) for part in gathered) for name in gathered[0]}
 
     def export(self, name: str) -> None:
@@ -350,7 +326,7 @@ class Trainer:
         found = checkpoint.newest_state(self.plan.folder, warn=say)
         if found is None:
             kept = [*self.networks.values()] + ([self.average] if self.average is not None else [])
-            processes.copy_from_first(tensor for network in kept for tensor in network.state_dict().values())
+            processes.broadcast(tensor for network in kept for tensor in network.state_dict().values())
             return 0
         state, path = found
         for key in sorted(self.identity.keys() | state["identity"].keys()):
@@ -396,12 +372,6 @@ def frozen(network: nn.Module) -> list[nn.Parameter]:
     return [parameter for parameter in network.parameters() if not parameter.requires_grad]
 
 
-def say(text: str) -> None:
-    """A line on the screen, from the first process only, without tearing a progress bar."""
-    if processes.rank() == 0:
-        tqdm.write(text, file=sys.stderr)
-
-
 @contextmanager
 def stop_signals():
     """A list that is empty until SIGINT or SIGTERM arrives and then holds its number; a second Ctrl-C stops at once.
@@ -412,7 +382,7 @@ def stop_signals():
 
     def note(number, frame):
         received.append(number)
-        if processes.count() == 1:
+        if processes.world_size() == 1:
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
     before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}

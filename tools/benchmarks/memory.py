@@ -1,6 +1,6 @@
 """The memory that the networks take at full size, computed from the tensors alive at each moment; no number is calculated.
 
-    python tests/benchmarks/memory.py
+    python tools/benchmarks/memory.py
 
 Runs inference at 1024 x 1024 and training steps of batch 4 on tensors without content ("fake" ones), so that any machine can tell what a
 GPU needs. What a GPU library takes for itself (context, workspaces, fragmentation: a gigabyte or two) is not in it.
@@ -17,7 +17,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from models import compiling, layers, losses  # noqa: E402
+from models import layers, losses  # noqa: E402
+from models.runtime import compiling  # noqa: E402
 from models.unet import ConditionalUNet  # noqa: E402
 from models.vqgan import MLVQGAN, PatchDiscriminator  # noqa: E402
 

@@ -4,9 +4,11 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from . import processes, report, training
-from .evaluation import Case
+from ..runtime import processes
+from ..runtime.device import pick_device
+from . import report
 from .pictures import Point
+from .run import Case
 
 
 def run(variants: dict, evaluate: Callable[[object, Path], list[Case]]) -> int:
@@ -22,7 +24,7 @@ def run(variants: dict, evaluate: Callable[[object, Path], list[Case]]) -> int:
     with processes.joined():
         for name, settings in variants.items():
             if name:
-                training.say(f"{name}: {folders[name]}")
+                processes.say(f"{name}: {folders[name]}")
             cases = evaluate(settings, folders[name])
     if len(variants) == 1 or processes.rank() > 0:
         return 0
@@ -32,7 +34,7 @@ def run(variants: dict, evaluate: Callable[[object, Path], list[Case]]) -> int:
         return 0
     scored = report.score_folders(folders, known[0].path.parent, known[0].truth.parent, names=[case.name for case in known],
                                   masks=report.masks_beside(known[0].path.parent), size=first.metrics.size,
-                                  device=training.pick_device(first.device), features=first.features)
+                                  device=pick_device(first.device), features=first.features)
     print(report.write(scored, output, folders, first.metrics.seed))
     draw_trade_offs(report.summarise(scored, first.metrics.seed), report.costs(folders), output)
     print(f"written to {output}")

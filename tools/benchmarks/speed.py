@@ -1,8 +1,8 @@
 """Ours against the published way (published.py), in turn, in one run: a table of ratios.
 
-    python tests/benchmarks/speed.py                                    full size on a GPU; smaller networks and images on a CPU
-    python tests/benchmarks/speed.py --full --only "U-Net call"         full size anywhere, this row only (--only may be repeated)
-    python tests/benchmarks/speed.py --size 512 --rounds 5
+    python tools/benchmarks/speed.py                                    full size on a GPU; smaller networks and images on a CPU
+    python tools/benchmarks/speed.py --full --only "U-Net call"         full size anywhere, this row only (--only may be repeated)
+    python tools/benchmarks/speed.py --size 512 --rounds 5
 
 Both run the same networks with random weights on the same noise; ours as the scripts run them on this device. The ratio is that of the
 medians after a first round that warms up. Walks that are run in part are extrapolated by their steps, as the row says. Agreement is the
@@ -30,7 +30,11 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 import published  # noqa: E402
 
-from models import UserError, compiling, config, losses, pipelines, schedulers, training  # noqa: E402
+from models import config, losses, pipelines, schedulers  # noqa: E402
+from models.runtime import compiling, processes  # noqa: E402
+from models.runtime.device import autocast, pick_precision  # noqa: E402
+from models.runtime.files import UserError  # noqa: E402
+from models.training import loop as training  # noqa: E402
 from models.unet import ConditionalUNet  # noqa: E402
 from models.vqgan import MLVQGAN, PatchDiscriminator  # noqa: E402
 
@@ -52,7 +56,7 @@ class Bench:
     def __init__(self, size: int, full: bool, precision: str):
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.settings, self.size, self.full = config.parse("", ("unet", "vqgan"), [] if full else REDUCED), size, full
-        self.precision, self.compiled = training.pick_precision(precision, self.device), compiling.pick("auto", self.device)
+        self.precision, self.compiled = pick_precision(precision, self.device), compiling.pick("auto", self.device)
         torch.manual_seed(0)
         self.vqgan = MLVQGAN(**asdict(self.settings.vqgan.network)).to(self.device).eval().requires_grad_(False)
         self.unet = self.new_unet().eval().requires_grad_(False)
@@ -97,7 +101,7 @@ def network_call(bench: Bench, part: str) -> Ways:
             return both[0]()
 
     def ours() -> torch.Tensor:
-        with torch.inference_mode(), training.autocast(bench.device, bench.precision):
+        with torch.inference_mode(), autocast(bench.device, bench.precision):
             return both[1]()
 
     return plainly, ours
@@ -122,7 +126,7 @@ def estimator_step(bench: Bench, name: str) -> Ways:
         unet = bench.new_unet()
         if ours and bench.compiled:
             example = bench.latent.repeat(BATCH, 2, 1, 1), torch.full((BATCH,), 500, device=bench.device)
-            compiling.compile_for_training([unet], unet, example, bench.precision, training.say)
+            compiling.compile_for_training([unet], unet, example, bench.precision, processes.say)
         optimizer = torch.optim.AdamW(unet.parameters(), 1e-5, fused=ours and bench.device.type == "cuda")
         return published.trainer({"unet": unet}, {"unet": optimizer}, objective, batch=BATCH, average=average,
                                  precision=bench.precision if ours else "float32")
@@ -150,7 +154,7 @@ def vqgan_step(bench: Bench) -> Ways:
         networks = {name: network.to(bench.device) for name, network in networks.items()}
         if ours and bench.compiled:
             parts = [networks["vqgan"].encoder, networks["vqgan"].decoder]
-            compiling.compile_for_training(parts, nn.Sequential(*parts), (pictures["image"],), bench.precision, training.say)
+            compiling.compile_for_training(parts, nn.Sequential(*parts), (pictures["image"],), bench.precision, processes.say)
         optimizers = {name: torch.optim.Adam([p for p in network.parameters() if p.requires_grad], fused=ours and bench.device.type == "cuda")
                       for name, network in networks.items()}
         return published.trainer(networks, optimizers, objective, batch=BATCH, average=0.0, precision=bench.precision if ours else "float32")

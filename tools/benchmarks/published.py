@@ -9,7 +9,8 @@ from pathlib import Path
 
 import torch
 
-from models import fusion, images, pipelines, sampling, schedulers, training
+from models import fusion, images, pipelines, sampling, schedulers
+from models.training import loop as training
 
 
 @torch.inference_mode()

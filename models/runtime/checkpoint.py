@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
-from . import UserError, replacing
+from .files import UserError, replacing
 
 # Modules whose classes a released checkpoint may name. They are never imported: inert stand-ins take their place.
 RELEASED = re.compile(r"(modules|generative\.networks|monai\.networks|torch\.nn\.modules|__main__)\.[\w.]+")

@@ -1,9 +1,10 @@
 """The processes that torchrun started, working as one. Alone, everything here is the identity.
 
-Image i of a batch belongs to process i % count(); each is told its places in the batch, so that what they compute together does not
+Image i of a batch belongs to process i % world_size(); each is told its places in the batch, so that what they compute together does not
 depend on their number.
 """
 import os
+import sys
 from collections.abc import Iterable
 from contextlib import contextmanager
 from datetime import timedelta
@@ -11,20 +12,28 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from tqdm import tqdm
 
-from . import MachineError, alone, sweep
+from .entry import alone
+from .files import MachineError, sweep
 
 PATIENCE = timedelta(days=1)  # with a slower process; torchrun itself ends all when one fails
 BUCKET = 1 << 24              # numbers that are sent together
-_counted = True               # whether `total` takes this process's numbers
+_counted = True               # whether `all_reduce_sum` takes this process's numbers
 
 
 def rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
 
 
-def count() -> int:
+def world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def say(text: str) -> None:
+    """A line on the screen, from the first process only, without tearing a progress bar."""
+    if rank() == 0:
+        tqdm.write(text, file=sys.stderr)
 
 
 @contextmanager
@@ -38,7 +47,7 @@ def joined():
     dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
     try:
         yield
-        largest(0)  # nobody leaves while another still saves: torchrun kills the others 30 seconds after the first one's exit status
+        all_reduce_max(0)  # nobody leaves while another still saves: torchrun kills the others 30 seconds after the first one's exit status
     except RuntimeError as error:
         if not any(backend in str(error).lower() for backend in ("gloo", "nccl")):
             raise
@@ -51,13 +60,13 @@ def share(size: int) -> tuple[list[int], bool]:
 
     Where there are fewer images than processes, the others repeat one, so that all take part in every exchange; it counts nothing.
     """
-    mine = list(range(rank(), size, count()))
+    mine = list(range(rank(), size, world_size()))
     return mine or [rank() % size], bool(mine)
 
 
 @contextmanager
 def counted(counts: bool):
-    """Within, `total` takes this process's numbers, or leaves them out."""
+    """Within, `all_reduce_sum` takes this process's numbers, or leaves them out."""
     global _counted
     _counted, before = counts, _counted
     try:
@@ -80,16 +89,16 @@ class _Total(torch.autograd.Function):
         return _Total.forward(ctx, gradient)
 
 
-def total(tensor: torch.Tensor) -> torch.Tensor:
+def all_reduce_sum(tensor: torch.Tensor) -> torch.Tensor:
     """Sum over the processes whose images count, the same to the bit on all of them; differentiable."""
-    if count() == 1:
+    if world_size() == 1:
         return tensor
     return _Total.apply(tensor if _counted else tensor * 0)
 
 
-def add_up(tensors: list[torch.Tensor]) -> None:
+def all_reduce_tensors(tensors: list[torch.Tensor]) -> None:
     """Replace tensors of one type by their sums over all processes, many in one exchange."""
-    if count() == 1:
+    if world_size() == 1:
         return
     buckets: list[list[torch.Tensor]] = [[]]
     for tensor in tensors:
@@ -103,38 +112,38 @@ def add_up(tensors: list[torch.Tensor]) -> None:
             tensor.copy_(part.view_as(tensor))
 
 
-def whole(part: torch.Tensor) -> torch.Tensor:
+def all_gather_batch(part: torch.Tensor) -> torch.Tensor:
     """A batch (B, ...) put together again from all processes' shares of it."""
-    if count() == 1:
+    if world_size() == 1:
         return part
-    size = int(total(torch.tensor(len(part), device=part.device)))
-    filled = part.new_zeros(-(-size // count()), *part.shape[1:])
+    size = int(all_reduce_sum(torch.tensor(len(part), device=part.device)))
+    filled = part.new_zeros(-(-size // world_size()), *part.shape[1:])
     filled[:len(part)] = part
-    parts = [torch.empty_like(filled) for _ in range(count())]
+    parts = [torch.empty_like(filled) for _ in range(world_size())]
     dist.all_gather(parts, filled)
     return torch.stack(parts, 1).flatten(0, 1)[:size]
 
 
-def copy_from_first(tensors: Iterable[torch.Tensor]) -> None:
+def broadcast(tensors: Iterable[torch.Tensor]) -> None:
     """Give all processes the first one's tensors."""
-    if count() > 1:
+    if world_size() > 1:
         for tensor in tensors:
             dist.broadcast(tensor, 0)
 
 
-def largest(*numbers: float) -> list[float]:
+def all_reduce_max(*numbers: float) -> list[float]:
     """Each number's largest value over all processes. It waits for all of them."""
-    if count() == 1:
+    if world_size() == 1:
         return list(numbers)
     votes = torch.tensor(numbers, dtype=torch.float64)
     dist.all_reduce(votes, dist.ReduceOp.MAX)
     return votes.tolist()
 
 
-def gathered(value) -> list:
+def all_gather_objects(value) -> list:
     """Every process's value, by rank."""
-    values = [value] * count()
-    if count() > 1:
+    values = [value] * world_size()
+    if world_size() > 1:
         dist.all_gather_object(values, value)
     return values
 
@@ -144,4 +153,4 @@ def tidy(*folders: Path) -> None:
     if rank() == 0:
         for folder in folders:
             sweep(folder)
-    largest(0)
+    all_reduce_max(0)

@@ -10,7 +10,7 @@ import cv2
 import torch
 from tqdm import tqdm
 
-from . import UserError
+from .files import UserError
 
 ALONE = 8           # up to so many items are done in this process: others take seconds to start
 

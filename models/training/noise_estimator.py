@@ -5,9 +5,13 @@ from pathlib import Path
 
 import torch
 
-from . import augment, checkpoint, compiling, data, layers, losses, lungs, processes, schedulers, training
-from .unet import ConditionalUNet
-from .vqgan import MLVQGAN
+from .. import layers, losses, lungs, schedulers
+from ..data import augment, datasets, lists
+from ..runtime import checkpoint, compiling, processes
+from ..runtime.device import pick_device, pick_precision
+from ..unet import ConditionalUNet
+from ..vqgan import MLVQGAN
+from . import loop as training
 
 PICTURES = 4  # validation images in a sample picture
 
@@ -20,10 +24,10 @@ def train(settings, chosen, method: str, schedule: str, masked: bool, pipeline: 
     sample pictures, called with (cxr (B, 1, H, W), names).
     """
     folder, size = Path(settings.runs) / method, settings.data.image_size
-    pairs, validation = data.training_pairs(settings.data.root, settings.data.lists, settings.data.name)
+    pairs, validation = lists.training_pairs(settings.data.root, settings.data.lists, settings.data.name)
     with processes.joined():
-        device = training.pick_device(settings.device)
-        precision = training.pick_precision(settings.precision, device)
+        device = pick_device(settings.device)
+        precision = pick_precision(settings.precision, device)
         vqgan = compiling.settle(MLVQGAN.load(settings.vqgan.weights), device, "float32", compiled=False).to(device)
         key = checkpoint.digest(settings.vqgan.weights)
 
@@ -33,9 +37,9 @@ def train(settings, chosen, method: str, schedule: str, masked: bool, pipeline: 
         how, versions = augment.Augmentation.chosen(settings.augment), [{}]
         if how != augment.NONE:
             versions = [{"how": how, "version": f"{settings.train.seed}/{number}"} for number in range(settings.augment.versions)]
-            training.say(f"note: augmented; latents of {len(versions)} versions of each image are kept; the epochs take them in turn")
-        sources = [data.LatentSource(*(latents(pairs, **version) for version in versions)),
-                   data.LatentSource(latents(validation)) if validation else None]
+            processes.say(f"note: augmented; latents of {len(versions)} versions of each image are kept; the epochs take them in turn")
+        sources = [datasets.LatentSource(*(latents(pairs, **version) for version in versions)),
+                   datasets.LatentSource(latents(validation)) if validation else None]
         torch.manual_seed(settings.train.seed)
         channels = 2 * vqgan.quantizer.quantizer.embedding.embedding_dim  # the noisy latent beside the CXR's
         unet = ConditionalUNet(channels, channels, **asdict(settings.unet), qkv_by_head=chosen.qkv_by_head, schedule=schedule)
@@ -44,19 +48,19 @@ def train(settings, chosen, method: str, schedule: str, masked: bool, pipeline: 
 
         shape = training.part_size(chosen.batch_size, settings.train.accumulate), channels, *[size // vqgan.factor] * 2
         example = torch.zeros(shape, device=device), torch.zeros(shape[0], dtype=torch.long, device=device)
-        compiled = compiling.pick(settings.compile, device) and compiling.compile_for_training([unet], unet, example, precision, training.say)
+        compiled = compiling.pick(settings.compile, device) and compiling.compile_for_training([unet], unet, example, precision, processes.say)
         rates = {"unet": chosen.learning_rate}
         optimizers = {"unet": torch.optim.AdamW(unet.parameters(), chosen.learning_rate, eps=chosen.epsilon,
                                                 fused=device.type == "cuda")}
 
         def picture(networks):
             shown = dict(list((validation or pairs).items())[:PICTURES])
-            cxr, soft = (torch.stack([data.load(pair, kind, size, lungs.lung_mask) for pair in shown.values()]) for kind in data.WHOLE)
+            cxr, soft = (torch.stack([datasets.load(pair, kind, size, lungs.lung_mask) for pair in shown.values()]) for kind in datasets.WHOLE)
             return training.grid(cxr, pipeline(vqgan, networks["unet"])(cxr, list(shown)), soft)
 
         alpha_bar = schedulers.SCHEDULES[schedule]()
-        identity = {"unet": asdict(settings.unet), "data.image_size": size, "training images": data.describe(pairs),
-                    "validation images": data.describe(validation), "vqgan.weights": key, "train.seed": settings.train.seed,
+        identity = {"unet": asdict(settings.unet), "data.image_size": size, "training images": lists.describe(pairs),
+                    "validation images": lists.describe(validation), "vqgan.weights": key, "train.seed": settings.train.seed,
                     "noise schedule": [round(float(a), 6) for a in alpha_bar[::333]], "offset_noise": chosen.offset_noise}
         plan = training.make_plan(folder, chosen, settings.train, rates, precision, epsilon=chosen.epsilon, compiled=compiled,
                                   **{f"augment.{name}": value for name, value in asdict(settings.augment).items()})
@@ -68,7 +72,7 @@ def encode_all(vqgan: MLVQGAN, key: str, pairs: dict, size: int, masked: bool, f
                **augmentation) -> dict:
     """The latents of all pairs, encoded by all processes together where they are not on the disk yet.
 
-    augmentation: how and version of data.cached_latents.
+    augmentation: how and version of datasets.cached_latents.
     """
 
     @torch.no_grad()
@@ -77,7 +81,7 @@ def encode_all(vqgan: MLVQGAN, key: str, pairs: dict, size: int, masked: bool, f
 
     processes.tidy(*folder.glob("*"))
     arguments = (encode, key, pairs, size, masked, lungs.lung_mask, folder, batch_size)
-    if processes.count() > 1:
-        data.cached_latents(*arguments, mine=slice(processes.rank(), None, processes.count()), **augmentation)
-        processes.largest(0)
-    return data.cached_latents(*arguments, **augmentation)
+    if processes.world_size() > 1:
+        datasets.cached_latents(*arguments, mine=slice(processes.rank(), None, processes.world_size()), **augmentation)
+        processes.all_reduce_max(0)
+    return datasets.cached_latents(*arguments, **augmentation)

@@ -20,7 +20,10 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from . import UserError, data, images, pictures, scores, statistics
+from .. import images, scores
+from ..data import lists
+from ..runtime.files import UserError
+from . import pictures, statistics
 from .tables import Table, latex, markdown, text
 
 MOST_THREADS = 16   # that work on images beside each other, each with at most 0.3 GB at 1024 x 1024 and one method
@@ -102,7 +105,7 @@ def score_folders(folders: dict[str, str | Path], cxr, target, *, masks=None, na
         faults += [f"{name} is not scored inside the lungs: {fault}" for fault in trouble]
     if not values:
         raise UserError(f"nothing to score: no prediction has a readable CXR in {cxr} and truth in {target} by its name "
-                        f"({data.some(faults, '; ')})")
+                        f"({lists.some(faults, '; ')})")
     return Scored(values, {name: cases[name] for name in values}, faults, size, resized, masked)
 
 

@@ -1,7 +1,7 @@
 """Train the network of models/lungs.py on simulated patients, spoiled in every way that real X-rays are.
 
-    python -m tests.train_lungs runs/lungs                       # patients, training and weights/lungs.safetensors
-    python -m tests.train_lungs runs/lungs --patients 4 --steps 20 --out runs/lungs/tiny.safetensors
+    python -m tools.train_lungs runs/lungs                       # patients, training and weights/lungs.safetensors
+    python -m tools.train_lungs runs/lungs --patients 4 --steps 20 --out runs/lungs/tiny.safetensors
 
 The same command goes on where it was stopped. Sample number i is a function of i alone. About half an hour on two cores.
 """
@@ -15,8 +15,10 @@ import torch
 from safetensors.torch import save_file
 from scipy.interpolate import PchipInterpolator
 
-from models import lungs, phantom, replacing
+from models import lungs
 from models.lungnet import LungNet
+from models.runtime.files import replacing
+from models.simulate import phantom
 
 FIRST = 10_000          # seed of the first patient, far from those of the tests
 SIZE = 256              # px, the patients are drawn at this size

@@ -1,6 +1,6 @@
 """How much faster models/report.py scores than a loop that does as the published scripts do: LPIPS built anew for each value.
 
-    python tests/benchmarks/metrics_speed.py [side 1024] [images 4] [rounds 3]
+    python tools/benchmarks/metrics_speed.py [side 1024] [images 4] [rounds 3]
 
 Both give the same table of the same images (random; one method beside the untouched CXR), in turn, in one process; the medians'
 ratio is printed. The loop builds `lpips.LPIPS(net="alex")` with its ImageNet features from a file, as the package does after its
@@ -21,7 +21,8 @@ import torch
 from skimage.metrics import structural_similarity
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from models import features, images, report, scores  # noqa: E402
+from models import features, images, scores  # noqa: E402
+from models.evaluation import report  # noqa: E402
 
 
 def main(side: int = 1024, count: int = 4, rounds: int = 3) -> None:

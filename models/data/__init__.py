@@ -1,0 +1,1 @@
+"""Data: split lists and pairs, datasets and cached latents, augmentation."""

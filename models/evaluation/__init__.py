@@ -1,0 +1,1 @@
+"""Evaluation: a method over many X-rays, ablations, scores of folders, their tables and pictures."""

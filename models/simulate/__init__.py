@@ -1,0 +1,1 @@
+"""Simulation: drawn patients, CTs, rays and display -> folders of pairs."""
