@@ -107,30 +107,45 @@ class Unet:
 
 
 @dataclass(frozen=True)
-class Ldm(Course):
-    weights: str
-    qkv_by_head: bool
+class BsldmSampling:
+    """The keywords of sampling.sample_bsldm."""
     sampler: Literal["ddpm", "ddim", "dpmpp"]
     steps: int
     clip: float
     clip_rate: float
     clip_lag: int
-    offset_noise: float
-    epsilon: float
 
 
 @dataclass(frozen=True)
-class Lcm(Course):
-    weights: str
-    qkv_by_head: bool
+class GllcmSampling:
+    """The keywords of sampling.sample_gllcm."""
     steps: int
     guidance: Literal["leg", "leg_shared", "cfg", "vanilla"]
     alpha: float
     clip_global: float
     clip_local: float
     clip_rate: float
+
+
+@dataclass(frozen=True)
+class GllcmFusion:
+    """How GL-LCM fuses its global and its local result."""
     fusion: Literal["poisson", "alpha", "autoencoder", "none"]
     blend: float
+
+
+@dataclass(frozen=True)
+class Ldm(BsldmSampling, Course):
+    weights: str
+    qkv_by_head: bool
+    offset_noise: float
+    epsilon: float
+
+
+@dataclass(frozen=True)
+class Lcm(GllcmSampling, GllcmFusion, Course):
+    weights: str
+    qkv_by_head: bool
     offset_noise: float
     epsilon: float
 
@@ -212,6 +227,19 @@ AT_LEAST = {"augment.bone_wide": 0.001}
 AT_MOST = {"ldm.steps": 1000, "lcm.steps": 50,  # the full walks
            "augment.rotate": 180, "augment.scale": 0.5, "augment.contrast": 0.9, "augment.bone": 1,
            "augment.bone_flat": 1, "augment.bone_wide": 0.5, "eval.strength": 1}
+
+
+Part = typing.TypeVar("Part")
+
+
+def part(section, kind: type[Part]) -> Part:
+    """The part of a section that is an object of its own: part(settings.lcm, GllcmSampling)."""
+    return kind(**{field.name: getattr(section, field.name) for field in dataclasses.fields(kind)})
+
+
+def keys(section: str, kind: type) -> tuple[str, ...]:
+    """The dotted keys of a part of a section, for READS: keys("lcm", GllcmFusion) is ("lcm.fusion", "lcm.blend")."""
+    return tuple(f"{section}.{field.name}" for field in dataclasses.fields(kind))
 
 
 def parse(description: str, reads: tuple[str, ...], argv: list[str] | None = None) -> Settings:
