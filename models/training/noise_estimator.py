@@ -83,5 +83,5 @@ def encode_all(vqgan: MLVQGAN, key: str, pairs: dict, size: int, masked: bool, f
     arguments = (encode, key, pairs, size, masked, lungs.lung_mask, folder, batch_size)
     if processes.world_size() > 1:
         datasets.cached_latents(*arguments, mine=slice(processes.rank(), None, processes.world_size()), **augmentation)
-        processes.all_reduce_max(0)
+        processes.barrier()
     return datasets.cached_latents(*arguments, **augmentation)
