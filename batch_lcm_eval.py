@@ -38,7 +38,7 @@ def suppress(settings: config.Settings, output: Path) -> list[evaluation.Case]:
     weights, chosen = (settings.vqgan.weights, settings.lcm.weights), settings.eval
     cases = evaluation.find_cases(chosen.input, settings.data.root, chosen.masks)
     device = pick_device(settings.device)
-    precision, compiled = pick_precision(settings.precision, device), compiling.pick(settings.compile, device)
+    precision, compiled = pick_precision(settings.precision, device), compiling.should_compile(settings.compile, device)
     options = pipelines.gllcm_options(settings.lcm)
     run = pipelines.GLLCM.load(*weights, device, precision=precision, compiled=compiled, **pipelines.result_options(chosen), **options)
     run.check_size(settings.data.image_size)

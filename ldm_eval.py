@@ -38,7 +38,7 @@ def suppress(settings: config.Settings, output: Path) -> list[evaluation.Case]:
     weights, chosen = (settings.vqgan.weights, settings.ldm.weights), settings.eval
     cases = evaluation.find_cases(chosen.input, settings.data.root, None)
     device = pick_device(settings.device)
-    precision, compiled = pick_precision(settings.precision, device), compiling.pick(settings.compile, device)
+    precision, compiled = pick_precision(settings.precision, device), compiling.should_compile(settings.compile, device)
     options = {name: getattr(settings.ldm, name) for name in ("steps", "sampler", "clip", "clip_rate", "clip_lag")}
     run = pipelines.BSLDM.load(*weights, device, precision=precision, compiled=compiled, **pipelines.result_options(chosen), **options)
     run.check_size(settings.data.image_size)

@@ -36,7 +36,7 @@ def main() -> int:
         # network
         device = pick_device(settings.device)
         precision = pick_precision(settings.precision, device)
-        vqgan = compiling.settle(MLVQGAN.load(settings.vqgan.weights), device, precision, compiled=False).to(device)
+        vqgan = compiling.prepare_for_inference(MLVQGAN.load(settings.vqgan.weights), device, precision, compiled=False).to(device)
         if settings.data.image_size % vqgan.factor:
             raise UserError(f"data.image_size={settings.data.image_size} is not a multiple of {vqgan.factor}")
 

@@ -50,7 +50,7 @@ def main() -> int:
 
         side, parts = chosen.crop or settings.data.image_size, [vqgan.encoder, vqgan.decoder]
         example = torch.zeros(training.part_size(chosen.batch_size, settings.train.accumulate), 1, side, side, device=device)
-        compiled = compiling.pick(settings.compile, device) and compiling.compile_for_training(
+        compiled = compiling.should_compile(settings.compile, device) and compiling.compile_for_training(
             parts, torch.nn.Sequential(*parts), (example,), precision, processes.say)
         rates = {"vqgan": chosen.learning_rate, "discriminator": chosen.discriminator_learning_rate}
         fused = device.type == "cuda"

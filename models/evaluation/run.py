@@ -125,7 +125,7 @@ def unfinished(output: Path, identity: dict, cases: list[Case]) -> dict[str, dic
         with suppress(OSError, ValueError, KeyError, TypeError):  # it was being written, or is somebody else's: those images are made again
             record = json.loads(path.read_text(encoding="utf-8"))
             found |= record["images"] if record["identity"] == json.loads(json.dumps(identity)) else {}
-    processes.all_reduce_max(0)  # all have read before any writes
+    processes.barrier()  # all have read before any writes
     return {case.name: found[case.name] for case in cases
             if case.name in found and found[case.name]["content"] == case.content and (output / f"{case.name}.png").is_file()}
 

@@ -28,7 +28,7 @@ def train(settings, chosen, method: str, schedule: str, masked: bool, pipeline: 
     with processes.joined():
         device = pick_device(settings.device)
         precision = pick_precision(settings.precision, device)
-        vqgan = compiling.settle(MLVQGAN.load(settings.vqgan.weights), device, "float32", compiled=False).to(device)
+        vqgan = compiling.prepare_for_inference(MLVQGAN.load(settings.vqgan.weights), device, "float32", compiled=False).to(device)
         key = checkpoint.digest(settings.vqgan.weights)
 
         def latents(part, **augmentation):
@@ -48,7 +48,7 @@ def train(settings, chosen, method: str, schedule: str, masked: bool, pipeline: 
 
         shape = training.part_size(chosen.batch_size, settings.train.accumulate), channels, *[size // vqgan.factor] * 2
         example = torch.zeros(shape, device=device), torch.zeros(shape[0], dtype=torch.long, device=device)
-        compiled = compiling.pick(settings.compile, device) and compiling.compile_for_training([unet], unet, example, precision, processes.say)
+        compiled = compiling.should_compile(settings.compile, device) and compiling.compile_for_training([unet], unet, example, precision, processes.say)
         rates = {"unet": chosen.learning_rate}
         optimizers = {"unet": torch.optim.AdamW(unet.parameters(), chosen.learning_rate, eps=chosen.epsilon,
                                                 fused=device.type == "cuda")}
@@ -83,5 +83,5 @@ def encode_all(vqgan: MLVQGAN, key: str, pairs: dict, size: int, masked: bool, f
     arguments = (encode, key, pairs, size, masked, lungs.lung_mask, folder, batch_size)
     if processes.world_size() > 1:
         datasets.cached_latents(*arguments, mine=slice(processes.rank(), None, processes.world_size()), **augmentation)
-        processes.all_reduce_max(0)
+        processes.barrier()
     return datasets.cached_latents(*arguments, **augmentation)
