@@ -18,12 +18,13 @@ WINDOW = 11            # side of SSIM's Gaussian window, pixels [Wang et al. 200
 SIGMA = 1.5            # of that Gaussian, pixels
 SSIM_K1 = 0.01         # Wang's constants that keep the quotient finite, for a range of 1
 SSIM_K2 = 0.03
-GPU_MICRO_BATCH = 8    # images that go through LPIPS's network at once on a GPU; on a CPU one is as fast and takes less memory
+GPU_MICRO_BATCH = 8    # images that go through LPIPS's network at once on a GPU; on a CPU one is as fast in less memory
 LENGTH_FLOOR = 1e-10   # keeps LPIPS from dividing by 0, as in the package
 REFERENCE = "untouched CXR"  # the method that does nothing, in every table
 
 
-# --- Columns of the tables ---------------------------------------------------------------------------------------------------
+# --- Columns of the tables
+# ---------------------------------------------------------------------------------------------------
 
 @dataclass(frozen=True)
 class Score:
@@ -59,21 +60,24 @@ IN_LUNGS = (
 )
 
 
-# --- Scores of one image -----------------------------------------------------------------------------------------------------
+# --- Scores of one image
+# -----------------------------------------------------------------------------------------------------
 
 def bsr(cxr: np.ndarray, gt: np.ndarray, pred: np.ndarray, mask: np.ndarray | None = None) -> float:
-    """Bone suppression ratio as published [B, G]: 1 - sum(max(gt - pred', 0)^2) / sum((cxr - gt)^2), pred' = pred + mean(gt - pred).
+    """Bone suppression ratio as published [B, G]: 1 - sum(max(gt - pred', 0)^2) / sum((cxr - gt)^2), pred' = pred +
+    mean(gt - pred).
 
     cxr, gt, pred: float (H, W) in [0, 1]; bones bright. mask: bool (H, W); sums and mean are taken where it is true.
-    The sign counts over-suppression only: the CXR itself scores high. NaN if there is no bone to suppress (cxr == gt), or no pixel
-    in the mask. Raises ValueError as `_checked` says.
+    The sign counts over-suppression only: the CXR itself scores high. NaN if there is no bone to suppress (cxr == gt),
+    or no pixel in the mask. Raises ValueError as `_checked` says.
     """
     checked = _checked(cxr, gt, pred)
     return _ratios(*_inside(mask, *checked))["BSR"]
 
 
 def bsr_residual(cxr: np.ndarray, gt: np.ndarray, pred: np.ndarray, mask: np.ndarray | None = None) -> float:
-    """BSR of the other sign, which counts bone left only: 1 - sum(max(pred' - gt, 0)^2) / sum((cxr - gt)^2); else as `bsr`."""
+    """BSR of the other sign, which counts bone left only: 1 - sum(max(pred' - gt, 0)^2) / sum((cxr - gt)^2); else as
+    `bsr`."""
     checked = _checked(cxr, gt, pred)
     return _ratios(*_inside(mask, *checked))["BSR_residual"]
 
@@ -97,15 +101,17 @@ def psnr(gt: np.ndarray, pred: np.ndarray, mask: np.ndarray | None = None) -> fl
 
 
 def ssim(gt: np.ndarray, pred: np.ndarray) -> float:
-    """Structural similarity, Wang et al. (TIP 2004): Gaussian window of 11, sigma 1.5. float (H, W) in [0, 1], sides of at least 11."""
+    """Structural similarity, Wang et al. (TIP 2004): Gaussian window of 11, sigma 1.5. float (H, W) in [0, 1], sides of
+    at least 11."""
     return _ssim(*_checked(gt, pred))
 
 
-def pixel_scores(cxr: np.ndarray, gt: np.ndarray, predictions: dict[str, np.ndarray], mask: np.ndarray | None = None) -> dict:
+def pixel_scores(cxr: np.ndarray, gt: np.ndarray, predictions: dict[str, np.ndarray],
+                 mask: np.ndarray | None = None) -> dict:
     """{method: {key: value}} of all scores but LPIPS, the untouched CXR first.
 
-    cxr, gt and each prediction: float (H, W) in [0, 1]. mask: bool (H, W), true in the lungs; if there is none, or an empty one,
-    the scores inside the lungs are NaN. Raises ValueError as `_checked` says.
+    cxr, gt and each prediction: float (H, W) in [0, 1]. mask: bool (H, W), true in the lungs; if there is none, or an
+    empty one, the scores inside the lungs are NaN. Raises ValueError as `_checked` says.
     """
     cxr, gt, *checked = _checked(cxr, gt, *predictions.values())
     methods = {REFERENCE: cxr}
@@ -152,10 +158,12 @@ class Lpips:
 
     @torch.inference_mode()
     def against(self, gt: np.ndarray, predictions: np.ndarray, normalize: bool = False) -> np.ndarray:
-        """(B,): of predictions (B, H, W) with one target (H, W), whose features are computed once; otherwise as a call."""
+        """(B,): of predictions (B, H, W) with one target (H, W), whose features are computed once; otherwise as a
+        call."""
         height, width = gt.shape[-2:]
         if min(height, width) < LEAST_SIDE:
-            raise ValueError(f"images of {height} x {width} are too small for LPIPS; both sides must be at least {LEAST_SIDE}")
+            size = f"{height} x {width}"
+            raise ValueError(f"images of {size} are too small for LPIPS; both sides must be at least {LEAST_SIDE}")
         stack = torch.from_numpy(np.concatenate([gt[None], predictions])).float()  # (1 + B, H, W), the target first
         target_levels: list[torch.Tensor] = []
         distances = []
@@ -181,18 +189,20 @@ class Lpips:
         normed = []
         for level in levels:
             length = torch.linalg.vector_norm(level, dim=1, keepdim=True)
-            normed.append(level.div_(length.add_(LENGTH_FLOOR)))  # in place: at 1024 x 1024 the levels take most of the memory
+            normed.append(level.div_(length.add_(LENGTH_FLOOR)))  # in place: the levels take most of the memory
         return normed
 
 
-def score(cxr: np.ndarray, gt: np.ndarray, predictions: dict[str, np.ndarray], lpips: Lpips, mask: np.ndarray | None = None) -> dict:
+def score(cxr: np.ndarray, gt: np.ndarray, predictions: dict[str, np.ndarray], lpips: Lpips,
+          mask: np.ndarray | None = None) -> dict:
     """{method: {key: value}} of all scores of one image; otherwise as `pixel_scores`."""
     values = pixel_scores(cxr, gt, predictions, mask)
     return add_lpips(values, gt, np.stack([cxr, *predictions.values()]), lpips)
 
 
 def add_lpips(values: dict, gt: np.ndarray, stack: np.ndarray, lpips: Lpips) -> dict:
-    """The values of `pixel_scores` with LPIPS on both ranges. gt: (H, W); stack: (methods, H, W), in the order of the values."""
+    """The values of `pixel_scores` with LPIPS on both ranges. gt: (H, W); stack: (methods, H, W), in the order of the
+    values."""
     for key, normalize in (("LPIPS", False), ("LPIPS_normalized", True)):
         distances = lpips.against(gt, stack, normalize)
         for row, distance in zip(values.values(), distances):
@@ -228,7 +238,8 @@ def _errors(gt: np.ndarray, pred: np.ndarray) -> dict[str, float]:
 def _ssim(gt: np.ndarray, pred: np.ndarray) -> float:
     """Wang et al. (TIP 2004), equation 13, averaged where the window lies inside the image."""
     if min(gt.shape) < WINDOW:
-        raise ValueError(f"images of {gt.shape[0]} x {gt.shape[1]} are too small for SSIM; both sides must be at least {WINDOW}")
+        size = f"{gt.shape[0]} x {gt.shape[1]}"
+        raise ValueError(f"images of {size} are too small for SSIM; both sides must be at least {WINDOW}")
     gaussian = cv2.getGaussianKernel(WINDOW, SIGMA, cv2.CV_64F)
     edge = WINDOW // 2
 
@@ -259,13 +270,15 @@ def _inside(mask: np.ndarray | None, *arrays: np.ndarray) -> list[np.ndarray]:
 def _checked(*arrays: np.ndarray, stacks: bool = False) -> list[np.ndarray]:
     """The arrays as float64. stacks: whether (B, H, W) is welcome too.
 
-    Raises ValueError for integers (they would wrap), shapes that differ or are not (H, W), NaN, and other ranges than [0, 1].
+    Raises ValueError for integers (they would wrap), shapes that differ or are not (H, W), NaN, and other ranges than
+    [0, 1].
     """
     dimensions = (2, 3) if stacks else (2,)
     for array in arrays:
         if not isinstance(array, np.ndarray) or array.dtype.kind != "f":
             found = getattr(array, "dtype", type(array).__name__)
-            raise ValueError(f"expected float arrays in [0, 1], got {found}; divide integer images by their largest possible value")
+            raise ValueError(f"expected float arrays in [0, 1], got {found}; "
+                             "divide integer images by their largest possible value")
         if array.shape != arrays[0].shape or array.ndim not in dimensions or array.size == 0:
             shapes = ", ".join(str(other.shape) for other in arrays)
             raise ValueError(f"expected images of one shape (H, W), got {shapes}")

@@ -20,7 +20,8 @@ JITTER = 0.15       # points of a box plot are moved sideways by up to so much, 
 
 
 class Point(NamedTuple):
-    """One run in a plot of quality against cost. low, high: its interval, NaN if there is none; label: what to write beside it."""
+    """One run in a plot of quality against cost. low, high: its interval, NaN if there is none; label: what to write
+    beside it."""
     cost: float
     quality: float
     low: float = math.nan
@@ -35,7 +36,8 @@ def png(figure: Figure) -> bytes:
 
 
 def boxes(groups: list[dict[str, dict[str, Iterable[float]]]]) -> bytes:
-    """A row of box plots for each group {title: {method: values}}: median, quartiles, and every finite value as a point."""
+    """A row of box plots for each group {title: {method: values}}: median, quartiles, and every finite value as a
+    point."""
     columns = max(len(group) for group in groups)
     methods = list(next(iter(groups[0].values())))
     longest_name = max(len(method) for method in methods)
@@ -57,7 +59,8 @@ def boxes(groups: list[dict[str, dict[str, Iterable[float]]]]) -> bytes:
             axis.set_title(title.replace(": ", ":\n"), fontsize=TINY)
             axis.tick_params(axis="y", labelsize=TINY)
             names = methods if group is groups[-1] else []
-            axis.set_xticks(range(1, len(finite) + 1), names, rotation=40, ha="right", rotation_mode="anchor", fontsize=TINY)
+            axis.set_xticks(range(1, len(finite) + 1), names, rotation=40, ha="right", rotation_mode="anchor",
+                            fontsize=TINY)
         for axis in axes[len(group):]:
             axis.set_axis_off()
     return png(figure)
@@ -81,7 +84,8 @@ def side_by_side(rows: Iterable[dict[str, np.ndarray]]) -> bytes:
 
 
 def examples(rows: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]) -> bytes:
-    """A row for each of {label: (cxr, prediction, target)}, arrays (H, W) in [0, 1], with the signed difference prediction - target.
+    """A row for each of {label: (cxr, prediction, target)}, arrays (H, W) in [0, 1], with the signed difference
+    prediction - target.
 
     The differences of all rows have one scale of colours.
     """
@@ -90,7 +94,7 @@ def examples(rows: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]) -> byte
     for _, prediction, target in rows.values():
         difference = prediction - target
         differences.append(difference)
-        spans.append(float(np.percentile(np.abs(difference), 99.5)))  # a few pixels at an edge should not pale all others
+        spans.append(float(np.percentile(np.abs(difference), 99.5)))  # a few pixels at an edge should not pale the rest
     span = max(spans)
 
     side = (PAGE - 0.6) / 4  # inches; the rest is the colour bar's
@@ -113,7 +117,8 @@ def examples(rows: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]) -> byte
 
 
 def overlay(grey: np.ndarray, values: np.ndarray, label: str) -> bytes:
-    """Values (H, W) of 0 and more in colour on an image (H, W) in [0, 1]: the larger, the brighter and the less transparent."""
+    """Values (H, W) of 0 and more in colour on an image (H, W) in [0, 1]: the larger, the brighter and the less
+    transparent."""
     height, width = values.shape
     figure = Figure(figsize=(PAGE, (PAGE - 1) * height / width), layout="constrained")
     axis = figure.subplots()
@@ -149,7 +154,7 @@ def trade_off(series: dict[str, list[Point]], cost: str, quality: str) -> bytes:
         axis.set_xscale("log")
         axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-        axis.xaxis.set_minor_formatter(NullFormatter())  # by default matplotlib labels minor ticks too if few decades are shown
+        axis.xaxis.set_minor_formatter(NullFormatter())  # matplotlib's own labels minor ticks if few decades are shown
     else:
         axis.xaxis.set_major_locator(MaxNLocator(6))
     axis.set_xlabel(cost, fontsize=SMALL)

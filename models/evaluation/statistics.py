@@ -13,8 +13,8 @@ LEAST_PAIRS = 6        # that differ; with 5 the smallest two-sided p-value of t
 def describe(values, seed: int = 0) -> dict[str, float]:
     """{"mean", "std", "count", "undefined", "low", "high"} of the finite values; NaN if there are too few of them.
 
-    std: of the population, as published. low, high: the 95 % interval of the mean. count, undefined: how many values are finite,
-    how many are not (no bone, no mask, the infinite PSNR of equal images). seed: of the bootstrap.
+    std: of the population, as published. low, high: the 95 % interval of the mean. count, undefined: how many values
+    are finite, how many are not (no bone, no mask, the infinite PSNR of equal images). seed: of the bootstrap.
     """
     every = np.asarray(values, np.float64)
     finite = every[np.isfinite(every)]
@@ -35,19 +35,21 @@ def describe(values, seed: int = 0) -> dict[str, float]:
 
 
 def bootstrap(values: np.ndarray, seed: int = 0) -> tuple[float, float]:
-    """The 95 % interval of the mean of values (n,): bias-corrected and accelerated bootstrap (Efron 1987). NaN for fewer than two."""
+    """The 95 % interval of the mean of values (n,): bias-corrected and accelerated bootstrap (Efron 1987). NaN for
+    fewer than two."""
     if values.size < 2:
         return math.nan, math.nan
     if np.ptp(values) == 0:  # equal values: scipy's acceleration would be 0 / 0
         return float(values[0]), float(values[0])
-    result = stats.bootstrap((values,), np.mean, n_resamples=RESAMPLES, batch=RESAMPLE_BATCH, confidence_level=CONFIDENCE,
-                             method="BCa", rng=np.random.default_rng(seed))
+    result = stats.bootstrap((values,), np.mean, n_resamples=RESAMPLES, batch=RESAMPLE_BATCH, method="BCa",
+                             confidence_level=CONFIDENCE, rng=np.random.default_rng(seed))
     interval = result.confidence_interval
     return float(interval.low), float(interval.high)
 
 
 def signed_rank(a, b) -> dict[str, float]:
-    """{"difference", "pairs", "p"}: the mean of a - b over the pairs that are finite in both, their number, and Wilcoxon's two-sided p.
+    """{"difference", "pairs", "p"}: the mean of a - b over the pairs that are finite in both, their number, and
+    Wilcoxon's two-sided p.
 
     Pairs without a difference are left out of the test (Wilcoxon 1945). p is NaN if fewer than LEAST_PAIRS remain.
     """

@@ -3,11 +3,13 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-# Letters that LaTeX would read as commands or does not have. A bracket at the start of a row would be an option of the row before.
+# Letters that LaTeX would read as commands or does not have. A bracket at the start of a row would be an option of the
+# row before.
 LATEX = {
-    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}", "[": "{[}", "]": "{]}",
-    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}",
-    "±": r"$\pm$", "↑": r"$\uparrow$", "↓": r"$\downarrow$", "×": r"$\times$", "✗": r"$\times$", "α": r"$\alpha$", "–": "--", "—": "---",
+    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_",
+    "{": r"\{", "}": r"\}", "[": "{[}", "]": "{]}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
+    "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", "±": r"$\pm$", "↑": r"$\uparrow$", "↓": r"$\downarrow$",
+    "×": r"$\times$", "✗": r"$\times$", "α": r"$\alpha$", "–": "--", "—": "---",
 }
 LONG_HEADING = 15  # letters
 SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-")
@@ -15,7 +17,8 @@ SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-")
 
 @dataclass(frozen=True)
 class Table:
-    """title: one line; headings: of the columns, the first names the rows; best: (row, column) of the cells in bold; notes: its foot."""
+    """title: one line; headings: of the columns, the first names the rows; best: (row, column) of the cells in bold;
+    notes: its foot."""
     title: str
     headings: list[str]
     rows: list[list[str]]
@@ -66,7 +69,8 @@ def markdown(table: Table) -> str:
 
 
 def latex(table: Table, label: str) -> str:
-    r"""A table environment, for a document with \usepackage{booktabs,graphicx}; the best in bold, shrunk if wider than the text.
+    r"""A table environment, for a document with \usepackage{booktabs,graphicx}; the best in bold, shrunk if wider than
+    the text.
 
     label: for \ref.
     """
@@ -109,7 +113,8 @@ def _stacked(heading: str) -> str:
 
 def escape(words: str) -> str:
     """Any text as LaTeX that prints it: its special characters, and those beyond ASCII that the tables use."""
-    # Superscripts become plain digits between NULs, which no table holds, so that the letters can be replaced one by one first.
+    # Superscripts become plain digits between NULs, which no table holds, so that the letters can be replaced one by
+    # one first.
     def between_nuls(match: re.Match) -> str:
         return f"\0{match[0].translate(SUPERSCRIPTS)}\0"
 
