@@ -7,6 +7,8 @@
     python ldm_eval.py --profile demo ldm.sampler=ddim ldm.steps=10     small, a minute on a CPU
 
 Writes <eval.output>/<name>.png (size and depth of the input), panels/ (CXR | result | truth | removed), summary.json;
+for one image eval.output=soft.png names the result itself, and the rest goes to soft_files/. Nothing is ever written over
+an input or a file that the summary.json beside it does not know, and results of different settings never share a folder;
 with eval.samples=8 also deviation/ and overlays/, where the results drawn of an image differ; with eval.dicom=true
 dicom/. A list of values makes an ablation: each is run into a folder of its own, and they are scored beside each other
 as metrics.py does.

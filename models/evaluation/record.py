@@ -48,8 +48,8 @@ class Entry:
 class Earlier:
     """What the record of an earlier run says.
 
-    about: what that run was, see `describe_run`. names: the images whose files it wrote. entries: {(name, content): entry}
-    of a run that has not ended.
+    about: what that run was, see `describe_run`. names: the images whose files it wrote. entries: {(name, content):
+    entry} of a run that has not ended.
     """
     about: dict
     names: set[str] = field(default_factory=set)
