@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from models import config, layers, losses, lungs
+from models import config, layers, losses
 from models.data import augment, datasets, lists
 from models.runtime import compiling, entry, processes
 from models.runtime.device import pick_device, pick_precision
@@ -19,7 +19,7 @@ from models.training import loop as training
 from models.vqgan import MLVQGAN, PatchDiscriminator
 
 READS = ("runs", "device", "precision", "compile", "features", "data.root", "data.name", "data.lists", "data.image_size", "vqgan", "train",
-         *(f"augment.{field.name}" for field in fields(augment.Augmentation)))
+         *(f"augment.{field.name}" for field in fields(config.Augment) if field.name != "versions"))
 PICTURES = 4  # validation images in a sample picture
 
 
@@ -32,11 +32,11 @@ def main() -> int:
 
     # data
     train, validation = lists.training_pairs(settings.data.root, settings.data.lists, settings.data.name)
-    how = augment.Augmentation.chosen(settings.augment)
-    if how != augment.NONE:
+    if not augment.changes_nothing(settings.augment):
         processes.say("note: images are augmented anew in each epoch")
-    kind = settings.data.image_size, chosen.masked, lungs.lung_mask, settings.train.workers
-    sources = [datasets.ImageSource(train, *kind, how, chosen.crop, settings.train.seed), datasets.ImageSource(validation, *kind) if validation else None]
+    kind = settings.data.image_size, chosen.masked, settings.train.workers
+    sources = [datasets.ImageSource(train, *kind, settings.augment, chosen.crop, settings.train.seed),
+               datasets.ImageSource(validation, *kind) if validation else None]
 
     # networks
     with processes.joined():
@@ -69,7 +69,7 @@ def main() -> int:
             return minimised, {"loss": loss, **terms}
 
         def picture(networks):
-            shown = [datasets.load(pair, kind, settings.data.image_size, lungs.lung_mask)
+            shown = [datasets.load(pair, kind, settings.data.image_size)
                      for pair in list((validation or train).values())[:PICTURES] for kind in datasets.WHOLE]
             originals = torch.stack(shown).to(device)
             return training.grid(originals, networks["vqgan"](originals)[0])
@@ -77,7 +77,7 @@ def main() -> int:
         config.keep(settings, folder)
         plan = training.make_plan(folder, chosen, settings.train, rates, precision,
                                   **asdict(chosen.loss), compiled=compiled, unit_latent=chosen.unit_latent,
-                                  **{f"augment.{name}": value for name, value in asdict(how).items()})
+                                  **{f"augment.{name}": value for name, value in asdict(settings.augment).items() if name != "versions"})
         identity = {"vqgan.network": asdict(network), "vqgan.discriminator": asdict(chosen.discriminator),
                     "data.image_size": settings.data.image_size, "training images": lists.describe(train),
                     "validation images": lists.describe(validation), "vqgan.masked": chosen.masked, "train.seed": settings.train.seed}

@@ -136,7 +136,7 @@ def test_a_signal_before_the_first_step_ends_in_one_line(ready, number):
 def test_processes_that_load_images_outlive_signals(ready):
     """A scheduler signals them too, at moments when the training waits for them."""
     pairs = {path.stem: (path, path, None) for path in sorted((ready / "data" / "CXR").iterdir())}
-    batches = datasets.ImageSource(pairs, 64, False, None, workers=1).batches([[i] for i in range(20)])
+    batches = datasets.ImageSource(pairs, 64, False, workers=1).batches([[i] for i in range(20)])
     first = next(batches)
     for loader in multiprocessing.active_children():
         os.kill(loader.pid, signal.SIGINT)

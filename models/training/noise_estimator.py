@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from .. import layers, losses, lungs, schedulers
+from .. import layers, losses, schedulers
 from ..data import augment, datasets, lists
 from ..runtime import checkpoint, compiling, processes
 from ..runtime.device import pick_device, pick_precision
@@ -34,9 +34,10 @@ def train(settings, chosen, method: str, schedule: str, masked: bool, pipeline: 
         def latents(part, **augmentation):
             return encode_all(vqgan, key, part, size, masked, Path(settings.runs) / "latents", chosen.batch_size, device, **augmentation)
 
-        how, versions = augment.Augmentation.chosen(settings.augment), [{}]
-        if how != augment.NONE:
-            versions = [{"how": how, "version": f"{settings.train.seed}/{number}"} for number in range(settings.augment.versions)]
+        versions = [{}]
+        if not augment.changes_nothing(settings.augment):
+            versions = [{"augmentation": settings.augment, "version": f"{settings.train.seed}/{number}"}
+                        for number in range(settings.augment.versions)]
             processes.say(f"note: augmented; latents of {len(versions)} versions of each image are kept; the epochs take them in turn")
         sources = [datasets.LatentSource(*(latents(pairs, **version) for version in versions)),
                    datasets.LatentSource(latents(validation)) if validation else None]
@@ -55,7 +56,7 @@ def train(settings, chosen, method: str, schedule: str, masked: bool, pipeline: 
 
         def picture(networks):
             shown = dict(list((validation or pairs).items())[:PICTURES])
-            cxr, soft = (torch.stack([datasets.load(pair, kind, size, lungs.lung_mask) for pair in shown.values()]) for kind in datasets.WHOLE)
+            cxr, soft = (torch.stack([datasets.load(pair, kind, size) for pair in shown.values()]) for kind in datasets.WHOLE)
             return training.grid(cxr, pipeline(vqgan, networks["unet"])(cxr, list(shown)), soft)
 
         alpha_bar = schedulers.SCHEDULES[schedule]()
@@ -72,7 +73,7 @@ def encode_all(vqgan: MLVQGAN, key: str, pairs: dict, size: int, masked: bool, f
                **augmentation) -> dict:
     """The latents of all pairs, encoded by all processes together where they are not on the disk yet.
 
-    augmentation: how and version of datasets.cached_latents.
+    augmentation: augmentation and version of datasets.cached_latents.
     """
 
     @torch.no_grad()
@@ -80,8 +81,8 @@ def encode_all(vqgan: MLVQGAN, key: str, pairs: dict, size: int, masked: bool, f
         return torch.cat([vqgan.latent(image.to(device)) for image in batch.split(1)])
 
     processes.tidy(*folder.glob("*"))
-    arguments = (encode, key, pairs, size, masked, lungs.lung_mask, folder, batch_size)
+    arguments = (encode, key, pairs, size, masked, folder, batch_size)
     if processes.world_size() > 1:
-        datasets.cached_latents(*arguments, mine=slice(processes.rank(), None, processes.world_size()), **augmentation)
+        datasets.cached_latents(*arguments, shard=slice(processes.rank(), None, processes.world_size()), **augmentation)
         processes.all_reduce_max(0)
     return datasets.cached_latents(*arguments, **augmentation)
