@@ -356,6 +356,12 @@ def to_yaml(settings: Settings) -> str:
     return yaml.safe_dump(_plain(dataclasses.asdict(settings)), sort_keys=False)
 
 
+def values(settings: Settings, reads: tuple[str, ...]) -> dict[str, object]:
+    """{dotted key: value} of the settings that a script reads. reads: keys and sections, as for `parse`."""
+    flat = flatten(dataclasses.asdict(settings))
+    return {key: value for key, value in flat.items() if any(key == path or key.startswith(f"{path}.") for path in reads)}
+
+
 def check_image_size(settings: Settings) -> None:
     """Raise UserError where the networks of these settings cannot halve the images as often as they do."""
     least = 2 ** (len(settings.vqgan.network.channels) + len(settings.unet.multipliers) - 1)
