@@ -41,7 +41,7 @@ def own(stderr: str) -> list[str]:
 
 
 def test_killed_twice_it_ends_as_if_it_had_not_been(ready):
-    counts = kill_campaign.torment("ldm", ready, 8, 2, random.Random(0), ways=("training", "writing"))
+    counts = kill_campaign.torment("ldm", ready, 8, 2, random.Random(0), moments=("training", "writing"))
     assert counts["kills"] == 2 == counts["with a state to go on from"]
     assert not kill_campaign.differences(ready / "whole" / "ldm", ready / "killed" / "ldm")
 
@@ -51,7 +51,7 @@ def test_the_comparison_of_the_campaign_sees_a_single_bit(ready, tmp_path):
         (tmp_path / name).mkdir()
         for file in ("weights.safetensors", "best.safetensors", "log.csv"):
             (tmp_path / name / file).write_bytes(b"same")
-        state = {part: {"tensor": torch.zeros(3)} for part in ("networks", "average", "optimizers", "progress", "identity")}
+        state = {part: {"tensor": torch.zeros(3)} for part in ("networks", "ema", "optimizers", "progress", "facts")}
         state["optimizers"]["tensor"][1] = float(name == "b") * 1e-30
         checkpoint.save_state(tmp_path / name, 1, state)
     assert kill_campaign.differences(tmp_path / "a", tmp_path / "b") == ["optimizers"]
