@@ -217,6 +217,22 @@ def test_settings_of_objective_and_optimiser_change_too(tmp_path, capsys):
     assert trainer.optimizers["line"].param_groups[0]["eps"] == 1e-3 and trainer.optimizers["line"].state[trainer.networks["line"].a]["step"] == 8
 
 
+def test_the_record_of_the_settings_is_of_what_was_trained(tmp_path):
+    """A start that is refused, or finds nothing to do, leaves the config.yaml of what was trained."""
+    record = tmp_path / "config.yaml"
+    make(tmp_path, epochs=1, facts={"images": 14}, config_text="first").run()
+    assert record.read_text() == "first"
+    with pytest.raises(UserError, match="images=14"):
+        make(tmp_path, epochs=2, facts={"images": 15}, config_text="refused").run()
+    make(tmp_path, epochs=1, learning_rate=5.0, facts={"images": 14}, config_text="nothing to do").run()
+    assert record.read_text() == "first"
+    make(tmp_path, epochs=2, facts={"images": 14}, config_text="went on").run()
+    assert record.read_text() == "went on"
+    record.unlink()
+    make(tmp_path, epochs=2, facts={"images": 14}, config_text="made again").run()
+    assert record.read_text() == "made again"
+
+
 def test_a_batch_size_changed_in_the_middle_of_an_epoch_sees_every_image_once(tmp_path):
     source = Points()
 

@@ -164,9 +164,13 @@ class Trainer:
         """
         first_step = self.resume()
         progress = self.progress
-        if progress.epoch >= self.course.epochs:
+        finished = progress.epoch >= self.course.epochs
+        if finished:
             say(f"{self.folder}: already trained for {progress.epoch} epochs")
-        self.write_config()
+
+        # the record of the settings, now that they are those of what follows; a finished training keeps that of what it did
+        if not finished or not (self.folder / "config.yaml").is_file():
+            self.write_config()
 
         with stop_signals() as received, self.progress_bar() as bar:
             while progress.epoch < self.course.epochs:
