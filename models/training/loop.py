@@ -341,11 +341,18 @@ class Trainer:
     def end_epoch(self) -> None:
         """Log the epoch; validate, export and draw if they are due."""
         progress = self.progress
+        number = progress.epoch + 1
+        last = number >= self.course.epochs
+        due = last or number % self.train.validate_every == 0
+
+        # Weights never lie in a folder without a state: a start that finds such weights is refused (see ownership).
+        # This state goes on from here, with an epoch of which no image is left.
+        if due and not any(self.folder.glob("state_*.pt")):
+            self.save()
+
         rate = self.rate(next(iter(self.learning_rates)))  # that of the epoch that ends
-        progress.epoch += 1
+        progress.epoch = number
         progress.offset = 0
-        last = progress.epoch >= self.course.epochs
-        due = last or progress.epoch % self.train.validate_every == 0
 
         row = {"epoch": progress.epoch, "step": progress.step, "learning_rate": rate}
         for name, total in progress.sums.items():
