@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from . import fusion, images, lungs, sampling
+from . import config, fusion, images, lungs, sampling
 from .runtime import checkpoint, compiling, processes
 from .runtime.device import autocast
 from .runtime.files import UserError
@@ -24,8 +24,12 @@ class Pipeline:
     strength: share in [0, 1] of the estimated bone that is taken away.
     options: keywords of the method's sampler.
     """
-    qkv_by_head: bool  # attention order of the method's released checkpoints
-    sampler: str       # where the options name none
+    title: str                # the method's name in reports and in the headers of weights
+    section: str              # its section of the settings
+    schedule: str             # its noise schedule, a name in schedulers.SCHEDULES
+    qkv_by_head: bool         # attention order of its released checkpoints
+    sampler: str              # its sampler, where the options name none
+    keywords: tuple[str, ...]  # the settings of its section that are keywords of its constructor
 
     def __init__(self, vqgan: MLVQGAN, unet: ConditionalUNet, *, seed: int = 0, precision: str = "float32", compiled: bool = False,
                  residual: bool = False, strength: float = 1.0, **options):
@@ -46,6 +50,20 @@ class Pipeline:
             raise UserError(f"{unet_path} takes {noisy} channels, but twice the latent of {vqgan_path} is {2 * latent}")
         vqgan, unet = (compiling.settle(network, torch.device(device), precision, compiled).to(device) for network in (vqgan, unet))
         return cls(vqgan, unet, precision=precision, compiled=compiled, **keywords)
+
+    @classmethod
+    def sampling_keywords(cls, settings: config.Settings) -> dict:
+        """The keywords of the sampler (and of the fusion) as the method's section of the settings has them."""
+        section = getattr(settings, cls.section)
+        return {name: getattr(section, name) for name in cls.keywords}
+
+    @classmethod
+    def from_settings(cls, settings: config.Settings, device: str | torch.device = "cpu", precision: str = "float32",
+                      compiled: bool = False) -> "Pipeline":
+        """The method with the weights, the sampler and the result options (section eval) of these settings. Raises as `load`."""
+        weights = settings.vqgan.weights, getattr(settings, cls.section).weights
+        result = {"seed": settings.eval.seed, "residual": settings.eval.residual, "strength": settings.eval.strength}
+        return cls.load(*weights, device, precision=precision, compiled=compiled, **result, **cls.sampling_keywords(settings))
 
     @property
     def compiled(self) -> bool:
@@ -119,8 +137,12 @@ class Pipeline:
 
 class BSLDM(Pipeline):
     """BS-LDM. options: keywords of sampling.sample_bsldm (steps, sampler, clip, clip_rate, clip_lag)."""
+    title = "BS-LDM"
+    section = "ldm"
+    schedule = "squared_cosine"
     qkv_by_head = True
     sampler = "ddpm"
+    keywords = ("steps", "sampler", "clip", "clip_rate", "clip_lag")
 
     def suppress(self, cxr, names, masks, progress):
         latent = self.encode(cxr)
@@ -132,8 +154,12 @@ class GLLCM(Pipeline):
     """GL-LCM. options: keywords of sampling.sample_gllcm (steps, guidance, alpha, clip_global, clip_local, clip_rate);
     method: how the two paths are fused (poisson, alpha, autoencoder, none); weight: of the local image in alpha fusion.
     """
+    title = "GL-LCM"
+    section = "lcm"
+    schedule = "scaled_linear"
     qkv_by_head = False
     sampler = "lcm"
+    keywords = ("steps", "guidance", "alpha", "clip_global", "clip_local", "clip_rate", "fusion", "blend")
 
     def __init__(self, vqgan, unet, *, fusion: str = "poisson", blend: float = 0.5, **keywords):
         super().__init__(vqgan, unet, **keywords)

@@ -5,75 +5,65 @@ that is not square, looks as it would without.
 """
 import hashlib
 import math
-from dataclasses import dataclass, fields
 
 import cv2
 import numpy as np
 
+from ..config import Augment
 
-@dataclass(frozen=True)
-class Augmentation:
-    """How far images are changed; every amount is drawn uniformly from its range, anew for each (image, version)."""
-    flip: bool = False               # left and right exchanged, in half of the cases
-    rotate: float = 0.0              # degrees, -rotate to rotate
-    scale: float = 0.0               # factor 1 - scale to 1 + scale about the centre
-    contrast: float = 0.0            # factor 1 - contrast to 1 + contrast of the grey values (clipped at white)
-    gamma: float = 0.0               # exponent from 1 / (1 + gamma) to 1 + gamma of the grey values
-    sharpen: float = 0.0             # gain of detail, -sharpen / 2 (softer) to sharpen
-    noise: float = 0.0               # standard deviation of white noise, 0 to noise, one noise for both images
-    bone: float = 0.0                # factor 1 - bone to 1 of the bone in the CXR
-    bone_flat: tuple = (0.0, 0.0)    # share, from and to, that the bone loses of what is wide in it, as local contrast equalisation does
-    bone_wide: tuple = (0.03, 0.12)  # width, from and to, above which bone is wide, in units of the side
-    bone_edge: float = 0.0           # gain, 0 to bone_edge, of what is fine in the bone: cortices
-
-    @classmethod
-    def chosen(cls, settings) -> "Augmentation":
-        """What the settings' section augment says."""
-        return cls(**{field.name: getattr(settings, field.name) for field in fields(cls)})
-
-    @property
-    def changes_bone(self) -> bool:
-        return bool(self.bone or any(self.bone_flat) or self.bone_edge)
-
-
-NONE = Augmentation()
 FINE, BONE_FINE = (0.0012, 0.008), (0.002, 0.006)  # blurs that part fine from coarse, in units of the side
 
 
-def augment(pixels: np.ndarray, how: Augmentation, key: str) -> np.ndarray:
+def changes_bone(augmentation: Augment | None) -> bool:
+    """Whether the bone in the CXR is changed, for which the soft-tissue image is needed too."""
+    if augmentation is None:
+        return False
+    return bool(augmentation.bone or any(augmentation.bone_flat) or augmentation.bone_edge)
+
+
+def changes_nothing(augmentation: Augment | None) -> bool:
+    """Whether images stay as they are, to the bit."""
+    if augmentation is None:
+        return True
+    amounts = (augmentation.flip, augmentation.rotate, augmentation.scale, augmentation.contrast, augmentation.gamma,
+               augmentation.sharpen, augmentation.noise)
+    return not any(amounts) and not changes_bone(augmentation)
+
+
+def augment(pixels: np.ndarray, augmentation: Augment | None, key: str) -> np.ndarray:
     """Float (S, S) in [0, 1] -> float32 (S, S) in [0, 1], changed as `key` decides: images of one key are changed alike."""
-    if how == NONE:
+    if changes_nothing(augmentation):
         return pixels
     random = _random(key)
     turn, size, light, bend = random.uniform(-1, 1, 4)
     side = pixels.shape[-1]
-    if how.flip and random.random() < 0.5:
+    if augmentation.flip and random.random() < 0.5:
         pixels = pixels[:, ::-1]
-    if how.rotate or how.scale:
+    if augmentation.rotate or augmentation.scale:
         centre = ((side - 1) / 2,) * 2
-        matrix = cv2.getRotationMatrix2D(centre, turn * how.rotate, 1 + size * how.scale)
+        matrix = cv2.getRotationMatrix2D(centre, turn * augmentation.rotate, 1 + size * augmentation.scale)
         pixels = cv2.warpAffine(np.ascontiguousarray(pixels), matrix, (side, side), flags=cv2.INTER_LANCZOS4, borderValue=0)
-    pixels = np.clip(pixels, 0, 1) * (1 + light * how.contrast)
-    pixels = np.clip(pixels, 0, 1).astype(np.float32) ** np.float32(math.exp(bend * math.log1p(how.gamma)))
-    if how.sharpen or how.noise:
-        pixels = _textured(pixels, how, random)
+    pixels = np.clip(pixels, 0, 1) * (1 + light * augmentation.contrast)
+    pixels = np.clip(pixels, 0, 1).astype(np.float32) ** np.float32(math.exp(bend * math.log1p(augmentation.gamma)))
+    if augmentation.sharpen or augmentation.noise:
+        pixels = _textured(pixels, augmentation, random)
     return pixels
 
 
-def _textured(pixels: np.ndarray, how: Augmentation, random: np.random.Generator) -> np.ndarray:
+def _textured(pixels: np.ndarray, augmentation: Augment | None, random: np.random.Generator) -> np.ndarray:
     """Sharper or softer, and noisier; black stays black."""
-    gain, sigma, level = random.uniform(-0.5, 1) * how.sharpen, _width(random, FINE), random.uniform() * how.noise
+    gain, sigma, level = random.uniform(-0.5, 1) * augmentation.sharpen, _width(random, FINE), random.uniform() * augmentation.noise
     changed = pixels + gain * (pixels - _blur(pixels, sigma)) + level * random.standard_normal(pixels.shape, np.float32)
     return np.clip(changed * (pixels > 0), 0, 1).astype(np.float32)
 
 
-def change_bone(cxr: np.ndarray, soft: np.ndarray, how: Augmentation, key: str) -> np.ndarray:
+def change_bone(cxr: np.ndarray, soft: np.ndarray, augmentation: Augment | None, key: str) -> np.ndarray:
     """The CXR, float32 (S, S) in [0, 1], with another bone b = CXR - soft: soft + f (b - g wide(b) + h fine(b)), f, g, h as `key` decides."""
-    if not how.changes_bone:
+    if not changes_bone(augmentation):
         return cxr
     random, bone = _random(f"{key}/bone"), cxr - soft
-    factor, flat, edge = 1 - random.uniform() * how.bone, random.uniform(*how.bone_flat), random.uniform() * how.bone_edge
-    wide, fine = _blur(bone, _width(random, how.bone_wide)), bone - _blur(bone, _width(random, BONE_FINE))
+    factor, flat, edge = 1 - random.uniform() * augmentation.bone, random.uniform(*augmentation.bone_flat), random.uniform() * augmentation.bone_edge
+    wide, fine = _blur(bone, _width(random, augmentation.bone_wide)), bone - _blur(bone, _width(random, BONE_FINE))
     return np.clip(soft + factor * (bone - flat * wide + edge * fine) * (cxr > 0), 0, 1).astype(np.float32)
 
 

@@ -10,44 +10,43 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from .. import images
+from .. import images, lungs
+from ..config import Augment
 from ..runtime import checkpoint
 from ..runtime.files import UserError, replacing
 from . import augment
-from .augment import Augmentation
 from .lists import Pair, size_text
 
-FindLungs = Callable[[np.ndarray], np.ndarray]
 WHOLE, MASKED = ("cxr", "soft"), ("masked_cxr", "masked_soft")
 KEEP_BYTES = 2 << 30                    # decoded images up to this size stay in memory
 
 
-def load(pair: Pair, kind: str, size: int, find_lungs: FindLungs) -> torch.Tensor:
+def load(pair: Pair, variant: str, size: int) -> torch.Tensor:
     """One image of a pair as the networks see it, float32 (1, size, size) in [-1, 1]; a masked one is black outside the lungs."""
     cxr, soft, mask = pair
-    pixels = images.check(images.read(soft if kind.endswith("soft") else cxr)).pixels
-    if kind in WHOLE:
+    pixels = images.check(images.read(soft if variant.endswith("soft") else cxr)).pixels
+    if variant in WHOLE:
         return images.to_network(pixels, size)
-    lungs = images.read_mask(mask) if mask else find_lungs(images.read(cxr).pixels)
-    if lungs.shape != pixels.shape:
-        raise UserError(f"the mask {mask} is {size_text(lungs)}, but {cxr} {size_text(pixels)}")
-    return images.to_network(pixels * lungs, size)
+    inside = images.read_mask(mask) if mask else lungs.lung_mask(images.read(cxr).pixels)
+    if inside.shape != pixels.shape:
+        raise UserError(f"the mask {mask} is {size_text(inside)}, but {cxr} {size_text(pixels)}")
+    return images.to_network(pixels * inside, size)
 
 
-def augmented(fetch: Callable[[str], torch.Tensor], kind: str, how: Augmentation, key: str) -> torch.Tensor:
+def augmented(fetch: Callable[[str], torch.Tensor], variant: str, augmentation: Augment | None, key: str) -> torch.Tensor:
     """An image of a pair, (1, size, size) in [-1, 1], changed as `key` decides (models/augment.py): images of one key are changed alike.
 
-    fetch(kind): what `load` gives of the pair; a CXR whose bone is to be changed needs its soft tissue as well.
+    fetch(variant): what `load` gives of the pair; a CXR whose bone is to be changed needs its soft tissue as well.
     """
-    image = fetch(kind)
-    if how == augment.NONE:
+    image = fetch(variant)
+    if augment.changes_nothing(augmentation):
         return image  # to the bit
     pixels = images.to_unit(image)[0].numpy()
-    if how.changes_bone and kind.endswith("cxr"):
-        cxr, soft = (pixels if whole == kind else images.to_unit(fetch(whole))[0].numpy() for whole in WHOLE)
-        share = pixels / np.maximum(cxr, 1e-6) if kind in MASKED else 1  # of the pixel that lies in the mask
-        pixels = augment.change_bone(cxr, soft, how, key) * np.clip(share, 0, 1)
-    return images.to_signed(torch.from_numpy(augment.augment(pixels, how, key)))[None]
+    if augment.changes_bone(augmentation) and variant.endswith("cxr"):
+        cxr, soft = (pixels if whole == variant else images.to_unit(fetch(whole))[0].numpy() for whole in WHOLE)
+        share = pixels / np.maximum(cxr, 1e-6) if variant in MASKED else 1  # of the pixel that lies in the mask
+        pixels = augment.change_bone(cxr, soft, augmentation, key) * np.clip(share, 0, 1)
+    return images.to_signed(torch.from_numpy(augment.augment(pixels, augmentation, key)))[None]
 
 
 def cut(image: torch.Tensor, side: int, key: str) -> torch.Tensor:
@@ -62,17 +61,17 @@ class ImageSource(Dataset):
     """Single images of the pairs, for the autoencoder: batches {"image": (B, 1, size, size)}.
 
     workers: processes that load; with 0 the images are decoded once and kept, as far as KEEP_BYTES allow.
-    how: augmentation; crop: side of the part that is cut out of each, 0: none. Both are others in each epoch, functions of
+    augmentation: None for none; crop: side of the part that is cut out of each, 0: none. Both are others in each epoch, functions of
     (seed, epoch, name).
     """
 
-    def __init__(self, pairs: dict[str, Pair], size: int, masked: bool, find_lungs: FindLungs, workers: int,
-                 how: Augmentation = augment.NONE, crop: int = 0, seed: int = 0):
-        kinds = WHOLE + MASKED if masked else WHOLE
-        self.items = [(name, pair, kind) for name, pair in pairs.items() for kind in kinds]
-        self.how, self.crop, self.seed = how, crop, seed
-        self.names = [f"{name} ({kind})" for name in pairs for kind in kinds]
-        self.size, self.find_lungs, self.workers = size, find_lungs, workers
+    def __init__(self, pairs: dict[str, Pair], size: int, masked: bool, workers: int,
+                 augmentation: Augment | None = None, crop: int = 0, seed: int = 0):
+        variants = WHOLE + MASKED if masked else WHOLE
+        self.items = [(name, pair, variant) for name, pair in pairs.items() for variant in variants]
+        self.augmentation, self.crop, self.seed = augmentation, crop, seed
+        self.names = [f"{name} ({variant})" for name in pairs for variant in variants]
+        self.size, self.workers = size, workers
         self.kept: dict[tuple[str, str], torch.Tensor] = {}
         self.keeps = workers == 0 and len(self.items) * size * size * 4 <= KEEP_BYTES
 
@@ -82,18 +81,18 @@ class ImageSource(Dataset):
     def __getitem__(self, place: tuple[int, int]) -> torch.Tensor:
         """place: (index, epoch)."""
         index, epoch = place
-        name, pair, kind = self.items[index]
+        name, pair, variant = self.items[index]
 
-        def fetch(kind: str) -> torch.Tensor:
-            image = self.kept.get((name, kind))
+        def fetch(variant: str) -> torch.Tensor:
+            image = self.kept.get((name, variant))
             if image is None:
-                image = load(pair, kind, self.size, self.find_lungs)
+                image = load(pair, variant, self.size)
             if self.keeps:
-                self.kept[name, kind] = image
+                self.kept[name, variant] = image
             return image
 
         key = f"{self.seed}/{epoch}/{name}"
-        return cut(augmented(fetch, kind, self.how, key), self.crop, f"{key}/{kind}")
+        return cut(augmented(fetch, variant, self.augmentation, key), self.crop, f"{key}/{variant}")
 
     def batches(self, index_lists: list[list[int]], epoch: int = 0) -> Iterator[dict[str, torch.Tensor]]:
         places = [[(index, epoch) for index in indices] for indices in index_lists]
@@ -115,8 +114,8 @@ class LatentSource:
     """
 
     def __init__(self, *versions: dict[str, dict[str, torch.Tensor]]):
-        kinds = next(iter(versions[0].values()))
-        roles = [WHOLE, MASKED] if MASKED[0] in kinds else [WHOLE]
+        variants = next(iter(versions[0].values()))
+        roles = [WHOLE, MASKED] if MASKED[0] in variants else [WHOLE]
         self.names = [f"{name} ({cxr})" for cxr, _ in roles for name in versions[0]]
 
         def stacks(place: int) -> list[torch.Tensor]:
@@ -130,33 +129,39 @@ class LatentSource:
 
 
 def cached_latents(encode: Callable[[torch.Tensor], torch.Tensor], key: str, pairs: dict[str, Pair], size: int, masked: bool,
-                   find_lungs: FindLungs, folder, batch_size: int, mine: slice = slice(None), how: Augmentation = augment.NONE,
+                   folder, batch_size: int, shard: slice = slice(None), augmentation: Augment | None = None,
                    version: str = "") -> dict[str, dict[str, torch.Tensor]]:
-    """{name: {kind: latent (C, h, w)}}; each image is encoded once and its latent kept in <folder>/<key>_<size>/.
+    """{name: {variant: latent (C, h, w)}}; each image is encoded once and its latent kept in <folder>/<key>_<size>/.
 
     encode: images (B, 1, size, size) -> latents. key: digest of the autoencoder's weights; a latent's file is named by the digest
-    of its image's (and mask's) content, so a changed image is encoded anew. mine: the part of the missing latents that this
-    process encodes; the others are read as their processes write them, so a barrier has to lie between two calls. how, version:
-    the augmentation and which of its versions; their latents are files of their own.
+    of its image's (and mask's) content, so a changed image is encoded anew. shard: the part of the missing latents that this
+    process encodes; the others are read as their processes write them, so a barrier has to lie between two calls. augmentation, version:
+    its amounts and which of its versions; their latents are files of their own.
     """
     folder = Path(folder) / f"{key}_{size}"
-    kinds = WHOLE + MASKED if masked else WHOLE
-    change = "" if how == augment.NONE else f"{how}/{version}"
-    files = {(name, kind): folder / f"{_content(pair, kind, change and f'{change}/{name}')}.npy"
-             for name, pair in pairs.items() for kind in kinds}
-    missing = [item for item, path in files.items() if not path.is_file()][mine]
+    variants = WHOLE + MASKED if masked else WHOLE
+    change = "" if augment.changes_nothing(augmentation) else f"{_description(augmentation)}/{version}"
+    files = {(name, variant): folder / f"{_content(pair, variant, change and f'{change}/{name}')}.npy"
+             for name, pair in pairs.items() for variant in variants}
+    missing = [item for item, path in files.items() if not path.is_file()][shard]
     starts = range(0, len(missing), batch_size)
-    for start in tqdm(starts, desc="encoding", unit="batch", disable=not missing or mine.start not in (None, 0)):
+    for start in tqdm(starts, desc="encoding", unit="batch", disable=not missing or shard.start not in (None, 0)):
         items = missing[start:start + batch_size]
-        loaded = [augmented(lambda kind, name=name: load(pairs[name], kind, size, find_lungs), kind, how, f"{version}/{name}")
-                  for name, kind in items]
+        loaded = [augmented(lambda variant, name=name: load(pairs[name], variant, size), variant, augmentation, f"{version}/{name}")
+                  for name, variant in items]
         latents = encode(torch.stack(loaded)).float().cpu()
         for item, latent in zip(items, latents):
             with replacing(files[item]) as temporary, open(temporary, "wb") as file:
                 np.save(file, latent.numpy())
-    if mine != slice(None):
+    if shard != slice(None):
         return {}
-    return {name: {kind: torch.from_numpy(_load_latent(files[name, kind])) for kind in kinds} for name in pairs}
+    return {name: {variant: torch.from_numpy(_load_latent(files[name, variant])) for variant in variants} for name in pairs}
+
+
+def _description(augmentation: Augment) -> str:
+    """The amounts as text, for the name of a latent's file; how many versions there are does not change a version."""
+    amounts = [f"{name}={value!r}" for name, value in vars(augmentation).items() if name != "versions"]
+    return f"Augmentation({', '.join(amounts)})"
 
 
 def _load_latent(path: Path) -> np.ndarray:
@@ -166,8 +171,8 @@ def _load_latent(path: Path) -> np.ndarray:
         raise UserError(f"the cached latent {path} is damaged ({error}); remove it, and it is made again") from None
 
 
-def _content(pair: Pair, kind: str, change: str) -> str:
-    """What a latent depends on: its image's content, the kind, for a masked one the mask's content (or the CXR's), augmentation."""
+def _content(pair: Pair, variant: str, change: str) -> str:
+    """What a latent depends on: its image's content, the variant, for a masked one the mask's content (or the CXR's), augmentation."""
     cxr, soft, mask = pair
-    paths = [soft if kind.endswith("soft") else cxr] + ([mask or cxr] if kind in MASKED else [])
-    return hashlib.sha256("/".join([kind, *map(checkpoint.digest, paths), *([change] if change else [])]).encode()).hexdigest()[:24]
+    paths = [soft if variant.endswith("soft") else cxr] + ([mask or cxr] if variant in MASKED else [])
+    return hashlib.sha256("/".join([variant, *map(checkpoint.digest, paths), *([change] if change else [])]).encode()).hexdigest()[:24]
