@@ -3,6 +3,7 @@ import hashlib
 import signal
 import zlib
 from collections.abc import Callable, Iterator
+from itertools import repeat
 from pathlib import Path
 
 import numpy as np
@@ -93,7 +94,9 @@ class ImageSource(Dataset):
     def __init__(self, pairs: dict[str, Pair], size: int, masked: bool, workers: int,
                  augmentation: Augment | None = None, crop: int = 0, seed: int = 0):
         variants = WHOLE + MASKED if masked else WHOLE
-        self.items = [(name, pair, variant) for name, pair in pairs.items() for variant in variants]
+        self.items: list[tuple[str, Pair, str]] = []
+        for name, pair in pairs.items():
+            self.items += [(name, pair, variant) for variant in variants]
         self.names = [f"{name} ({variant})" for name, _, variant in self.items]
         self.size = size
         self.workers = workers
@@ -125,7 +128,8 @@ class ImageSource(Dataset):
 
     def batches(self, index_lists: list[list[int]], epoch: int = 0) -> Batches:
         """One batch for each list of indices into `names`."""
-        places = [[(index, epoch) for index in indices] for indices in index_lists]
+        # Each item carries its epoch: a worker's copy of this object is not told of a new one.
+        places = [list(zip(indices, repeat(epoch))) for indices in index_lists]
         loader = DataLoader(self, batch_sampler=places, num_workers=min(self.workers, len(index_lists)),
                             pin_memory=torch.cuda.is_available(), worker_init_fn=leave_signals)
         return ({"image": batch} for batch in loader)
@@ -152,7 +156,9 @@ class LatentSource:
         names = list(versions[0])
         variants = versions[0][names[0]]
         roles = [WHOLE, MASKED] if MASKED[0] in variants else [WHOLE]
-        self.names = [f"{name} ({cxr})" for cxr, _ in roles for name in names]
+        self.names: list[str] = []
+        for cxr, _ in roles:
+            self.names += [f"{name} ({cxr})" for name in names]
 
         # One stack (pairs, C, h, w) a version, in the order of `names`.
         self.cxr = [_stack(version, [cxr for cxr, _ in roles]) for version in versions]
@@ -167,7 +173,8 @@ class LatentSource:
 
 def _stack(latents: Latents, variants: list[str]) -> torch.Tensor:
     """(variants x names, C, h, w): all names of the first variant, then all of the next."""
-    return torch.stack([of_name[variant] for variant in variants for of_name in latents.values()])
+    stacks = [torch.stack([of_name[variant] for of_name in latents.values()]) for variant in variants]
+    return torch.cat(stacks)
 
 
 def cached_latents(encode: Callable[[torch.Tensor], torch.Tensor], key: str, pairs: dict[str, Pair], size: int, masked: bool,

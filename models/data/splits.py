@@ -2,6 +2,7 @@
 import math
 import sys
 from collections.abc import Iterable, Sequence
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -67,7 +68,7 @@ def settle_lists(pairs: dict[str, Pair], settings: Data) -> list[int]:
     sets = [_read_names(path) for path in paths]
     _check_lists(pairs, paths, sets, settings)
     print(f"the lists are there already and stay as they are (delete {there[0].parent / settings.name}_*set.txt for a new split)")
-    listed = {name for names in sets for name in names}
+    listed = set(chain.from_iterable(sets))
     if left := [name for name in pairs if name not in listed]:
         print(f"note: {len(left)} pairs are in no list: {lists.shown_names(left)}", file=sys.stderr)
     return [len(names) for names in sets]
@@ -95,7 +96,7 @@ def _check_lists(pairs: dict[str, Pair], paths: list[Path], sets: list[list[str]
             raise UserError(f"{path} names images that are missing or faulty in {settings.root}: {lists.shown_names(missing)}; "
                             "mend them, or delete the lists for a new split")
 
-    everything = [name for names in sets for name in names]
+    everything = list(chain.from_iterable(sets))
     if shared := lists.repeated(everything):
         raise UserError(f"the lists in {settings.lists} share images: {lists.shown_names(shared)}; delete the lists for a new split")
 
