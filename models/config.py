@@ -57,6 +57,7 @@ __all__ = (
 ROOT = Path(__file__).resolve().parent.parent  # the folder of the scripts
 BASE_PROFILE = "szch"                          # the name of the settings file without a profile
 READ_BY_ALL = ("threads",)                     # what `parse` itself puts into force
+NAME_IN_BRACES = re.compile(r"\{([a-z_.]+)\}")  # stands for another setting's value
 LONGEST_SHOWN = 200                            # characters of a value in a message
 WORDING = {  # what is wrong with a value, by the type of pydantic's error
     "int_parsing": "should be a whole number",
@@ -146,16 +147,28 @@ def _read_command_line(description: str, reads: Sequence[str], argv: list[str] |
     _refuse_unknown(changes, "the command line")
 
     # notes and help
-    all_reads = (*READ_BY_ALL, *reads)
+    typed = {**values, **changes}
+    keys_read = list_read([*READ_BY_ALL, *reads], typed)
     for key in changes:
-        if not _is_below(key, all_reads) and RANK == 0:
+        if key not in keys_read and RANK == 0:
             print(f"note: {parser.prog} does not read {key}", file=sys.stderr)
     if options.help:
-        shown = {key: value for key, value in {**values, **changes}.items() if _is_below(key, all_reads)}
+        shown = {key: value for key, value in typed.items() if key in keys_read}
         print(parser.format_help())
         print(_describe(shown, options.config))
         raise SystemExit(0)
     return _CommandLine(Path(parser.prog).stem, values, changes)
+
+
+def list_read(paths: Iterable[str], values: Mapping[str, Any]) -> list[str]:
+    """The keys below these dotted paths, and those whose names in braces stand in the values of such keys."""
+    keys_read = [key for key in values if _is_below(key, paths)]
+    for key in keys_read:  # grows on the way
+        for name in NAME_IN_BRACES.findall(str(values[key])):
+            referred = name if name in values else name.removesuffix(".name")
+            if referred in values and referred not in keys_read:
+                keys_read.append(referred)
+    return keys_read
 
 
 def _read_change(text: str, reads: Sequence[str]) -> tuple[str, Any]:
@@ -165,7 +178,7 @@ def _read_change(text: str, reads: Sequence[str]) -> tuple[str, Any]:
     """
     key, equals, value = text.partition("=")
     if not equals or not key:
-        if "eval" in reads or "eval.input" in reads:
+        if _is_below("eval.input", reads):
             raise UserError(f"'{text}' is not key=value; an image or a folder is given as eval.input={text}")
         raise UserError(f"'{text}' is not key=value (for example lcm.batch_size=8)")
     if not value:
@@ -344,7 +357,7 @@ def _interpolate(values: Mapping[str, Any], script: str) -> dict[str, Any]:
         if isinstance(value, list):
             return [expand(item, within) for item in value]
         if isinstance(value, str):
-            return re.sub(r"\{([a-z_.]+)\}", lambda match: look_up(match[1], within), value)
+            return NAME_IN_BRACES.sub(lambda match: look_up(match[1], within), value)
         return value
 
     def look_up(name: str, within: tuple[str, ...]) -> str:
@@ -433,13 +446,11 @@ def check_autoencoder_size(settings: Settings) -> None:
         raise UserError(f"vqgan.crop={crop} should be a multiple of {factor} and at most data.image_size={size}")
 
 
-def check_image_size(settings: Settings, factor: int | None = None) -> None:
+def check_image_size(settings: Settings, factor: int) -> None:
     """Raise UserError if the U-Net cannot halve the latents of the images as often as it has levels.
 
-    factor: side of an image over side of its latent, where the autoencoder's weights are known; None: by vqgan.network.
+    factor: side of an image over side of its latent, as the autoencoder's weights say.
     """
-    if factor is None:
-        factor = 2 ** len(settings.vqgan.network.channels)
     multiple = factor * 2 ** (len(settings.unet.multipliers) - 1)
     size = settings.data.image_size
     if size % multiple:

@@ -270,8 +270,8 @@ def test_the_part_of_a_section_and_its_keys():
 
 def test_image_sizes_that_do_not_fit_are_named():
     with pytest.raises(UserError, match="multiple of 256"):
-        config.check_image_size(parse("data.image_size=1000"))
-    config.check_image_size(parse())
+        config.check_image_size(parse("data.image_size=1000"), factor=8)
+    config.check_image_size(parse(), factor=8)
     config.check_image_size(parse("data.image_size=192"), factor=2)
     with pytest.raises(UserError, match="multiple of 64"):
         config.check_image_size(parse("data.image_size=160"), factor=2)

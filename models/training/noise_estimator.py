@@ -36,6 +36,7 @@ def train(settings: config.Settings, section: config.Ldm | config.Lcm, method: t
         device = pick_device(settings.device)
         precision = pick_precision(settings.precision, device)
         vqgan = compiling.prepare_for_inference(MLVQGAN.load(settings.vqgan.weights), device, "float32", compiled=False).to(device)
+        config.check_image_size(settings, vqgan.factor)
         vqgan_digest = checkpoint.digest(settings.vqgan.weights)
 
         # data
