@@ -19,7 +19,6 @@ PICTURE_STEPS = 8  # consistency steps of the sample pictures
 
 def main() -> int:
     settings = config.parse(__doc__, READS)
-    config.check_image_size(settings)
 
     # torch is imported only after the settings: --help and a mistyped key answer at once
     from models import pipelines

@@ -17,7 +17,7 @@ READS = ("runs", "device", "precision", "compile", "features", "data.root", "dat
 
 def main() -> int:
     settings = config.parse(__doc__, READS)
-    config.check_image_size(settings)
+    config.check_autoencoder_size(settings)
 
     # torch is imported only after the settings: --help and a mistyped key answer at once
     from models.training import autoencoder

@@ -48,7 +48,7 @@ class Pipeline:
         latent, noisy = vqgan.settings["code_channels"], unet.settings["in_channels"]
         if noisy != 2 * latent:
             raise UserError(f"{unet_path} takes {noisy} channels, but twice the latent of {vqgan_path} is {2 * latent}")
-        vqgan, unet = (compiling.settle(network, torch.device(device), precision, compiled).to(device) for network in (vqgan, unet))
+        vqgan, unet = (compiling.prepare_for_inference(network, torch.device(device), precision, compiled).to(device) for network in (vqgan, unet))
         return cls(vqgan, unet, precision=precision, compiled=compiled, **keywords)
 
     @classmethod

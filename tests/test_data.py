@@ -152,10 +152,10 @@ def test_what_is_evaluated(root, tmp_path):
 
 
 def test_truth_and_mask_are_looked_for_beside_a_cxr_folder_only(root, tmp_path):
-    assert lists.beside(root / "CXR" / "1.png", "BS") == root / "BS" / "1.png"
-    assert lists.beside(root / "CXR" / "2.png", "Mask") is None
+    assert lists.neighbour(root / "CXR" / "1.png", "BS") == root / "BS" / "1.png"
+    assert lists.neighbour(root / "CXR" / "2.png", "Mask") is None
     images.write(tmp_path / "elsewhere" / "1.png", np.eye(64))
-    assert lists.beside(tmp_path / "elsewhere" / "1.png", "BS") is None
+    assert lists.neighbour(tmp_path / "elsewhere" / "1.png", "BS") is None
 
 
 def test_training_images_are_cut_and_their_bone_changed_alike_in_every_process(root):
@@ -172,4 +172,4 @@ def test_training_images_are_cut_and_their_bone_changed_alike_in_every_process(r
     share = (cxr - soft).sum() / (plain - soft).sum()
     assert 0 < share < 1 and torch.allclose(cxr, torch.lerp(soft, plain, share), atol=1e-3)
     places = [(top, left) for top in range(41) for left in range(41) if torch.equal(cxr[:, top:top + 24, left:left + 24], alone[0, 0])]
-    assert len(places) == 1 and torch.equal(datasets.cut(cxr, 24, f"{key}/cxr"), alone[0, 0])
+    assert len(places) == 1 and torch.equal(datasets.crop(cxr, 24, f"{key}/cxr"), alone[0, 0])

@@ -76,7 +76,7 @@ def train(settings: config.Settings, reads: tuple[str, ...]) -> int:
 
 def compile_networks(vqgan: MLVQGAN, settings: config.Settings, device: torch.device, precision: str) -> bool:
     """Compile encoder and decoder in place if the settings want it. Returns whether they are compiled."""
-    if not compiling.pick(settings.compile, device):
+    if not compiling.should_compile(settings.compile, device):
         return False
     count = loop.micro_batch_size(settings.vqgan.batch_size, settings.train.accumulate)
     side = settings.vqgan.crop or settings.data.image_size

@@ -35,7 +35,8 @@ def train(settings: config.Settings, section: config.Ldm | config.Lcm, method: t
         # autoencoder: in float32, since its latents are kept and serve trainings of any precision
         device = pick_device(settings.device)
         precision = pick_precision(settings.precision, device)
-        vqgan = compiling.settle(MLVQGAN.load(settings.vqgan.weights), device, "float32", compiled=False).to(device)
+        vqgan = compiling.prepare_for_inference(MLVQGAN.load(settings.vqgan.weights), device, "float32", compiled=False).to(device)
+        config.check_image_size(settings, vqgan.factor)
         vqgan_digest = checkpoint.digest(settings.vqgan.weights)
 
         # data
@@ -56,7 +57,7 @@ def train(settings: config.Settings, section: config.Ldm | config.Lcm, method: t
         unet = loop.init_from(unet, section.start).to(device)
         layers.checkpoint_activations(unet, settings.train.checkpointing)
         compiled = False
-        if compiling.pick(settings.compile, device):
+        if compiling.should_compile(settings.compile, device):
             count = loop.micro_batch_size(section.batch_size, settings.train.accumulate)
             latents = torch.zeros(count, channels, size // vqgan.factor, size // vqgan.factor, device=device)
             timesteps = torch.zeros(count, dtype=torch.long, device=device)

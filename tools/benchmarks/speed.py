@@ -56,11 +56,11 @@ class Bench:
     def __init__(self, size: int, full: bool, precision: str):
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.settings, self.size, self.full = config.parse("", ("unet", "vqgan"), [] if full else REDUCED), size, full
-        self.precision, self.compiled = pick_precision(precision, self.device), compiling.pick("auto", self.device)
+        self.precision, self.compiled = pick_precision(precision, self.device), compiling.should_compile("auto", self.device)
         torch.manual_seed(0)
         self.vqgan = MLVQGAN(**asdict(self.settings.vqgan.network)).to(self.device).eval().requires_grad_(False)
         self.unet = self.new_unet().eval().requires_grad_(False)
-        self.our_vqgan, self.our_unet = (compiling.settle(copy.deepcopy(network), self.device, self.precision, self.compiled)
+        self.our_vqgan, self.our_unet = (compiling.prepare_for_inference(copy.deepcopy(network), self.device, self.precision, self.compiled)
                                          for network in (self.vqgan, self.unet))
         self.run = RUN[self.device.type if full else "reduced"]
         self.cxr = torch.rand(1, 1, size, size, device=self.device) * 2 - 1
