@@ -183,11 +183,11 @@ class Trainer:
         for batch, indices in zip(self.train.batches(mine, progress.epoch), lists):
             yield batch, [self.train.names[i] for i in indices]
 
-    def parts(self, size: int) -> list[tuple[list[int], bool]]:
-        """This process's places in each part of a batch, and whether they count (see processes.share)."""
+    def parts(self, size: int) -> list[tuple[list[int], float]]:
+        """This process's places in each part of a batch, and their weight (see processes.shard)."""
         bounds = [round(i * size / self.plan.accumulate) for i in range(self.plan.accumulate + 1)]
-        shares = [(start, *processes.share(stop - start)) for start, stop in zip(bounds, bounds[1:]) if start < stop]
-        return [([start + place for place in places], counts) for start, places, counts in shares]
+        shards = [(start, *processes.shard(stop - start)) for start, stop in zip(bounds, bounds[1:]) if start < stop]
+        return [([start + place for place in places], weight) for start, places, weight in shards]
 
     def update(self, batch: dict, names: list[str]) -> dict | None:
         """One step of all optimisers; None, and nothing changed, where a loss or gradient is not finite."""
@@ -224,16 +224,16 @@ class Trainer:
         totals: dict[str, torch.Tensor] = {}
         for network in self.networks.values():
             network.train()
-        for places, counts in self.parts(size):
+        for places, batch_weight in self.parts(size):
             part = {name: tensor[start:start + len(places)].to(self.device, non_blocking=True) for name, tensor in batch.items()}
             start += len(places)
             noise = Noise(plan.seed, self.progress.step, size, places, self.device)
-            weight = len(places) / size if counts else 0.0
-            with processes.counted(counts):
-                with autocast(self.device, plan.precision):
-                    losses, logged = self.objective(self.networks, part, noise)
-                for phase, loss in losses.items():
-                    (loss * weight).backward(inputs=self.parameters[phase])
+            weight = batch_weight * len(places) / size
+            processes.set_batch_weight(self.networks.values(), batch_weight)
+            with autocast(self.device, plan.precision):
+                losses, logged = self.objective(self.networks, part, noise)
+            for phase, loss in losses.items():
+                (loss * weight).backward(inputs=self.parameters[phase])
             for name, value in logged.items():
                 totals[name] = totals.get(name, 0) + value.detach().double() * weight
         gradients = [p.grad for parameters in self.parameters.values() for p in parameters if p.grad is not None]
