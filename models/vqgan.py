@@ -69,6 +69,7 @@ class Codebook(nn.Module):
     def __init__(self, codes: int, channels: int, decay: float, commitment: float, restart: bool):
         super().__init__()
         self.decay, self.commitment, self.restart = decay, commitment, restart
+        self.batch_weight = 1.0  # see processes.set_batch_weight
         self.embedding = nn.Embedding(codes, channels)
         self.embedding.weight.requires_grad_(False)
         self.register_buffer("ema_cluster_size", torch.zeros(codes))
@@ -102,8 +103,8 @@ class Codebook(nn.Module):
     def update(self, flat: torch.Tensor, indices: torch.Tensor) -> None:
         """One step of the moving averages, from the latents (B, h w, C) of this batch and their codes (B h w,)."""
         codes = len(self.ema_cluster_size)
-        counts = processes.all_reduce_sum(torch.bincount(indices, minlength=codes).to(flat.dtype))
-        sums = processes.all_reduce_sum(torch.zeros_like(self.ema_w).index_add_(0, indices, flat.flatten(0, 1)))
+        counts = processes.all_reduce_sum(torch.bincount(indices, minlength=codes).to(flat.dtype), self.batch_weight)
+        sums = processes.all_reduce_sum(torch.zeros_like(self.ema_w).index_add_(0, indices, flat.flatten(0, 1)), self.batch_weight)
         self.ema_cluster_size.mul_(self.decay).add_(counts, alpha=1 - self.decay)
         self.ema_w.mul_(self.decay).add_(sums, alpha=1 - self.decay)
         if self.restart:
@@ -117,7 +118,7 @@ class Codebook(nn.Module):
         unused = (self.ema_cluster_size < RESTART_BELOW).nonzero().flatten()
         if len(unused) == 0:
             return
-        latents = processes.all_gather_batch(flat).flatten(0, 1)
+        latents = processes.all_gather_batch(flat, self.batch_weight).flatten(0, 1)
         picks = torch.linspace(0, len(latents) - 1, len(unused), device=flat.device).long()
         self.ema_w[unused] = latents[picks]
         self.ema_cluster_size[unused] = 1.0
@@ -213,6 +214,7 @@ class MLVQGAN(Network):
 
 class BatchNorm(nn.BatchNorm2d):
     """Batch normalisation (Ioffe & Szegedy 2015) over the images of all processes; in one process, nn.BatchNorm2d itself."""
+    batch_weight = 1.0  # see processes.set_batch_weight
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if not self.training or processes.world_size() == 1:
@@ -220,10 +222,10 @@ class BatchNorm(nn.BatchNorm2d):
         with torch.autocast(x.device.type, enabled=False):
             values = x.float()  # (B, C, H, W)
             pixels = values.new_tensor([values.numel() / values.shape[1]])
-            sums, n = processes.all_reduce_sum(torch.cat([values.sum((0, 2, 3)), pixels])).split([values.shape[1], 1])
+            sums, n = processes.all_reduce_sum(torch.cat([values.sum((0, 2, 3)), pixels]), self.batch_weight).split([values.shape[1], 1])
             mean = sums / n  # (C,)
             centred = values - mean[:, None, None]
-            variance = processes.all_reduce_sum(centred.square().sum((0, 2, 3))) / n
+            variance = processes.all_reduce_sum(centred.square().sum((0, 2, 3)), self.batch_weight) / n
             with torch.no_grad():
                 self.num_batches_tracked += 1
                 self.running_mean.lerp_(mean, self.momentum)

@@ -117,5 +117,5 @@ class Encoder:
         if processes.world_size() > 1:
             own = slice(processes.rank(), None, processes.world_size())
             datasets.cached_latents(*arguments, shard=own, **keywords)
-            processes.all_reduce_max(0)  # a barrier: none reads before all have written
+            processes.barrier()  # none reads before all have written
         return datasets.cached_latents(*arguments, **keywords)
