@@ -10,7 +10,7 @@ import math
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -21,6 +21,7 @@ from torch import nn
 from tqdm import tqdm
 
 from .. import config, images
+from ..data import datasets
 from ..runtime import checkpoint, processes, seeding
 from ..runtime.device import autocast
 from ..runtime.files import UserError, replacing
@@ -172,24 +173,11 @@ class Trainer:
         if not finished or not (self.folder / "config.yaml").is_file():
             self.write_config()
 
-        with stop_signals() as received, self.progress_bar() as bar:
+        with stop_signals() as received, self.progress_bar() as bar, datasets.lost_workers():
             while progress.epoch < self.course.epochs:
-                for batch, names in self.epoch_batches():
-                    values = self.update(batch, names)
-                    if self.bad_in_a_row >= MOST_BAD_BATCHES:
-                        say(f"{self.bad_in_a_row} batches in a row gave a loss or gradient that is not finite; the last: "
-                            f"{', '.join(names)}. The last good state is kept in {self.folder}")
-                        return 1
-                    self.show(bar, len(names), values)
-
-                    # All processes stop or save after the same step, whichever of them was signalled.
-                    save_due = time.monotonic() - self.saved_at >= self.train.save_every
-                    signalled, save_due = processes.all_reduce_max(received[0] if received else 0, save_due)
-                    if signalled or (save_due and self.bad_in_a_row == 0):
-                        self.save()
-                    if signalled:
-                        say(f"stopped after {progress.step} steps and saved; the same command goes on")
-                        return 128 + int(signalled)
+                status = self.run_epoch(received, bar)
+                if status is not None:
+                    return status
                 self.end_epoch()
 
         if first_step == 0 or progress.step > first_step:
@@ -197,6 +185,28 @@ class Trainer:
         if not (self.folder / "weights.safetensors").is_file():
             self.export("weights.safetensors")
         return 0
+
+    def run_epoch(self, received: list[int], bar: tqdm) -> int | None:
+        """Update until the epoch's last batch; the exit status of the script if the training is to stop before."""
+        progress = self.progress
+        with closing(self.epoch_batches()) as batches:  # closed, the processes that load end, whatever happens here
+            for batch, names in batches:
+                values = self.update(batch, names)
+                if self.bad_in_a_row >= MOST_BAD_BATCHES:
+                    say(f"{self.bad_in_a_row} batches in a row gave a loss or gradient that is not finite; the last: "
+                        f"{', '.join(names)}. The last good state is kept in {self.folder}")
+                    return 1
+                self.show(bar, len(names), values)
+
+                # All processes stop or save after the same step, whichever of them was signalled.
+                save_due = time.monotonic() - self.saved_at >= self.train.save_every
+                signalled, save_due = processes.all_reduce_max(received[0] if received else 0, save_due)
+                if signalled or (save_due and self.bad_in_a_row == 0):
+                    self.save()
+                if signalled:
+                    say(f"stopped after {progress.step} steps and saved; the same command goes on")
+                    return 128 + int(signalled)
+        return None
 
     def progress_bar(self) -> tqdm:
         """A bar over the images of all epochs, shown by the first process."""
