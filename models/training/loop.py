@@ -102,13 +102,21 @@ def micro_batch_size(batch_size: int, micro_batches: int) -> int:
 def init_from(network: nn.Module, path: str | None) -> nn.Module:
     """Give a fresh network the weights of a file, from which its training starts; None leaves it as it is.
 
-    Returns the network. Raises UserError if the file is missing or damaged, or if its weights do not fit.
+    Returns the network. Raises UserError if the file is missing or damaged, or if its weights do not fit or are not finite.
     """
     if path is not None:
         state, *_ = checkpoint.read_weights(path)
         checkpoint.fit(network, state, path)
         network.load_state_dict(state)
+        require_finite(network, path)
     return network
+
+
+def require_finite(network: nn.Module, path: str | Path) -> None:
+    """Raise UserError if a network that was read from a file holds NaN or infinity: a training that diverged leaves such files."""
+    for name, tensor in network.state_dict().items():
+        if not bool(tensor.isfinite().all()):
+            raise UserError(f"{path} holds numbers that are not finite (in {name}); its training diverged, start from other weights")
 
 
 class Trainer:
@@ -479,8 +487,9 @@ class Trainer:
         if self.ema is not None:
             self.ema.load_state_dict(state["ema"] or state["networks"][self.main])  # no EMA in the state: it begins here
         for phase, optimizer in self.optimizers.items():
-            groups = optimizer.state_dict()["param_groups"]  # rates and epsilon as the settings are now
-            optimizer.load_state_dict({**state["optimizers"][phase], "param_groups": groups})
+            if phase in state["optimizers"]:  # not there: a term whose weight was 0 begins now
+                groups = optimizer.state_dict()["param_groups"]  # rates and epsilon as the settings are now
+                optimizer.load_state_dict({**state["optimizers"][phase], "param_groups": groups})
         self.progress = Progress(**state["progress"])
 
     def resume(self) -> int:
@@ -491,12 +500,29 @@ class Trainer:
             self.share_first_weights()
             return 0
         state, path = found
-        self.check_state(state, path)
-        self.load(state)
+        try:
+            self.check_state(state, path)
+            self.load(state)
+        except torch.OutOfMemoryError:
+            raise
+        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise UserError(f"{path} does not fit this training's networks and optimisers ({reason}); move it away, or train into another "
+                            "folder (runs=...)") from None
         if self.progress.rows:
             self.write_log()  # a killed training may have logged epochs after its last state
-        say(f"going on from {path} (epoch {self.progress.epoch + 1} of {self.course.epochs}, step {self.progress.step})")
+        if self.progress.epoch < self.course.epochs:
+            say(f"going on from {path} (epoch {self.progress.epoch + 1} of {self.course.epochs}, step {self.progress.step})")
+        self.look_for_best()
         return self.progress.step
+
+    def look_for_best(self) -> None:
+        """If best.safetensors was removed, let the best epoch from here on take its place: the weights it held are nowhere else."""
+        path = self.folder / "best.safetensors"
+        if math.isinf(self.progress.best) or path.is_file():
+            return
+        say(f"note: {path} is gone, and with it the weights of the best epoch so far; the best of the epochs that follow will take its place")
+        self.progress.best = math.inf
 
     def share_first_weights(self) -> None:
         """Start all processes from the first one's weights."""
@@ -508,9 +534,11 @@ class Trainer:
 
     def check_state(self, state: dict, path: Path) -> None:
         """Raise UserError if a state is not of this training; report the settings that have changed since, and may."""
-        if "identity" in state:
+        if isinstance(state, dict) and "identity" in state:
             raise UserError(f"{path} was written by an earlier version, which this one does not go on from; finish it there, or train "
                             f"into another folder (runs=...) with {self.folder / 'weights.safetensors'} as its start")
+        if not isinstance(state, dict) or STATE_ENTRIES - state.keys():
+            raise UserError(f"{path} is not a state of these trainings; move it away, or train into another folder (runs=...)")
         before = {**state["settings"], **state["facts"]}
         now = {**self.settings, **self.facts}
         changed = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
