@@ -17,7 +17,7 @@ from models import config, losses, schedulers
 from models.runtime.checkpoint import Network
 from models.runtime.device import pick_device, pick_precision
 from models.runtime.files import UserError
-from models.training import loop, ownership
+from models.training import autoencoder, loop, ownership
 from models.unet import ConditionalUNet
 from models.vqgan import MLVQGAN
 
@@ -461,6 +461,19 @@ def test_a_term_of_the_loss_may_begin_when_the_training_goes_on(tmp_path):
     trainer.optimizers["other"] = torch.optim.Adam(other.parameters())
     trainer.load({**contents(tmp_path)["state"], "networks": dict.fromkeys(("line", "other"), trainer.networks["line"].state_dict())})
     assert trainer.progress.epoch == 1 and not trainer.optimizers["other"].state and trainer.optimizers["line"].state
+
+
+@pytest.mark.parametrize("changes, words", [
+    (["data.image_size=96"], "data.image_size=96 is too small for MS-SSIM, which needs 161 pixels; set vqgan.loss.ms_ssim=0"),
+    (["data.image_size=256", "vqgan.crop=96"], "vqgan.crop=96 is too small for MS-SSIM"),
+    (["data.image_size=96", "vqgan.loss.ms_ssim=0"], "no folder"),
+    (["data.image_size=168"], "no folder"),
+])
+def test_images_too_small_for_ms_ssim_are_refused_before_anything_is_built(tmp_path, changes, words):
+    settings = config.parse("", ("runs", "data", "vqgan"), [f"data.root={tmp_path / 'nowhere'}", f"runs={tmp_path}", *changes])
+    with pytest.raises(UserError, match=words):
+        autoencoder.train(settings, ("vqgan",))
+    assert not list(tmp_path.iterdir())
 
 
 def test_devices_that_are_not_there_are_named():
