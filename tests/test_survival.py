@@ -221,6 +221,25 @@ def stop_group(process):
     process.wait()
 
 
+def test_the_scripts_own_their_folders_and_take_finite_weights(ready):
+    """Weights without a state are not overwritten; an autoencoder that diverged is refused before its latents are made."""
+    done = subprocess.run(command("runs=alone", "ldm.epochs=1"), cwd=ready, env=ONE_THREAD, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for state in (ready / "alone" / "ldm").glob("state_*.pt"):
+        state.unlink()
+    before = (ready / "alone" / "ldm" / "weights.safetensors").read_bytes()
+    done = subprocess.run(command("runs=alone", "ldm.epochs=1"), cwd=ready, env=ONE_THREAD, capture_output=True, text=True)
+    assert done.returncode == 2 and len(own(done.stderr)) == 1 and "ldm.start=alone/ldm/weights.safetensors" in own(done.stderr)[0]
+    assert (ready / "alone" / "ldm" / "weights.safetensors").read_bytes() == before
+    vqgan = MLVQGAN.load(ready / "ready" / "vqgan" / "weights.safetensors")
+    vqgan.encoder.apply(lambda layer: [parameter.data.fill_(torch.nan) for parameter in layer.parameters(recurse=False)])
+    vqgan.save(ready / "diverged.safetensors")
+    done = subprocess.run(command("runs=diverged", "vqgan.weights=diverged.safetensors"), cwd=ready, env=ONE_THREAD, capture_output=True,
+                          text=True)
+    assert done.returncode == 2 and len(own(done.stderr)) == 1 and "diverged.safetensors holds numbers that are not finite" in done.stderr
+    assert not (ready / "diverged" / "latents").exists()
+
+
 def test_a_run_folder_that_cannot_be_written_is_one_line(ready):
     (ready / "file").write_text("")
     done = subprocess.run(command("runs=file"), cwd=ready, env=ONE_THREAD, capture_output=True, text=True)
