@@ -44,7 +44,7 @@ class Pipeline:
              precision: str = "float32", compiled: bool = False, **keywords) -> "Pipeline":
         """From two weights files, of this project or released. Raises UserError for missing, damaged or unfitting ones."""
         checkpoint.require(vqgan_path, unet_path)
-        vqgan, unet = MLVQGAN.load(vqgan_path), ConditionalUNet.load(unet_path, default_qkv_by_head=cls.qkv_by_head)
+        vqgan, unet = MLVQGAN.load(vqgan_path), ConditionalUNet.load(unet_path, {"qkv_by_head": cls.qkv_by_head})
         latent, noisy = vqgan.settings["code_channels"], unet.settings["in_channels"]
         if noisy != 2 * latent:
             raise UserError(f"{unet_path} takes {noisy} channels, but twice the latent of {vqgan_path} is {2 * latent}")
