@@ -65,7 +65,7 @@ def test_brightness_in_the_lungs_is_matched():
 
 def test_the_default_fusion_is_the_poisson_fusion_of_the_two_paths(networks, patients, monkeypatch):
     seen = []
-    monkeypatch.setattr(fusion, "fuse", lambda whole, local, mask, method, weight: seen.append((method, whole, local, mask)) or whole)
+    monkeypatch.setattr(fusion, "fuse", lambda whole, local, mask, method, blend: seen.append((method, whole, local, mask)) or whole)
     run(networks, patients)
     assert [method for method, *_ in seen] == ["poisson"] * 3
     assert all(np.isclose(whole[mask].mean(), local[mask].mean(), atol=2e-2) for _, whole, local, mask in seen)

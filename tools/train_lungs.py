@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from scipy.interpolate import PchipInterpolator
 
 from models import lungs
-from models.lungnet import LungNet
+from models.lungs import LungNet
 from models.runtime.files import replacing
 from models.simulate import phantom
 
