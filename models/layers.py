@@ -25,7 +25,7 @@ class GroupNorm32(nn.GroupNorm):
 
 
 def checkpointed(block: nn.Module, *inputs: torch.Tensor, enabled: bool) -> torch.Tensor:
-    """block(*inputs). If enabled and in training, its activations are not kept but computed again in the backward pass."""
+    """block(*inputs). If enabled and training, its activations are computed again in the backward pass, not kept."""
     if enabled and torch.is_grad_enabled():
         return checkpoint(block, *inputs, use_reentrant=False)
     return block(*inputs)

@@ -1,8 +1,8 @@
-"""The two lung fields of a frontal chest X-ray, for data sets without masks, found by a small U-Net trained on simulated patients.
+"""The two lung fields of a frontal chest X-ray, found by a small U-Net trained on simulated patients.
 
-1. Features: the rank of each grey value, and how it differs from the ranks nearby, so gamma, window and equalisation hardly matter.
-2. Network: a small U-Net, run on the image and on its mirror image at a small size; the two answers are averaged.
-3. A second look at the box around the lungs alone, so that wide borders do not cost resolution; the sum of both looks decides.
+1. Features: the rank of each grey value, and how it differs from the ranks nearby, so gamma and window hardly matter.
+2. Network: a small U-Net, run at a small size on the image and on its mirror image; the two answers are averaged.
+3. A second look at the box around the lungs, so that wide borders do not cost resolution; the sum of both decides.
 4. Shape: the two largest connected regions, without holes.
 The weights in weights/lungs.safetensors come from tools/train_lungs.py.
 """
@@ -49,8 +49,8 @@ LEAST_RATIO = 0.4               # area of the smaller lung over the larger one's
 def lung_mask(cxr: np.ndarray) -> np.ndarray:
     """Both aerated lung fields of a frontal chest X-ray, without what heart and diaphragm hide.
 
-    cxr: float (H, W) in [0, 1], bones bright, H and W >= 64. Returns bool (H, W). Raises ValueError for anything else and UserError
-    if the network's weights are missing.
+    cxr: float (H, W) in [0, 1], bones bright, H and W >= 64. Returns bool (H, W). Raises ValueError for anything else
+    and UserError if the network's weights are missing.
     """
     _check(cxr)
     work = _resize(cxr.astype(np.float32), min(1, WORK_SIZE / max(cxr.shape)))
@@ -70,7 +70,7 @@ def lung_mask(cxr: np.ndarray) -> np.ndarray:
 
 
 def lung_faults(mask: np.ndarray) -> list[str]:
-    """What looks wrong with the shape of a lung mask, bool (H, W): short phrases with the numbers, none if it is plausible."""
+    """What looks wrong with the shape of a lung mask, bool (H, W): short phrases with the numbers, or none."""
     faults = []
     low, high = PLAUSIBLE_SHARE
     if not low <= mask.mean() <= high:
@@ -84,7 +84,8 @@ def lung_faults(mask: np.ndarray) -> list[str]:
         plural = "" if len(large) == 1 else "s"
         faults.append(f"{len(large)} large part{plural}, expected 2")
     elif large[1] < LEAST_RATIO * large[0]:
-        faults.append(f"unequal lungs: the smaller has {large[1] / large[0]:.0%} of the larger, expected at least {LEAST_RATIO:.0%}")
+        faults.append(f"unequal lungs: the smaller has {large[1] / large[0]:.0%} of the larger, "
+                      f"expected at least {LEAST_RATIO:.0%}")
 
     rim = np.concatenate([mask[0], mask[-1], mask[1:-1, 0], mask[1:-1, -1]])
     if rim.any():
@@ -94,8 +95,8 @@ def lung_faults(mask: np.ndarray) -> list[str]:
 
 def _check(cxr: np.ndarray) -> None:
     if not isinstance(cxr, np.ndarray) or not np.issubdtype(cxr.dtype, np.floating):
-        raise ValueError(f"lung_mask got {getattr(cxr, 'dtype', type(cxr).__name__)}, expected a float array in [0, 1]: "
-                         "divide by the largest grey value")
+        found = getattr(cxr, "dtype", type(cxr).__name__)
+        raise ValueError(f"lung_mask got {found}, expected a float array in [0, 1]: divide by the largest grey value")
     if cxr.ndim != 2 or min(cxr.shape) < MIN_SIZE:
         raise ValueError(f"lung_mask got shape {cxr.shape}, expected (H, W) with both sides >= {MIN_SIZE}")
     if not (cxr.min() >= 0 and cxr.max() <= 1):
@@ -103,7 +104,7 @@ def _check(cxr: np.ndarray) -> None:
 
 
 def _look(cxr: np.ndarray) -> np.ndarray:
-    """The network's answer for float (h, w), averaged over the image and its mirror image: float32 (h, w), above 0 in the lungs."""
+    """The network's answer for float (h, w) and its mirror image, added: float32 (h, w), above 0 in the lungs."""
     small = _resize(cxr, NET_SIZE / max(cxr.shape))
     height, width = small.shape
     mirrored = np.ascontiguousarray(small[:, ::-1])
@@ -135,10 +136,10 @@ def _resize(cxr: np.ndarray, scale: float) -> np.ndarray:
 
 
 def features(cxr: np.ndarray) -> np.ndarray:
-    """The network's input for float (h, w) with sides up to NET_SIZE: float32 (2, NET_SIZE, NET_SIZE), zero beyond the image.
+    """The network's input for float (h, w) with sides up to NET_SIZE: float32 (2, NET_SIZE, NET_SIZE).
 
-    The first channel is the fraction of darker pixels, scaled to [-1, 1], which no monotone change of grey values alters; the second
-    is its local z-score, in [-CLIP, CLIP].
+    The first channel is the fraction of darker pixels, scaled to [-1, 1], which no monotone change of grey values
+    alters; the second is its local z-score, in [-CLIP, CLIP]. Both are zero beyond the image.
     """
     ranks = _ranks(cv2.GaussianBlur(cxr, (0, 0), NOISE_SIGMA))
     mean = cv2.GaussianBlur(ranks, (0, 0), LOCAL_SIGMA)

@@ -23,9 +23,10 @@ LEAST_ENERGY = 4e-9  # of detail on [-1, 1], far below that of any grain: a rati
 class Pipeline:
     """A method: the two networks, and how its sampler and its results are set. Call it with X-rays.
 
-    vqgan, unet: in eval mode. seed: of the sampling noise, which is drawn from (seed, image name, draw name), so that an image's
-    result depends on nothing else. precision: "float32" or "bf16". compiled: see runtime/compiling.py. residual: see `image`.
-    strength: fraction in [0, 1] of the estimated bone that is removed. options: keywords of the method's sampler.
+    vqgan, unet: in eval mode. seed: of the sampling noise, which is drawn from (seed, image name, draw name), so that
+    an image's result depends on nothing else. precision: "float32" or "bf16". compiled: see runtime/compiling.py.
+    residual: see `image`. strength: fraction in [0, 1] of the estimated bone that is removed. options: keywords of the
+    method's sampler.
     """
     title: str         # the method's name in reports
     section: str       # its section of the settings
@@ -54,7 +55,8 @@ class Pipeline:
     @classmethod
     def load(cls, vqgan_path: str | Path, unet_path: str | Path, device: str | torch.device = "cpu", *,
              precision: str = "float32", compiled: bool = False, **keywords) -> "Pipeline":
-        """The method with the networks of two weights files, of this project or released ones. keywords: of the constructor.
+        """The method with the networks of two weights files, of this project or released ones. keywords: of the
+        constructor.
 
         Raises UserError for files that are missing, damaged or do not belong together.
         """
@@ -74,7 +76,9 @@ class Pipeline:
 
     @classmethod
     def sampling_keywords(cls, settings: config.Settings) -> dict:
-        """The constructor's keywords that the method's section of the settings has: those of the sampler and of the fusion."""
+        """The constructor's keywords that the method's section of the settings has: those of the sampler and of the
+        fusion.
+        """
         section = getattr(settings, cls.section)
         found = {}
         for kind in cls.keywords:
@@ -84,7 +88,9 @@ class Pipeline:
     @classmethod
     def from_settings(cls, settings: config.Settings, device: str | torch.device = "cpu", precision: str = "float32",
                       compiled: bool = False) -> "Pipeline":
-        """The method as the settings have it: its weights, its sampler, and what section eval says of results. Raises as `load`."""
+        """The method as the settings have it: its weights, its sampler, and what section eval says of results. Raises
+        as `load`.
+        """
         unet_path = getattr(settings, cls.section).weights
         return cls.load(settings.vqgan.weights, unet_path, device, precision=precision, compiled=compiled, seed=settings.eval.seed,
                         residual=settings.eval.residual, strength=settings.eval.strength, **cls.sampling_keywords(settings))
@@ -117,9 +123,9 @@ class Pipeline:
     def __call__(self, cxr: torch.Tensor, names: list[str], masks=None, progress: sampling.Progress = iter) -> torch.Tensor:
         """The soft tissue (B, 1, H, W) in [-1, 1] of X-rays (B, 1, H, W) in [-1, 1].
 
-        names: one unique name per image, on which its noise depends. masks: one boolean (H, W) per image, true in the lungs. If masks
-        is None, or one of them is, GL-LCM finds the lungs in the X-ray; BS-LDM needs none. progress: wraps the sampling steps.
-        Raises UserError for a size that the networks cannot take.
+        names: one unique name per image, on which its noise depends. masks: one boolean (H, W) per image, true in the
+        lungs. If masks is None, or one of them is, GL-LCM finds the lungs in the X-ray; BS-LDM needs none. progress:
+        wraps the sampling steps. Raises UserError for a size that the networks cannot take.
         """
         self.check_size(*cxr.shape[-2:])
         if len(names) != len(cxr):
@@ -135,7 +141,9 @@ class Pipeline:
         raise TypeError("a pipeline is BSLDM or GLLCM")
 
     def encode(self, x: torch.Tensor) -> torch.Tensor:
-        """Images (B, 1, H, W) -> quantised latents (B, C, h, w), one image at a time: the activations are what takes memory."""
+        """Images (B, 1, H, W) -> quantised latents (B, C, h, w), one image at a time: the activations are what takes
+        memory.
+        """
         latents = [self.vqgan.quantize(self.encoder(image))[0] for image in x.split(1)]
         return torch.cat(latents).float()
 
@@ -147,9 +155,9 @@ class Pipeline:
     def image(self, soft: torch.Tensor, cxr: torch.Tensor, latent: torch.Tensor) -> torch.Tensor:
         """The image (B, 1, H, W) of a sampled soft-tissue latent `soft` (B, C, h, w).
 
-        As published it is D(soft), with the decoder D. In the residual form it is D(soft) + (1 - w) (CXR - D(latent)): what the
-        autoencoder cannot reproduce of the CXR is kept, but for the fraction w that belongs to bone (see `bone_share`). If no bone
-        is removed, soft = latent, and the residual form gives the CXR itself.
+        As published it is D(soft), with the decoder D. In the residual form it is D(soft) + (1 - w) (CXR - D(latent)):
+        what the autoencoder cannot reproduce of the CXR is kept, but for the fraction w that belongs to bone (see
+        `bone_share`). If no bone is removed, soft = latent, and the residual form gives the CXR itself.
         cxr (B, 1, H, W), latent (B, C, h, w): the X-ray, and its latent for which `soft` was sampled.
         """
         if not self.residual:
@@ -196,10 +204,11 @@ class BSLDM(Pipeline):
 
 
 class GLLCM(Pipeline):
-    """GL-LCM. options: the keywords of sampling.sample_gllcm (steps, guidance, alpha, clip_global, clip_local, clip_rate).
+    """GL-LCM. options: the keywords of sampling.sample_gllcm (steps, guidance, alpha, clip_global, clip_local,
+    clip_rate).
 
-    fusion: how the global and the local path are fused: "poisson", "alpha" or "none", see fusion.fuse; "autoencoder": the two
-    latents are averaged by the mask, then decoded. blend: weight of the local image in alpha fusion.
+    fusion: how the global and the local path are fused: "poisson", "alpha" or "none", see fusion.fuse; "autoencoder":
+    the two latents are averaged by the mask, then decoded. blend: weight of the local image in alpha fusion.
     """
     title = "GL-LCM"
     section = "lcm"
@@ -245,7 +254,8 @@ class GLLCM(Pipeline):
         return images.to_signed(torch.from_numpy(np.stack(fused))[:, None])
 
     def lung_masks(self, unit: torch.Tensor, masks) -> torch.Tensor:
-        """Boolean (B, 1, H, W) on the method's device: the given masks, or, for each that is None, the lungs found in the X-ray.
+        """Boolean (B, 1, H, W) on the method's device: the given masks, or, for each that is None, the lungs found in
+        the X-ray.
 
         unit: X-rays (B, 1, H, W) in [0, 1]. masks: a boolean (H, W) or None per image, or None.
         """
@@ -262,9 +272,10 @@ class GLLCM(Pipeline):
 def bone_share(bone: torch.Tensor, soft: torch.Tensor) -> torch.Tensor:
     """The fraction in [0, 1] of an image's finest detail that belongs to its bone: e_b / (e_b + e_s), all (B, 1, H, W).
 
-    bone, soft: the image's two components, on [-1, 1]. e is the local energy of a component's detail, G_2 * (x - G_1 * x)^2 with
-    Gaussians of ENERGY_SIGMA and FINE_SIGMA pixels. The detail that an autoencoder loses is just finer than the finest that it
-    reproduces, and is taken to belong to the two components in the same ratio (Wiener's filter for two signals).
+    bone, soft: the image's two components, on [-1, 1]. e is the local energy of a component's detail, G_2 * (x - G_1 *
+    x)^2 with Gaussians of ENERGY_SIGMA and FINE_SIGMA pixels. The detail that an autoencoder loses is just finer than
+    the finest that it reproduces, and is taken to belong to the two components in the same ratio (Wiener's filter for
+    two signals).
     """
     bone_energy = _detail_energy(bone)
     soft_energy = _detail_energy(soft)
@@ -286,7 +297,9 @@ def _blur(x: torch.Tensor, sigma: float) -> torch.Tensor:
 
 
 def match_brightness(global_soft: torch.Tensor, local_soft: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
-    """The local image, shifted inside the lungs so that its mean there is the global image's (GL-LCM's script). (B, 1, H, W) each."""
+    """The local image, shifted inside the lungs so that its mean there is the global image's (GL-LCM's script). (B, 1,
+    H, W) each.
+    """
     area = masks.sum((2, 3), keepdim=True).clamp(min=1)  # (B, 1, 1, 1)
     shift = ((global_soft - local_soft) * masks).sum((2, 3), keepdim=True) / area
     return local_soft + shift * masks

@@ -1,8 +1,8 @@
 """The reverse walks in latent space: BS-LDM's diffusion and GL-LCM's two consistency paths. The network is an argument.
 
-Names used throughout: cxr and masked_cxr are the latents (B, C, h, w) of the X-ray and of the X-ray times its lung mask. draw(name)
-returns standard normal noise of that shape for the names "initial", "global/<j>", "local/<j>" and "unconditional/<j>", where j
-counts the steps from 0.
+Names used throughout: cxr and masked_cxr are the latents (B, C, h, w) of the X-ray and of the X-ray times its lung
+mask. draw(name) returns standard normal noise of that shape for the names "initial", "global/<j>", "local/<j>" and
+"unconditional/<j>", where j counts the steps from 0.
 """
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -16,7 +16,8 @@ Draw = Callable[[str], torch.Tensor]
 Progress = Callable[[Iterable], Iterable]  # wraps the list of steps, for a progress bar
 
 
-def estimate(unet: torch.nn.Module, latents: list[torch.Tensor], t: int, conditions: list[torch.Tensor]) -> list[torch.Tensor]:
+def estimate(unet: torch.nn.Module, latents: list[torch.Tensor], t: int,
+             conditions: list[torch.Tensor]) -> list[torch.Tensor]:
     """The predicted noise of several (noisy latent, condition) pairs, computed in one pass through the network.
 
     latents, conditions: n tensors (B, C, h, w) each. Returns n tensors (B, C, h, w) in float32.
@@ -31,10 +32,12 @@ def estimate(unet: torch.nn.Module, latents: list[torch.Tensor], t: int, conditi
 
 @torch.no_grad()
 def sample_bsldm(unet: torch.nn.Module, cxr: torch.Tensor, draw: Draw, *, steps: int = 1000, sampler: str = "ddpm",
-                 clip: float = 1.4, clip_rate: float = 0.003, clip_lag: int = 0, progress: Progress = iter) -> torch.Tensor:
+                 clip: float = 1.4, clip_rate: float = 0.003, clip_lag: int = 0,
+                 progress: Progress = iter) -> torch.Tensor:
     """BS-LDM: sample the soft-tissue latent (B, C, h, w) of a CXR latent, with temporal adaptive thresholding.
 
-    sampler: a name in schedulers.DIFFUSION_SAMPLERS. clip, clip_rate, clip_lag: the bound on |z_0|, see schedulers.threshold.
+    sampler: a name in schedulers.DIFFUSION_SAMPLERS.
+    clip, clip_rate, clip_lag: the bound on |z_0|, see schedulers.threshold.
     Raises ValueError for an unknown sampler or a number of steps outside 1..1000.
     """
     if sampler not in schedulers.DIFFUSION_SAMPLERS:
@@ -61,7 +64,8 @@ def sample_gllcm(unet: torch.nn.Module, cxr: torch.Tensor, masked_cxr: torch.Ten
                  clip_rate: float = 0.025, progress: Progress = iter) -> tuple[torch.Tensor, torch.Tensor]:
     """GL-LCM: dual-path sampling from one initial noise -> (global, local) soft-tissue latents, (B, C, h, w) each.
 
-    guidance: a name in GUIDANCE. alpha: its scale. clip_global, clip_local, clip_rate: the bounds on |z_0| of the two paths.
+    guidance: a name in GUIDANCE. alpha: its scale.
+    clip_global, clip_local, clip_rate: the bounds on |z_0| of the two paths, see schedulers.threshold.
     Raises ValueError for an unknown guidance or a number of steps outside 1..50.
     """
     if guidance not in GUIDANCE:
@@ -91,7 +95,10 @@ def sample_gllcm(unet: torch.nn.Module, cxr: torch.Tensor, masked_cxr: torch.Ten
 # (eps of the global path, eps of the local path). They differ in what the local path is pushed away from.
 
 def leg(unet, z_g, z_l, t, cxr, masked_cxr, alpha, fresh_noise):
-    """Local-enhanced guidance (GL-LCM): eps_l = (1 - alpha) eps(z_l, CXR) + alpha eps(z_l, masked CXR). Three estimates."""
+    """Local-enhanced guidance (GL-LCM): eps_l = (1 - alpha) eps(z_l, CXR) + alpha eps(z_l, masked CXR).
+
+    Three estimates per step.
+    """
     eps_g, whole, masked = estimate(unet, [z_g, z_l, z_l], t, [cxr, cxr, masked_cxr])
     eps_l = (1 - alpha) * whole + alpha * masked
     return eps_g, eps_l
@@ -105,7 +112,7 @@ def leg_shared(unet, z_g, z_l, t, cxr, masked_cxr, alpha, fresh_noise):
 
 
 def cfg(unet, z_g, z_l, t, cxr, masked_cxr, alpha, fresh_noise):
-    """What the released script runs: fresh noise over the local estimate's standard deviation in place of eps(z_l, CXR)."""
+    """What the released script runs: fresh noise, over the local estimate's deviation, in place of eps(z_l, CXR)."""
     eps_g, masked = estimate(unet, [z_g, z_l], t, [cxr, masked_cxr])
     unconditional = (1 - alpha) * fresh_noise() / masked.std((1, 2, 3), keepdim=True)
     eps_l = unconditional + alpha * masked

@@ -1,9 +1,11 @@
 """Noise schedules, offset noise, thresholds, and the sampler steps of both methods, all pure functions.
 
-Symbols: alpha_bar_t is the fraction of the signal's variance that is left at timestep t (0 = cleanest, 999 = noisiest), z_t the
-noisy latent, z_0 the clean latent, eps the noise: z_t = sqrt(alpha_bar_t) z_0 + sqrt(1 - alpha_bar_t) eps (Ho 2020, eq. 4).
-Tables and coefficients are float32 scalars on the CPU, as in the published scripts: near t = 0 the rounding of 1 - alpha_bar
-moves a whole BS-LDM walk by 3e-4, and the published numbers include it. No step waits for the device.
+Symbols: alpha_bar_t is the fraction of the signal's variance that is left at timestep t (0 = cleanest, 999 = noisiest),
+z_t the noisy latent, z_0 the clean latent, eps the noise:
+z_t = sqrt(alpha_bar_t) z_0 + sqrt(1 - alpha_bar_t) eps (Ho 2020, eq. 4).
+
+Tables and coefficients are float32 scalars on the CPU, as in the published scripts: near t = 0 the rounding of
+1 - alpha_bar moves a whole BS-LDM walk by 3e-4, and the published numbers include it. No step waits for the device.
 To add a sampler to BS-LDM, write its step here and name it in DIFFUSION_SAMPLERS.
 """
 from collections.abc import Callable
@@ -44,7 +46,7 @@ def scaled_linear(beta_start: float = 0.00085, beta_end: float = 0.012) -> torch
 
 
 def _accumulate(betas: torch.Tensor) -> torch.Tensor:
-    """alpha_bar_t = product of (1 - beta_s) over s <= t, in float32: to the bit the tables of the published trainings."""
+    """alpha_bar_t = product of (1 - beta_s) over s <= t, in float32, as the published trainings had it to the bit."""
     return torch.cumprod(1 - betas, 0)
 
 
@@ -86,8 +88,8 @@ def walk(alpha_bar: torch.Tensor, timesteps: list[int], full: int) -> list[Step]
 def threshold(position: float, start: float, rate: float, lag: int = 0) -> float:
     """Temporal adaptive thresholding (BS-LDM): the bound c_j = start + rate * j on |z_0| at position j.
 
-    j counts steps of the full walk, so a walk of fewer steps applies the same bound at the same noise level. With lag 1 the
-    first two steps use c_0, as the published loop does.
+    j counts steps of the full walk, so a walk of fewer steps applies the same bound at the same noise level. With lag 1
+    the first two steps use c_0, as the published loop does.
     """
     return start + rate * max(position - lag, 0)
 
@@ -99,17 +101,18 @@ def add_noise(z_0: torch.Tensor, noise: torch.Tensor, alpha_bar: torch.Tensor) -
 
 
 def offset_noise(noise: torch.Tensor, offset: torch.Tensor, coefficient: float) -> torch.Tensor:
-    """Offset noise (BS-LDM): Gaussian noise (B, C, h, w) plus coefficient times one normal number per channel (B, C, 1, 1)."""
+    """Offset noise (BS-LDM): noise (B, C, h, w) + coefficient * offset (B, C, 1, 1), all standard normal."""
     return noise + coefficient * offset
 
 
 def precondition(variance: torch.Tensor, alpha_bar: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """EDM preconditioning about the CXR latent: (k, c_in, c_out), each of alpha_bar's shape.
 
-    Karras et al. (NeurIPS 2022), table 1: k = c_skip, c_in and c_out with sigma_data^2 = variance and sigma^2 = v, where
-    v = (1 - alpha_bar) / alpha_bar is the noise variance of z_t / sqrt(alpha_bar). The data of EDM vary about 0; here the clean
-    latent z_0 varies about the CXR's latent, z_0 - CXR ~ N(0, variance). With d = z_t / sqrt(alpha_bar) - CXR the mean of z_0
-    given z_t is CXR + k d, and both c_in d and (z_0 - mean) / c_out have unit variance.
+    Karras et al. (NeurIPS 2022), table 1: k = c_skip, c_in and c_out with sigma_data^2 = variance and sigma^2 = v,
+    where v = (1 - alpha_bar) / alpha_bar is the noise variance of z_t / sqrt(alpha_bar). EDM's data vary about 0; here
+    the clean latent z_0 varies about the CXR's latent: z_0 - CXR ~ N(0, variance).
+    With d = z_t / sqrt(alpha_bar) - CXR the mean of z_0 given z_t is CXR + k d, and both c_in d and
+    (z_0 - mean) / c_out have unit variance.
     """
     v = (1 - alpha_bar) / alpha_bar
     k = variance / (variance + v)
@@ -132,7 +135,10 @@ Previous = tuple[Step, torch.Tensor]  # the step taken before, and the z_0 that 
 
 def ddpm_step(z_t: torch.Tensor, z_0: torch.Tensor, step: Step, noise: torch.Tensor | None,
               previous: Previous | None = None) -> torch.Tensor:
-    """Ancestral step with the posterior's mean and variance (Ho 2020, eq. 6 and 7; "fixed small"), without noise in the last step."""
+    """Ancestral step with the posterior's mean and variance (Ho 2020, eq. 6 and 7; "fixed small").
+
+    The last step adds no noise.
+    """
     alpha = step.alpha_bar / step.alpha_bar_prev
     beta = 1 - alpha
     beta_bar = 1 - step.alpha_bar
@@ -146,16 +152,17 @@ def ddpm_step(z_t: torch.Tensor, z_0: torch.Tensor, step: Step, noise: torch.Ten
 
 def ddim_step(z_t: torch.Tensor, z_0: torch.Tensor, step: Step, noise: torch.Tensor | None,
               previous: Previous | None = None) -> torch.Tensor:
-    """Deterministic step (Song 2021, eq. 12 with sigma = 0). The noise is recomputed to agree with the thresholded z_0."""
+    """Deterministic step (Song 2021, eq. 12 with sigma = 0), with the noise that agrees with the thresholded z_0."""
     eps = (z_t - step.alpha_bar ** 0.5 * z_0) / (1 - step.alpha_bar) ** 0.5
     return step.alpha_bar_prev ** 0.5 * z_0 + (1 - step.alpha_bar_prev) ** 0.5 * eps
 
 
 def dpmpp_step(z_t: torch.Tensor, z_0: torch.Tensor, step: Step, noise: torch.Tensor | None,
                previous: Previous | None = None) -> torch.Tensor:
-    """DPM-Solver++(2M): deterministic, second order, for few steps (Lu 2022, algorithm 2); first order in the first and last step.
+    """DPM-Solver++(2M): deterministic, second order, for few steps (Lu 2022, algorithm 2).
 
-    lambda = log(sqrt(alpha_bar) / sqrt(1 - alpha_bar)); z_0 is extrapolated over the last two steps in lambda.
+    lambda = log(sqrt(alpha_bar) / sqrt(1 - alpha_bar)); z_0 is extrapolated over the last two steps in lambda. The
+    first step and the last are of first order.
     """
     if step.last:
         return z_0
@@ -175,7 +182,10 @@ def _half_log_snr(alpha_bar: torch.Tensor) -> torch.Tensor:
 
 
 def lcm_step(z_t: torch.Tensor, z_0: torch.Tensor, step: Step, noise: torch.Tensor | None) -> torch.Tensor:
-    """Consistency step (Luo 2023): d = c_out z_0 + c_skip z_t, noised again to the next timestep; d itself in the last step."""
+    """Consistency step (Luo 2023): d = c_out z_0 + c_skip z_t, noised again to the next timestep.
+
+    The last step returns d itself.
+    """
     scaled = LCM_SCALE * step.t
     c_skip = LCM_SIGMA ** 2 / (scaled ** 2 + LCM_SIGMA ** 2)
     c_out = scaled / (scaled ** 2 + LCM_SIGMA ** 2) ** 0.5

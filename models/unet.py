@@ -1,7 +1,7 @@
 """The noise estimator of both methods: a U-Net with residual blocks, scale-shift time conditioning and self-attention.
 
-The architecture is that of Dhariwal & Nichol, "Diffusion models beat GANs" (2021); its input is the noisy soft-tissue latent
-concatenated with the CXR's latent. Parameter names are the released checkpoints' own.
+The architecture is that of Dhariwal & Nichol, "Diffusion models beat GANs" (2021); its input is the noisy soft-tissue
+latent concatenated with the CXR's latent. Parameter names are the released checkpoints' own.
 """
 import math
 
@@ -38,9 +38,11 @@ class ResidualBlock(nn.Module):
         if resample not in (None, "down", "up"):
             raise ValueError(f"resample={resample!r} is not one of: None, 'down', 'up'")
         self.resample = resample
-        self.in_layers = nn.Sequential(GroupNorm32(channels), nn.SiLU(), nn.Conv2d(channels, out_channels, 3, padding=1))
+        self.in_layers = nn.Sequential(GroupNorm32(channels), nn.SiLU(),
+                                       nn.Conv2d(channels, out_channels, 3, padding=1))
         self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(time_channels, 2 * out_channels))
-        # nn.Identity stands in for the published dropout of rate 0, so that the convolution keeps its released name out_layers.3
+        # nn.Identity stands in for the published dropout of rate 0, so that the convolution keeps its released name
+        # out_layers.3
         self.out_layers = nn.Sequential(GroupNorm32(out_channels), nn.SiLU(), nn.Identity(),
                                         zero(nn.Conv2d(out_channels, out_channels, 3, padding=1)))
         self.skip_connection = nn.Identity() if out_channels == channels else nn.Conv2d(channels, out_channels, 1)
@@ -68,8 +70,9 @@ class ResidualBlock(nn.Module):
 class AttentionBlock(nn.Module):
     """Self-attention over all pixels, x (B, C, h, w) -> the same.
 
-    qkv_by_head: the order of the 3 C channels of `qkv`. True: q, k, v of head 1, then of head 2, ...; False: q of all heads,
-    then k of all, then v of all. Raises ValueError if the heads do not divide the channels.
+    qkv_by_head: the order of the 3 C channels of `qkv`.
+    True: q, k, v of head 1, then of head 2, ...; False: q of all heads, then k of all, then v of all.
+    Raises ValueError if the heads do not divide the channels.
     """
 
     def __init__(self, channels: int, heads: int, qkv_by_head: bool):
@@ -89,8 +92,8 @@ class AttentionBlock(nn.Module):
             q, k, v = qkv.unflatten(1, (self.heads, 3, -1)).unbind(2)  # (B, heads, C / heads, N) each
         else:
             q, k, v = qkv.unflatten(1, (3, self.heads, -1)).unbind(1)
-        h = F.scaled_dot_product_attention(q.transpose(2, 3), k.transpose(2, 3), v.transpose(2, 3))  # (B, heads, N, C / heads)
-        h = h.transpose(2, 3).flatten(1, 2)  # (B, C, N)
+        h = F.scaled_dot_product_attention(q.transpose(2, 3), k.transpose(2, 3), v.transpose(2, 3))
+        h = h.transpose(2, 3).flatten(1, 2)  # (B, heads, N, C / heads) -> (B, C, N)
         return x + self.proj_out(h).view_as(x)
 
 
@@ -109,25 +112,27 @@ class Stage(nn.Sequential):
 class ConditionalUNet(Network):
     """(x (B, in_channels, h, w), t (B,)) -> (B, out_channels, h, w).
 
-    x: the noisy soft-tissue latent, then the CXR's latent. The first half of the output's channels is the predicted noise.
-    width, multipliers: the channels of each level are width times its multiplier. blocks: residual blocks per level on the way
-    down; one more on the way up. heads: of the self-attention. attention: downsampling factors of the levels that have it.
+    x: the noisy soft-tissue latent, then the CXR's latent. The first half of the output's channels is the predicted
+    noise. h and w must be multiples of 2 ** (levels - 1).
+    width, multipliers: the channels of each level are width times its multiplier.
+    blocks: residual blocks per level on the way down; one more on the way up.
+    heads, attention: heads of the self-attention, and downsampling factors of the levels that have it.
     qkv_by_head: True for BS-LDM's checkpoints, False for GL-LCM's, see AttentionBlock.
-    h and w must be multiples of 2 ** (levels - 1).
 
-    prior: 0, as published: the layers predict the noise itself. prior > 0: EDM preconditioning (Karras 2022, table 1) about the
-    CXR's latent instead of 0, with sigma_data = prior, the expected standard deviation of soft-tissue latent minus CXR latent.
-    The layers predict the normalised residual that this expectation leaves open, and `forward` converts it to noise with the
-    alpha_bar of `schedule`, a name in schedulers.SCHEDULES. Before any training, such a network takes the CXR for the soft
-    tissue, so it has to learn the bone alone.
+    prior: 0, as published: the layers predict the noise itself. prior > 0: EDM preconditioning (Karras 2022, table 1)
+    about the CXR's latent instead of 0, with sigma_data = prior, the expected standard deviation of soft-tissue latent
+    minus CXR latent. The layers predict the normalised residual that this expectation leaves open, and `forward`
+    converts it to noise with the alpha_bar of `schedule`, a name in schedulers.SCHEDULES. Before any training, such a
+    network takes the CXR for the soft tissue, so it has to learn the bone alone.
     """
 
     def __init__(self, in_channels: int = 8, out_channels: int = 8, width: int = 128, multipliers=(1, 1, 2, 2, 4, 4),
                  blocks: int = 8, heads: int = 8, attention=(8, 16, 32), qkv_by_head: bool = False, prior: float = 0.0,
                  schedule: str = "scaled_linear"):
         super().__init__()
-        self.settings = dict(in_channels=in_channels, out_channels=out_channels, width=width, multipliers=multipliers, blocks=blocks,
-                             heads=heads, attention=attention, qkv_by_head=qkv_by_head, prior=prior, schedule=schedule)
+        self.settings = dict(in_channels=in_channels, out_channels=out_channels, width=width, multipliers=multipliers,
+                             blocks=blocks, heads=heads, attention=attention, qkv_by_head=qkv_by_head, prior=prior,
+                             schedule=schedule)
         self.width = width
         self.levels = len(multipliers)
         self.checkpointing = False
@@ -138,7 +143,8 @@ class ConditionalUNet(Network):
             self.register_buffer("alpha_bar", alpha_bar, persistent=False)  # no checkpoint holds it
 
         time_channels = TIME_WIDTH * width
-        self.time_embed = nn.Sequential(nn.Linear(width, time_channels), nn.SiLU(), nn.Linear(time_channels, time_channels))
+        self.time_embed = nn.Sequential(nn.Linear(width, time_channels), nn.SiLU(),
+                                        nn.Linear(time_channels, time_channels))
 
         def residual_layers(before: int, after: int, level: int) -> list[nn.Module]:
             """A residual block, then self-attention on the levels that have it."""
@@ -161,7 +167,8 @@ class ConditionalUNet(Network):
         self.input_blocks = nn.ModuleList(down)
 
         # The bottom of the U always has attention.
-        self.middle_block = Stage(ResidualBlock(channels, time_channels, channels), AttentionBlock(channels, heads, qkv_by_head),
+        self.middle_block = Stage(ResidualBlock(channels, time_channels, channels),
+                                  AttentionBlock(channels, heads, qkv_by_head),
                                   ResidualBlock(channels, time_channels, channels))
 
         # The way up; the last stage of every level but the top one doubles the size.
@@ -174,10 +181,14 @@ class ConditionalUNet(Network):
                     layers.append(ResidualBlock(channels, time_channels, channels, "up"))
                 up.append(Stage(*layers))
         self.output_blocks = nn.ModuleList(up)
-        self.out = nn.Sequential(GroupNorm32(channels), nn.SiLU(), zero(nn.Conv2d(channels, out_channels, 3, padding=1)))
+        self.out = nn.Sequential(GroupNorm32(channels), nn.SiLU(),
+                                 zero(nn.Conv2d(channels, out_channels, 3, padding=1)))
 
     def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        """x (B, in_channels, h, w), t (B,) integers in 0..999 -> (B, out_channels, h, w). ValueError for sides that do not fit."""
+        """x (B, in_channels, h, w), t (B,) integers in 0..999 -> (B, out_channels, h, w).
+
+        Raises ValueError for sides that cannot be halved that often.
+        """
         if not self.prior:
             return self.layers(x, t)
 
@@ -197,7 +208,8 @@ class ConditionalUNet(Network):
     def loss_weight(self, t: torch.Tensor) -> torch.Tensor:
         """Weights (B,) of the noise's squared error at timesteps t (B,), for a network with a prior.
 
-        Weighted so, the error in the noise equals the error in the normalised residual, which is what the layers predict.
+        Weighted so, the error in the noise equals the error in the normalised residual, which is what the layers
+        predict.
         """
         k, _, _ = schedulers.precondition(self.prior ** 2, self.alpha_bar[t])
         return 1 / k
@@ -219,15 +231,15 @@ class ConditionalUNet(Network):
 
     @staticmethod
     def settings_of(state: dict, modules: dict) -> dict:
-        """The keywords that a released checkpoint's tensors imply; heads and attention order come from the pickled module.
+        """The keywords that a released checkpoint's tensors, and its pickled attention modules, imply.
 
-        A residual block's tensor in_layers.0.weight is at <stage>.<layer>.in_layers.0.weight. See Network for the arguments and
-        what is raised.
+        A residual block's tensor in_layers.0.weight is at <stage>.<layer>.in_layers.0.weight. See Network for the
+        arguments and what is raised.
         """
         width = state["time_embed.0.weight"].shape[1]
 
-        # On the way up every level but the top one ends with an upsampling block, which is no stage's first layer. The first of
-        # them ends the first level, which has blocks + 1 stages; without any there is one level.
+        # On the way up every level but the top one ends with an upsampling block, which is no stage's first layer. The
+        # first of them ends the first level, which has blocks + 1 stages; without any there is one level.
         stages = 0
         upsampling = []
         for name in state:
@@ -251,8 +263,9 @@ class ConditionalUNet(Network):
             if f"input_blocks.{first}.1.qkv.weight" in state:
                 attention.append(2 ** level)
 
-        settings = dict(in_channels=state["input_blocks.0.0.weight"].shape[1], out_channels=state["out.2.weight"].shape[0],
-                        width=width, blocks=blocks, multipliers=tuple(multipliers), attention=tuple(attention))
+        settings = dict(in_channels=state["input_blocks.0.0.weight"].shape[1],
+                        out_channels=state["out.2.weight"].shape[0], width=width, blocks=blocks,
+                        multipliers=tuple(multipliers), attention=tuple(attention))
 
         # The published code names its attention block and, in it, one of two classes by the order of the qkv channels.
         classes = set()

@@ -1,7 +1,7 @@
 """ML-VQGAN: the autoencoder in whose quantised latent space the diffusion works, and its patch discriminator.
 
-BS-LDM (JBHI 2025), section on the multi-level hybrid loss-constrained VQGAN; GL-LCM (MICCAI 2025). Parameter names are the
-released checkpoints' own.
+BS-LDM (JBHI 2025), section on the multi-level hybrid loss-constrained VQGAN; GL-LCM (MICCAI 2025). Parameter names are
+the released checkpoints' own.
 """
 import torch
 from scipy.spatial import cKDTree
@@ -22,7 +22,7 @@ SLOPE = 0.2          # LeakyReLU of the discriminator (Isola 2017)
 
 
 class Convolution(nn.Module):
-    """A convolution under the name `conv` that it has in the checkpoints, then ReLU if `relu`. (B, C, H, W) -> (B, C', H', W')."""
+    """A convolution under its released name `conv`, then ReLU if `relu`. (B, C, H, W) -> (B, C', H', W')."""
 
     def __init__(self, conv: nn.Module, relu: bool = True):
         super().__init__()
@@ -63,10 +63,13 @@ class Stack(nn.Module):
 
 
 class Codebook(nn.Module):
-    """Nearest-code quantisation whose codes are learnt by exponential moving averages (van den Oord 2017, appendix A.1).
+    """Nearest-code quantisation; the codes are learnt by moving averages (van den Oord 2017, appendix A.1).
 
-    N_k <- decay N_k + (1 - decay) n_k,  m_k <- decay m_k + (1 - decay) (sum of the z whose nearest code is k),  e_k = m_k / N_k,
-    with N_k Laplace-smoothed and the counts n_k and the sums taken over all processes. In float32 whatever the autocast.
+    N_k <- decay N_k + (1 - decay) n_k
+    m_k <- decay m_k + (1 - decay) (sum of the z whose nearest code is k)
+    e_k = m_k / N_k, with N_k Laplace-smoothed
+    The counts n_k and the sums are taken over all processes. In float32 whatever the autocast.
+
     commitment: weight of the commitment loss. restart: whether unused codes are set to latents of the batch.
     """
 
@@ -83,11 +86,12 @@ class Codebook(nn.Module):
     def nearest(self, flat: torch.Tensor) -> torch.Tensor:
         """(N, C) -> (N,) index of the nearest code by Euclidean distance.
 
-        On a CPU a search tree does it ten times as fast for 4096 codes of 4 channels. The tree refuses numbers that are not
-        finite; with those, which a diverging training may bring, all distances are compared and some code is found.
+        On a CPU a search tree does it ten times as fast for 4096 codes of 4 channels. The tree refuses numbers that are
+        not finite; with those, which a diverging training may bring, all distances are compared and some code is found.
         """
         codes = self.embedding.weight
-        if codes.device.type == "cpu" and codes.shape[1] <= TREE_CHANNELS and flat.isfinite().all() and codes.isfinite().all():
+        tree_pays = codes.device.type == "cpu" and codes.shape[1] <= TREE_CHANNELS
+        if tree_pays and flat.isfinite().all() and codes.isfinite().all():
             _, indices = cKDTree(codes.numpy()).query(flat.numpy(), workers=torch.get_num_threads())
             return torch.from_numpy(indices)
 
@@ -142,7 +146,7 @@ class Codebook(nn.Module):
         self.embedding.weight.copy_(self.ema_w / smoothed[:, None])
 
     def _restart_unused(self, flat: torch.Tensor) -> None:
-        """Set every unused code to a latent of this batch (B, h w, C), evenly spaced through it, with a count of one."""
+        """Set every unused code to a latent of this batch (B, h w, C), evenly spaced, with a count of one."""
         unused = (self.ema_cluster_size < RESTART_BELOW).nonzero().flatten()
         if len(unused) == 0:
             return
@@ -161,14 +165,17 @@ class _Quantizer(nn.Module):
 
 
 class MLVQGAN(Network):
-    """Encoder, codebook, decoder. x: (B, in_channels, H, W) in [-1, 1]; z: (B, code_channels, H/8, W/8) for three levels.
+    """Encoder, codebook, decoder. x: (B, in_channels, H, W) in [-1, 1]; z: (B, code_channels, h, w).
 
-    channels: width after each halving. residual_channels, residual_layers: inner width and number of residual units per level.
+    Each entry of `channels` halves the image, so three of them make h = H/8, w = W/8.
+    channels: width after each halving.
+    residual_channels, residual_layers: inner width and number of residual units per level.
     codes, code_channels: entries and channels of the codebook. decay, commitment, restart: see Codebook.
     """
 
-    def __init__(self, in_channels: int = 1, channels=(128, 256, 512), residual_channels: int = 512, residual_layers: int = 2,
-                 codes: int = 1024, code_channels: int = 4, decay: float = 0.5, commitment: float = 0.25, restart: bool = False):
+    def __init__(self, in_channels: int = 1, channels=(128, 256, 512), residual_channels: int = 512,
+                 residual_layers: int = 2, codes: int = 1024, code_channels: int = 4, decay: float = 0.5,
+                 commitment: float = 0.25, restart: bool = False):
         super().__init__()
         self.settings = dict(in_channels=in_channels, channels=channels, residual_channels=residual_channels,
                              residual_layers=residual_layers, codes=codes, code_channels=code_channels, decay=decay,
@@ -187,8 +194,8 @@ class MLVQGAN(Network):
             width = after
         down.append(Convolution(nn.Conv2d(width, code_channels, 3, padding=1), relu=False))
 
-        # The decoder: the same in reverse. The last convolution gives the image, so no ReLU follows it. Each doubling is built
-        # before the units that run ahead of it: the order of building decides which weights a seed gives.
+        # The decoder: the same in reverse. The last convolution gives the image, so no ReLU follows it. Each doubling
+        # is built before the units that run ahead of it: the order of building decides which weights a seed gives.
         up = [Convolution(nn.Conv2d(code_channels, width, 3, padding=1), relu=False)]
         for after in reversed((in_channels, *channels[:-1])):
             doubling = Convolution(nn.ConvTranspose2d(width, after, KERNEL, STRIDE, padding=1))
@@ -202,7 +209,10 @@ class MLVQGAN(Network):
         self.quantizer = _Quantizer(Codebook(codes, code_channels, decay, commitment, restart))
 
     def encode(self, x: torch.Tensor) -> torch.Tensor:
-        """(B, 1, H, W) in [-1, 1] -> z_e (B, C, h, w), before quantisation. ValueError for sides that cannot be halved so often."""
+        """(B, 1, H, W) in [-1, 1] -> z_e (B, C, h, w), before quantisation.
+
+        Raises ValueError for sides that cannot be halved that often.
+        """
         if x.shape[-1] % self.factor or x.shape[-2] % self.factor:
             raise ValueError(f"the image's sides must be multiples of {self.factor}, got {tuple(x.shape[-2:])}")
         return self.encoder(x)
@@ -266,16 +276,16 @@ class MLVQGAN(Network):
         codes, code_channels = state["quantizer.quantizer.embedding.weight"].shape
         codebook = modules.get("quantizer.quantizer", {})
         return dict(in_channels=state["encoder.blocks.0.conv.weight"].shape[1], channels=channels,
-                    residual_channels=state["encoder.blocks.1.conv1.conv.weight"].shape[0], residual_layers=residual_layers,
-                    codes=codes, code_channels=code_channels,
+                    residual_channels=state["encoder.blocks.1.conv1.conv.weight"].shape[0],
+                    residual_layers=residual_layers, codes=codes, code_channels=code_channels,
                     # the published class names them so; a plain state_dict has the published values
                     decay=codebook.get("_decay", 0.5), commitment=codebook.get("_commitment_cost", 0.25))
 
 
 class BatchNorm(nn.BatchNorm2d):
-    """Batch normalisation (Ioffe & Szegedy 2015) over the images of all processes; in one process, nn.BatchNorm2d itself.
+    """Batch normalisation (Ioffe & Szegedy 2015) over the images of all processes, x (B, C, H, W) -> the same.
 
-    x: (B, C, H, W) -> the same.
+    In one process it is nn.BatchNorm2d itself.
     """
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -303,10 +313,10 @@ class BatchNorm(nn.BatchNorm2d):
 
 
 class PatchDiscriminator(Network):
-    """Patch discriminator (pix2pix, Isola 2017): x (B, in_channels, H, W) -> logits (B, 1, h, w), before any activation.
+    """Patch discriminator (pix2pix, Isola 2017): x (B, in_channels, H, W) -> logits (B, 1, h, w), no activation.
 
-    4 x 4 convolutions, the first `layers` of which halve the image; batch normalisation after all but the first and the last
-    convolution; LeakyReLU 0.2. channels: width of the first convolution, doubled by each following one.
+    4 x 4 convolutions, the first `layers` of which halve the image; batch normalisation after all but the first and the
+    last convolution; LeakyReLU 0.2. channels: width of the first convolution, doubled by each following one.
     """
 
     def __init__(self, in_channels: int = 1, channels: int = 64, layers: int = 3):

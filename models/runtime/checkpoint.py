@@ -1,4 +1,5 @@
-"""Network weights (safetensors), training states (.pt) and the released checkpoints (pickled modules): written and read.
+"""Network weights (safetensors), training states (.pt) and the released checkpoints (pickled modules): written and
+read.
 
 Nothing that a file contains is ever executed. Every file is written beside its final place and then moved there.
 """
@@ -18,7 +19,8 @@ from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
 from .files import UserError, replacing
 
-# Modules whose classes a released checkpoint may name. They are never imported; inert stand-ins take the classes' places.
+# Modules whose classes a released checkpoint may name. They are never imported; inert stand-ins take the classes'
+# places.
 RELEASED = re.compile(r"(modules|generative\.networks|monai\.networks|torch\.nn\.modules|__main__)\.[\w.]+")
 # What the libraries raise for a damaged file.
 READ_ERRORS = (OSError, RuntimeError, EOFError, ValueError, KeyError, AttributeError, zipfile.BadZipFile)
@@ -28,9 +30,9 @@ class Network(nn.Module):
     """A network that knows the keywords it was built from, so that one file of weights is enough to build it again.
 
     A subclass sets `self.settings` in its constructor, after super().__init__(), to the keywords of the constructor.
-    Its `settings_of(state, modules)` derives them from the tensors of a checkpoint without a header (state: name -> tensor;
-    modules: name -> attributes of the pickled module, empty for a plain state_dict) and raises KeyError, IndexError, ValueError
-    or ZeroDivisionError for those of another network.
+    Its `settings_of(state, modules)` derives them from the tensors of a checkpoint without a header (state: name ->
+    tensor; modules: name -> attributes of the pickled module, empty for a plain state_dict) and raises KeyError,
+    IndexError, ValueError or ZeroDivisionError for those of another network.
     """
 
     def __init__(self):
@@ -98,7 +100,9 @@ def fill(network: nn.Module, state: dict, path: str | Path) -> None:
 
 
 def _own(tensor: torch.Tensor) -> torch.Tensor:
-    """A tensor as a network holds it: contiguous, floats as float32. Copied only if it must be, as files may have gigabytes."""
+    """A tensor as a network holds it: contiguous, floats as float32. Copied only if it must be, as files may have
+    gigabytes.
+    """
     tensor = tensor.detach()
     if tensor.is_floating_point():
         tensor = tensor.float()
@@ -117,8 +121,8 @@ def require(*paths: str | Path) -> None:
 def read_weights(path: str | Path) -> tuple[dict, dict | None, dict]:
     """The content of a weights file, whatever its form: (name -> tensor, header or None, module name -> attributes).
 
-    Only files of this project have a header, only pickled modules have attributes. Raises UserError for a missing or damaged file
-    and for one that asks for code.
+    Only files of this project have a header, only pickled modules have attributes. Raises UserError for a missing or
+    damaged file and for one that asks for code.
     """
     require(path)
     path = Path(path)
@@ -147,9 +151,11 @@ class _StandIn:
 
 
 def _read_pickled(path: Path) -> tuple[dict, dict]:
-    """(name -> tensor, module name -> attributes) of a whole pickled module or a state_dict, by PyTorch's restricted unpickler.
+    """(name -> tensor, module name -> attributes) of a whole pickled module or a state_dict, by PyTorch's restricted
+    unpickler.
 
-    The classes of the published code are replaced by inert stand-ins; a file that names anything else is refused unread.
+    The classes of the published code are replaced by inert stand-ins; a file that names anything else is refused
+    unread.
     """
     # which classes and functions the file asks for
     if not zipfile.is_zipfile(path):
@@ -181,7 +187,9 @@ def _read_pickled(path: Path) -> tuple[dict, dict]:
 
 
 def _collect(module: _StandIn, prefix: str, state: dict, modules: dict) -> None:
-    """Fill `state` and `modules` from a pickled nn.Module, as nn.Module.state_dict() would. prefix: of its tensors' names."""
+    """Fill `state` and `modules` from a pickled nn.Module, as nn.Module.state_dict() would. prefix: of its tensors'
+    names.
+    """
     attributes = vars(module)
     modules[prefix.removesuffix(".")] = {"class": type(module).__name__, **attributes}
     transient = attributes.get("_non_persistent_buffers_set") or set()
@@ -197,8 +205,8 @@ def _collect(module: _StandIn, prefix: str, state: dict, modules: dict) -> None:
 def save_state(folder: str | Path, step: int, state: dict, keep: int = 2) -> Path:
     """Write <folder>/state_<step>.pt and remove old states. Returns its path.
 
-    The newest `keep` states stay. States of later steps are removed too: they were damaged when this run began, or it would have
-    gone on from them.
+    The newest `keep` states stay. States of later steps are removed too: they were damaged when this run began, or it
+    would have gone on from them.
     """
     folder = Path(folder)
     path = folder / f"state_{step:08d}.pt"
@@ -215,8 +223,8 @@ def save_state(folder: str | Path, step: int, state: dict, keep: int = 2) -> Pat
 def newest_state(folder: str | Path, warn=print) -> tuple[dict, Path] | None:
     """The newest undamaged training state of a folder and its path, or None if there is no state at all.
 
-    A damaged file is reported through `warn` and the one before it is taken. Raises UserError if all are damaged: a training never
-    starts afresh without saying so.
+    A damaged file is reported through `warn` and the one before it is taken. Raises UserError if all are damaged: a
+    training never starts afresh without saying so.
     """
     paths = sorted(Path(folder).glob("state_*.pt"), reverse=True)
     for path in paths:
