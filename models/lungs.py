@@ -109,7 +109,7 @@ def _look(cxr: np.ndarray) -> np.ndarray:
     height, width = small.shape
     mirrored = np.ascontiguousarray(small[:, ::-1])
     both = torch.from_numpy(np.stack([features(small), features(mirrored)]))  # (2, 2, NET_SIZE, NET_SIZE)
-    with torch.inference_mode():
+    with torch.inference_mode(), torch.autocast("cpu", enabled=False):  # the caller's networks may run in bf16
         answers = _network()(both)[:, 0, :height, :width].numpy()  # (2, height, width)
 
     # the sum is as good as the mean: only its sign counts

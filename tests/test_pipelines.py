@@ -76,6 +76,16 @@ def test_lungs_are_found_where_no_masks_are_given(networks, patients):
     assert torch.isfinite(found).all() and not torch.equal(found, pipelines.GLLCM(*networks, steps=2)(patients[0], ["a", "b", "c"], patients[1]))
 
 
+def test_gllcm_finds_the_lungs_in_bf16_as_in_float32(networks, patients, monkeypatch):
+    seen = []
+    monkeypatch.setattr(sampling, "sample_gllcm", lambda unet, cxr, masked, draw, **_: (cxr, masked))
+    monkeypatch.setattr(fusion, "fuse", lambda whole, local, mask, method, blend: seen.append(mask) or whole)
+    for precision in ("float32", "bf16"):
+        found = pipelines.GLLCM(*networks, precision=precision)(patients[0][:1], ["a"])
+        assert torch.isfinite(found).all()
+    assert np.array_equal(*seen) and seen[0].any()
+
+
 def test_weights_that_do_not_belong_together_and_sizes_that_do_not_fit(networks, tmp_path):
     networks[0].save(tmp_path / "vqgan.safetensors")
     ConditionalUNet(6, 6, width=32, multipliers=(1, 1), blocks=1, heads=4, attention=(2,)).save(tmp_path / "unet.safetensors")
