@@ -7,9 +7,8 @@
 Reads vqgan.weights, <data.root>/CXR, BS, Mask (else the lungs are found) and the split lists; writes <runs>/lcm/.
 The same command goes on where it was stopped.
 """
-from models import config, pipelines
+from models import config
 from models.runtime import entry
-from models.training import noise_estimator as estimator
 
 READS = ("runs", "device", "precision", "compile", "data.root", "data.name", "data.lists", "data.image_size", "vqgan.weights", "unet",
          "lcm.qkv_by_head", "lcm.guidance", "lcm.alpha", "lcm.clip_global", "lcm.clip_local", "lcm.clip_rate", "lcm.fusion", "lcm.blend",
@@ -20,13 +19,12 @@ PICTURE_STEPS = 8  # consistency steps of the sample pictures
 
 def main() -> int:
     settings = config.parse(__doc__, READS)
-    config.check_image_size(settings)
-    config.keep(settings, f"{settings.runs}/lcm")
 
-    def pipeline(vqgan, unet):
-        return pipelines.GLLCM(vqgan, unet, **{**pipelines.gllcm_options(settings.lcm), "steps": PICTURE_STEPS})
-
-    return estimator.train(settings, settings.lcm, "lcm", "scaled_linear", masked=True, pipeline=pipeline)
+    # torch is imported only after the settings: --help and a mistyped key answer at once
+    from models import pipelines
+    from models.training import noise_estimator
+    sampling = {**pipelines.GLLCM.sampling_keywords(settings), "steps": PICTURE_STEPS}
+    return noise_estimator.train(settings, settings.lcm, pipelines.GLLCM, masked=True, sampling=sampling, reads=READS)
 
 
 if __name__ == "__main__":

@@ -70,8 +70,8 @@ class Pipeline:
         if in_channels != 2 * latent_channels:
             raise UserError(f"{unet_path} takes {in_channels} channels, but twice the latent of {vqgan_path} is {2 * latent_channels}")
 
-        vqgan = compiling.settle(vqgan, torch.device(device), precision, compiled).to(device)
-        unet = compiling.settle(unet, torch.device(device), precision, compiled).to(device)
+        vqgan = compiling.prepare_for_inference(vqgan, torch.device(device), precision, compiled).to(device)
+        unet = compiling.prepare_for_inference(unet, torch.device(device), precision, compiled).to(device)
         return cls(vqgan, unet, precision=precision, compiled=compiled, **keywords)
 
     @classmethod

@@ -3,7 +3,6 @@
 The phantoms' seeds are none that the network was trained on. The outlines of the real films were drawn by hand.
 """
 import json
-from functools import partial
 from pathlib import Path
 
 import cv2
@@ -14,7 +13,8 @@ import train_lungs
 from safetensors.torch import load_file
 
 import models.lungs
-from models.lungs import LungNet, lung_faults, lung_mask
+from models import config
+from models.lungs import lung_faults, lung_mask
 from models.runtime.files import UserError
 from models.simulate import phantom
 
@@ -259,14 +259,6 @@ def test_specks_go_and_holes_are_filled(monkeypatch):
     assert np.array_equal(lung_mask(np.full((100, 100), 0.5, np.float32)), lungs)
 
 
-def test_autocast_around_it_does_not_matter(phantoms):
-    """The pipelines find lungs while their own networks run in bf16."""
-    cxr, _ = phantoms[0]
-    mask = lung_mask(cxr)
-    with torch.autocast("cpu", torch.bfloat16):
-        assert np.array_equal(lung_mask(cxr), mask)
-
-
 def test_threads_do_not_matter(phantoms):
     cxr, _ = phantoms[0]
     mask, threads = lung_mask(cxr), torch.get_num_threads()
@@ -305,15 +297,41 @@ def test_training_samples_are_functions_of_their_number(phantoms):
         assert shown.shape == (2, 128, 128) and target.shape == (1, 128, 128) and 0 <= target.min() and 0.03 < target.mean() < 0.6
 
 
-def test_the_training_goes_on_where_it_was_stopped(phantoms, tmp_path, monkeypatch):
+def test_the_training_goes_on_where_it_was_stopped_and_its_weights_can_be_read(phantoms, tmp_path, monkeypatch):
     pool = np.stack([np.stack([255 * cxr, 255 * cxr, mask]).astype(np.uint8) for cxr, mask in phantoms])
     monkeypatch.setattr(train_lungs, "BATCH", 2)
-    monkeypatch.setattr(train_lungs, "LungNet", partial(LungNet, widths=(8, 8, 8, 8)))
+    monkeypatch.setattr(train_lungs, "STEPS_AN_EPOCH", 2)
     monkeypatch.setattr(train_lungs, "rate_at", lambda step, steps: 1e-3)       # as if all 4 had been asked for at once
-    whole = train_lungs.train(pool, 4, tmp_path / "whole.pt", workers=0)
-    train_lungs.train(pool, 2, tmp_path / "parts.pt", workers=0)
-    parts = train_lungs.train(pool, 4, tmp_path / "parts.pt", workers=0)
+
+    def train(steps, folder):
+        torch.manual_seed(0)
+        network = train_lungs.ExportedLungNet(widths=(8, 8, 8, 8))
+        return train_lungs.train(pool, steps, tmp_path / folder, 0, network)
+
+    whole = train(4, "whole").state_dict()
+    first = train(2, "parts").state_dict()
+    parts = train(4, "parts").state_dict()
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
+    assert not torch.equal(first["head.weight"], parts["head.weight"])
+    written = load_file(tmp_path / "parts" / "weights.safetensors")
+    assert all(torch.equal(written[name], tensor.half()) for name, tensor in parts.items()) and written.keys() == parts.keys()
+
+
+def test_the_training_rises_falls_and_bounds_its_gradients(phantoms, tmp_path):
+    rates = [train_lungs.rate_at(step, 700) for step in range(700)]
+    assert rates[0] < rates[50] < max(rates) <= train_lungs.RATE + train_lungs.LAST_RATE and rates[-1] < 2 * train_lungs.LAST_RATE
+    pool = np.stack([np.stack([255 * cxr, 255 * cxr, mask]).astype(np.uint8) for cxr, mask in phantoms])
+    network = train_lungs.ExportedLungNet(widths=(8, 8, 8, 8))
+    samples = train_lungs.Samples(pool, 2, workers=0)
+    course = config.Course(epochs=1, batch_size=2, learning_rate=1e-3, milestones=(), gamma=1.0, average=0.0, start=None)
+    settings = config.Train(seed=0, workers=0, accumulate=1, checkpointing=False, validate_every=1, sample_every=9, save_every=9)
+    trainer = train_lungs.Trainer(tmp_path, {"lungs": network}, {"lungs": torch.optim.AdamW(network.parameters())}, train_lungs.objective,
+                                  samples, None, course=course, train=settings, learning_rates={"lungs": 1e-3})
+    with torch.no_grad():
+        network.head.weight.mul_(100)
+    _, norm = trainer.gradients(next(samples.batches([[0, 1]])), 2)
+    bounded = torch.stack([parameter.grad.norm() for parameter in network.parameters()]).norm()
+    assert norm > 1.5 and float(bounded) == pytest.approx(1, rel=1e-3)
 
 
 def square_mask(*boxes):

@@ -8,12 +8,12 @@ WEIGHTED = (nn.Conv1d, nn.Conv2d, nn.ConvTranspose2d, nn.Linear)  # what autocas
 RECOMPILES = 64  # of one function: pipelines with other networks or batches count as such, and beyond PyTorch's 8 all of them run plain
 
 
-def pick(name: str | bool, device: torch.device) -> bool:
+def should_compile(setting: str | bool, device: torch.device) -> bool:
     """'auto' -> on a GPU, where it takes a minute or two once; on a CPU it gives a tenth and takes minutes."""
-    return device.type == "cuda" if name == "auto" else bool(name)
+    return device.type == "cuda" if setting == "auto" else bool(setting)
 
 
-def settle(network: nn.Module, device: torch.device, precision: str, compiled: bool) -> nn.Module:
+def prepare_for_inference(network: nn.Module, device: torch.device, precision: str, compiled: bool) -> nn.Module:
     """A network for evaluation, in place, as its layers are fastest; the same results up to rounding.
 
     With bf16 the weights that autocast would cast in each call are cast once. Channels last in memory where convolutions are faster

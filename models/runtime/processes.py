@@ -47,12 +47,18 @@ def joined():
     dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
     try:
         yield
-        all_reduce_max(0)  # nobody leaves while another still saves: torchrun kills the others 30 seconds after the first one's exit status
+        barrier()  # nobody leaves while another still saves: torchrun kills the others 30 seconds after the first one's exit status
     except RuntimeError as error:
         if not any(backend in str(error).lower() for backend in ("gloo", "nccl")):
             raise
         raise MachineError("another process has failed or was stopped (see its message)") from error
     dist.destroy_process_group()  # not after an error, where it might wait for the others for ever
+
+
+def barrier() -> None:
+    """Wait here until every process has come here."""
+    if world_size() > 1:
+        dist.all_reduce(torch.zeros(1))  # on the CPU: dist.barrier() would take a GPU and its memory where nccl is there
 
 
 def share(size: int) -> tuple[list[int], bool]:
@@ -132,7 +138,7 @@ def broadcast(tensors: Iterable[torch.Tensor]) -> None:
 
 
 def all_reduce_max(*numbers: float) -> list[float]:
-    """Each number's largest value over all processes. It waits for all of them."""
+    """Each number's largest value over all processes."""
     if world_size() == 1:
         return list(numbers)
     votes = torch.tensor(numbers, dtype=torch.float64)
@@ -153,4 +159,4 @@ def tidy(*folders: Path) -> None:
     if rank() == 0:
         for folder in folders:
             sweep(folder)
-    all_reduce_max(0)
+    barrier()
