@@ -235,14 +235,19 @@ class Train:
 
 
 @dataclass(frozen=True, config=STRICT)
-class Eval:
+class ResultForm:
+    """How a method makes its result from what was sampled, see pipelines.Pipeline."""
+    residual: Flag
+    strength: Share
+
+
+@dataclass(frozen=True, config=STRICT)
+class Eval(ResultForm):
     input: Text
     output: Text
     batch_size: Count
     seed: Seed
     samples: Annotated[Count, Field(le=1000)]
-    residual: Flag
-    strength: Share
     dicom: Flag
     masks: Text | None
 
