@@ -1,16 +1,18 @@
 """CXR in, soft tissue out: encode, sample, decode, fuse, in batches. What the evaluation and a notebook call."""
 import hashlib
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 
 import numpy as np
 import torch
+from pydantic import TypeAdapter
 from torch.nn import functional as F
 
 from . import config, fusion, images, lungs, sampling
 from .runtime import checkpoint, compiling, processes
 from .runtime.device import autocast
 from .runtime.files import UserError
+from .schema import BsldmSampling, GllcmFusion, GllcmSampling, ResultForm, Side
 from .unet import ConditionalUNet
 from .vqgan import MLVQGAN
 
@@ -25,24 +27,31 @@ class Pipeline:
 
     vqgan, unet: in eval mode. seed: of the sampling noise, which is drawn from (seed, image name, draw name), so that
     an image's result depends on nothing else. precision: "float32" or "bf16". compiled: see runtime/compiling.py.
-    residual: see `image`. strength: fraction in [0, 1] of the estimated bone that is removed. options: keywords of the
-    method's sampler.
+    residual: see `image`. strength: fraction in [0, 1] of the estimated bone that is removed.
+    image_size: side of the square at which `suppress_image` shows X-rays to the networks, pixels.
+    options: keywords of the method's sampler.
     """
-    title: str         # the method's name in reports
+    title: str         # the method's name in reports and in the headers of weights
     section: str       # its section of the settings
     schedule: str      # its noise schedule, a name in schedulers.SCHEDULES
     qkv_by_head: bool  # the attention order of its released checkpoints
     sampler: str       # its sampler, unless the options name another
-    keywords: tuple[type, ...]  # the objects of config.py whose fields are the keywords of its constructor
+    keywords: tuple[type, ...]  # the classes of schema.py whose fields are keywords of its constructor
 
-    def __init__(self, vqgan: MLVQGAN, unet: ConditionalUNet, *, seed: int = 0, precision: str = "float32", compiled: bool = False,
-                 residual: bool = False, strength: float = 1.0, **options):
+    def __init__(self, vqgan: MLVQGAN, unet: ConditionalUNet, *, seed: int = 0, precision: str = "float32",
+                 compiled: bool = False, residual: bool = False, strength: float = 1.0, image_size: int = 1024,
+                 **options):
+        for name in options:
+            if name not in self.keyword_names():
+                known = ", ".join(self.keyword_names())
+                raise TypeError(f"{type(self).__name__} has no keyword {name}; its sampler has: {known}")
         self.vqgan = vqgan
         self.unet = unet
         self.seed = seed
         self.precision = precision
         self.residual = residual
         self.strength = strength
+        self.image_size = image_size
         self.options = options
         self.device = next(vqgan.parameters()).device
 
@@ -55,10 +64,11 @@ class Pipeline:
     @classmethod
     def load(cls, vqgan_path: str | Path, unet_path: str | Path, device: str | torch.device = "cpu", *,
              precision: str = "float32", compiled: bool = False, **keywords) -> "Pipeline":
-        """The method with the networks of two weights files, of this project or released ones. keywords: of the
-        constructor.
+        """The method with the networks of two weights files, of this project or released ones.
 
-        Raises UserError for files that are missing, damaged or do not belong together.
+        keywords: of the constructor. Those not given are the ones that the noise estimator's header says it works with,
+        or, without a header, the paper's. Raises UserError for files that are missing, damaged or do not belong
+        together.
         """
         checkpoint.require(vqgan_path, unet_path)
         vqgan = MLVQGAN.load(vqgan_path)
@@ -68,32 +78,103 @@ class Pipeline:
         latent_channels = vqgan.settings["code_channels"]
         in_channels = unet.settings["in_channels"]
         if in_channels != 2 * latent_channels:
-            raise UserError(f"{unet_path} takes {in_channels} channels, but twice the latent of {vqgan_path} is {2 * latent_channels}")
+            raise UserError(f"{unet_path} takes {in_channels} channels, but twice the latent of {vqgan_path} is "
+                            f"{2 * latent_channels}")
+        cls.check_belonging(unet, unet_path, vqgan, vqgan_path)
+
+        # what the weights were made to work with, unless the caller says otherwise
+        keywords = {**cls.read_keywords(unet.notes, unet_path), **keywords}
 
         vqgan = compiling.prepare_for_inference(vqgan, torch.device(device), precision, compiled).to(device)
         unet = compiling.prepare_for_inference(unet, torch.device(device), precision, compiled).to(device)
         return cls(vqgan, unet, precision=precision, compiled=compiled, **keywords)
 
     @classmethod
-    def sampling_keywords(cls, settings: config.Settings) -> dict:
-        """The constructor's keywords that the method's section of the settings has: those of the sampler and of the
-        fusion.
-        """
-        section = getattr(settings, cls.section)
-        found = {}
-        for kind in cls.keywords:
-            found.update(asdict(config.part(section, kind)))
-        return found
-
-    @classmethod
     def from_settings(cls, settings: config.Settings, device: str | torch.device = "cpu", precision: str = "float32",
-                      compiled: bool = False) -> "Pipeline":
-        """The method as the settings have it: its weights, its sampler, and what section eval says of results. Raises
-        as `load`.
+                      compiled: bool = False, **changes) -> "Pipeline":
+        """The method as the settings have it: its weights, its sampler, and what section eval says of results.
+
+        changes: keywords of the constructor that replace those of the settings. Raises UserError as `load`.
         """
         unet_path = getattr(settings, cls.section).weights
-        return cls.load(settings.vqgan.weights, unet_path, device, precision=precision, compiled=compiled, seed=settings.eval.seed,
-                        residual=settings.eval.residual, strength=settings.eval.strength, **cls.sampling_keywords(settings))
+        keywords = {"seed": settings.eval.seed, **cls.working_keywords(settings), **changes}
+        return cls.load(settings.vqgan.weights, unet_path, device, precision=precision, compiled=compiled, **keywords)
+
+    @classmethod
+    def keyword_names(cls) -> list[str]:
+        """The names of the constructor's keywords that belong to the sampler and to the fusion."""
+        names = []
+        for group in cls.keywords:
+            names += [field.name for field in fields(group)]
+        return names
+
+    @classmethod
+    def sampling_keywords(cls, settings: config.Settings) -> dict:
+        """The constructor's keywords in the method's section of the settings: those of sampler and fusion."""
+        section = getattr(settings, cls.section)
+        return {name: getattr(section, name) for name in cls.keyword_names()}
+
+    @classmethod
+    def working_keywords(cls, settings: config.Settings) -> dict:
+        """The constructor's keywords that weights are made to work with: sampler, fusion, form of the result, size."""
+        form = asdict(config.part(settings.eval, ResultForm))
+        return {**cls.sampling_keywords(settings), **form, "image_size": settings.data.image_size}
+
+    # What a file of weights says of the method it was trained for. Released checkpoints say nothing, and what a header
+    # does not say is not checked.
+
+    @classmethod
+    def notes(cls, settings: config.Settings, vqgan: MLVQGAN) -> dict:
+        """The header's entries for a noise estimator that is trained with these settings on the latents of `vqgan`.
+
+        They belong into its `Network.notes`. vqgan: in float32, as it was loaded.
+        """
+        return {"method": cls.title, "schedule": cls.schedule, "vqgan": checkpoint.tensor_digest(vqgan),
+                "works_with": cls.working_keywords(settings)}
+
+    @classmethod
+    def check_belonging(cls, unet: ConditionalUNet, unet_path, vqgan: MLVQGAN, vqgan_path) -> None:
+        """Raise UserError if the header of a noise estimator names another method, schedule or autoencoder."""
+        method = unet.notes.get("method", cls.title)
+        if method != cls.title:
+            raise UserError(f"{unet_path} holds weights of {method}, not of {cls.title}; name those of {cls.title} in "
+                            f"{cls.section}.weights=")
+
+        # a network with a prior has its noise schedule among its settings, also in files of earlier versions
+        schedule = unet.notes.get("schedule", cls.schedule)
+        if unet.prior:
+            schedule = unet.settings["schedule"]
+        if schedule != cls.schedule:
+            raise UserError(f"{unet_path} was trained on the noise schedule {schedule}, but {cls.title} has "
+                            f"{cls.schedule}; name weights of {cls.title} in {cls.section}.weights=")
+
+        if "vqgan" in unet.notes:
+            expected = unet.notes["vqgan"]
+            found = checkpoint.tensor_digest(vqgan)
+            if found != expected:
+                raise UserError(f"{unet_path} was trained on the latents of another autoencoder than {vqgan_path} "
+                                f"(digest of its tensors {expected}, here {found}); name that autoencoder in "
+                                "vqgan.weights=, or train the noise estimator again")
+
+    @classmethod
+    def read_keywords(cls, notes: dict, path: str | Path) -> dict:
+        """The constructor's keywords in a header, checked; none if the header does not say. Raises UserError."""
+        if "works_with" not in notes:
+            return {}
+        found = notes["works_with"]
+        try:
+            checked = {"image_size": TypeAdapter(Side).validate_python(found["image_size"])}
+            for group in (*cls.keywords, ResultForm):
+                checked.update(asdict(group(**{field.name: found[field.name] for field in fields(group)})))
+        except (KeyError, TypeError, ValueError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(f"the header of {path} does not say what {cls.title} works with ({reason}); it is damaged "
+                            "or of another version of this project") from None
+        unknown = sorted(set(found) - set(checked))
+        if unknown:
+            raise UserError(f"the header of {path} sets {', '.join(unknown)}, which this version of the project does "
+                            "not know; use a newer one")
+        return checked
 
     @property
     def compiled(self) -> bool:
@@ -116,11 +197,12 @@ class Pipeline:
     def check_size(self, *sides: int) -> None:
         """Raise UserError if the networks cannot take images with these sides."""
         if any(side % self.multiple for side in sides):
-            raise UserError(f"images of {' x '.join(map(str, sides))} do not fit these networks; data.image_size must be a multiple of "
-                            f"{self.multiple}")
+            raise UserError(f"images of {' x '.join(map(str, sides))} do not fit these networks; data.image_size must "
+                            f"be a multiple of {self.multiple}")
 
     @torch.inference_mode()
-    def __call__(self, cxr: torch.Tensor, names: list[str], masks=None, progress: sampling.Progress = iter) -> torch.Tensor:
+    def __call__(self, cxr: torch.Tensor, names: list[str], masks=None,
+                 progress: sampling.Progress = iter) -> torch.Tensor:
         """The soft tissue (B, 1, H, W) in [-1, 1] of X-rays (B, 1, H, W) in [-1, 1].
 
         names: one unique name per image, on which its noise depends. masks: one boolean (H, W) per image, true in the
@@ -136,14 +218,23 @@ class Pipeline:
             soft = torch.lerp(cxr.cpu(), soft, self.strength)
         return soft
 
+    def suppress_image(self, pixels: np.ndarray, name: str = "image", mask: np.ndarray | None = None) -> np.ndarray:
+        """The soft tissue of one X-ray at its own size: float (H, W) in [0, 1], bones bright -> the same.
+
+        It is seen at `image_size`, as the evaluation scripts do it. name: on which the noise depends, there the file's
+        name without its suffix. mask: boolean (H, W), true in the lungs; without it GL-LCM finds the lungs.
+        """
+        cxr = images.to_network(pixels, self.image_size)  # (1, S, S)
+        masks = None if mask is None else [images.mask_to_network(mask, self.image_size)]
+        soft = self(cxr[None], [name], masks)[0]
+        return at_full_size(pixels, cxr, soft, self.residual)
+
     def suppress(self, cxr: torch.Tensor, names: list[str], masks, progress: sampling.Progress) -> torch.Tensor:
         """As `__call__`, on the method's device and at full strength."""
         raise TypeError("a pipeline is BSLDM or GLLCM")
 
     def encode(self, x: torch.Tensor) -> torch.Tensor:
-        """Images (B, 1, H, W) -> quantised latents (B, C, h, w), one image at a time: the activations are what takes
-        memory.
-        """
+        """Images (B, 1, H, W) -> quantised latents (B, C, h, w), one at a time: activations take much memory."""
         latents = [self.vqgan.quantize(self.encoder(image))[0] for image in x.split(1)]
         return torch.cat(latents).float()
 
@@ -182,7 +273,8 @@ class Pipeline:
             drawn = torch.stack([noise(name, draw) for name in names])  # (B, C, h, w)
             if self.device.type != "cuda":
                 return drawn
-            return drawn.pin_memory().to(self.device, non_blocking=True)  # copying from pageable memory would wait for the GPU
+            # copying from pageable memory would wait for the GPU
+            return drawn.pin_memory().to(self.device, non_blocking=True)
 
         return noise_of_all
 
@@ -194,7 +286,7 @@ class BSLDM(Pipeline):
     schedule = "squared_cosine"
     qkv_by_head = True
     sampler = "ddpm"
-    keywords = (config.BsldmSampling,)
+    keywords = (BsldmSampling,)
 
     def suppress(self, cxr, names, masks, progress):
         latent = self.encode(cxr)
@@ -215,9 +307,10 @@ class GLLCM(Pipeline):
     schedule = "scaled_linear"
     qkv_by_head = False
     sampler = "lcm"
-    keywords = (config.GllcmSampling, config.GllcmFusion)
+    keywords = (GllcmSampling, GllcmFusion)
 
-    def __init__(self, vqgan: MLVQGAN, unet: ConditionalUNet, *, fusion: str = "poisson", blend: float = 0.5, **keywords):
+    def __init__(self, vqgan: MLVQGAN, unet: ConditionalUNet, *, fusion: str = "poisson", blend: float = 0.5,
+                 **keywords):
         super().__init__(vqgan, unet, **keywords)
         self.fusion = fusion
         self.blend = blend
@@ -231,7 +324,8 @@ class GLLCM(Pipeline):
         latent = self.encode(cxr)
         masked_latent = self.encode(masked_cxr)
         draw = self.draw(names, latent.shape)
-        global_latent, local_latent = sampling.sample_gllcm(self.estimator, latent, masked_latent, draw, progress=progress, **self.options)
+        global_latent, local_latent = sampling.sample_gllcm(self.estimator, latent, masked_latent, draw,
+                                                            progress=progress, **self.options)
 
         # fusion of the latents
         if self.fusion == "autoencoder":
@@ -248,9 +342,8 @@ class GLLCM(Pipeline):
         global_soft = global_soft * (unit > 0)
         local_soft = local_soft * (unit > 0)
         fused = []
-        for whole, local, mask in zip(global_soft, local_soft, masks):  # (1, H, W) each
-            fused.append(fusion.fuse(whole[0].cpu().numpy(), local[0].cpu().numpy(), mask[0].cpu().numpy(), method=self.fusion,
-                                     blend=self.blend))
+        for whole, local, mask in zip(global_soft.cpu().numpy(), local_soft.cpu().numpy(), masks.cpu().numpy()):
+            fused.append(fusion.fuse(whole[0], local[0], mask[0], method=self.fusion, blend=self.blend))  # (H, W)
         return images.to_signed(torch.from_numpy(np.stack(fused))[:, None])
 
     def lung_masks(self, unit: torch.Tensor, masks) -> torch.Tensor:
@@ -305,11 +398,31 @@ def match_brightness(global_soft: torch.Tensor, local_soft: torch.Tensor, masks:
     return local_soft + shift * masks
 
 
-def result_options(chosen) -> dict:
-    """The keywords of any pipeline in the settings of section eval."""
-    return {name: getattr(chosen, name) for name in ("seed", "residual", "strength")}
+def at_full_size(scan: np.ndarray, cxr: torch.Tensor, result: torch.Tensor, residual: bool) -> np.ndarray:
+    """A method's result (1, S, S) in [-1, 1] at the size of its input: (H, W) in [0, 1].
+
+    scan: the input (H, W) in [0, 1]; cxr: the input as the network saw it, (1, S, S) in [-1, 1]. residual: whether the
+    result is the CXR less an estimate of bone (Pipeline.image has that form at the network's size). If so, the estimate
+    alone is brought to full size, and the input keeps its full-resolution detail: input + (result - CXR).
+    """
+    soft = images.from_network(result, scan.shape)
+    if not residual:
+        return soft
+    change = soft - images.from_network(cxr, scan.shape)
+    return np.clip(scan + change, 0, 1)
 
 
-def gllcm_options(lcm) -> dict:
-    """The keywords of GLLCM in the settings of section lcm."""
-    return asdict(config.part(lcm, config.GllcmSampling)) | asdict(config.part(lcm, config.GllcmFusion))
+METHODS = {"bsldm": BSLDM, "gllcm": GLLCM}
+
+
+def load(profile: str = config.BASE_PROFILE, method: str = "gllcm", device: str | torch.device = "cpu", *,
+         precision: str = "float32", compiled: bool = False, **changes) -> Pipeline:
+    """A method as a profile of config.yaml has it, for a notebook: load("small").suppress_image(pixels).
+
+    method: "gllcm" or "bsldm". changes: keywords of the method's constructor that replace the profile's, such as steps.
+    Raises UserError for an unknown profile and for weights that are missing or damaged.
+    """
+    if method not in METHODS:
+        raise UserError(f"unknown method '{method}'; there are {', '.join(METHODS)}")
+    settings = config.parse("", (), ["--profile", profile])
+    return METHODS[method].from_settings(settings, device, precision, compiled, **changes)

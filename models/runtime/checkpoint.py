@@ -33,11 +33,13 @@ class Network(nn.Module):
     Its `settings_of(state, modules)` derives them from the tensors of a checkpoint without a header (state: name ->
     tensor; modules: name -> attributes of the pickled module, empty for a plain state_dict) and raises KeyError,
     IndexError, ValueError or ZeroDivisionError for those of another network.
+    `notes` are further entries of the header, such as what the network was trained for; `load` and `save` keep them.
     """
 
     def __init__(self):
         super().__init__()
         self.settings: dict = {}
+        self.notes: dict = {}
 
     @classmethod
     def load(cls, path: str | Path, defaults: dict | None = None, **keywords) -> "Network":
@@ -62,14 +64,16 @@ class Network(nn.Module):
         with torch.device("meta"):
             network = cls(**{**(defaults or {}), **settings, **keywords})
         fill(network, state, path)
+        network.notes = {key: value for key, value in (header or {}).items() if key not in ("network", "settings")}
         return network.eval().requires_grad_(False)
 
     def save(self, path: str | Path, state: dict | None = None, **notes) -> None:
         """Write the weights with the settings that rebuild the network.
 
-        state: tensors of the same names to write instead, such as an average. notes: further entries of the header.
+        state: tensors of the same names to write instead, such as an average. notes: further entries of the header,
+        beside those in `self.notes`.
         """
-        header = {"network": type(self).__name__, "settings": self.settings, **notes}
+        header = {"network": type(self).__name__, "settings": self.settings, **self.notes, **notes}
         tensors = {}
         for name, tensor in (state or self.state_dict()).items():
             tensors[name] = tensor.detach().to("cpu", copy=True).contiguous()
@@ -115,7 +119,8 @@ def require(*paths: str | Path) -> None:
     """Raise UserError if one of these weights files does not exist."""
     for path in map(Path, paths):
         if not path.is_file():
-            raise UserError(f"no weights at {path}; train them first, or name the file (vqgan.weights=, ldm.weights=, lcm.weights=)")
+            raise UserError(f"no weights at {path}; train them first, or name the file (vqgan.weights=, ldm.weights=, "
+                            "lcm.weights=)")
 
 
 def read_weights(path: str | Path) -> tuple[dict, dict | None, dict]:
@@ -181,7 +186,8 @@ def _read_pickled(path: Path) -> tuple[dict, dict]:
     # a state_dict, perhaps in a larger checkpoint, perhaps of a module in DataParallel
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
         content = content["state_dict"]
-    if not isinstance(content, dict) or not content or not all(isinstance(value, torch.Tensor) for value in content.values()):
+    is_state = isinstance(content, dict) and all(isinstance(value, torch.Tensor) for value in content.values())
+    if not is_state or not content:
         raise UserError(f"{path} holds neither a module nor a state_dict")
     return {name.removeprefix("module."): tensor for name, tensor in content.items()}, {}
 
@@ -258,6 +264,20 @@ def disk_errors():
         if cause is None:
             cause = OSError(_first_line(error))
         raise cause from error
+
+
+def tensor_digest(network: nn.Module) -> str:
+    """The first 16 hexadecimal digits of a SHA-256 over a network's tensors: names, shapes and float32 values.
+
+    Unlike `digest` it is of the weights, not of their file, so a released .pth and its conversion have the same, and a
+    new header changes nothing. Take it before weights are cast to bf16 (compiling.prepare_for_inference).
+    """
+    content = hashlib.sha256()
+    for name, tensor in sorted(network.state_dict().items()):
+        values = tensor.detach().to("cpu", torch.float32).contiguous()
+        content.update(f"{name} {tuple(values.shape)}\n".encode())
+        content.update(values.numpy().tobytes())
+    return content.hexdigest()[:16]
 
 
 def digest(path: str | Path) -> str:
