@@ -78,6 +78,7 @@ class Codebook(nn.Module):
         self.decay = decay
         self.commitment = commitment
         self.restart = restart
+        self.batch_weight = 1.0  # of this process's images in sums over all processes, see processes.set_batch_weight
         self.embedding = nn.Embedding(codes, channels)
         self.embedding.weight.requires_grad_(False)
         self.register_buffer("ema_cluster_size", torch.zeros(codes))           # N_k
@@ -130,9 +131,9 @@ class Codebook(nn.Module):
 
         # n_k and the sums of the latents by code, over all processes
         counts = torch.bincount(indices, minlength=codes).to(flat.dtype)
-        counts = processes.all_reduce_sum(counts)
+        counts = processes.all_reduce_sum(counts, self.batch_weight)
         sums = torch.zeros_like(self.ema_w).index_add_(0, indices, flat.flatten(0, 1))
-        sums = processes.all_reduce_sum(sums)
+        sums = processes.all_reduce_sum(sums, self.batch_weight)
 
         # N_k and m_k
         self.ema_cluster_size.mul_(self.decay).add_(counts, alpha=1 - self.decay)
@@ -150,7 +151,7 @@ class Codebook(nn.Module):
         unused = (self.ema_cluster_size < RESTART_BELOW).nonzero().flatten()
         if len(unused) == 0:
             return
-        latents = processes.all_gather_batch(flat).flatten(0, 1)
+        latents = processes.all_gather_batch(flat, self.batch_weight).flatten(0, 1)
         places = torch.linspace(0, len(latents) - 1, len(unused), device=flat.device).long()
         self.ema_w[unused] = latents[places]
         self.ema_cluster_size[unused] = 1.0
@@ -287,6 +288,7 @@ class BatchNorm(nn.BatchNorm2d):
 
     In one process it is nn.BatchNorm2d itself.
     """
+    batch_weight = 1.0  # as the codebook's
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if not self.training or processes.world_size() == 1:
@@ -297,11 +299,13 @@ class BatchNorm(nn.BatchNorm2d):
 
             # the mean, with the sums and the number of pixels in one exchange; then the variance about it
             pixels = values.new_tensor([values.numel() / channels])
-            totals = processes.all_reduce_sum(torch.cat([values.sum((0, 2, 3)), pixels]))  # (C + 1,)
+            totals = torch.cat([values.sum((0, 2, 3)), pixels])  # (C + 1,)
+            totals = processes.all_reduce_sum(totals, self.batch_weight)
             sums, n = totals.split([channels, 1])
             mean = sums / n  # (C,)
             centred = values - mean[:, None, None]
-            variance = processes.all_reduce_sum(centred.square().sum((0, 2, 3))) / n
+            squares = processes.all_reduce_sum(centred.square().sum((0, 2, 3)), self.batch_weight)
+            variance = squares / n
 
             # the running statistics, as nn.BatchNorm2d keeps them (with the unbiased variance)
             with torch.no_grad():

@@ -164,9 +164,13 @@ class Trainer:
         """
         first_step = self.resume()
         progress = self.progress
-        if progress.epoch >= self.course.epochs:
+        finished = progress.epoch >= self.course.epochs
+        if finished:
             say(f"{self.folder}: already trained for {progress.epoch} epochs")
-        self.write_config()
+
+        # the record of the settings, now that they are those of what follows; a finished training keeps that of what it did
+        if not finished or not (self.folder / "config.yaml").is_file():
+            self.write_config()
 
         with stop_signals() as received, self.progress_bar() as bar:
             while progress.epoch < self.course.epochs:
@@ -224,18 +228,18 @@ class Trainer:
             own += [indices[place] for place in places]
         return own
 
-    def micro_batches(self, size: int) -> list[tuple[list[int], bool]]:
-        """For each micro-batch of a batch of `size` images: this process's places in the batch, and whether they count.
+    def micro_batches(self, size: int) -> list[tuple[list[int], float]]:
+        """For each micro-batch of a batch of `size` images: this process's places in the batch, and their weight, 1 or 0.
 
-        They do not count if there are fewer images than processes and this one only repeats another's (see processes.share).
+        The weight is 0 if there are fewer images than processes and this one only repeats another's (see processes.shard).
         """
         count = self.train.accumulate
         bounds = [round(i * size / count) for i in range(count + 1)]
         found = []
         for start, stop in zip(bounds, bounds[1:]):
             if start < stop:
-                places, counts = processes.share(stop - start)
-                found.append(([start + place for place in places], counts))
+                places, shard_weight = processes.shard(stop - start)
+                found.append(([start + place for place in places], shard_weight))
         return found
 
     # --- one step ------------------------------------------------------------------------------------------------------------
@@ -289,18 +293,18 @@ class Trainer:
         # micro-batches: each adds its share of the batch's mean to the gradients
         totals: dict[str, torch.Tensor] = {}
         start = 0
-        for places, counts in self.micro_batches(size):
+        for places, shard_weight in self.micro_batches(size):
             micro_batch = {}
             for name, tensor in batch.items():
                 micro_batch[name] = tensor[start:start + len(places)].to(self.device, non_blocking=True)
             start += len(places)
             noise = Noise(self.train.seed, self.progress.step, size, places, self.device)
-            weight = len(places) / size if counts else 0.0
-            with processes.counted(counts):
-                with autocast(self.device, self.precision):
-                    losses, logged = self.objective(self.networks, micro_batch, noise)
-                for phase, loss in losses.items():
-                    (loss * weight).backward(inputs=self.parameters[phase])
+            weight = shard_weight * len(places) / size
+            processes.set_batch_weight(self.networks.values(), shard_weight)
+            with autocast(self.device, self.precision):
+                losses, logged = self.objective(self.networks, micro_batch, noise)
+            for phase, loss in losses.items():
+                (loss * weight).backward(inputs=self.parameters[phase])
             for name, value in logged.items():
                 totals[name] = totals.get(name, 0) + value.detach().double() * weight
 
@@ -337,11 +341,18 @@ class Trainer:
     def end_epoch(self) -> None:
         """Log the epoch; validate, export and draw if they are due."""
         progress = self.progress
+        number = progress.epoch + 1
+        last = number >= self.course.epochs
+        due = last or number % self.train.validate_every == 0
+
+        # Weights never lie in a folder without a state: a start that finds such weights is refused (see ownership).
+        # This state goes on from here, with an epoch of which no image is left.
+        if due and not any(self.folder.glob("state_*.pt")):
+            self.save()
+
         rate = self.rate(next(iter(self.learning_rates)))  # that of the epoch that ends
-        progress.epoch += 1
+        progress.epoch = number
         progress.offset = 0
-        last = progress.epoch >= self.course.epochs
-        due = last or progress.epoch % self.train.validate_every == 0
 
         row = {"epoch": progress.epoch, "step": progress.step, "learning_rate": rate}
         for name, total in progress.sums.items():
