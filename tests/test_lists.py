@@ -7,7 +7,7 @@ from skimage.data import camera
 from skimage.transform import resize
 
 from models import images
-from models.data import lists
+from models.data import checks, lists, splits
 from models.runtime.files import UserError
 
 SZCH = Path(__file__).resolve().parents[2] / "shared" / "szch"
@@ -22,21 +22,21 @@ PICTURE = resize(camera(), (96, 80), anti_aliasing=True).astype(np.float32)  # a
                                                   (10, (0.8, 0.0, 0.2), [8, 0, 2]), (9, (1.0, 0.0, 0.0), [9, 0, 0]),
                                                   (100, (0.29, 0.57, 0.14), [29, 57, 14])])
 def test_split_sizes(count, shares, sizes):
-    sets = lists.split(NAMES[:count], shares, 0)
+    sets = splits.split(NAMES[:count], shares, 0)
     assert [len(names) for names in sets] == sizes
     assert sorted(sum(sets, [])) == sorted(NAMES[:count])  # nothing twice, nothing lost
 
 
 def test_split_depends_on_the_seed_and_not_on_the_order():
-    first = lists.split(NAMES, (0.8, 0.1, 0.1), 3)
-    assert first == lists.split(reversed(NAMES), (0.8, 0.1, 0.1), 3)
-    assert first != lists.split(NAMES, (0.8, 0.1, 0.1), 4)
+    first = splits.split(NAMES, (0.8, 0.1, 0.1), 3)
+    assert first == splits.split(reversed(NAMES), (0.8, 0.1, 0.1), 3)
+    assert first != splits.split(NAMES, (0.8, 0.1, 0.1), 4)
     assert first[0] != sorted(first[0], key=images.natural)
 
 
 def test_a_patients_images_stay_together():
     patients = {name: f"patient {index // 3}" for index, name in enumerate(NAMES)}  # 247 patients
-    sets = lists.split(NAMES, (0.8, 0.1, 0.1), 0, patients)
+    sets = splits.split(NAMES, (0.8, 0.1, 0.1), 0, patients)
     homes = [{patients[name] for name in names} for names in sets]
     assert [len(home) for home in homes] == [197, 24, 26] and sum(map(len, sets)) == 741
     assert not homes[0] & homes[1] and not homes[0] & homes[2] and not homes[1] & homes[2]
@@ -45,7 +45,7 @@ def test_a_patients_images_stay_together():
 @pytest.mark.parametrize("shares", [(0.8, 0.1), (0.8, 0.3, 0.1), (1.1, -0.2, 0.1)])
 def test_wrong_shares_are_refused(shares):
     with pytest.raises(UserError, match="data.split"):
-        lists.split(NAMES, shares, 0)
+        splits.split(NAMES, shares, 0)
 
 
 # --- Lists
@@ -146,7 +146,7 @@ def faults_of(tmp_path, cxr, soft, mask=None):
     for path, pixels in zip(paths, (cxr, soft, mask)):
         if pixels is not None:
             images.write(path, pixels)
-    return lists.check_pair(*paths[:2], paths[2] if mask is not None else None)
+    return checks.check_pair(*paths[:2], paths[2] if mask is not None else None)
 
 
 def test_a_good_pair_has_no_faults(tmp_path):
@@ -171,12 +171,12 @@ def test_each_fault_of_a_pair_is_told(tmp_path, name, change, word):
 def test_all_faults_of_a_pair_are_told_at_once(tmp_path):
     (tmp_path / "soft.png").write_text("no image")
     images.write(tmp_path / "cxr.png", PICTURE * 0)
-    assert len(lists.check_pair(tmp_path / "cxr.png", tmp_path / "soft.png")) == 2
+    assert len(checks.check_pair(tmp_path / "cxr.png", tmp_path / "soft.png")) == 2
 
 
 @pytest.mark.skipif(not SZCH.is_dir(), reason=f"no real pairs in {SZCH}")
 def test_real_pairs_are_aligned_and_shuffled_ones_are_not():
     pairs = list(lists.find_pairs(SZCH).values())
-    assert [lists.check_pair(*pair) for pair in pairs] == [[]] * 3
+    assert [checks.check_pair(*pair) for pair in pairs] == [[]] * 3
     for pair, other in zip(pairs, pairs[1:] + pairs[:1]):
-        assert "not aligned" in lists.check_pair(pair[0], other[1])[0]
+        assert "not aligned" in checks.check_pair(pair[0], other[1])[0]

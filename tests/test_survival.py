@@ -41,7 +41,7 @@ def own(stderr: str) -> list[str]:
 
 
 def test_killed_twice_it_ends_as_if_it_had_not_been(ready):
-    counts = kill_campaign.torment("ldm", ready, 8, 2, random.Random(0), ways=("training", "writing"))
+    counts = kill_campaign.torment("ldm", ready, 8, 2, random.Random(0), moments=("training", "writing"))
     assert counts["kills"] == 2 == counts["with a state to go on from"]
     assert not kill_campaign.differences(ready / "whole" / "ldm", ready / "killed" / "ldm")
 
@@ -51,7 +51,7 @@ def test_the_comparison_of_the_campaign_sees_a_single_bit(ready, tmp_path):
         (tmp_path / name).mkdir()
         for file in ("weights.safetensors", "best.safetensors", "log.csv"):
             (tmp_path / name / file).write_bytes(b"same")
-        state = {part: {"tensor": torch.zeros(3)} for part in ("networks", "average", "optimizers", "progress", "identity")}
+        state = {part: {"tensor": torch.zeros(3)} for part in ("networks", "ema", "optimizers", "progress", "facts")}
         state["optimizers"]["tensor"][1] = float(name == "b") * 1e-30
         checkpoint.save_state(tmp_path / name, 1, state)
     assert kill_campaign.differences(tmp_path / "a", tmp_path / "b") == ["optimizers"]
@@ -136,7 +136,7 @@ def test_a_signal_before_the_first_step_ends_in_one_line(ready, number):
 def test_processes_that_load_images_outlive_signals(ready):
     """A scheduler signals them too, at moments when the training waits for them."""
     pairs = {path.stem: (path, path, None) for path in sorted((ready / "data" / "CXR").iterdir())}
-    batches = datasets.ImageSource(pairs, 64, False, None, workers=1).batches([[i] for i in range(20)])
+    batches = datasets.ImageSource(pairs, 64, False, workers=1).batches([[i] for i in range(20)])
     first = next(batches)
     for loader in multiprocessing.active_children():
         os.kill(loader.pid, signal.SIGINT)

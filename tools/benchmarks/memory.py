@@ -57,7 +57,7 @@ def inference(paths: int, precision: str) -> Callable:
     def run():
         vqgan, unet = (network.eval().requires_grad_(False) for network in (MLVQGAN(), ConditionalUNet()))
         for module in [*vqgan.modules(), *unet.modules()]:
-            if precision == "bf16" and isinstance(module, compiling.WEIGHTED):  # as compiling.settle does, which tensors like these refuse
+            if precision == "bf16" and isinstance(module, compiling.WEIGHTED):  # as compiling.prepare_for_inference does, which tensors like these refuse
                 module.weight, module.bias = (torch.nn.Parameter(p.bfloat16(), False) for p in (module.weight, module.bias))
         x = torch.rand(1, 1, SIZE, SIZE)
         yield  # what came so far was needed once, while the weights were loaded
