@@ -6,6 +6,7 @@ Nothing that a file contains is ever executed. Every file is written beside its 
 import hashlib
 import json
 import os
+import pickle
 import re
 import zipfile
 from contextlib import contextmanager
@@ -240,6 +241,9 @@ def newest_state(folder: str | Path, warn=print) -> tuple[dict, Path] | None:
             if damaged:
                 raise zipfile.BadZipFile(f"{damaged} does not match its checksum")
             return torch.load(path, map_location="cpu", weights_only=True), path
+        except pickle.UnpicklingError:
+            raise UserError(f"{path} is not a training state of this project: it holds more than tensors and plain values, and was not "
+                            "opened; move it away") from None
         except READ_ERRORS as error:
             warn(f"passing over {path}, which is damaged: {_first_line(error)}")
     if paths:
