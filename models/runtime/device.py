@@ -7,7 +7,7 @@ from .files import UserError
 
 
 def pick_device(name: str) -> torch.device:
-    """The setting `device`: 'auto' is this process's GPU where there is one, else the CPU; 'cuda' is this process's GPU.
+    """The setting `device`: 'auto' is this process's GPU if there is one, else the CPU; 'cuda' is this process's GPU.
 
     Raises UserError where this machine has no such device.
     """

@@ -2,9 +2,9 @@
 
     python tools/benchmarks/memory.py
 
-Runs inference at 1024 x 1024 and training steps of batch 4 on "fake" tensors, which have a shape and a type but no numbers, and adds up
-the bytes of those that are alive at each moment. So any machine can tell what a GPU needs, in some minutes. What a GPU library takes
-for itself (context, workspaces, fragmentation: a gigabyte or two) is not in it.
+Runs inference at 1024 x 1024 and training steps of batch 4 on "fake" tensors, which have a shape and a type but no
+numbers, and adds up the bytes of those that are alive at each moment. So any machine can tell what a GPU needs, in some
+minutes. What a GPU library takes for itself (context, workspaces, fragmentation: a gigabyte or two) is not in it.
 """
 import copy
 import sys
@@ -71,7 +71,7 @@ class Alive(TorchDispatchMode):
         self.now -= size
 
 
-# --- What is measured: each yields once its networks are there, and after each step -------------------------------------------
+# --- What is measured: each yields once its networks are there, and after each step ---------------------------------
 
 def inference(estimates: int, scale: Scale, precision: str) -> Iterator:
     """Encode an X-ray, one step of a sampler with so many noise estimates, decode."""
