@@ -10,11 +10,13 @@ The same command goes on where it was stopped.
 from models import config
 from models.runtime import entry
 
-READS = ("runs", "device", "precision", "compile", "data.root", "data.name", "data.lists", "data.image_size", "vqgan.weights", "unet",
-         "lcm.qkv_by_head", "lcm.guidance", "lcm.alpha", "lcm.clip_global", "lcm.clip_local", "lcm.clip_rate", "lcm.fusion", "lcm.blend",
-         "lcm.offset_noise", "lcm.epochs", "lcm.batch_size", "lcm.learning_rate", "lcm.epsilon", "lcm.milestones", "lcm.gamma",
-         "lcm.average", "lcm.start", "augment", "train")
 PICTURE_STEPS = 8  # consistency steps of the sample pictures
+READS = ("device", "precision", "compile", "runs",
+         "data.root", "data.name", "data.lists", "data.image_size", "vqgan.weights", "unet",
+         "lcm.qkv_by_head", "lcm.offset_noise", "lcm.epsilon", *config.keys("lcm", config.Course),
+         # for the sample pictures, and for the weights, which say what they work with
+         *config.keys("lcm", config.GllcmSampling), *config.keys("lcm", config.GllcmFusion), "eval.residual", "eval.strength",
+         "augment", *(key for key in config.keys("train", config.Train) if key != "train.workers"))
 
 
 def main() -> int:

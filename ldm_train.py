@@ -9,9 +9,12 @@ Reads vqgan.weights, <data.root>/CXR, BS and the split lists; writes <runs>/ldm/
 from models import config
 from models.runtime import entry
 
-READS = ("runs", "device", "precision", "compile", "data.root", "data.name", "data.lists", "data.image_size", "vqgan.weights", "unet",
-         "ldm.qkv_by_head", "ldm.clip", "ldm.clip_rate", "ldm.offset_noise", "ldm.epochs", "ldm.batch_size", "ldm.learning_rate",
-         "ldm.epsilon", "ldm.milestones", "ldm.gamma", "ldm.average", "ldm.start", "augment", "train")
+READS = ("device", "precision", "compile", "runs",
+         "data.root", "data.name", "data.lists", "data.image_size", "vqgan.weights", "unet",
+         "ldm.qkv_by_head", "ldm.offset_noise", "ldm.epsilon", *config.keys("ldm", config.Course),
+         # for the sample pictures, and for the weights, which say what they work with
+         *config.keys("ldm", config.BsldmSampling), "eval.residual", "eval.strength",
+         "augment", *(key for key in config.keys("train", config.Train) if key != "train.workers"))
 PICTURE_STEPS = 50  # DDPM steps of the sample pictures
 
 

@@ -6,13 +6,13 @@
 
 Reads <data.root>/CXR, BS and Mask and the split lists; writes <runs>/vqgan/. The same command goes on where it was stopped.
 """
-from dataclasses import fields
-
 from models import config
 from models.runtime import entry
 
-READS = ("runs", "device", "precision", "compile", "features", "data.root", "data.name", "data.lists", "data.image_size", "vqgan", "train",
-         *(f"augment.{field.name}" for field in fields(config.Augment) if field.name != "versions"))
+READS = ("device", "precision", "compile", "features", "runs",
+         "data.root", "data.name", "data.lists", "data.image_size",
+         *(key for key in config.keys("vqgan", config.Vqgan) if key != "vqgan.weights"),
+         *config.keys("augment", config.ImageAugmentation), "train")
 
 
 def main() -> int:

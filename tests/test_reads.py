@@ -9,8 +9,16 @@ from models import config
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = sorted(path.name for path in ROOT.glob("*.py"))
+SHORT = ["data.root=runs/demo/data", "data.lists=runs/demo/lists", "vqgan.weights=runs/demo/vqgan/weights.safetensors",
+         "vqgan.epochs=1", "ldm.epochs=1", "lcm.epochs=1"]
+BONE = ["augment.bone_flat=[0.5,1]"]
 # What the chain leaves unread since its settings do not ask for it; that a run is refused afterwards does not matter.
 FURTHER_RUNS = {
+    "vq-gan_train.py": [["runs=short_vqgan", *SHORT, *BONE]],
+    "ldm_train.py": [["runs=short_ldm", *SHORT, *BONE]],
+    "lcm_train.py": [["runs=short_lcm", *SHORT, *BONE]],
+    "ldm_eval.py": [["ldm.steps=[1,2]", "eval.output=several"]],
+    "batch_lcm_eval.py": [["lcm.steps=[1,2]", "eval.output=several"]],
     "dataSegmentation.py": [
         ["simulate.count=1", "simulate.source=ct", "simulate.ct=nowhere"],
         ["data.source=nowhere", "data.root=elsewhere"],

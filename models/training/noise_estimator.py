@@ -56,6 +56,7 @@ def train(settings: config.Settings, section: config.Ldm | config.Lcm, method: t
         channels = 2 * vqgan.quantizer.quantizer.embedding.embedding_dim
         unet = ConditionalUNet(channels, channels, **asdict(settings.unet), qkv_by_head=section.qkv_by_head, schedule=method.schedule)
         unet = loop.init_from(unet, section.start).to(device)
+        unet.notes = method.notes(settings, vqgan)  # its weights say what they were trained for
         layers.checkpoint_activations(unet, settings.train.checkpointing)
         compiled = False
         if compiling.should_compile(settings.compile, device):
