@@ -126,6 +126,8 @@ class ConditionalUNet(Network):
     network takes the CXR for the soft tissue, so it has to learn the bone alone.
     """
 
+    repeats = ("blocks",)
+
     def __init__(self, in_channels: int = 8, out_channels: int = 8, width: int = 128, multipliers=(1, 1, 2, 2, 4, 4),
                  blocks: int = 8, heads: int = 8, attention=(8, 16, 32), qkv_by_head: bool = False, prior: float = 0.0,
                  schedule: str = "scaled_linear"):

@@ -176,6 +176,8 @@ class MLVQGAN(Network):
     codes, code_channels: entries and channels of the codebook. decay, commitment, restart: see Codebook.
     """
 
+    repeats = ("residual_layers",)
+
     def __init__(self, in_channels: int = 1, channels=(128, 256, 512), residual_channels: int = 512,
                  residual_layers: int = 2, codes: int = 1024, code_channels: int = 4, decay: float = 0.5,
                  commitment: float = 0.25, restart: bool = False):
@@ -324,6 +326,8 @@ class PatchDiscriminator(Network):
     4 x 4 convolutions, the first `layers` of which halve the image; batch normalisation after all but the first and the
     last convolution; LeakyReLU 0.2. channels: width of the first convolution, doubled by each following one.
     """
+
+    repeats = ("layers",)
 
     def __init__(self, in_channels: int = 1, channels: int = 64, layers: int = 3):
         super().__init__()

@@ -4,7 +4,9 @@ read.
 Nothing that a file contains is ever executed. Every file is written beside its final place and then moved there.
 """
 import hashlib
+import inspect
 import json
+import math
 import os
 import pickle
 import re
@@ -23,6 +25,14 @@ from .files import UserError, replacing
 # Modules whose classes a released checkpoint may name. They are never imported; inert stand-ins take the classes'
 # places.
 RELEASED = re.compile(r"(modules|generative\.networks|monai\.networks|torch\.nn\.modules|__main__)\.[\w.]+")
+# torch.save does not compress, so a file unpacks to its own size. Somebody may have compressed it, but weights are noise,
+# which no compression makes this much smaller.
+LARGEST_EXPANSION = 4
+FREE_EXPANSION = 1 << 24  # bytes: small files may be mostly zeros
+# Counts and sizes in a header beyond any network's; they only guard against building what its tensors cannot fit.
+LARGEST_SIZE = 1 << 20
+LONGEST_LIST = 32
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 # What the libraries raise for a damaged file.
 READ_ERRORS = (OSError, RuntimeError, EOFError, ValueError, KeyError, AttributeError, zipfile.BadZipFile)
 
@@ -42,6 +52,10 @@ class Network(nn.Module):
         self.settings: dict = {}
         self.notes: dict = {}
 
+    @staticmethod
+    def settings_of(state: dict, modules: dict) -> dict:
+        raise KeyError("a header")  # for networks of which no foreign checkpoints are read
+
     @classmethod
     def load(cls, path: str | Path, defaults: dict | None = None, **keywords) -> "Network":
         """The network in a file of this project or in a released .pth; in eval mode, float32, on the CPU.
@@ -60,10 +74,14 @@ class Network(nn.Module):
             raise UserError(f"{path} holds the weights of {header['network']}, not of {cls.__name__}")
         else:
             settings = header["settings"]
+        check_settings(cls, settings, path, len(state))
 
         # on the meta device the network takes no memory until the file's own tensors are put into it
-        with torch.device("meta"):
-            network = cls(**{**(defaults or {}), **settings, **keywords})
+        try:
+            with torch.device("meta"):
+                network = cls(**{**(defaults or {}), **settings, **keywords})
+        except (LookupError, TypeError, ValueError, RuntimeError, ArithmeticError) as error:
+            raise UserError(f"no {cls.__name__} can be built from the settings in {path}: {_first_line(error)}") from None
         fill(network, state, path)
         network.notes = {key: value for key, value in (header or {}).items() if key not in ("network", "settings")}
         return network.eval().requires_grad_(False)
@@ -83,7 +101,7 @@ class Network(nn.Module):
 
 
 def fit(network: nn.Module, state: dict, path: str | Path) -> None:
-    """Raise UserError unless a file's tensors are a network's by name and shape."""
+    """Raise UserError unless a file's tensors are a network's by name, shape and type, and finite."""
     expected = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
     found = {name: tuple(tensor.shape) for name, tensor in state.items()}
     if expected != found:
@@ -91,6 +109,18 @@ def fit(network: nn.Module, state: dict, path: str | Path) -> None:
         first = wrong[0]
         raise UserError(f"{path} holds weights of another architecture: {first} is {found.get(first, 'absent')}, "
                         f"expected {expected.get(first, 'absent')} ({len(wrong)} such entries)")
+
+    # numbers that a network cannot have, or that only a diverged training leaves
+    for name, tensor in network.state_dict().items():
+        is_float = state[name].dtype in FLOATS
+        if is_float != tensor.is_floating_point():
+            raise UserError(f"{path} holds {str(state[name].dtype).removeprefix('torch.')} numbers in {name}, expected "
+                            f"{'floating-point' if tensor.is_floating_point() else 'whole'} numbers")
+        if is_float and state[name].numel() > 0:
+            least, largest = torch.aminmax(state[name].detach())  # of NaN both are NaN; takes no further memory, unlike isfinite
+            if not (math.isfinite(least) and math.isfinite(largest)):
+                raise UserError(f"{path} holds numbers that are not finite, in {name}: its training diverged; take an "
+                                "earlier file, or train again with a lower learning rate")
 
 
 def fill(network: nn.Module, state: dict, path: str | Path) -> None:
@@ -137,13 +167,84 @@ def read_weights(path: str | Path) -> tuple[dict, dict | None, dict]:
             with safetensors.safe_open(path, "pt") as file:
                 header = (file.metadata() or {}).get("header")
                 state = {name: file.get_tensor(name) for name in file.keys()}
-            return state, (json.loads(header) if header else None), {}
+            return state, (_parse_header(header, path) if header else None), {}
         state, modules = _read_pickled(path)
+        check_tensors(state, path)
         return state, None, modules
     except UserError:
         raise
     except (*READ_ERRORS, safetensors.SafetensorError) as error:
         raise UserError(f"{path} is not a weights file or is damaged: {_first_line(error)}") from None
+
+
+def _parse_header(text: str, path: Path) -> dict:
+    """The header of a file of this project; UserError if it lacks what every header has."""
+    try:
+        header = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"the header of {path} is damaged: {_first_line(error)}") from None
+    has_all = isinstance(header, dict) and isinstance(header.get("network"), str) \
+        and isinstance(header.get("settings"), dict)
+    if not has_all:
+        raise UserError(f"the header of {path} does not say which network it holds and its settings; the file is damaged "
+                        "or not of this project")
+    return header
+
+
+def check_settings(network: type[nn.Module], settings: dict, path: str | Path, tensors: int) -> None:
+    """Raise UserError unless settings from a file are keywords of a network's constructor, of their defaults' types.
+
+    Counts and sizes are bounded, so that a damaged or hostile header cannot make the network take hours to build:
+    those that the network names in `repeats` by the number of tensors in the file.
+    """
+    parameters = inspect.signature(network).parameters
+    for name, value in settings.items():
+        if name not in parameters:
+            raise UserError(f"{path} sets {name}, which {network.__name__} does not have in this version of the project; "
+                            "use a newer one")
+        default = parameters[name].default
+        most = tensors if name in getattr(network, "repeats", ()) else LARGEST_SIZE
+        if isinstance(default, bool):
+            fits = isinstance(value, bool)
+        elif isinstance(default, int):
+            fits = _is_count(value, most)
+        elif isinstance(default, float):
+            fits = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= LARGEST_SIZE
+        elif isinstance(default, tuple):
+            fits = isinstance(value, (list, tuple)) and len(value) <= LONGEST_LIST \
+                and all(_is_count(item, most) for item in value)
+        else:
+            fits = isinstance(value, type(default))
+        if not fits:
+            raise UserError(f"{path} sets {name}={str(value)[:50]}, which no {network.__name__} has; the file is damaged")
+
+
+def _is_count(value, most: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= most
+
+
+def refuse_bomb(path: str | Path) -> None:
+    """Raise UserError if a zip archive, by its directory, unpacks to far more than its size. Nothing is unpacked for it."""
+    with zipfile.ZipFile(path) as archive:
+        unpacked = sum(entry.file_size for entry in archive.infolist())
+    packed = Path(path).stat().st_size
+    if unpacked > LARGEST_EXPANSION * packed + FREE_EXPANSION:
+        raise UserError(f"{path} has {packed} bytes, but would unpack to {unpacked}; no checkpoint does, it was not opened")
+
+
+def check_tensors(state: dict, path: str | Path) -> None:
+    """Raise UserError unless a file's content is {name: ordinary tensor}, together not much larger than the file.
+
+    Strides of zero can make a tensor of gigabytes from one number.
+    """
+    for name, tensor in state.items():
+        ordinary = isinstance(tensor, torch.Tensor) and tensor.layout == torch.strided and tensor.device.type == "cpu"
+        if not (isinstance(name, str) and ordinary):
+            raise UserError(f"{path} holds neither a module nor a state_dict")
+    size = sum(tensor.numel() * tensor.element_size() for tensor in state.values())
+    packed = Path(path).stat().st_size
+    if size > LARGEST_EXPANSION * packed + FREE_EXPANSION:
+        raise UserError(f"{path} has {packed} bytes, but its tensors {size}; no checkpoint's do")
 
 
 class _StandIn:
@@ -166,6 +267,7 @@ def _read_pickled(path: Path) -> tuple[dict, dict]:
     # which classes and functions the file asks for
     if not zipfile.is_zipfile(path):
         raise UserError(f"{path} is not a checkpoint of torch.save (torch 1.6 or later), or it is cut short")
+    refuse_bomb(path)
     names = get_unsafe_globals_in_checkpoint(path)
     foreign = [name for name in names if not RELEASED.fullmatch(name)]
     if foreign:
@@ -187,10 +289,9 @@ def _read_pickled(path: Path) -> tuple[dict, dict]:
     # a state_dict, perhaps in a larger checkpoint, perhaps of a module in DataParallel
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
         content = content["state_dict"]
-    is_state = isinstance(content, dict) and all(isinstance(value, torch.Tensor) for value in content.values())
-    if not is_state or not content:
+    if not isinstance(content, dict) or not content:
         raise UserError(f"{path} holds neither a module nor a state_dict")
-    return {name.removeprefix("module."): tensor for name, tensor in content.items()}, {}
+    return {str(name).removeprefix("module."): tensor for name, tensor in content.items()}, {}
 
 
 def _collect(module: _StandIn, prefix: str, state: dict, modules: dict) -> None:
@@ -231,21 +332,28 @@ def newest_state(folder: str | Path, warn=print) -> tuple[dict, Path] | None:
     """The newest undamaged training state of a folder and its path, or None if there is no state at all.
 
     A damaged file is reported through `warn` and the one before it is taken. Raises UserError if all are damaged: a
-    training never starts afresh without saying so.
+    training never starts afresh without saying so. Raises it too for an undamaged file that holds something else.
     """
     paths = sorted(Path(folder).glob("state_*.pt"), reverse=True)
     for path in paths:
         try:
+            refuse_bomb(path)
             with zipfile.ZipFile(path) as archive:
                 damaged = archive.testzip()  # every entry against its checksum
             if damaged:
                 raise zipfile.BadZipFile(f"{damaged} does not match its checksum")
-            return torch.load(path, map_location="cpu", weights_only=True), path
+            foreign = get_unsafe_globals_in_checkpoint(path)
+            if foreign:
+                raise UserError(f"{path} asks for {foreign[0]}, which no training state needs; it was not opened, remove it")
+            state = torch.load(path, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError:
-            raise UserError(f"{path} is not a training state of this project: it holds more than tensors and plain values, and was not "
-                            "opened; move it away") from None
+            raise UserError(f"{path} is not a training state of this project; remove it") from None
         except READ_ERRORS as error:
             warn(f"passing over {path}, which is damaged: {_first_line(error)}")
+            continue
+        if not isinstance(state, dict):
+            raise UserError(f"{path} is not a training state, but holds one {type(state).__name__}; remove it")
+        return state, path
     if paths:
         raise UserError(f"no training state in {folder} is whole; remove {folder} to start afresh")
     return None

@@ -108,15 +108,7 @@ def init_from(network: nn.Module, path: str | None) -> nn.Module:
         state, *_ = checkpoint.read_weights(path)
         checkpoint.fit(network, state, path)
         network.load_state_dict(state)
-        require_finite(network, path)
     return network
-
-
-def require_finite(network: nn.Module, path: str | Path) -> None:
-    """Raise UserError if a network that was read from a file holds NaN or infinity: a training that diverged leaves such files."""
-    for name, tensor in network.state_dict().items():
-        if not bool(tensor.isfinite().all()):
-            raise UserError(f"{path} holds numbers that are not finite (in {name}); its training diverged, start from other weights")
 
 
 class Trainer:

@@ -37,7 +37,6 @@ def train(settings: config.Settings, section: config.Ldm | config.Lcm, method: t
         precision = pick_precision(settings.precision, device)
         vqgan = compiling.prepare_for_inference(MLVQGAN.load(settings.vqgan.weights), device, "float32", compiled=False).to(device)
         config.check_image_size(settings, vqgan.factor)
-        loop.require_finite(vqgan, settings.vqgan.weights)
         vqgan_digest = checkpoint.digest(settings.vqgan.weights)
 
         # data
