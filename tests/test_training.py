@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from models import config, losses, schedulers
+from models.runtime import checkpoint
 from models.runtime.checkpoint import Network
 from models.runtime.device import pick_device, pick_precision
 from models.runtime.files import UserError
@@ -118,6 +119,15 @@ def test_it_learns_and_writes_what_it_promises(tmp_path):
     assert rows[3]["validation_loss"] and not rows[2]["validation_loss"]
     assert Line.load(tmp_path / "weights.safetensors").a == trainer.ema.a
     assert [path.name for path in sorted((tmp_path / "samples").iterdir())][:2] == ["epoch_0003.png", "epoch_0006.png"]
+
+
+@pytest.mark.parametrize("state", [{}, {"hello": 1}, {"settings": 5, "facts": 6},
+                                   {"settings": {}, "facts": {}, "networks": {"line": {"a": torch.zeros(3)}}, "ema": None}])
+def test_a_state_of_something_else_ends_in_one_line(tmp_path, state):
+    checkpoint.save_state(tmp_path, 7, state)
+    with pytest.raises(UserError, match="state_00000007.pt is not a state of this training") as refusal:
+        make(tmp_path, settings={}).run()
+    assert "\n" not in str(refusal.value)
 
 
 @pytest.mark.parametrize("killed_at", [1, 3, 4, 9, 23])

@@ -481,8 +481,14 @@ class Trainer:
             self.share_first_weights()
             return 0
         state, path = found
-        self.check_state(state, path)
-        self.load(state)
+        try:
+            self.check_state(state, path)
+            self.load(state)
+        except torch.OutOfMemoryError:
+            raise
+        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:  # of something else's state
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            raise UserError(f"{path} is not a state of this training ({reason}); remove it") from None
         if self.progress.rows:
             self.write_log()  # a killed training may have logged epochs after its last state
         say(f"going on from {path} (epoch {self.progress.epoch + 1} of {self.course.epochs}, step {self.progress.step})")
