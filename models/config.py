@@ -47,6 +47,9 @@ from .schema import (
     VqganNetwork,
 )
 
+if typing.TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
 __all__ = (
     "KEYS", "SECTIONS", "Augment", "BsldmSampling", "Course", "Data", "Discriminator", "Eval", "GllcmFusion",
     "GllcmSampling", "ImageAugmentation", "Lcm", "Ldm", "Metrics", "Settings", "Simulate", "Train", "Unet", "Vqgan",
@@ -105,7 +108,7 @@ def parse_variants(description: str, reads: Sequence[str], argv: list[str] | Non
     variants = {}
     for combination in itertools.product(*(changes[key] for key in varied)):
         variation = dict(zip(varied, combination))
-        name = " ".join(f"{key.rsplit('.', 1)[-1]}={_show(value)}" for key, value in variation.items())
+        name = " ".join(f"{key.rsplit('.', 1)[-1]}={_as_typed(value)}" for key, value in variation.items())
         variants[name] = _build({**command_line.file, **changes, **variation}, command_line.script)
         limit_threads(variants[name].threads)
     return variants
@@ -121,7 +124,7 @@ class _CommandLine:
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> typing.NoReturn:
-        raise UserError(f"{message} (see --help)")
+        raise UserError(f"{_show(message)} (see --help)")
 
 
 def _read_command_line(description: str, reads: Sequence[str], argv: list[str] | None) -> _CommandLine:
@@ -177,18 +180,19 @@ def _read_change(text: str, reads: Sequence[str]) -> tuple[str, Any]:
     Values stay texts, which the type of each setting reads; YAML would make 7 of a folder named 007.
     """
     key, equals, value = text.partition("=")
+    shown = _show(text)
     if not equals or not key:
         if _is_below("eval.input", reads):
-            raise UserError(f"'{text}' is not key=value; an image or a folder is given as eval.input={text}")
-        raise UserError(f"'{text}' is not key=value (for example lcm.batch_size=8)")
+            raise UserError(f"'{shown}' is not key=value; an image or a folder is given as eval.input={shown}")
+        raise UserError(f"'{shown}' is not key=value (for example lcm.batch_size=8)")
     if not value:
-        raise UserError(f"{text} has no value (where a setting can do without one: {key}=null)")
+        raise UserError(f"{shown} has no value (where a setting can do without one: {_show(key)}=null)")
     if not (value.startswith("[") and value.endswith("]")):
         return key, _none_or_text(value)
     try:
         rows = list(csv.reader([value[1:-1]], skipinitialspace=True))  # "a,b" in quotes is one item
     except csv.Error as error:
-        raise UserError(f"{text} is not a list: {error}") from None
+        raise UserError(f"{shown} is not a list: {error}") from None
     return key, [_none_or_text(item.strip()) for item in itertools.chain(*rows)]
 
 
@@ -228,29 +232,38 @@ def _read_meanings(text: str) -> dict[str, str]:
     return meanings
 
 
-def _show(value: Any) -> str:
-    """A value as it is typed on the command line, cut where it is very long."""
+def _as_typed(value: Any) -> str:
+    """A value as it is typed on the command line."""
     if value is None:
         return "null"
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, (list, tuple)):
-        text = f"[{','.join(map(_show, value))}]"
-    else:
-        text = str(value)
-    return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}..."
+        return f"[{','.join(map(_as_typed, value))}]"
+    return str(value)
+
+
+def _show(value: Any) -> str:
+    """A value for a message: as it is typed, on one line, cut where it is very long."""
+    text = _as_typed(value)
+    if len(text) > LONGEST_SHOWN:
+        text = f"{text[:LONGEST_SHOWN]}..."
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
 
 
 # --- The settings file -----------------------------------------------------------------------------------------------
 
-class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
-    """YAML's safe loader (by libyaml, where it is there: ten times faster), which also refuses a key given twice."""
+_SafeLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # by libyaml, where it is there: ten times faster
+
+
+class _Loader(_SafeLoader):
+    """YAML's safe loader, which also refuses a key given twice instead of taking the last value."""
 
     def construct_mapping(self, node, deep=False):
         seen = set()
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode) and key.value in seen:
-                raise UserError(f"'{key.value}' is given a second time in line {key.start_mark.line + 1}")
+                raise UserError(f"'{_show(key.value)}' is given a second time in line {key.start_mark.line + 1}")
             if isinstance(key, yaml.ScalarNode):
                 seen.add(key.value)
         return super().construct_mapping(node, deep)
@@ -263,7 +276,7 @@ def load(path: str | Path, profile: str = BASE_PROFILE) -> dict[str, Any]:
     if not isinstance(profiles, dict):
         raise UserError(f"profiles in {path} holds no profiles, but the value {_show(profiles)}")
     if profile not in profiles and profile != BASE_PROFILE:
-        raise UserError(f"no profile '{profile}' in {path}; it has: {', '.join(map(str, profiles))}")
+        raise UserError(f"no profile '{_show(profile)}' in {path}; it has: {', '.join(map(_show, profiles))}")
     changes = profiles.get(profile) or {}
     if not isinstance(changes, dict):
         raise UserError(f"profile {profile} in {path} holds no settings, but the value {_show(changes)}")
@@ -370,7 +383,7 @@ def _interpolate(values: Mapping[str, Any], script: str) -> dict[str, Any]:
         if name in within:
             raise UserError(f"the setting {name} refers to itself")
         if name in values:
-            return _show(expand(values[name], (*within, name)))
+            return _as_typed(expand(values[name], (*within, name)))
         if path in values:
             return Path(look_up(path, within)).expanduser().resolve().name
         raise UserError(f"{{{name}}} names no setting")
@@ -398,17 +411,17 @@ def _show_bound(bound: Any) -> str:
 
 # --- What others ask of settings -------------------------------------------------------------------------------------
 
-Part = typing.TypeVar("Part")
+Keywords = typing.TypeVar("Keywords", bound="DataclassInstance")
 
 
-def part(section: Any, kind: type[Part]) -> Part:
+def part(section: Any, keywords: type[Keywords]) -> Keywords:
     """The object that a section contains, such as part(settings.lcm, GllcmSampling)."""
-    return kind(**{field.name: getattr(section, field.name) for field in fields(kind)})
+    return keywords(**{field.name: getattr(section, field.name) for field in fields(keywords)})
 
 
-def keys(section: str, kind: type) -> tuple[str, ...]:
+def keys(section: str, keywords: "type[DataclassInstance]") -> tuple[str, ...]:
     """The dotted keys of a class in a section, for READS: keys("lcm", GllcmFusion) is ("lcm.fusion", "lcm.blend")."""
-    return tuple(f"{section}.{field.name}" for field in fields(kind))
+    return tuple(f"{section}.{field.name}" for field in fields(keywords))
 
 
 def values(settings: Settings, reads: Sequence[str]) -> dict[str, Any]:

@@ -55,14 +55,16 @@ def _list(value: Any) -> Any:
     return tuple(value) if isinstance(value, (list, tuple)) else (value,)
 
 
+# Bounds are the method's where it has any, and otherwise far beyond what anybody wants: a slip of the keyboard should
+# end in one line and not in an endless or impossible computation.
 Flag = Annotated[bool, PlainValidator(_boolean)]
 Text = Annotated[str, PlainValidator(_text)]
 Whole = Annotated[int, BeforeValidator(_number), Field(ge=0)]
 Count = Annotated[Whole, Field(ge=1)]
 Seed = Annotated[Whole, Field(lt=2 ** 63)]             # what torch's generators take
 Side = Annotated[Count, Field(le=8192)]                # of an image, pixels; its square is images.MAX_PIXELS
-Channels = Annotated[Count, Field(le=2 ** 16)]         # far beyond any network's: a slip of the keyboard
-Layers = Annotated[Whole, Field(le=1000)]              # likewise
+Channels = Annotated[Count, Field(le=2 ** 16)]
+Layers = Annotated[Whole, Field(le=1000)]
 Amount = Annotated[float, BeforeValidator(_number), Field(ge=0)]
 Share = Annotated[Amount, Field(le=1)]
 List = BeforeValidator(_list)
@@ -70,10 +72,11 @@ NotEmpty = Field(min_length=1)
 Pair = Field(min_length=2, max_length=2)
 
 
-# --- The schema ------------------------------------------------------------------------------------------------------
+# --- The sections of config.yaml -------------------------------------------------------------------------------------
 
 @dataclass(frozen=True, config=STRICT)
 class Data:
+    """Images on the disk and the lists that split them."""
     root: Text
     name: Text
     lists: Text
@@ -88,6 +91,7 @@ class Data:
 
 @dataclass(frozen=True, config=STRICT)
 class Simulate:
+    """Simulated pairs of CXR and soft tissue."""
     count: Whole
     seed: Seed
     source: Literal["phantom", "ct", "both"]
@@ -137,6 +141,7 @@ class Course:
 
 @dataclass(frozen=True, config=STRICT)
 class Vqgan(Course):
+    """The autoencoder and its training."""
     weights: Text
     network: VqganNetwork
     discriminator: Discriminator
@@ -188,6 +193,7 @@ class GllcmFusion:
 
 @dataclass(frozen=True, config=STRICT)
 class Ldm(BsldmSampling, Course):
+    """BS-LDM: its noise estimator's training and its sampler."""
     weights: Text
     qkv_by_head: Flag
     offset_noise: Amount
@@ -196,6 +202,7 @@ class Ldm(BsldmSampling, Course):
 
 @dataclass(frozen=True, config=STRICT)
 class Lcm(GllcmSampling, GllcmFusion, Course):
+    """GL-LCM: its noise estimator's training, its sampler and its fusion."""
     weights: Text
     qkv_by_head: Flag
     offset_noise: Amount
@@ -204,11 +211,11 @@ class Lcm(GllcmSampling, GllcmFusion, Course):
 
 @dataclass(frozen=True, config=STRICT)
 class ImageAugmentation:
-    """How far training images are changed."""
+    """How far training images are changed; each amount is drawn from 0 to its value or about it (see config.yaml)."""
     flip: Flag
-    rotate: Annotated[Amount, Field(le=180)]
-    scale: Annotated[Amount, Field(le=0.5)]
-    contrast: Annotated[Amount, Field(le=0.9)]
+    rotate: Annotated[Amount, Field(le=180)]    # degrees
+    scale: Annotated[Amount, Field(le=0.5)]     # 1 - scale divides
+    contrast: Annotated[Amount, Field(le=0.9)]  # above, images may turn black
     gamma: Amount
     sharpen: Amount
     noise: Amount
@@ -220,11 +227,13 @@ class ImageAugmentation:
 
 @dataclass(frozen=True, config=STRICT)
 class Augment(ImageAugmentation):
+    """Augmentation, and how often it is drawn where latents are kept (not in the autoencoder's training)."""
     versions: Count
 
 
 @dataclass(frozen=True, config=STRICT)
 class Train:
+    """What the three trainings share."""
     seed: Seed
     workers: Annotated[Whole, Field(le=1024)]
     accumulate: Count
@@ -243,17 +252,19 @@ class ResultForm:
 
 @dataclass(frozen=True, config=STRICT)
 class Eval(ResultForm):
+    """One evaluation: what goes in and how the results come out."""
     input: Text
     output: Text
     batch_size: Count
     seed: Seed
-    samples: Annotated[Count, Field(le=1000)]
+    samples: Annotated[Count, Field(le=1000)]  # of an image; each is a sampling of its own
     dicom: Flag
     masks: Text | None
 
 
 @dataclass(frozen=True, config=STRICT)
 class Metrics:
+    """The comparison of predictions with the truth."""
     cxr: Text
     target: Text
     prediction: Annotated[tuple[Text, ...], List, NotEmpty]
@@ -266,10 +277,11 @@ class Metrics:
 
 @dataclass(frozen=True, config=STRICT)
 class Settings:
+    """All of config.yaml, resolved."""
     runs: Text
     device: Text
     precision: Literal["auto", "bf16", "float32"]
-    compile: Annotated[Literal["auto", True, False], BeforeValidator(_flag)]
+    compile: Annotated[Literal["auto", True, False], BeforeValidator(_flag)]  # not 1 or 0, which equal True and False
     threads: Annotated[Whole, Field(le=1024)]
     features: Text | None
     data: Data
@@ -289,7 +301,7 @@ def _list_fields(section: type, prefix: str = "") -> tuple[dict[str, type], dict
     sections: dict[str, type] = {}
     settings: dict[str, Any] = {}
     for name, hint in typing.get_type_hints(section, include_extras=True).items():
-        if is_dataclass(hint):
+        if isinstance(hint, type) and is_dataclass(hint):
             inner_sections, inner_settings = _list_fields(hint, f"{prefix}{name}.")
             sections |= {prefix + name: hint, **inner_sections}
             settings |= inner_settings
@@ -298,4 +310,5 @@ def _list_fields(section: type, prefix: str = "") -> tuple[dict[str, type], dict
     return sections, settings
 
 
+# what the settings file and the command line may name
 SECTIONS, KEYS = _list_fields(Settings)

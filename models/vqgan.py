@@ -91,7 +91,9 @@ class Codebook(nn.Module):
         not finite; with those, which a diverging training may bring, all distances are compared and some code is found.
         """
         codes = self.embedding.weight
-        tree_pays = codes.device.type == "cpu" and codes.shape[1] <= TREE_CHANNELS
+        # A fake tensor, with which tools/benchmarks/memory.py computes memory, has no content to look at.
+        has_content = type(flat) is torch.Tensor
+        tree_pays = has_content and codes.device.type == "cpu" and codes.shape[1] <= TREE_CHANNELS
         if tree_pays and flat.isfinite().all() and codes.isfinite().all():
             _, indices = cKDTree(codes.numpy()).query(flat.numpy(), workers=torch.get_num_threads())
             return torch.from_numpy(indices)

@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 import yaml
+from hypothesis import HealthCheck, assume, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
 
 from models import config
 from models.runtime.files import UserError
@@ -178,8 +181,11 @@ def test_an_argument_without_a_key_gets_a_hint():
     assert "key=value" in refusal("scan.png", reads=("data",))
 
 
-def test_a_very_long_value_is_cut_in_the_message():
+def test_a_very_long_value_is_cut_in_the_message_alone():
     assert refusal("lcm.steps=" + "x" * 100000).startswith("lcm.steps=xxx")
+    long = "x" * 1000
+    assert parse(f"runs={long}").data.lists == f"{long}/lists"
+    assert list(parse_variants(f"ldm.weights=[{long}1,{long}2]")) == [f"weights={long}1", f"weights={long}2"]
 
 
 def test_a_number_must_not_be_a_truth_value_in_a_file(tmp_path):
@@ -223,6 +229,41 @@ def test_unknown_profile_and_missing_or_binary_file(tmp_path):
     assert "cannot read" in refusal("--config", str(tmp_path))
     (tmp_path / "binary.yaml").write_bytes(bytes(range(256)))
     assert "cannot read" in refusal("--config", str(tmp_path / "binary.yaml"))
+
+
+TEXTS = st.text(st.characters(), max_size=20)
+ARGUMENTS = st.one_of(
+    TEXTS,
+    st.builds("{}={}".format, st.sampled_from([*config.KEYS, *config.SECTIONS]), TEXTS),
+    st.builds("{}={}".format, st.sampled_from(list(config.KEYS)), st.one_of(st.integers(), st.floats())),
+    st.builds("{}=[{},{}]".format, st.sampled_from(list(config.KEYS)), TEXTS, TEXTS),
+    st.builds("--{}".format, TEXTS),
+)
+NAMES = st.one_of(st.sampled_from(["runs", "data", "root", "lcm", "steps", "profiles", "szch"]), TEXTS, st.integers())
+TREES = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), TEXTS, st.dates()),
+    lambda values: st.one_of(st.lists(values, max_size=3), st.dictionaries(NAMES, values, max_size=3)), max_leaves=8)
+
+
+@hypothesis_settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(arguments=st.lists(ARGUMENTS, max_size=3))
+def test_any_command_line_is_taken_or_refused_in_one_line(arguments):
+    assume(not any(argument in ("-h", "--help") or argument.startswith("--config") for argument in arguments))
+    try:
+        parse_variants(*arguments)
+    except UserError as error:
+        assert str(error).isprintable()
+
+
+@hypothesis_settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(tree=TREES, broken=st.booleans())
+def test_any_settings_file_is_taken_or_refused_in_one_line(tmp_path, tree, broken):
+    text = yaml.safe_dump(tree)
+    path = tmp_path / "settings.yaml"
+    path.write_text(text[:len(text) // 2] if broken else text)
+    with pytest.raises(UserError) as refused:  # none of them is complete
+        parse("--config", str(path))
+    assert "\n" not in str(refused.value)
 
 
 # --- Variants --------------------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from models.runtime import checkpoint
 from models.runtime.checkpoint import Network
 from models.runtime.device import pick_device, pick_precision
 from models.runtime.files import UserError
-from models.training import loop, ownership
+from models.training import autoencoder, loop, ownership
 from models.unet import ConditionalUNet
 from models.vqgan import MLVQGAN
 
@@ -119,15 +119,6 @@ def test_it_learns_and_writes_what_it_promises(tmp_path):
     assert rows[3]["validation_loss"] and not rows[2]["validation_loss"]
     assert Line.load(tmp_path / "weights.safetensors").a == trainer.ema.a
     assert [path.name for path in sorted((tmp_path / "samples").iterdir())][:2] == ["epoch_0003.png", "epoch_0006.png"]
-
-
-@pytest.mark.parametrize("state", [{}, {"hello": 1}, {"settings": 5, "facts": 6},
-                                   {"settings": {}, "facts": {}, "networks": {"line": {"a": torch.zeros(3)}}, "ema": None}])
-def test_a_state_of_something_else_ends_in_one_line(tmp_path, state):
-    checkpoint.save_state(tmp_path, 7, state)
-    with pytest.raises(UserError, match="state_00000007.pt is not a state of this training") as refusal:
-        make(tmp_path, settings={}).run()
-    assert "\n" not in str(refusal.value)
 
 
 @pytest.mark.parametrize("killed_at", [1, 3, 4, 9, 23])
@@ -366,7 +357,9 @@ def test_a_finished_training_says_so_and_changes_nothing(tmp_path, capsys):
     make(tmp_path).run()
     before = contents(tmp_path)
     assert make(tmp_path).run() == 0
-    assert "already trained" in capsys.readouterr().err and same(before, contents(tmp_path))
+    said = capsys.readouterr().err
+    assert "already trained for 6 epochs" in said and "going on" not in said  # not with "epoch 7 of 6"
+    assert same(before, contents(tmp_path))
 
 
 def test_micro_batches_add_up_to_the_whole(tmp_path):
@@ -416,6 +409,72 @@ def test_the_denoising_objective_is_the_mean_squared_error_of_the_offset_noise()
     a = alpha_bar[seen["t"]][:, None, None, None]
     assert torch.allclose(seen["x"][:, :4], a.sqrt() * batch["soft"] + (1 - a).sqrt() * eps) and torch.equal(seen["x"][:, 4:], batch["cxr"])
     assert float(phases["unet"]) == pytest.approx(float(eps.square().mean())) and logged["loss"] is phases["unet"]
+
+
+class Foreign:
+    """Pickled by name, which a state never needs."""
+
+
+@pytest.mark.parametrize("content, words", [
+    (Foreign(), "which no training state needs"),
+    ({"model": torch.zeros(3)}, "is not a state of these trainings"),
+    ([1, 2], "is not a training state"),
+    ({"identity": {}, "plan": {}, "networks": {}, "average": None, "optimizers": {}, "progress": {}}, "an earlier version"),
+    ({name: {} for name in loop.STATE_ENTRIES}, "does not fit this training's networks"),
+    ({name: 5 for name in loop.STATE_ENTRIES}, "does not fit this training's networks"),
+])
+def test_a_foreign_state_is_refused_in_one_line_and_stays(tmp_path, content, words):
+    state = tmp_path / "state_00000005.pt"
+    torch.save(content, state)
+    before = state.read_bytes()
+    with pytest.raises(UserError, match=words) as refused:
+        make(tmp_path).run()
+    assert str(state) in str(refused.value) and len(str(refused.value).splitlines()) == 1
+    assert [path.name for path in tmp_path.iterdir()] == [state.name] and state.read_bytes() == before
+
+
+def test_the_first_weights_must_be_finite(tmp_path):
+    line = Line(3.0)
+    line.save(tmp_path / "good.safetensors")
+    assert loop.init_from(Line(), str(tmp_path / "good.safetensors")).a == 3
+    Line(math.nan).save(tmp_path / "bad.safetensors")
+    with pytest.raises(UserError, match="bad.safetensors holds numbers that are not finite, in a"):
+        loop.init_from(Line(), str(tmp_path / "bad.safetensors"))
+
+
+def test_a_best_that_was_removed_is_explained_and_takes_a_new_one(tmp_path, capsys):
+    make(tmp_path, epochs=4).run()
+    (tmp_path / "best.safetensors").unlink()
+    make(tmp_path, epochs=4).run()
+    assert "best.safetensors is gone" in capsys.readouterr().err
+    make(tmp_path, epochs=6, learning_rate=100.0).run()  # worse than all before
+    assert float(Line.load(tmp_path / "best.safetensors").a) == float(Line.load(tmp_path / "weights.safetensors").a)
+    make(tmp_path, epochs=6).run()
+    assert capsys.readouterr().err.count("is gone") == 1
+
+
+def test_a_term_of_the_loss_may_begin_when_the_training_goes_on(tmp_path):
+    """vqgan.loss.adversarial from 0 to 0.01: the discriminator's optimiser is not in the state."""
+    make(tmp_path, epochs=1).run()
+    trainer = make(tmp_path, epochs=2)
+    other = Line(1.0)
+    trainer.networks["other"] = trainer.networks["line"]
+    trainer.optimizers["other"] = torch.optim.Adam(other.parameters())
+    trainer.load({**contents(tmp_path)["state"], "networks": dict.fromkeys(("line", "other"), trainer.networks["line"].state_dict())})
+    assert trainer.progress.epoch == 1 and not trainer.optimizers["other"].state and trainer.optimizers["line"].state
+
+
+@pytest.mark.parametrize("changes, words", [
+    (["data.image_size=96"], "data.image_size=96 is too small for MS-SSIM, which needs 161 pixels; set vqgan.loss.ms_ssim=0"),
+    (["data.image_size=256", "vqgan.crop=96"], "vqgan.crop=96 is too small for MS-SSIM"),
+    (["data.image_size=96", "vqgan.loss.ms_ssim=0"], "no folder"),
+    (["data.image_size=168"], "no folder"),
+])
+def test_images_too_small_for_ms_ssim_are_refused_before_anything_is_built(tmp_path, changes, words):
+    settings = config.parse("", ("runs", "data", "vqgan"), [f"data.root={tmp_path / 'nowhere'}", f"runs={tmp_path}", *changes])
+    with pytest.raises(UserError, match=words):
+        autoencoder.train(settings, ("vqgan",))
+    assert not list(tmp_path.iterdir())
 
 
 def test_devices_that_are_not_there_are_named():

@@ -6,8 +6,8 @@ from torch import nn
 
 WEIGHTED = (nn.Conv1d, nn.Conv2d, nn.ConvTranspose2d, nn.Linear)  # the layers that autocast computes in bf16
 
-# torch.compile gives up on a function after this many recompilations. PyTorch's default of 8 is too few: pipelines share functions,
-# and each new network or batch size counts as one.
+# torch.compile gives up on a function after this many recompilations. PyTorch's default of 8 is too few: pipelines
+# share functions, and each new network or batch size counts as one.
 RECOMPILE_LIMIT = 64
 
 
@@ -20,7 +20,7 @@ def should_compile(setting: str | bool, device: torch.device) -> bool:
 
 
 def prepare_for_inference(network: nn.Module, device: torch.device, precision: str, compiled: bool) -> nn.Module:
-    """Give a network's weights, in place, the type and memory layout that are fastest; its results stay the same up to rounding.
+    """Give a network's weights, in place, the fastest type and memory layout; its results stay the same up to rounding.
 
     precision: "bf16" or "float32". compiled: whether the network will be compiled.
     """
@@ -30,8 +30,8 @@ def prepare_for_inference(network: nn.Module, device: torch.device, precision: s
             if isinstance(module, WEIGHTED):
                 module.to(torch.bfloat16)
 
-    # Convolutions are faster with channels last in memory. On a GPU, though, the plain kernel of group normalisation returns
-    # channels first, and the copies between the layouts cost more than they save.
+    # Convolutions are faster with channels last in memory. On a GPU, though, the plain kernel of group normalisation
+    # returns channels first, and the copies between the layouts cost more than they save.
     has_group_norm = any(isinstance(module, nn.GroupNorm) for module in network.modules())
     if device.type == "cpu" or compiled or not has_group_norm:
         network.to(memory_format=torch.channels_last)
@@ -39,10 +39,10 @@ def prepare_for_inference(network: nn.Module, device: torch.device, precision: s
 
 
 class Compiled:
-    """A network without gradients, compiled for the shapes of its first call; on a GPU its kernels are replayed as one CUDA graph.
+    """A network without gradients, compiled for the shapes of its first call; on a GPU replayed as one CUDA graph.
 
-    Calls with other shapes, such as a last smaller batch, run plain. So does everything after compiling has failed, which `warn` is
-    called with once.
+    Calls with other shapes, such as a last smaller batch, run plain. So does everything after compiling has failed,
+    which `warn` is told once.
     """
 
     def __init__(self, network: Callable, warn: Callable[[str], None] = print):
@@ -82,10 +82,10 @@ class Compiled:
 
 def compile_for_training(networks: list[nn.Module], call: Callable, inputs: tuple[torch.Tensor, ...], precision: str,
                          warn: Callable[[str], None]) -> bool:
-    """Compile networks in place, with the names of their weights unchanged; False, and all as before, where that is impossible.
+    """Compile networks in place, with the names of their weights unchanged; False, and all as before, where it fails.
 
-    call(*inputs) is what a training step computes with the networks, on tensors of a batch's shapes. It runs forward and backward
-    once, because a compiler fails no earlier. Without CUDA graphs, since weights change.
+    call(*inputs) is what a training step computes with the networks, on tensors of a batch's shapes. It runs forward
+    and backward once, because a compiler fails no earlier. Without CUDA graphs, since weights change.
     """
     for network in networks:
         network.to(memory_format=torch.channels_last)

@@ -7,7 +7,7 @@ from .files import UserError
 
 
 def pick_device(name: str) -> torch.device:
-    """The setting `device`: 'auto' is this process's GPU where there is one, else the CPU; 'cuda' is this process's GPU.
+    """The setting `device`: 'auto' is this process's GPU if there is one, else the CPU; 'cuda' is this process's GPU.
 
     Raises UserError where this machine has no such device.
     """
@@ -16,12 +16,17 @@ def pick_device(name: str) -> torch.device:
     if name == "cuda":
         gpu = os.environ.get("LOCAL_RANK", 0)  # torchrun's number of this process on its machine
         name = f"cuda:{gpu}"
+
+    # A device is one that computes and gives the result back. PyTorch knows the names of many that are not built in, and of
+    # "meta", whose tensors have no numbers.
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"device={name} cannot be used here: {reason}") from None
+        answer = torch.ones(1, device=device).add(1).item()
+    except Exception as error:  # each of PyTorch's backends has a type of its own for not being there
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise UserError(f"device={name} cannot be used here: {reason}; take auto, cpu, cuda or cuda:N") from None
+    if answer != 2:
+        raise UserError(f"device={name} cannot be used here: it computes 1 + 1 = {answer}; take another one")
     return device
 
 

@@ -41,9 +41,10 @@ class Terminated(KeyboardInterrupt):
 
 
 def run(main: Callable[[], int | None]) -> None:
-    """Run a script's main() and exit: 2 after a user's mistake, 1 if the machine fails, 130 / 143 after Ctrl-C / SIGTERM.
+    """Run a script's main() and exit with its status: 2 after a user's mistake, 1 if the machine fails.
 
-    Each of them is explained in one line on stderr. Any other exception is a fault of the project with its traceback.
+    Ctrl-C gives 130, SIGTERM 143. Each of them is explained in one line on stderr. Any other exception is a fault of
+    the project and keeps its traceback.
     """
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_MININTERVAL", BAR_INTERVAL)  # tqdm reads it when it is imported, which main does

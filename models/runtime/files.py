@@ -7,7 +7,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 # A place that cannot be written is a mistake of the person who named it; a disk that is full or fails is not.
-WRONG_PLACE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG}
+WRONG_PLACE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST,
+               errno.ENAMETOOLONG}
 DAY = 24 * 3600  # seconds
 
 
@@ -23,16 +24,17 @@ class MachineError(UserError):
 
 @contextmanager
 def replacing(path: str | Path):
-    """A temporary file beside `path` that takes its place when the block ends without an error: the way every file is written.
+    """A temporary file beside `path` that takes its place when the block ends without an error.
 
-    Folders that are missing are made. Raises UserError where `path` cannot be written, MachineError where the disk fails.
+    Every file is written so. Missing folders are made. Raises UserError where `path` cannot be written, MachineError
+    where the disk fails.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.touch()
-        mode = temporary.stat().st_mode  # as the user's umask wants it; some libraries write files that only their owner may read
+        mode = temporary.stat().st_mode  # by the user's umask; what some libraries write, only its owner may read
         yield temporary
         temporary.chmod(mode)
 
@@ -51,7 +53,7 @@ def replacing(path: str | Path):
 def sweep(folder: str | Path) -> None:
     """Remove the temporary files that killed processes left in a folder.
 
-    A file whose process still runs stays, unless it is a day old: then its process has another machine's number, or a new owner.
+    The file of a process that runs stays, unless it is a day old: then that number is another process's by now.
     """
     for path in Path(folder).glob(".*.part"):
         writer = re.fullmatch(r".+\.(\d+)\.part", path.name)

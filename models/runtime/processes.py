@@ -1,16 +1,17 @@
 """The processes that torchrun started, working as one. In a run of one process, everything here is the identity.
 
-Image i of a batch belongs to process i % world_size(). Any batch size on any number of processes gives what one process gives with
-it, up to the rounding of sums; this is kept by choice, since a paper's batch size then holds on any machine. It costs `shard`,
-`set_batch_weight` and the filling in `all_gather_batch`, which a batch size that the processes must divide would save.
+Image i of a batch belongs to process i % world_size(). Any batch size on any number of processes gives what one process
+gives with it, up to the rounding of sums. This is kept by choice, since a paper's batch size then holds on any machine;
+it costs `shard`, `set_batch_weight` and the filling in `all_gather_batch`, which a batch size that the processes must
+divide would save.
 
-Gradients are summed here, in buckets after the backward pass, and not by torch's DistributedDataParallel, which would overlap the
-two. It expects one forward and one whole backward pass a step and averages over processes. Our adversarial step runs the
-discriminator three times and goes backward twice, each time to one network's weights only (`backward(inputs=...)`), micro-batches
-and processes weigh what they hold of the batch, and losses are means over the whole batch: wrappers, `no_sync` and a factor against
-the averaging would be added, and the sums below would stay for the codebook, the batch normalisation and the logged values.
-What overlapping would hide, by arithmetic: the 1.5 GB of the U-Net's gradients take some 7 ms over NVLink (400 GB/s), a quarter of
-a second over a network of 100 Gbit/s.
+Gradients are summed here, in buckets after the backward pass, and not by torch's DistributedDataParallel, which would
+overlap the two. That expects one forward and one whole backward pass a step, and averages over processes. Our
+adversarial step runs the discriminator three times and goes backward twice, each time to the weights of one network
+only (`backward(inputs=...)`); micro-batches and processes weigh what they hold of the batch. Wrappers, `no_sync` and a
+factor against the averaging would be added, and the sums below would stay for the codebook, the batch normalisation and
+the logged values. What overlapping would hide, by arithmetic: the 1.5 GB of the U-Net's gradients take some 7 ms over
+NVLink (400 GB/s), a quarter of a second over a network of 100 Gbit/s.
 """
 import os
 import sys
@@ -66,7 +67,8 @@ def joined():
 
     try:
         yield
-        barrier()  # nobody leaves while another still saves: torchrun kills the rest 30 seconds after the first exit status
+        # nobody leaves while another still saves: torchrun kills the rest 30 seconds after the first exit status
+        barrier()
     except RuntimeError as error:
         if not any(name in str(error).lower() for name in BACKENDS):
             raise
@@ -77,17 +79,17 @@ def joined():
 def barrier() -> None:
     """Wait until every process has come here."""
     if world_size() > 1:
-        # through gloo, which holds the program up; nccl's own barrier may only hold up the GPU, and files are written by the CPU
+        # through gloo, which holds up the program; nccl's own barrier may hold up only the GPU
         dist.all_reduce(torch.zeros(1))
 
 
-# --- A batch and its shards ------------------------------------------------------------------------------------------------
+# --- A batch and its shards ----------------------------------------------------------------------------------------
 
 def shard(size: int) -> tuple[list[int], float]:
     """(this process's places in a batch of `size` images, the weight of these images: 1 or 0).
 
-    If a batch has fewer images than there are processes, each surplus process computes one image again, with weight 0, because
-    every process must take part in every exchange.
+    If a batch has fewer images than there are processes, each surplus process computes one image again, with weight 0,
+    because every process must take part in every exchange.
     """
     places = list(range(rank(), size, world_size()))
     if places:
@@ -96,18 +98,18 @@ def shard(size: int) -> tuple[list[int], float]:
 
 
 def set_batch_weight(networks: Iterable[nn.Module], weight: float) -> None:
-    """Tell the layers that sum over the whole batch what this process's images weigh in it (the second value of `shard`).
+    """Tell the layers that sum over the whole batch what this process's images weigh in it, as `shard` says.
 
     These layers, batch normalisation and codebook, have an attribute `batch_weight` and hand it to the sums below.
     """
     for network in networks:
         for module in network.modules():
             if hasattr(module, "batch_weight"):
-                module.batch_weight = weight
+                module.batch_weight = weight  # pyright: ignore[reportArgumentType]  (nn.Module's stubs know no floats)
 
 
 def all_gather_batch(images: torch.Tensor, weight: float = 1.0) -> torch.Tensor:
-    """The whole batch (B, ...), in its order, from every process's shard (b, ...) of it. weight: that of `shard`."""
+    """The whole batch (B, ...), in its order, from every process's shard (b, ...) of it. weight: as `shard` says."""
     if world_size() == 1:
         return images
     size = int(all_reduce_sum(torch.tensor(len(images), device=images.device), weight))
@@ -124,7 +126,7 @@ def all_gather_batch(images: torch.Tensor, weight: float = 1.0) -> torch.Tensor:
     return interleaved[:size]
 
 
-# --- Exchanges --------------------------------------------------------------------------------------------------------------
+# --- Exchanges -----------------------------------------------------------------------------------------------------
 
 class _AllReduceSum(torch.autograd.Function):
     """The sum of a tensor over processes; its gradient is the sum of their gradients."""

@@ -9,6 +9,7 @@ from .. import config, layers, losses
 from ..data import augment, datasets, lists
 from ..runtime import compiling, processes
 from ..runtime.device import pick_device, pick_precision
+from ..runtime.files import UserError
 from ..vqgan import MLVQGAN, PatchDiscriminator
 from . import loop, ownership, pictures
 
@@ -26,6 +27,8 @@ def train(settings: config.Settings, reads: tuple[str, ...]) -> int:
     vqgan_settings = settings.vqgan
     size = settings.data.image_size
     folder = Path(settings.runs) / "vqgan"
+
+    check_ms_ssim(settings)
 
     # data
     pairs, validation_pairs = lists.training_pairs(settings.data.root, settings.data.lists, settings.data.name)
@@ -72,6 +75,15 @@ def train(settings: config.Settings, reads: tuple[str, ...]) -> int:
             config_text=config.to_yaml(settings), picture=picture,
             finish=MLVQGAN.unit_latent if vqgan_settings.unit_latent else None)
         return trainer.run()
+
+
+def check_ms_ssim(settings: config.Settings) -> None:
+    """Raise UserError if the training images are too small for the MS-SSIM of the loss."""
+    key = "vqgan.crop" if settings.vqgan.crop else "data.image_size"
+    side = settings.vqgan.crop or settings.data.image_size
+    if settings.vqgan.loss.ms_ssim and side < losses.MS_SSIM_MIN_SIDE:
+        raise UserError(f"{key}={side} is too small for MS-SSIM, which needs {losses.MS_SSIM_MIN_SIDE} pixels; set vqgan.loss.ms_ssim=0, "
+                        "or take larger images")
 
 
 def compile_networks(vqgan: MLVQGAN, settings: config.Settings, device: torch.device, precision: str) -> bool:

@@ -10,7 +10,7 @@ import math
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -21,6 +21,7 @@ from torch import nn
 from tqdm import tqdm
 
 from .. import config, images
+from ..data import datasets
 from ..runtime import checkpoint, processes, seeding
 from ..runtime.device import autocast
 from ..runtime.files import UserError, replacing
@@ -101,7 +102,7 @@ def micro_batch_size(batch_size: int, micro_batches: int) -> int:
 def init_from(network: nn.Module, path: str | None) -> nn.Module:
     """Give a fresh network the weights of a file, from which its training starts; None leaves it as it is.
 
-    Returns the network. Raises UserError if the file is missing or damaged, or if its weights do not fit.
+    Returns the network. Raises UserError if the file is missing or damaged, or if its weights do not fit or are not finite.
     """
     if path is not None:
         state, *_ = checkpoint.read_weights(path)
@@ -172,24 +173,11 @@ class Trainer:
         if not finished or not (self.folder / "config.yaml").is_file():
             self.write_config()
 
-        with stop_signals() as received, self.progress_bar() as bar:
+        with stop_signals() as received, self.progress_bar() as bar, datasets.lost_workers():
             while progress.epoch < self.course.epochs:
-                for batch, names in self.epoch_batches():
-                    values = self.update(batch, names)
-                    if self.bad_in_a_row >= MOST_BAD_BATCHES:
-                        say(f"{self.bad_in_a_row} batches in a row gave a loss or gradient that is not finite; the last: "
-                            f"{', '.join(names)}. The last good state is kept in {self.folder}")
-                        return 1
-                    self.show(bar, len(names), values)
-
-                    # All processes stop or save after the same step, whichever of them was signalled.
-                    save_due = time.monotonic() - self.saved_at >= self.train.save_every
-                    signalled, save_due = processes.all_reduce_max(received[0] if received else 0, save_due)
-                    if signalled or (save_due and self.bad_in_a_row == 0):
-                        self.save()
-                    if signalled:
-                        say(f"stopped after {progress.step} steps and saved; the same command goes on")
-                        return 128 + int(signalled)
+                status = self.run_epoch(received, bar)
+                if status is not None:
+                    return status
                 self.end_epoch()
 
         if first_step == 0 or progress.step > first_step:
@@ -197,6 +185,28 @@ class Trainer:
         if not (self.folder / "weights.safetensors").is_file():
             self.export("weights.safetensors")
         return 0
+
+    def run_epoch(self, received: list[int], bar: tqdm) -> int | None:
+        """Update until the epoch's last batch; the exit status of the script if the training is to stop before."""
+        progress = self.progress
+        with closing(self.epoch_batches()) as batches:  # closed, the processes that load end, whatever happens here
+            for batch, names in batches:
+                values = self.update(batch, names)
+                if self.bad_in_a_row >= MOST_BAD_BATCHES:
+                    say(f"{self.bad_in_a_row} batches in a row gave a loss or gradient that is not finite; the last: "
+                        f"{', '.join(names)}. The last good state is kept in {self.folder}")
+                    return 1
+                self.show(bar, len(names), values)
+
+                # All processes stop or save after the same step, whichever of them was signalled.
+                save_due = time.monotonic() - self.saved_at >= self.train.save_every
+                signalled, save_due = processes.all_reduce_max(received[0] if received else 0, save_due)
+                if signalled or (save_due and self.bad_in_a_row == 0):
+                    self.save()
+                if signalled:
+                    say(f"stopped after {progress.step} steps and saved; the same command goes on")
+                    return 128 + int(signalled)
+        return None
 
     def progress_bar(self) -> tqdm:
         """A bar over the images of all epochs, shown by the first process."""
@@ -469,8 +479,9 @@ class Trainer:
         if self.ema is not None:
             self.ema.load_state_dict(state["ema"] or state["networks"][self.main])  # no EMA in the state: it begins here
         for phase, optimizer in self.optimizers.items():
-            groups = optimizer.state_dict()["param_groups"]  # rates and epsilon as the settings are now
-            optimizer.load_state_dict({**state["optimizers"][phase], "param_groups": groups})
+            if phase in state["optimizers"]:  # not there: a term whose weight was 0 begins now
+                groups = optimizer.state_dict()["param_groups"]  # rates and epsilon as the settings are now
+                optimizer.load_state_dict({**state["optimizers"][phase], "param_groups": groups})
         self.progress = Progress(**state["progress"])
 
     def resume(self) -> int:
@@ -486,13 +497,24 @@ class Trainer:
             self.load(state)
         except torch.OutOfMemoryError:
             raise
-        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:  # of something else's state
-            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-            raise UserError(f"{path} is not a state of this training ({reason}); remove it") from None
+        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise UserError(f"{path} does not fit this training's networks and optimisers ({reason}); move it away, or train into another "
+                            "folder (runs=...)") from None
         if self.progress.rows:
             self.write_log()  # a killed training may have logged epochs after its last state
-        say(f"going on from {path} (epoch {self.progress.epoch + 1} of {self.course.epochs}, step {self.progress.step})")
+        if self.progress.epoch < self.course.epochs:
+            say(f"going on from {path} (epoch {self.progress.epoch + 1} of {self.course.epochs}, step {self.progress.step})")
+        self.look_for_best()
         return self.progress.step
+
+    def look_for_best(self) -> None:
+        """If best.safetensors was removed, let the best epoch from here on take its place: the weights it held are nowhere else."""
+        path = self.folder / "best.safetensors"
+        if math.isinf(self.progress.best) or path.is_file():
+            return
+        say(f"note: {path} is gone, and with it the weights of the best epoch so far; the best of the epochs that follow will take its place")
+        self.progress.best = math.inf
 
     def share_first_weights(self) -> None:
         """Start all processes from the first one's weights."""
@@ -504,9 +526,11 @@ class Trainer:
 
     def check_state(self, state: dict, path: Path) -> None:
         """Raise UserError if a state is not of this training; report the settings that have changed since, and may."""
-        if "identity" in state:
+        if isinstance(state, dict) and "identity" in state:
             raise UserError(f"{path} was written by an earlier version, which this one does not go on from; finish it there, or train "
                             f"into another folder (runs=...) with {self.folder / 'weights.safetensors'} as its start")
+        if not isinstance(state, dict) or STATE_ENTRIES - state.keys():
+            raise UserError(f"{path} is not a state of these trainings; move it away, or train into another folder (runs=...)")
         before = {**state["settings"], **state["facts"]}
         now = {**self.settings, **self.facts}
         changed = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
