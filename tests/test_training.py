@@ -14,7 +14,6 @@ import pytest
 import torch
 
 from models import config, losses, schedulers
-from models.runtime import checkpoint
 from models.runtime.checkpoint import Network
 from models.runtime.device import pick_device, pick_precision
 from models.runtime.files import UserError
