@@ -46,11 +46,16 @@ SPECK_SHARE = 0.1               # regions below this fraction of the mask are no
 LEAST_RATIO = 0.4               # area of the smaller lung over the larger one's
 
 
+class TooSmall(UserError, ValueError):
+    """An X-ray in which no lungs are looked for. Wherever it comes from, it is a matter of the settings."""
+
+
 def lung_mask(cxr: np.ndarray) -> np.ndarray:
     """Both aerated lung fields of a frontal chest X-ray, without what heart and diaphragm hide.
 
-    cxr: float (H, W) in [0, 1], bones bright, H and W >= 64. Returns bool (H, W). Raises ValueError for anything else
-    and UserError if the network's weights are missing.
+    cxr: float (H, W) in [0, 1], bones bright, H and W >= 64. Returns bool (H, W).
+    Raises ValueError for anything else (TooSmall, which is also a UserError, for its size) and UserError if the
+    network's weights are missing.
     """
     _check(cxr)
     work = _resize(cxr.astype(np.float32), min(1, WORK_SIZE / max(cxr.shape)))
@@ -97,8 +102,11 @@ def _check(cxr: np.ndarray) -> None:
     if not isinstance(cxr, np.ndarray) or not np.issubdtype(cxr.dtype, np.floating):
         found = getattr(cxr, "dtype", type(cxr).__name__)
         raise ValueError(f"lung_mask got {found}, expected a float array in [0, 1]: divide by the largest grey value")
-    if cxr.ndim != 2 or min(cxr.shape) < MIN_SIZE:
+    if cxr.ndim != 2:
         raise ValueError(f"lung_mask got shape {cxr.shape}, expected (H, W) with both sides >= {MIN_SIZE}")
+    if min(cxr.shape) < MIN_SIZE:
+        raise TooSmall(f"no lungs can be found in an X-ray of {cxr.shape[0]} x {cxr.shape[1]}, expected both sides >= "
+                       f"{MIN_SIZE}; raise data.image_size, or give masks (Mask/ beside the X-rays, or eval.masks=)")
     if not (cxr.min() >= 0 and cxr.max() <= 1):
         raise ValueError(f"lung_mask got values from {cxr.min()} to {cxr.max()}, expected [0, 1]")
 

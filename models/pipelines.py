@@ -214,6 +214,9 @@ class Pipeline:
             raise ValueError(f"{len(cxr)} images, but {len(names)} names")
         with autocast(self.device, self.precision):
             soft = self.suppress(cxr.to(self.device), names, masks, progress).cpu()
+        if not torch.isfinite(soft).all():
+            raise UserError(f"the result of {', '.join(names)[:100]} has pixels that are not finite numbers: the sampler's "
+                            f"settings are too extreme ({self.options}), or the weights are of a training that diverged")
         if self.strength < 1:
             soft = torch.lerp(cxr.cpu(), soft, self.strength)
         return soft
@@ -265,7 +268,8 @@ class Pipeline:
         """
 
         def noise(image: str, draw: str) -> torch.Tensor:
-            key = hashlib.sha256(f"{self.seed}/{image}/{draw}".encode()).digest()
+            # "surrogatepass": Python has file names that are not UTF-8 as texts with lone surrogates
+            key = hashlib.sha256(f"{self.seed}/{image}/{draw}".encode("utf-8", "surrogatepass")).digest()
             seed = int.from_bytes(key[:8]) >> 1  # torch takes 63 bits
             return torch.randn(shape[1:], generator=torch.Generator().manual_seed(seed))
 

@@ -259,6 +259,22 @@ def test_specks_go_and_holes_are_filled(monkeypatch):
     assert np.array_equal(lung_mask(np.full((100, 100), 0.5, np.float32)), lungs)
 
 
+def test_a_small_image_is_a_users_mistake_and_a_wrong_array_is_not():
+    with pytest.raises(UserError, match=r"an X-ray of 32 x 64, expected both sides >= 64; raise data.image_size"):
+        lung_mask(np.zeros((32, 64), np.float32))
+    with pytest.raises(ValueError) as refusal:
+        lung_mask(np.zeros((4, 128, 128), np.float32))
+    assert not isinstance(refusal.value, UserError)
+
+
+def test_autocast_around_it_does_not_matter(phantoms):
+    """The pipelines find lungs while their own networks run in bf16."""
+    cxr, _ = phantoms[0]
+    mask = lung_mask(cxr)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert np.array_equal(lung_mask(cxr), mask)
+
+
 def test_threads_do_not_matter(phantoms):
     cxr, _ = phantoms[0]
     mask, threads = lung_mask(cxr), torch.get_num_threads()

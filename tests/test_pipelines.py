@@ -1,5 +1,7 @@
 """The two methods from X-ray to soft tissue, on small random networks: batches, masks, fusion, what is written."""
 import copy
+import hashlib
+import os
 from pathlib import Path
 
 import numpy as np
@@ -106,6 +108,36 @@ def test_attention_order_comes_with_the_method_for_plain_state_dicts(networks, t
     torch.save(networks[1].state_dict(), tmp_path / "unet.pth")
     for kind, expected in ((pipelines.BSLDM, True), (pipelines.GLLCM, False)):
         assert kind.load(tmp_path / "vqgan.safetensors", tmp_path / "unet.pth").unet.settings["qkv_by_head"] is expected
+
+
+@pytest.mark.parametrize("method", [pipelines.BSLDM, pipelines.GLLCM])
+def test_a_name_that_is_not_utf_8_is_a_name_like_others(networks, patients, method):
+    name = os.fsdecode(b"bad\xff")
+    strange, other = (run(networks, patients, method, which=slice(0, 1), names=[text]) for text in (name, "bad"))
+    assert torch.isfinite(strange).all() and not torch.equal(strange, other)
+
+
+def test_the_noise_of_a_name_is_what_it_always_was(networks):
+    """Results of earlier versions come out again: the first number of a draw, computed by hand from the SHA-256."""
+    found = pipelines.BSLDM(*networks, seed=3).draw(["scän"], torch.Size((1, 4, 2, 2)))("global/7")
+    seed = int.from_bytes(hashlib.sha256("3/scän/global/7".encode()).digest()[:8], "big") // 2
+    assert torch.equal(found[0], torch.randn((4, 2, 2), generator=torch.Generator().manual_seed(seed)))
+
+
+@pytest.mark.parametrize("method, options", [(pipelines.GLLCM, {"alpha": 1e38, "clip_local": 1e38}), (pipelines.BSLDM, {})])
+def test_a_result_that_is_not_finite_is_refused_in_one_line(networks, patients, method, options, monkeypatch):
+    if method is pipelines.BSLDM:
+        monkeypatch.setattr(sampling, "sample_bsldm", lambda unet, cxr, draw, **_: cxr * torch.nan)
+    with pytest.raises(UserError, match="the result of a, b, c has pixels that are not finite numbers") as refusal:
+        run(networks, patients, method, **options)
+    assert "\n" not in str(refusal.value)
+
+
+def test_images_too_small_to_have_lungs_need_masks(networks, patients):
+    small = torch.nn.functional.avg_pool2d(patients[0], 2)
+    with pytest.raises(UserError, match="no lungs can be found in an X-ray of 32 x 32"):
+        pipelines.GLLCM(*networks, steps=1)(small, ["a", "b", "c"])
+    assert pipelines.GLLCM(*networks, steps=1)(small, ["a", "b", "c"], patients[1][:, ::2, ::2]).shape == (3, 1, 32, 32)
 
 
 # --- What weights say of themselves ------------------------------------------------------------------------------------
