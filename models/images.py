@@ -1,43 +1,64 @@
 """Image files <-> arrays in [0, 1] <-> what the networks see, (1, S, S) in [-1, 1]. Pixel ranges change here and nowhere else.
 
-Reads PNG, TIFF and JPEG (grey or colour), NumPy arrays, DICOM and JSRT's raw .IMG; writes 8- and 16-bit PNG, and DICOM derived from
-DICOM. Bit depth is kept: float32 in between. A non-square image is padded to a square, never squeezed, and cut back afterwards.
+Reads PNG, TIFF, JPEG, BMP, GIF, WebP, JPEG 2000 and PGM (grey or colour), NumPy arrays, DICOM and JSRT's raw .IMG; writes 8- and
+16-bit PNG, and DICOM derived from DICOM. Bit depth is kept: float32 in between. A non-square image is padded to a square, never
+squeezed, and cut back afterwards.
 The decoders of the formats are in raster.py and dicom.py.
 """
+import os
 import re
 import warnings
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
 import numpy as np
 import torch
+from PIL import Image
 
 from . import dicom, raster
+from .raster import Limits, Scale
 from .runtime.files import UserError, replacing
 
-SUFFIXES = {".png", ".tif", ".tiff", ".jpg", ".jpeg", ".npy", ".dcm", ".dicom", ".img"}
+SUFFIXES = {".png", ".tif", ".tiff", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".jp2", ".j2k", ".pgm", ".ppm", ".pnm", ".npy",
+            ".dcm", ".dicom", ".img"}
+# Endings of images and volumes that are not read; a folder's are named instead of being passed over in silence.
+FOREIGN = {".heic", ".heif", ".avif", ".jxl", ".jls", ".jpx", ".svg", ".pdf", ".psd", ".xcf", ".exr", ".hdr", ".dng", ".raw", ".nii",
+           ".gz", ".mha", ".mhd", ".nrrd", ".npz", ".mat", ".h5", ".zip", ".tar", ".rar", ".7z"}
 MAX_BYTES = 2 ** 31             # of a file, packed or unpacked
 THUMB = 64                      # side at which polarity is judged, pixels
 
 
 @dataclass(frozen=True, eq=False)
 class Picture:
-    """An image file's content. pixels: float32 (H, W) in [0, 1], as a viewer shows them; bits: the significant ones, 8 to 16."""
+    """An image file's content. pixels: float32 (H, W) in [0, 1], as a viewer shows them; bits: the significant ones, 8 to 16.
+
+    scale: the grey values of black and white in the file, where they are not the least and the largest that it can hold.
+    orientation: EXIF's, of the file's pixels; those here are turned upright. note: what the user should know of the reading.
+    """
     pixels: np.ndarray
     bits: int
     path: Path
+    scale: Scale | None = None
+    orientation: int = 1
+    note: str = ""
 
 
 # --- Reading -----------------------------------------------------------------------------------------------------------------
 
-def read(path) -> Picture:
-    """The image in a file. An EXIF orientation is ignored (results lie as their inputs do), an alpha channel is dropped.
+def read(path, limits: Limits = "auto") -> Picture:
+    """The image in a file, turned as its EXIF orientation says; an alpha channel is dropped.
+
+    limits: which grey values are black and white. "auto": as the file declares; a DICOM through its window, else from its least to
+    its largest value, as viewers do; of other files, as many bits as are used (with a note). "container": the least and the largest
+    value that the file can hold. (black, white): these, in the file's own values, a DICOM's in units of the modality.
 
     Raises UserError, which names the file, for what is missing, empty, damaged, truncated, too large, no image, several images or
-    not finite.
+    not finite, and for a name that is not UTF-8, which neither lists nor results could carry.
     """
     path = Path(path)
+    refuse_name(path)
     if not path.is_file():
         raise UserError(f"no image file {path}")
     try:
@@ -47,15 +68,31 @@ def read(path) -> Picture:
         if size > MAX_BYTES:
             raise ValueError(f"the file has more than {MAX_BYTES} bytes")
         decode = _decoder(path)
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), np.errstate(all="ignore"):
             warnings.simplefilter("ignore")  # what matters raises; decoders also warn about harmless oddities
-            pixels, bits = decode(path)
-        if not np.isfinite(pixels).all():
+            decoded = decode(path, limits)
+        if not np.isfinite(decoded.pixels).all():
             raise ValueError("it holds values that are not finite (NaN or infinity)")
     except Exception as error:  # decoders raise anything, from struct.error to SyntaxError, on a damaged file
         raise UserError(f"cannot read {path}: {_one_line(error)}") from None
-    bits = min(max(bits, 8), 16)
-    return Picture(np.ascontiguousarray(pixels, dtype=np.float32), bits, path)
+    pixels = np.ascontiguousarray(decoded.pixels, dtype=np.float32)
+    bits = min(max(decoded.bits, 8), 16)
+    return Picture(pixels, bits, path, decoded.scale, decoded.orientation, decoded.note)
+
+
+def parse_limits(text: str) -> Limits:
+    """eval.range -> limits of `read`: "auto", "container", "4095" (white, black being 0) or "-1000..3000" (black..white)."""
+    if text in ("auto", "container"):
+        return text
+    number = r"[+-]?\d+(?:\.\d+)?"
+    match = re.fullmatch(rf"(?:({number})\.\.)?({number})", text.strip())
+    if match is None:
+        raise UserError(f"eval.range={text} is neither auto, nor container, nor the value of white, such as 4095, nor BLACK..WHITE")
+    black = float(match[1] or 0)
+    white = float(match[2])
+    if black >= white:
+        raise UserError(f"eval.range={text}: black, {black:g}, should be below white, {white:g}")
+    return black, white
 
 
 def read_mask(path) -> np.ndarray:
@@ -69,6 +106,14 @@ def read_mask(path) -> np.ndarray:
 def is_dicom(path) -> bool:
     """Whether a file is read as DICOM."""
     return _decoder(Path(path)) is dicom.read_dicom
+
+
+def refuse_name(path: Path) -> None:
+    """Raise UserError for a name of other bytes than UTF-8, as old archives leave them."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise UserError(f"the file name {os.fsencode(path)!r} is not UTF-8; rename the file") from None
 
 
 def _decoder(path: Path):
@@ -99,7 +144,10 @@ def _one_line(error: Exception) -> str:
 # --- Finding -----------------------------------------------------------------------------------------------------------------
 
 def find(folder) -> dict[str, Path]:
-    """{stem: path} of the images directly in a folder, in natural order (2 before 10). Hidden files and others are skipped."""
+    """{stem: path} of the images directly in a folder, in natural order (2 before 10). Hidden files and others are skipped.
+
+    Raises UserError where there is none, where two have one name, and for names that are not UTF-8.
+    """
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"no folder {folder}")
@@ -108,12 +156,21 @@ def find(folder) -> dict[str, Path]:
         if not _named_as_image(path):
             continue
         name = stem(path)
+        refuse_name(path)
         if name in found:
             raise UserError(f"{found[name]} and {path.name} have the same name but for the ending; keep one of them")
         found[name] = path
     if not found:
-        raise UserError(f"no image in {folder} (looked for {', '.join(sorted(SUFFIXES))})")
+        others = foreign(folder)
+        there = f"; {others[0].name} is of a kind that is not read" if others else ""
+        raise UserError(f"no image in {folder} (looked for {', '.join(sorted(SUFFIXES))}){there}")
     return found
+
+
+def foreign(folder) -> list[Path]:
+    """The images directly in a folder that `find` passes over, since they are of a kind that is not read, in natural order."""
+    paths = [path for path in Path(folder).iterdir() if path.suffix.lower() in FOREIGN and not path.name.startswith(".")]
+    return sorted(paths, key=lambda path: natural(path.name))
 
 
 def natural(text: str) -> list:
@@ -144,37 +201,93 @@ def write(path, pixels: np.ndarray, bits: int = 8) -> None:
 
     The file is written beside its place and moved into it; folders are made. Raises UserError where that fails.
     """
-    _write_png(Path(path), pixels, bits)
+    container = 16 if bits > 8 else 8
+    _write_png(Path(path), pixels, Scale(0, 2 ** container - 1, container))
+
+
+def write_like(path, pixels: np.ndarray, source: Picture) -> None:
+    """As `write`, but in the depth, the range of grey values and the orientation of a picture that was read: 12 bits stay 12."""
+    if source.scale is None and source.orientation == 1:
+        write(path, pixels, source.bits)
+        return
+    container = 16 if source.bits > 8 else 8
+    scale = source.scale or Scale(0, 2 ** container - 1, container)
+    _write_png(Path(path), raster.as_stored(pixels, source.orientation), scale, source.orientation)
 
 
 def write_rgb(path, pixels: np.ndarray) -> None:
     """An 8-bit colour PNG of float pixels (H, W, 3) in [0, 1], red first; otherwise as `write`."""
-    _write_png(Path(path), np.asarray(pixels)[..., ::-1], 8)  # OpenCV has blue first
+    _write_png(Path(path), np.asarray(pixels)[..., ::-1], Scale(0, 255, 8))  # OpenCV has blue first
 
 
-def write_dicom(path, pixels: np.ndarray, source, description: str) -> None:
-    """A DICOM of float pixels (H, W) in [0, 1], derived from the DICOM file `source`: its patient and study, its depth, new UIDs.
-
-    description: of the series, as a viewer shows it (at most 64 letters). What described the source's own grey values, its
-    windows, tables and paddings, is left out. Raises UserError as `read` and `write` do.
-    """
-    bits = read(source).bits
-    dicom.write(Path(path), pixels, source, bits, description)
-
-
-def _write_png(path: Path, pixels: np.ndarray, bits: int) -> None:
+def _write_png(path: Path, pixels: np.ndarray, scale: Scale, orientation: int = 1) -> None:
+    """pixels: (H, W) or (H, W, 3) in [0, 1], as they are to lie in the file."""
     if path.suffix.lower() != ".png":
         raise ValueError(f"{path}: results are written as .png")
     if not np.isfinite(pixels).all():
         raise ValueError(f"{path}: pixels that are not finite")
-    integers = np.uint16 if bits > 8 else np.uint8
-    white = np.iinfo(integers).max
+    integers = np.uint16 if scale.container > 8 else np.uint8
     unit = np.clip(np.asarray(pixels, dtype=np.float64), 0, 1)
-    levels = np.rint(unit * white).astype(integers)
+    levels = np.rint(scale.black + unit * (scale.white - scale.black)).astype(integers)
     encoded, content = cv2.imencode(".png", levels)
     if not encoded:
         raise ValueError(f"{path}: OpenCV cannot encode an array of shape {levels.shape}")
-    write_file(path, content.tobytes())
+    write_file(path, _with_chunks(content.tobytes(), scale, orientation))
+
+
+def _with_chunks(png: bytes, scale: Scale, orientation: int) -> bytes:
+    """A PNG that declares its range and its orientation, so that no reader has to guess them from the content.
+
+    sBIT says how many bits are used; other limits stand in a text that `read` knows. Plain 8-bit files stay as they are.
+    """
+    chunks = []
+    bits = int(scale.white).bit_length()
+    whole_bits = scale.black == 0 and scale.white == 2 ** bits - 1
+    if scale.container > 8:
+        chunks.append((b"sBIT", bytes([bits if whole_bits else 16])))
+    if not whole_bits or bits < scale.container == 8:
+        text = f"{scale.black:.0f}..{scale.white:.0f}".encode()
+        chunks.append((b"tEXt", raster.RANGE_KEYWORD + b"\0" + text))
+    if orientation != 1:
+        exif = Image.Exif()
+        exif[raster.TIFF_ORIENTATION] = orientation
+        chunks.append((b"eXIf", exif.tobytes().removeprefix(b"Exif\0\0")))
+    end_of_header = 33  # signature and IHDR, behind which all of these may stand
+    added = b"".join(_chunk(name, data) for name, data in chunks)
+    return png[:end_of_header] + added + png[end_of_header:]
+
+
+def _chunk(name: bytes, data: bytes) -> bytes:
+    checksum = zlib.crc32(name + data)
+    return len(data).to_bytes(4, "big") + name + data + checksum.to_bytes(4, "big")
+
+
+def require_dicom_source(path) -> None:
+    """Raise UserError for a DICOM file that no result can be derived from; reads the header only."""
+    dicom.require_source(Path(path))
+
+
+def write_dicom(path, pixels: np.ndarray, source, description: str, software: tuple[str, ...] = (), limits: Limits = "auto") -> None:
+    """A DICOM of float pixels (H, W) in [0, 1], derived from the DICOM file `source`: its patient, its study, its depth.
+
+    The values written are the source's own, changed by what `pixels` differs from what `read` shows of it, so that a viewer shows
+    `pixels` through the source's window and any other window can be set. description: of the series, as a viewer shows it (at most
+    64 letters). software: the method, then what else tells versions apart, such as digests of weights. UIDs follow from the
+    source's, the software and the content: the same result twice is one image, and the results of a series are one series.
+    limits: those that the source was read with. Raises UserError as `read` and `write` do.
+    """
+    picture = read(source, limits)
+    if pixels.shape != picture.pixels.shape:
+        raise ValueError(f"{path}: a result of shape {pixels.shape} for {source} of {picture.pixels.shape}")
+    try:
+        with warnings.catch_warnings(), np.errstate(all="ignore"):
+            warnings.simplefilter("ignore")
+            content = dicom.derive(Path(source), pixels, description, software, limits)
+    except UserError:
+        raise
+    except Exception as error:  # pydicom raises anything on headers that its reader let pass
+        raise UserError(f"cannot derive a DICOM from {source}: {_one_line(error)}") from None
+    write_file(Path(path), content)
 
 
 def write_file(path: Path, content: bytes) -> None:
