@@ -84,7 +84,7 @@ def test_bf16_calls_are_within_45_db(networks):
 
 def test_weights_cast_once_are_those_that_autocast_casts(networks):
     unet, z = networks[1], torch.randn(1, 8, 16, 16)
-    settled = compiling.settle(copy.deepcopy(unet), torch.device("cuda"), "bf16", compiled=False)  # leaves the layout of the U-Net
+    settled = compiling.prepare_for_inference(copy.deepcopy(unet), torch.device("cuda"), "bf16", compiled=False)  # leaves the layout of the U-Net
     with torch.no_grad(), autocast(torch.device("cpu"), "bf16"):
         assert torch.equal(settled(z, torch.tensor([5])), unet(z, torch.tensor([5])))
 
@@ -154,7 +154,7 @@ def test_a_training_whose_compiler_fails_in_the_backward_pass_runs_plain(network
 
 @pytest.mark.parametrize("asked, device, expected", [("auto", "cpu", False), ("auto", "cuda", True), (True, "cpu", True), (False, "cuda", False)])
 def test_automatic_compilation_is_for_gpus(asked, device, expected):
-    assert compiling.pick(asked, torch.device(device)) is expected
+    assert compiling.should_compile(asked, torch.device(device)) is expected
 
 
 def test_layouts():
@@ -164,5 +164,5 @@ def test_layouts():
         return all(p.is_contiguous(memory_format=torch.channels_last) for p in network.parameters() if p.dim() == 4)
 
     for device, compiled, expected in (("cuda", False, False), ("cuda", True, True), ("cpu", False, True)):
-        assert last(compiling.settle(copy.deepcopy(unet), torch.device(device), "float32", compiled)) is expected
-    assert last(compiling.settle(MLVQGAN(channels=(8,), residual_channels=8), torch.device("cuda"), "float32", False))
+        assert last(compiling.prepare_for_inference(copy.deepcopy(unet), torch.device(device), "float32", compiled)) is expected
+    assert last(compiling.prepare_for_inference(MLVQGAN(channels=(8,), residual_channels=8), torch.device("cuda"), "float32", False))

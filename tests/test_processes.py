@@ -20,9 +20,9 @@ from safetensors.torch import load_file
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-from models import images, losses  # noqa: E402
+from models import config, images, losses  # noqa: E402
 from models.runtime import entry, processes  # noqa: E402
-from models.training import loop as training  # noqa: E402
+from models.training import loop  # noqa: E402
 from models.vqgan import MLVQGAN, BatchNorm, PatchDiscriminator  # noqa: E402
 
 TINY = ["--profile", "demo", "device=cpu", "train.workers=0", "train.sample_every=2", "data.image_size=64", "data.split=[0.4,0.3,0.3]",
@@ -58,12 +58,10 @@ class Pictures:
 
 
 def objective(networks, batch, noise):
+    """The autoencoder's, on images with noise of the loop's own."""
     image = batch["image"] + 0.1 * noise.normal("jitter", 1, 16, 16) * noise.integers("strength", 3)[:, None, None, None]
-    reconstruction, commitment = networks["vqgan"](image)
-    loss, terms = losses.HybridLoss(pixel="mse", perceptual=0, adversarial=0.5, ms_ssim=0)(reconstruction, image, commitment,
-                                                                                          networks["critic"])
-    fake, real = networks["critic"](reconstruction.detach()), networks["critic"](image)
-    return {"vqgan": loss, "critic": losses.discriminator_adversarial(fake, real)}, {"loss": loss, **terms}
+    hybrid = losses.HybridLoss(pixel="mse", perceptual=0, adversarial=0.5, ms_ssim=0)
+    return losses.autoencoder_objective(hybrid)(networks, {"image": image}, noise)
 
 
 CASES = {"uneven": (4, 1), "fewer_than_processes": (5, 1), "in_parts": (5, 2)}  # name -> batch size, parts; of seven images
@@ -74,14 +72,14 @@ def train_networks(folder: Path) -> None:
     for name, (batch_size, parts) in CASES.items():
         torch.manual_seed(processes.rank())  # the first process's weights must win
         networks = {"vqgan": MLVQGAN(channels=(4, 8), residual_channels=4, residual_layers=1, codes=24, decay=0.8, restart=True),
-                    "critic": PatchDiscriminator(1, 4, 2)}
+                    "discriminator": PatchDiscriminator(1, 4, 2)}
         optimizers = {key: torch.optim.SGD([p for p in network.parameters() if p.requires_grad]) for key, network in networks.items()}
-        plan = training.Plan(folder=folder / name, epochs=3, batch_size=batch_size, learning_rates={"vqgan": 0.05, "critic": 0.05},
-                             milestones=(), gamma=1, average=0.5, seed=0, accumulate=parts, validate_every=1, sample_every=9,
-                             save_every=1e9, precision="float32")
-        trainer = training.Trainer(plan, networks, optimizers, objective, Pictures(), Pictures(), {})
+        course = config.Course(epochs=3, batch_size=batch_size, learning_rate=0.05, milestones=(), gamma=1, average=0.5, start=None)
+        train = config.Train(seed=0, workers=0, accumulate=parts, checkpointing=False, validate_every=1, sample_every=9, save_every=1e9)
+        trainer = loop.Trainer(folder / name, networks, optimizers, objective, Pictures(), Pictures(), course=course, train=train,
+                               learning_rates=dict.fromkeys(networks, 0.05))
         assert trainer.run() == 0
-        tensors = {f"{key}.{n}": t for key, net in (*networks.items(), ("average", trainer.average)) for n, t in net.state_dict().items()}
+        tensors = {f"{key}.{n}": t for key, net in (*networks.items(), ("ema", trainer.ema)) for n, t in net.state_dict().items()}
         torch.save({"tensors": tensors, "rows": trainer.progress.rows}, folder / name / f"rank{processes.rank()}.pth")
 
 
