@@ -1,19 +1,23 @@
 """The files of one evaluated X-ray: its result in the input's size and depth, a panel, the deviation of several
 results, DICOM."""
+import hashlib
+import json
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from .. import images
+from .cases import Case
 
 SERIES = "bone-suppressed, not for diagnosis"  # description of a DICOM result's series
+RESULT_KEYS = ("seed", "samples", "residual", "strength", "range")  # of eval, those that change a result
 FOLDERS = ("panels", "latents", "deviation", "overlays", "dicom")  # below the output folder, beside the results
 
 
 def write_result(output: Path, name: str, scan: images.Picture, soft: np.ndarray, target: Path | None) -> None:
     """<name>.png, and its panel CXR | result | truth if known | what was taken away (grey: nothing)."""
-    images.write(output / f"{name}.png", soft, scan.bits)
+    images.write_like(output / f"{name}.png", soft, scan)
     columns = [scan.pixels, soft]
     if target is not None:
         columns.append(images.resize(images.read(target).pixels, soft.shape))
@@ -39,9 +43,25 @@ def write_deviation(output: Path, name: str, scan: images.Picture, deviation: to
     return round(float(full.mean()), 6)
 
 
-def write_dicom(output: Path, name: str, soft: np.ndarray, source: Path) -> None:
-    """dicom/<name>.dcm, derived from the DICOM file of the input."""
-    images.write_dicom(output / "dicom" / f"{name}.dcm", soft, source, SERIES)
+def write_dicom(output: Path, case: Case, soft: np.ndarray, about: dict) -> None:
+    """dicom/<name>.dcm, derived from the DICOM file of the input. about: what summary.json says of the run."""
+    place = output / "dicom" / f"{case.name}.dcm"
+    images.write_dicom(place, soft, case.path, SERIES, software(about), case.limits)
+
+
+def software(about: dict) -> tuple[str, ...]:
+    """What tells the results of two runs apart in an archive: the method, then digests of the code, of the weights and
+    of the settings that change a result."""
+    code = hashlib.sha256()
+    for path in sorted(Path(__file__).resolve().parents[1].rglob("*.py")):
+        code.update(path.read_bytes())
+    # Where the images lie and what is written beside the results changes nothing in them.
+    settings = dict(about.get("settings", {}))
+    settings["eval"] = {key: settings.get("eval", {}).get(key) for key in RESULT_KEYS}
+    form = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
+    weights = [f"weights {digest}" for digest in about.get("weights", {}).values()]
+    method = about.get("method", "unknown method")
+    return method, f"code {code.hexdigest()[:16]}", *weights, f"settings {form.hexdigest()[:16]}"
 
 
 def taken_away(before: np.ndarray, after: np.ndarray) -> np.ndarray:

@@ -72,7 +72,8 @@ def suppress_all(settings: config.Settings, method_class: type[pipelines.Pipelin
     """Write the results of all X-rays of eval.input into a folder. Returns the X-rays."""
     # X-rays
     masks = settings.eval.masks if method_class is pipelines.GLLCM else None  # BS-LDM sees no masks
-    cases = find_cases(settings.eval.input, settings.data.root, masks)
+    limits = images.parse_limits(settings.eval.range)
+    cases = find_cases(settings.eval.input, settings.data.root, masks, limits)
 
     # networks
     device = pick_device(settings.device)
@@ -105,8 +106,8 @@ def evaluate(method: Method, cases: list[Case], output, *, size: int, batch_size
     same call goes on.
     """
     output = Path(output)
-    if dicom and not any(images.is_dicom(case.path) for case in cases):
-        raise UserError(f"eval.dicom=true, but none of the {len(cases)} images is a DICOM file ({cases[0].path})")
+    if dicom:
+        require_dicom(cases)
 
     # what is done already
     processes.tidy(output, *(output / folder for folder in results.FOLDERS))
@@ -128,7 +129,7 @@ def evaluate(method: Method, cases: list[Case], output, *, size: int, batch_size
     count = sum(len(batch) for batch in batches)
     with tqdm(total=count, unit="image", disable=processes.rank() > 0) as bar:
         for batch in batches:
-            scans = [images.read(case.path) for case in batch]
+            scans = [images.read(case.path, case.limits) for case in batch]
             start = time.perf_counter()
             cxr = torch.stack([images.to_network(scan.pixels, size) for scan in scans])  # (B, 1, S, S)
             means, deviations = draw_samples(method, batch, cxr, batch_size, samples)
@@ -137,7 +138,7 @@ def evaluate(method: Method, cases: list[Case], output, *, size: int, batch_size
                 soft = pipelines.at_full_size(scans[i].pixels, cxr[i], means[i], method.residual)
                 results.write_result(output, case.name, scans[i], soft, case.target)
                 if dicom and images.is_dicom(case.path):
-                    results.write_dicom(output, case.name, soft, case.path)
+                    results.write_dicom(output, case, soft, about)
                 notes = measure(cxr[i], means[i]) if measure else {}
                 if samples > 1:
                     mean_deviation = results.write_deviation(output, case.name, scans[i], deviations[i], samples)
@@ -151,6 +152,15 @@ def evaluate(method: Method, cases: list[Case], output, *, size: int, batch_size
     if processes.rank() == 0:
         print(f"{len(cases)} images in {output} (panels beside them in {output / 'panels'})")
     return summary
+
+
+def require_dicom(cases: list[Case]) -> None:
+    """Raise UserError unless one of the X-rays is a DICOM file, and for one that no DICOM result can be derived from."""
+    sources = [case.path for case in cases if images.is_dicom(case.path)]
+    if not sources:
+        raise UserError(f"eval.dicom=true, but none of the {len(cases)} images is a DICOM file ({cases[0].path})")
+    for path in sources:
+        images.require_dicom_source(path)
 
 
 def draw_samples(method: Method, cases: list[Case], cxr: torch.Tensor, batch_size: int,
