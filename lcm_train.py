@@ -10,13 +10,12 @@ The same command goes on where it was stopped.
 from models import config
 from models.runtime import entry
 
-# what the sampler and the fusion of the sample pictures take from the settings: all but the steps
-PICTURE_KEYWORDS = ("guidance", "alpha", "clip_global", "clip_local", "clip_rate", "fusion", "blend")
 PICTURE_STEPS = 8  # consistency steps of the sample pictures
 READS = ("device", "precision", "compile", "runs",
          "data.root", "data.name", "data.lists", "data.image_size", "vqgan.weights", "unet",
          "lcm.qkv_by_head", "lcm.offset_noise", "lcm.epsilon", *config.keys("lcm", config.Course),
-         *(f"lcm.{name}" for name in PICTURE_KEYWORDS),
+         # for the sample pictures, and for the weights, which say what they work with
+         *config.keys("lcm", config.GllcmSampling), *config.keys("lcm", config.GllcmFusion), "eval.residual", "eval.strength",
          "augment", *(key for key in config.keys("train", config.Train) if key != "train.workers"))
 
 
@@ -26,8 +25,7 @@ def main() -> int:
     # torch is imported only after the settings: --help and a mistyped key answer at once
     from models import pipelines
     from models.training import noise_estimator
-    sampling = {name: getattr(settings.lcm, name) for name in PICTURE_KEYWORDS}
-    sampling["steps"] = PICTURE_STEPS
+    sampling = {**pipelines.GLLCM.sampling_keywords(settings), "steps": PICTURE_STEPS}
     return noise_estimator.train(settings, settings.lcm, pipelines.GLLCM, masked=True, sampling=sampling, reads=READS)
 
 

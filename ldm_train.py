@@ -11,7 +11,9 @@ from models.runtime import entry
 
 READS = ("device", "precision", "compile", "runs",
          "data.root", "data.name", "data.lists", "data.image_size", "vqgan.weights", "unet",
-         "ldm.qkv_by_head", "ldm.offset_noise", "ldm.epsilon", *config.keys("ldm", config.Course), "ldm.clip", "ldm.clip_rate",
+         "ldm.qkv_by_head", "ldm.offset_noise", "ldm.epsilon", *config.keys("ldm", config.Course),
+         # for the sample pictures, and for the weights, which say what they work with
+         *config.keys("ldm", config.BsldmSampling), "eval.residual", "eval.strength",
          "augment", *(key for key in config.keys("train", config.Train) if key != "train.workers"))
 PICTURE_STEPS = 50  # DDPM steps of the sample pictures
 

@@ -244,15 +244,20 @@ class Train:
 
 
 @dataclass(frozen=True, config=STRICT)
-class Eval:
+class ResultForm:
+    """How a method makes its result from what was sampled, see pipelines.Pipeline."""
+    residual: Flag
+    strength: Share
+
+
+@dataclass(frozen=True, config=STRICT)
+class Eval(ResultForm):
     """One evaluation: what goes in and how the results come out."""
     input: Text
     output: Text
     batch_size: Count
     seed: Seed
     samples: Annotated[Count, Field(le=1000)]  # of an image; each is a sampling of its own
-    residual: Flag
-    strength: Share
     dicom: Flag
     masks: Text | None
 

@@ -4,6 +4,8 @@ import csv
 import math
 import os
 import signal
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -15,9 +17,11 @@ from models import config, losses, schedulers
 from models.runtime.checkpoint import Network
 from models.runtime.device import pick_device, pick_precision
 from models.runtime.files import UserError
-from models.training import loop
+from models.training import loop, ownership
 from models.unet import ConditionalUNet
 from models.vqgan import MLVQGAN
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 class Line(Network):
@@ -85,6 +89,19 @@ def same(a, b):
     if isinstance(a, (list, tuple)):
         return len(a) == len(b) and all(map(same, a, b))
     return a == b or (isinstance(a, float) and math.isnan(a) and math.isnan(b))
+
+
+HOLDER = """
+import os, sys, time
+from pathlib import Path
+from models.training import ownership
+with ownership.owned(Path(sys.argv[1]), "ldm.start"):
+    if os.fork() == 0:  # as a process that loads images
+        time.sleep(30)
+        os._exit(0)
+    print("mine", flush=True)
+    time.sleep(60)
+"""
 
 
 class Killed(BaseException):
@@ -217,6 +234,75 @@ def test_settings_of_objective_and_optimiser_change_too(tmp_path, capsys):
     assert trainer.optimizers["line"].param_groups[0]["eps"] == 1e-3 and trainer.optimizers["line"].state[trainer.networks["line"].a]["step"] == 8
 
 
+def test_the_record_of_the_settings_is_of_what_was_trained(tmp_path):
+    """A start that is refused, or finds nothing to do, leaves the config.yaml of what was trained."""
+    record = tmp_path / "config.yaml"
+    make(tmp_path, epochs=1, facts={"images": 14}, config_text="first").run()
+    assert record.read_text() == "first"
+    with pytest.raises(UserError, match="images=14"):
+        make(tmp_path, epochs=2, facts={"images": 15}, config_text="refused").run()
+    make(tmp_path, epochs=1, learning_rate=5.0, facts={"images": 14}, config_text="nothing to do").run()
+    assert record.read_text() == "first"
+    make(tmp_path, epochs=2, facts={"images": 14}, config_text="went on").run()
+    assert record.read_text() == "went on"
+    record.unlink()
+    make(tmp_path, epochs=2, facts={"images": 14}, config_text="made again").run()
+    assert record.read_text() == "made again"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork, and no POSIX locks")
+def test_a_folder_is_one_trainings_and_a_killed_one_gives_it_back_at_once(tmp_path):
+    held = subprocess.Popen([sys.executable, "-c", HOLDER, str(tmp_path / "run")], stdout=subprocess.PIPE, text=True, cwd=ROOT,
+                            start_new_session=True)
+    try:
+        assert held.stdout.readline() == "mine\n"
+        with pytest.raises(UserError, match="another training is at work in .*run"), ownership.owned(tmp_path / "run", "ldm.start"):
+            raise AssertionError("two own it")
+        held.kill()
+        held.wait()  # the process that it forked lives on
+        with ownership.owned(tmp_path / "run", "ldm.start"):
+            pass
+    finally:
+        os.killpg(held.pid, signal.SIGKILL)
+
+
+def test_where_there_are_no_locks_it_is_said(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(ownership, "fcntl", None)
+    with ownership.owned(tmp_path, "ldm.start"):
+        assert "no file locks" in capsys.readouterr().err
+
+
+def test_weights_without_a_state_are_not_overwritten(tmp_path):
+    make(tmp_path, epochs=2).run()
+    with ownership.owned(tmp_path, "ldm.start"):
+        pass
+    for state in tmp_path.glob("state_*.pt"):
+        state.unlink()
+    with pytest.raises(UserError, match="no state_.* go on from; remove .*runs=.*ldm.start=.*weights.safetensors"):
+        with ownership.owned(tmp_path, "ldm.start"):
+            raise AssertionError("started afresh")
+
+
+def test_weights_of_a_training_killed_before_its_first_state_is_due_have_one(tmp_path):
+    """Killed in the validation of epoch 4, whose weights and those of epoch 2 no state of `save_every` belongs to."""
+    make(tmp_path / "whole").run()
+    validated = []
+
+    def deadly(networks, batch, noise):
+        if not torch.is_grad_enabled():
+            validated.append(1)
+            if len(validated) == 6:  # four batches each time
+                raise Killed
+        return objective(networks, batch, noise)
+
+    with pytest.raises(Killed):
+        make(tmp_path / "killed", objective=deadly).run()
+    assert (tmp_path / "killed" / "weights.safetensors").is_file()
+    with ownership.owned(tmp_path / "killed", "ldm.start"):
+        assert make(tmp_path / "killed").run() == 0
+    assert same(contents(tmp_path / "whole"), contents(tmp_path / "killed"))
+
+
 def test_a_batch_size_changed_in_the_middle_of_an_epoch_sees_every_image_once(tmp_path):
     source = Points()
 
@@ -261,7 +347,7 @@ def test_a_signal_during_validation_loses_nothing(tmp_path):
         return objective(networks, batch, noise)
 
     assert make(tmp_path / "stopped", objective=interrupted).run() == 143 and sent
-    assert torch.load(next((tmp_path / "stopped").glob("state_*.pt")), weights_only=True)["progress"]["best"] < math.inf
+    assert contents(tmp_path / "stopped")["state"]["progress"]["best"] < math.inf
     assert make(tmp_path / "stopped").run() == 0
     assert same(contents(tmp_path / "whole"), contents(tmp_path / "stopped"))
 
@@ -270,7 +356,9 @@ def test_a_finished_training_says_so_and_changes_nothing(tmp_path, capsys):
     make(tmp_path).run()
     before = contents(tmp_path)
     assert make(tmp_path).run() == 0
-    assert "already trained" in capsys.readouterr().err and same(before, contents(tmp_path))
+    said = capsys.readouterr().err
+    assert "already trained for 6 epochs" in said and "going on" not in said  # not with "epoch 7 of 6"
+    assert same(before, contents(tmp_path))
 
 
 def test_micro_batches_add_up_to_the_whole(tmp_path):
@@ -320,6 +408,59 @@ def test_the_denoising_objective_is_the_mean_squared_error_of_the_offset_noise()
     a = alpha_bar[seen["t"]][:, None, None, None]
     assert torch.allclose(seen["x"][:, :4], a.sqrt() * batch["soft"] + (1 - a).sqrt() * eps) and torch.equal(seen["x"][:, 4:], batch["cxr"])
     assert float(phases["unet"]) == pytest.approx(float(eps.square().mean())) and logged["loss"] is phases["unet"]
+
+
+class Foreign:
+    """Pickled by name, which a state never needs."""
+
+
+@pytest.mark.parametrize("content, words", [
+    (Foreign(), "more than tensors"),
+    ({"model": torch.zeros(3)}, "is not a state of these trainings"),
+    ([1, 2], "is not a state of these trainings"),
+    ({"identity": {}, "plan": {}, "networks": {}, "average": None, "optimizers": {}, "progress": {}}, "an earlier version"),
+    ({name: {} for name in loop.STATE_ENTRIES}, "does not fit this training's networks"),
+    ({name: 5 for name in loop.STATE_ENTRIES}, "does not fit this training's networks"),
+])
+def test_a_foreign_state_is_refused_in_one_line_and_stays(tmp_path, content, words):
+    state = tmp_path / "state_00000005.pt"
+    torch.save(content, state)
+    before = state.read_bytes()
+    with pytest.raises(UserError, match=words) as refused:
+        make(tmp_path).run()
+    assert str(state) in str(refused.value) and len(str(refused.value).splitlines()) == 1
+    assert [path.name for path in tmp_path.iterdir()] == [state.name] and state.read_bytes() == before
+
+
+def test_the_first_weights_must_be_finite(tmp_path):
+    line = Line(3.0)
+    line.save(tmp_path / "good.safetensors")
+    assert loop.init_from(Line(), str(tmp_path / "good.safetensors")).a == 3
+    Line(math.nan).save(tmp_path / "bad.safetensors")
+    with pytest.raises(UserError, match="bad.safetensors holds numbers that are not finite \\(in a\\)"):
+        loop.init_from(Line(), str(tmp_path / "bad.safetensors"))
+
+
+def test_a_best_that_was_removed_is_explained_and_takes_a_new_one(tmp_path, capsys):
+    make(tmp_path, epochs=4).run()
+    (tmp_path / "best.safetensors").unlink()
+    make(tmp_path, epochs=4).run()
+    assert "best.safetensors is gone" in capsys.readouterr().err
+    make(tmp_path, epochs=6, learning_rate=100.0).run()  # worse than all before
+    assert float(Line.load(tmp_path / "best.safetensors").a) == float(Line.load(tmp_path / "weights.safetensors").a)
+    make(tmp_path, epochs=6).run()
+    assert capsys.readouterr().err.count("is gone") == 1
+
+
+def test_a_term_of_the_loss_may_begin_when_the_training_goes_on(tmp_path):
+    """vqgan.loss.adversarial from 0 to 0.01: the discriminator's optimiser is not in the state."""
+    make(tmp_path, epochs=1).run()
+    trainer = make(tmp_path, epochs=2)
+    other = Line(1.0)
+    trainer.networks["other"] = trainer.networks["line"]
+    trainer.optimizers["other"] = torch.optim.Adam(other.parameters())
+    trainer.load({**contents(tmp_path)["state"], "networks": dict.fromkeys(("line", "other"), trainer.networks["line"].state_dict())})
+    assert trainer.progress.epoch == 1 and not trainer.optimizers["other"].state and trainer.optimizers["line"].state
 
 
 def test_devices_that_are_not_there_are_named():

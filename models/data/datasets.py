@@ -1,20 +1,22 @@
 """What the trainings load: single images for the autoencoder, and pairs of latents, encoded once, for the noise estimators."""
 import hashlib
+import re
 import signal
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import repeat
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 from tqdm import tqdm
 
 from .. import images, lungs
 from ..config import Augment
 from ..runtime import checkpoint
-from ..runtime.files import UserError, replacing
+from ..runtime.files import MachineError, UserError, replacing
 from . import augment
 from .lists import Pair, size_text
 
@@ -23,6 +25,7 @@ WHOLE = ("cxr", "soft")
 MASKED = ("masked_cxr", "masked_soft")
 KEEP_BYTES = 2 << 30    # decoded images up to this size stay in memory
 FLOAT_BYTES = 4         # of one decoded pixel
+LOST_WORKER = re.compile(r"DataLoader worker .*(is killed by signal|exited unexpectedly)")  # what DataLoader says
 Batches = Iterator[dict[str, torch.Tensor]]
 
 
@@ -126,13 +129,47 @@ class ImageSource(Dataset):
             self.kept[name, variant] = image
         return image
 
+    def __getitems__(self, places: list[tuple[int, int]]) -> list[torch.Tensor] | UserError:
+        """The images of a batch, for DataLoader; the error if one cannot be read: it is raised where it can be reported in a line."""
+        try:
+            return [self[place] for place in places]
+        except UserError as error:
+            return error
+
     def batches(self, index_lists: list[list[int]], epoch: int = 0) -> Batches:
-        """One batch for each list of indices into `names`."""
+        """One batch for each list of indices into `names`. Raises UserError for an image that cannot be read."""
         # Each item carries its epoch: a worker's copy of this object is not told of a new one.
         places = [list(zip(indices, repeat(epoch))) for indices in index_lists]
-        loader = DataLoader(self, batch_sampler=places, num_workers=min(self.workers, len(index_lists)),
+        loader = DataLoader(self, batch_sampler=places, num_workers=min(self.workers, len(index_lists)), collate_fn=collate,
                             pin_memory=torch.cuda.is_available(), worker_init_fn=leave_signals)
-        return ({"image": batch} for batch in loader)
+        batches = iter(loader)
+        try:
+            for batch in batches:
+                if isinstance(batch, UserError):
+                    raise batch
+                yield {"image": batch}
+        finally:
+            # However this ends. Python's own exit would wait for ever for workers that ignore its SIGTERM.
+            if loader.num_workers:
+                batches._shutdown_workers()
+
+
+def collate(images_or_error: list[torch.Tensor] | UserError) -> torch.Tensor | UserError:
+    """Images (1, H, W) -> (B, 1, H, W), as DataLoader stacks them; an error passes."""
+    if isinstance(images_or_error, UserError):
+        return images_or_error
+    return default_collate(images_or_error)
+
+
+@contextmanager
+def lost_workers() -> Iterator[None]:
+    """Within, a loading process that was killed ends the run in one line. DataLoader reports it at any moment, by a signal."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not LOST_WORKER.search(str(error)):
+            raise
+        raise MachineError("a process that loads images was killed; most likely the memory does not suffice (lower train.workers)") from None
 
 
 def leave_signals(worker: int) -> None:

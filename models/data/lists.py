@@ -1,16 +1,19 @@
 """Which images there are, which of them belong together, and the split lists that name them."""
 import glob
 import hashlib
+import os
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 
 from .. import images
+from ..runtime import processes
 from ..runtime.files import UserError
 
 FOLDERS = ("CXR", "BS", "Mask")  # of a data set: chest X-rays, soft tissue, lung masks
 SETS = ("trainset", "valset", "testset")
+TWIN = "_normal"                # ends the name of a simulated pair without lesions beside the same patient's pair with them
 SHOWN = 5                       # names that a message gives before it counts the rest
 Pair = tuple[Path, Path, Path | None]   # CXR, soft tissue, lung mask where there is one
 
@@ -23,9 +26,21 @@ def list_path(folder: str | Path, name: str, set_name: str) -> Path:
 
 
 def write_list(path: str | Path, names: list[str]) -> None:
-    """One name a line; written beside its place and moved into it."""
+    """One name a line; written beside its place and moved into it. UserError for a name that `read_list` would not give back."""
+    for name in names:
+        if not can_be_listed(name):
+            raise UserError(f"{path} cannot hold the name {name!r}, which would not be read back; rename the image")
     text = "".join(f"{name}\n" for name in names)
     images.write_file(Path(path), text.encode())
+
+
+def can_be_listed(name: str) -> bool:
+    """Whether a list gives this file name back: no line breaks of any kind, no blanks at its ends, valid Unicode, no path."""
+    try:
+        content = f"{name}\n".encode()
+    except UnicodeEncodeError:  # a name that is not UTF-8 on the disk
+        return False
+    return _lines(content) == [name] and not _is_path(name)
 
 
 def read_list(path: str | Path, folder: str | Path | None = None) -> list[str]:
@@ -38,11 +53,10 @@ def read_list(path: str | Path, folder: str | Path | None = None) -> list[str]:
     if not path.is_file():
         raise UserError(f"no list {path}; python dataSegmentation.py writes the lists")
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        lines = _lines(path.read_bytes())
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read the list {path}: {error}") from None
 
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
     for line in lines:
         if _is_path(line):
             raise UserError(f"{path}: '{line}' is a path; a list holds plain file names")
@@ -59,6 +73,12 @@ def read_list(path: str | Path, folder: str | Path | None = None) -> list[str]:
         if strange := [name for name in names if leads_outside(found[name], folder)]:
             raise UserError(f"{path} names links that lead out of {folder}: {shown_names(strange)}")
     return names
+
+
+def _lines(content: bytes) -> list[str]:
+    """The lines of a list that are not blank, without blanks at their ends and without a BOM."""
+    lines = content.decode("utf-8-sig").splitlines()
+    return [line.strip() for line in lines if line.strip()]
 
 
 def _is_path(line: str) -> bool:
@@ -87,8 +107,8 @@ def match(root: str | Path) -> tuple[dict[str, Pair], list[str]]:
         if not (root / folder).is_dir():
             raise UserError(f"no folder {root / folder}; data.root={root} should hold CXR/ (chest X-rays) and BS/ (soft tissue), "
                             "the same file names in both (simulate.count=200 makes a set)")
-    cxr = images.find(root / "CXR")
-    soft = images.find(root / "BS")
+    cxr = find_images(root / "CXR")
+    soft = find_images(root / "BS")
     masks = images.find(root / "Mask") if _holds_files(root / "Mask") else {}
 
     pairs: dict[str, Pair] = {}
@@ -141,7 +161,39 @@ def describe(pairs: dict[str, Pair]) -> str:
     return f"{len(pairs)} pairs, {digest[:8]}"
 
 
-# --- Single images -----------------------------------------------------------------------------------------------------------
+# --- Folders and single images ------------------------------------------------------------------------------------------------
+
+def find_images(folder: Path) -> dict[str, Path]:
+    """As images.find: {name: path} of the images directly in a folder; those in folders below it are counted in a note."""
+    below = _count_below(folder)
+    hint = f"{below} {'image lies' if below == 1 else 'images lie'} in sub-folders of {folder}"
+    try:
+        found = images.find(folder)
+    except UserError as error:
+        if below == 0:
+            raise
+        raise UserError(f"{error}; {hint}, which are not read: name one of them") from None
+    if below:
+        processes.say(f"note: {hint} and {'is' if below == 1 else 'are'} not read")
+    return found
+
+
+def _count_below(folder: Path) -> int:
+    """How many images lie in the folders below this one, hidden ones apart."""
+    count = 0
+    for place, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        if Path(place) != folder:
+            count += sum(_looks_like_image(Path(place) / name) for name in files)
+    return count
+
+
+def _looks_like_image(path: Path) -> bool:
+    """By its ending, or for a file without a known one by DICOM's magic number."""
+    if path.name.startswith(".") or path.name == "DICOMDIR" or not path.is_file():
+        return False
+    return path.suffix.lower() in images.SUFFIXES or images.is_dicom(path)
+
 
 def inputs(what: str | Path, root: str | Path) -> dict[str, Path]:
     """{name: path} of what is to be evaluated: one image, a folder of images, or a split list of names in <root>/CXR."""
@@ -154,7 +206,7 @@ def inputs(what: str | Path, root: str | Path) -> dict[str, Path]:
             raise UserError(f"{what} names images that {folder} does not hold: {shown_names(missing)}")
         return {name: found[name] for name in names}
     if what.is_dir():
-        return images.find(what)
+        return find_images(what)
     if not what.is_file():
         raise UserError(f"eval.input={what} is neither an image, nor a folder, nor a split list")
     return {images.stem(what): what}

@@ -13,6 +13,8 @@ from ..runtime.files import UserError
 from . import lists, patients
 from .lists import SETS, Pair
 
+PURPOSES = ("training", "validation", "test")  # of SETS
+
 
 def split(names: Iterable[str], shares: Sequence[float], seed: int,
           patient_of: dict[str, str] | None = None) -> tuple[list[str], list[str], list[str]]:
@@ -76,12 +78,20 @@ def settle_lists(pairs: dict[str, Pair], settings: Data) -> list[int]:
 
 def _write_lists(pairs: dict[str, Pair], paths: list[Path], settings: Data) -> list[int]:
     """Split the pairs and write the lists; the number of images in each."""
-    patient_of = patients.find(list(pairs), settings.patient)
+    patient_of = patients.find(pairs, settings.patient)
     sets = split(pairs, settings.split, settings.seed, patient_of)
     for path, names in zip(paths, sets):
         file_names = [pairs[name][0].name for name in names]
         lists.write_list(path, file_names)
-    return [len(names) for names in sets]
+
+    counts = [len(names) for names in sets]
+    empty = [purpose for purpose, share, count in zip(PURPOSES, settings.split, counts) if share > 0 and count == 0]
+    if empty:
+        groups = len({patient_of.get(name, name) for name in pairs})
+        what = "patients" if patient_of else "pairs"
+        print(f"note: no image for {' and '.join(empty)}: {groups} {what} are too few for data.split={list(settings.split)}",
+              file=sys.stderr)
+    return counts
 
 
 def _read_names(path: Path) -> list[str]:
@@ -100,7 +110,7 @@ def _check_lists(pairs: dict[str, Pair], paths: list[Path], sets: list[list[str]
     if shared := lists.repeated(everything):
         raise UserError(f"the lists in {settings.lists} share images: {lists.shown_names(shared)}; delete the lists for a new split")
 
-    patient_of = patients.find(everything, settings.patient)
+    patient_of = patients.find({name: pairs[name] for name in everything}, settings.patient)
     once_a_set: list[str] = []
     for names in sets:
         once_a_set += {patient_of[name] for name in names if name in patient_of}

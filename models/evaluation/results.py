@@ -11,20 +11,6 @@ SERIES = "bone-suppressed, not for diagnosis"  # description of a DICOM result's
 FOLDERS = ("panels", "latents", "deviation", "overlays", "dicom")  # below the output folder, beside the results
 
 
-def at_full_size(scan: np.ndarray, cxr: torch.Tensor, result: torch.Tensor, residual: bool) -> np.ndarray:
-    """A method's result (1, S, S) in [-1, 1] at the size of its input: (H, W) in [0, 1].
-
-    scan: the input (H, W) in [0, 1]; cxr: the input as the network saw it, (1, S, S) in [-1, 1]. residual: whether the
-    result is the CXR less an estimate of bone (pipelines.Pipeline.image has that form at the network's size). If so,
-    the estimate alone is brought to full size, and the input keeps its full-resolution detail: input + (result - CXR).
-    """
-    soft = images.from_network(result, scan.shape)
-    if not residual:
-        return soft
-    change = soft - images.from_network(cxr, scan.shape)
-    return np.clip(scan + change, 0, 1)
-
-
 def write_result(output: Path, name: str, scan: images.Picture, soft: np.ndarray, target: Path | None) -> None:
     """<name>.png, and its panel CXR | result | truth if known | what was taken away (grey: nothing)."""
     images.write(output / f"{name}.png", soft, scan.bits)

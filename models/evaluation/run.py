@@ -26,7 +26,7 @@ class Method(Protocol):
 
     @property
     def residual(self) -> bool:
-        """Whether its result is the CXR less an estimate of bone (see results.at_full_size)."""
+        """Whether its result is the CXR less an estimate of bone (see pipelines.at_full_size)."""
         ...
 
     @property
@@ -134,7 +134,7 @@ def evaluate(method: Method, cases: list[Case], output, *, size: int, batch_size
             means, deviations = draw_samples(method, batch, cxr, batch_size, samples)
             seconds = (time.perf_counter() - start) / len(batch)
             for i, case in enumerate(batch):
-                soft = results.at_full_size(scans[i].pixels, cxr[i], means[i], method.residual)
+                soft = pipelines.at_full_size(scans[i].pixels, cxr[i], means[i], method.residual)
                 results.write_result(output, case.name, scans[i], soft, case.target)
                 if dicom and images.is_dicom(case.path):
                     results.write_dicom(output, case.name, soft, case.path)

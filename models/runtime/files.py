@@ -7,7 +7,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 # A place that cannot be written is a mistake of the person who named it; a disk that is full or fails is not.
-WRONG_PLACE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG}
+WRONG_PLACE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST,
+               errno.ENAMETOOLONG}
 DAY = 24 * 3600  # seconds
 
 
@@ -23,43 +24,54 @@ class MachineError(UserError):
 
 @contextmanager
 def replacing(path: str | Path):
-    """A temporary file beside `path` that takes its place when the block ends without an error: the way every file is written."""
+    """A temporary file beside `path` that takes its place when the block ends without an error.
+
+    Every file is written so. Missing folders are made. Raises UserError where `path` cannot be written, MachineError
+    where the disk fails.
+    """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.touch()
-        mode = temporary.stat().st_mode  # as the user's umask wants it; some libraries write files that only their owner may read
+        mode = temporary.stat().st_mode  # by the user's umask; what some libraries write, only its owner may read
         yield temporary
         temporary.chmod(mode)
+
+        # the content is on the disk before the name stands for it, so that a crash leaves the old file or the new one
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        kind = UserError if error.errno in WRONG_PLACE else MachineError
-        raise kind(f"cannot write {path}: {error.strerror or error}") from error
+        error_type = UserError if error.errno in WRONG_PLACE else MachineError
+        raise error_type(f"cannot write {path}: {error.strerror or error}") from error
     finally:
         with suppress(OSError):
             temporary.unlink()
 
 
 def sweep(folder: str | Path) -> None:
-    """Remove the temporary files that killed processes left in a folder."""
+    """Remove the temporary files that killed processes left in a folder.
+
+    The file of a process that runs stays, unless it is a day old: then that number is another process's by now.
+    """
     for path in Path(folder).glob(".*.part"):
         writer = re.fullmatch(r".+\.(\d+)\.part", path.name)
+        if writer is None:  # somebody else's file
+            continue
         with suppress(OSError):
-            if writer and (not _runs(int(writer[1])) or time.time() - path.stat().st_mtime > DAY):
+            if not _other_process_runs(int(writer[1])) or time.time() - path.stat().st_mtime > DAY:
                 path.unlink()
 
 
-def _runs(process: int) -> bool:
-    """Whether this is the number of another process on this machine."""
+def _other_process_runs(process: int) -> bool:
+    """Whether this is the number of another process that runs on this machine."""
     if process == os.getpid():
         return False
     try:
-        os.kill(process, 0)
+        os.kill(process, 0)  # signal 0 only asks
     except ProcessLookupError:
         return False
-    except OSError:  # somebody else's
+    except OSError:  # it runs, and belongs to somebody else
         return True
     return True

@@ -10,7 +10,7 @@ from ..data import augment, datasets, lists
 from ..runtime import compiling, processes
 from ..runtime.device import pick_device, pick_precision
 from ..vqgan import MLVQGAN, PatchDiscriminator
-from . import loop, pictures
+from . import loop, ownership, pictures
 
 PICTURES = 4  # validation images in a sample picture
 # settings that weights and images belong to: a training that goes on must have the same
@@ -37,7 +37,7 @@ def train(settings: config.Settings, reads: tuple[str, ...]) -> int:
     if validation_pairs:
         validation_data = datasets.ImageSource(validation_pairs, size, vqgan_settings.masked, settings.train.workers)
 
-    with processes.joined():
+    with processes.joined(), ownership.owned(folder, "vqgan.start"):
         # networks
         device = pick_device(settings.device)
         precision = pick_precision(settings.precision, device)

@@ -10,7 +10,7 @@ import math
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -21,6 +21,7 @@ from torch import nn
 from tqdm import tqdm
 
 from .. import config, images
+from ..data import datasets
 from ..runtime import checkpoint, processes, seeding
 from ..runtime.device import autocast
 from ..runtime.files import UserError, replacing
@@ -101,13 +102,21 @@ def micro_batch_size(batch_size: int, micro_batches: int) -> int:
 def init_from(network: nn.Module, path: str | None) -> nn.Module:
     """Give a fresh network the weights of a file, from which its training starts; None leaves it as it is.
 
-    Returns the network. Raises UserError if the file is missing or damaged, or if its weights do not fit.
+    Returns the network. Raises UserError if the file is missing or damaged, or if its weights do not fit or are not finite.
     """
     if path is not None:
         state, *_ = checkpoint.read_weights(path)
         checkpoint.fit(network, state, path)
         network.load_state_dict(state)
+        require_finite(network, path)
     return network
+
+
+def require_finite(network: nn.Module, path: str | Path) -> None:
+    """Raise UserError if a network that was read from a file holds NaN or infinity: a training that diverged leaves such files."""
+    for name, tensor in network.state_dict().items():
+        if not bool(tensor.isfinite().all()):
+            raise UserError(f"{path} holds numbers that are not finite (in {name}); its training diverged, start from other weights")
 
 
 class Trainer:
@@ -164,28 +173,19 @@ class Trainer:
         """
         first_step = self.resume()
         progress = self.progress
-        if progress.epoch >= self.course.epochs:
+        finished = progress.epoch >= self.course.epochs
+        if finished:
             say(f"{self.folder}: already trained for {progress.epoch} epochs")
-        self.write_config()
 
-        with stop_signals() as received, self.progress_bar() as bar:
+        # the record of the settings, now that they are those of what follows; a finished training keeps that of what it did
+        if not finished or not (self.folder / "config.yaml").is_file():
+            self.write_config()
+
+        with stop_signals() as received, self.progress_bar() as bar, datasets.lost_workers():
             while progress.epoch < self.course.epochs:
-                for batch, names in self.epoch_batches():
-                    values = self.update(batch, names)
-                    if self.bad_in_a_row >= MOST_BAD_BATCHES:
-                        say(f"{self.bad_in_a_row} batches in a row gave a loss or gradient that is not finite; the last: "
-                            f"{', '.join(names)}. The last good state is kept in {self.folder}")
-                        return 1
-                    self.show(bar, len(names), values)
-
-                    # All processes stop or save after the same step, whichever of them was signalled.
-                    save_due = time.monotonic() - self.saved_at >= self.train.save_every
-                    signalled, save_due = processes.all_reduce_max(received[0] if received else 0, save_due)
-                    if signalled or (save_due and self.bad_in_a_row == 0):
-                        self.save()
-                    if signalled:
-                        say(f"stopped after {progress.step} steps and saved; the same command goes on")
-                        return 128 + int(signalled)
+                status = self.run_epoch(received, bar)
+                if status is not None:
+                    return status
                 self.end_epoch()
 
         if first_step == 0 or progress.step > first_step:
@@ -193,6 +193,28 @@ class Trainer:
         if not (self.folder / "weights.safetensors").is_file():
             self.export("weights.safetensors")
         return 0
+
+    def run_epoch(self, received: list[int], bar: tqdm) -> int | None:
+        """Update until the epoch's last batch; the exit status of the script if the training is to stop before."""
+        progress = self.progress
+        with closing(self.epoch_batches()) as batches:  # closed, the processes that load end, whatever happens here
+            for batch, names in batches:
+                values = self.update(batch, names)
+                if self.bad_in_a_row >= MOST_BAD_BATCHES:
+                    say(f"{self.bad_in_a_row} batches in a row gave a loss or gradient that is not finite; the last: "
+                        f"{', '.join(names)}. The last good state is kept in {self.folder}")
+                    return 1
+                self.show(bar, len(names), values)
+
+                # All processes stop or save after the same step, whichever of them was signalled.
+                save_due = time.monotonic() - self.saved_at >= self.train.save_every
+                signalled, save_due = processes.all_reduce_max(received[0] if received else 0, save_due)
+                if signalled or (save_due and self.bad_in_a_row == 0):
+                    self.save()
+                if signalled:
+                    say(f"stopped after {progress.step} steps and saved; the same command goes on")
+                    return 128 + int(signalled)
+        return None
 
     def progress_bar(self) -> tqdm:
         """A bar over the images of all epochs, shown by the first process."""
@@ -224,18 +246,18 @@ class Trainer:
             own += [indices[place] for place in places]
         return own
 
-    def micro_batches(self, size: int) -> list[tuple[list[int], bool]]:
-        """For each micro-batch of a batch of `size` images: this process's places in the batch, and whether they count.
+    def micro_batches(self, size: int) -> list[tuple[list[int], float]]:
+        """For each micro-batch of a batch of `size` images: this process's places in the batch, and their weight, 1 or 0.
 
-        They do not count if there are fewer images than processes and this one only repeats another's (see processes.share).
+        The weight is 0 if there are fewer images than processes and this one only repeats another's (see processes.shard).
         """
         count = self.train.accumulate
         bounds = [round(i * size / count) for i in range(count + 1)]
         found = []
         for start, stop in zip(bounds, bounds[1:]):
             if start < stop:
-                places, counts = processes.share(stop - start)
-                found.append(([start + place for place in places], counts))
+                places, shard_weight = processes.shard(stop - start)
+                found.append(([start + place for place in places], shard_weight))
         return found
 
     # --- one step ------------------------------------------------------------------------------------------------------------
@@ -289,18 +311,18 @@ class Trainer:
         # micro-batches: each adds its share of the batch's mean to the gradients
         totals: dict[str, torch.Tensor] = {}
         start = 0
-        for places, counts in self.micro_batches(size):
+        for places, shard_weight in self.micro_batches(size):
             micro_batch = {}
             for name, tensor in batch.items():
                 micro_batch[name] = tensor[start:start + len(places)].to(self.device, non_blocking=True)
             start += len(places)
             noise = Noise(self.train.seed, self.progress.step, size, places, self.device)
-            weight = len(places) / size if counts else 0.0
-            with processes.counted(counts):
-                with autocast(self.device, self.precision):
-                    losses, logged = self.objective(self.networks, micro_batch, noise)
-                for phase, loss in losses.items():
-                    (loss * weight).backward(inputs=self.parameters[phase])
+            weight = shard_weight * len(places) / size
+            processes.set_batch_weight(self.networks.values(), shard_weight)
+            with autocast(self.device, self.precision):
+                losses, logged = self.objective(self.networks, micro_batch, noise)
+            for phase, loss in losses.items():
+                (loss * weight).backward(inputs=self.parameters[phase])
             for name, value in logged.items():
                 totals[name] = totals.get(name, 0) + value.detach().double() * weight
 
@@ -337,11 +359,18 @@ class Trainer:
     def end_epoch(self) -> None:
         """Log the epoch; validate, export and draw if they are due."""
         progress = self.progress
+        number = progress.epoch + 1
+        last = number >= self.course.epochs
+        due = last or number % self.train.validate_every == 0
+
+        # Weights never lie in a folder without a state: a start that finds such weights is refused (see ownership).
+        # This state goes on from here, with an epoch of which no image is left.
+        if due and not any(self.folder.glob("state_*.pt")):
+            self.save()
+
         rate = self.rate(next(iter(self.learning_rates)))  # that of the epoch that ends
-        progress.epoch += 1
+        progress.epoch = number
         progress.offset = 0
-        last = progress.epoch >= self.course.epochs
-        due = last or progress.epoch % self.train.validate_every == 0
 
         row = {"epoch": progress.epoch, "step": progress.step, "learning_rate": rate}
         for name, total in progress.sums.items():
@@ -458,8 +487,9 @@ class Trainer:
         if self.ema is not None:
             self.ema.load_state_dict(state["ema"] or state["networks"][self.main])  # no EMA in the state: it begins here
         for phase, optimizer in self.optimizers.items():
-            groups = optimizer.state_dict()["param_groups"]  # rates and epsilon as the settings are now
-            optimizer.load_state_dict({**state["optimizers"][phase], "param_groups": groups})
+            if phase in state["optimizers"]:  # not there: a term whose weight was 0 begins now
+                groups = optimizer.state_dict()["param_groups"]  # rates and epsilon as the settings are now
+                optimizer.load_state_dict({**state["optimizers"][phase], "param_groups": groups})
         self.progress = Progress(**state["progress"])
 
     def resume(self) -> int:
@@ -470,12 +500,29 @@ class Trainer:
             self.share_first_weights()
             return 0
         state, path = found
-        self.check_state(state, path)
-        self.load(state)
+        try:
+            self.check_state(state, path)
+            self.load(state)
+        except torch.OutOfMemoryError:
+            raise
+        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise UserError(f"{path} does not fit this training's networks and optimisers ({reason}); move it away, or train into another "
+                            "folder (runs=...)") from None
         if self.progress.rows:
             self.write_log()  # a killed training may have logged epochs after its last state
-        say(f"going on from {path} (epoch {self.progress.epoch + 1} of {self.course.epochs}, step {self.progress.step})")
+        if self.progress.epoch < self.course.epochs:
+            say(f"going on from {path} (epoch {self.progress.epoch + 1} of {self.course.epochs}, step {self.progress.step})")
+        self.look_for_best()
         return self.progress.step
+
+    def look_for_best(self) -> None:
+        """If best.safetensors was removed, let the best epoch from here on take its place: the weights it held are nowhere else."""
+        path = self.folder / "best.safetensors"
+        if math.isinf(self.progress.best) or path.is_file():
+            return
+        say(f"note: {path} is gone, and with it the weights of the best epoch so far; the best of the epochs that follow will take its place")
+        self.progress.best = math.inf
 
     def share_first_weights(self) -> None:
         """Start all processes from the first one's weights."""
@@ -487,9 +534,11 @@ class Trainer:
 
     def check_state(self, state: dict, path: Path) -> None:
         """Raise UserError if a state is not of this training; report the settings that have changed since, and may."""
-        if "identity" in state:
+        if isinstance(state, dict) and "identity" in state:
             raise UserError(f"{path} was written by an earlier version, which this one does not go on from; finish it there, or train "
                             f"into another folder (runs=...) with {self.folder / 'weights.safetensors'} as its start")
+        if not isinstance(state, dict) or STATE_ENTRIES - state.keys():
+            raise UserError(f"{path} is not a state of these trainings; move it away, or train into another folder (runs=...)")
         before = {**state["settings"], **state["facts"]}
         now = {**self.settings, **self.facts}
         changed = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]

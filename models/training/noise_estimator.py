@@ -12,7 +12,7 @@ from ..runtime import checkpoint, compiling, processes
 from ..runtime.device import pick_device, pick_precision
 from ..unet import ConditionalUNet
 from ..vqgan import MLVQGAN
-from . import loop, pictures
+from . import loop, ownership, pictures
 
 PICTURES = 4            # validation images in a sample picture
 SCHEDULE_STRIDE = 333   # of 1000 timesteps: the values by which a state remembers its noise schedule
@@ -31,7 +31,7 @@ def train(settings: config.Settings, section: config.Ldm | config.Lcm, method: t
     size = settings.data.image_size
     pairs, validation_pairs = lists.training_pairs(settings.data.root, settings.data.lists, settings.data.name)
 
-    with processes.joined():
+    with processes.joined(), ownership.owned(folder, f"{method.section}.start"):
         # autoencoder: in float32, since its latents are kept and serve trainings of any precision
         device = pick_device(settings.device)
         precision = pick_precision(settings.precision, device)
@@ -55,6 +55,7 @@ def train(settings: config.Settings, section: config.Ldm | config.Lcm, method: t
         channels = 2 * vqgan.quantizer.quantizer.embedding.embedding_dim
         unet = ConditionalUNet(channels, channels, **asdict(settings.unet), qkv_by_head=section.qkv_by_head, schedule=method.schedule)
         unet = loop.init_from(unet, section.start).to(device)
+        unet.notes = method.notes(settings, vqgan)  # its weights say what they were trained for
         layers.checkpoint_activations(unet, settings.train.checkpointing)
         compiled = False
         if compiling.should_compile(settings.compile, device):
@@ -117,5 +118,5 @@ class Encoder:
         if processes.world_size() > 1:
             own = slice(processes.rank(), None, processes.world_size())
             datasets.cached_latents(*arguments, shard=own, **keywords)
-            processes.all_reduce_max(0)  # a barrier: none reads before all have written
+            processes.barrier()  # none reads before all have written
         return datasets.cached_latents(*arguments, **keywords)
