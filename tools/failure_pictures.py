@@ -10,7 +10,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from models import config, images, pipelines
+from models import images, pipelines
 from models.evaluation import pictures, results
 from models.simulate import ct, phantom, separate, volumes, xray
 from models.simulate import folder as simulation
@@ -42,9 +42,7 @@ def cases() -> dict[str, np.ndarray]:
 
 
 def main() -> None:
-    settings = config.parse(__doc__, ("vqgan", "lcm", "eval"), ["--profile", "small"])
-    suppress = pipelines.GLLCM.load(settings.vqgan.weights, settings.lcm.weights, **pipelines.result_options(settings.eval),
-                                     **pipelines.gllcm_options(settings.lcm))
+    suppress = pipelines.load("small", "gllcm")
     rows = {"X-ray": cases(), "result": {}, "taken away (grey: nothing)": {}}
     for what, cxr in rows["X-ray"].items():
         soft = images.from_network(suppress(images.to_network(cxr, SIZE)[None], [what])[0], cxr.shape)

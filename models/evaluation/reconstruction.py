@@ -61,9 +61,9 @@ def with_targets(cases: list[Case]) -> list[Case]:
     """The X-rays, each followed by its soft-tissue image, <name>_soft, as an image of its own."""
     every = []
     for case in cases:
-        every.append(Case(case.name, case.path, mask=None, target=None))
+        every.append(Case(case.name, case.path, mask=None, target=None, limits=case.limits))
         if case.target is not None:
-            every.append(Case(f"{case.name}_soft", case.target, mask=None, target=None))
+            every.append(Case(f"{case.name}_soft", case.target, mask=None, target=None, limits=case.limits))
     return every
 
 
@@ -78,7 +78,8 @@ def main(settings: config.Settings) -> int:
             print(weights.describe(settings, TITLE, "vqgan"), flush=True)
 
         # images
-        cases = with_targets(find_cases(settings.eval.input, settings.data.root, None))
+        limits = images.parse_limits(settings.eval.range)
+        cases = with_targets(find_cases(settings.eval.input, settings.data.root, None, limits))
         device = pick_device(settings.device)
         precision = pick_precision(settings.precision, device)
         size = settings.data.image_size

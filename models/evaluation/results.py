@@ -1,4 +1,6 @@
 """The files of one evaluated X-ray: result in the input's size and depth, panel, deviation of several results, DICOM."""
+import hashlib
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,8 +10,10 @@ from PIL import Image, ImageDraw, ImageFont
 
 from .. import images
 from ..runtime.files import UserError
+from .cases import Case
 
 SERIES = "bone-suppressed, not for diagnosis"  # description of a DICOM result's series
+RESULT_KEYS = ("seed", "samples", "residual", "strength", "range")  # of eval, those that change a result
 FOLDERS = ("panels", "latents", "deviation", "overlays", "dicom")  # below the output folder, beside the results
 LETTERS_PER_COLUMN = 24  # of a panel's titles: so many fit into the width of an image
 LEAST_LETTER = 8         # height of the titles' letters, pixels
@@ -48,24 +52,9 @@ class Output:
         return files
 
 
-def at_full_size(scan: np.ndarray, cxr: torch.Tensor, result: torch.Tensor, residual: bool) -> np.ndarray:
-    """A method's result (1, S, S) in [-1, 1] at the size of its input: (H, W) in [0, 1].
-
-    scan: the input (H, W) in [0, 1]; cxr: the input as the network saw it, (1, S, S) in [-1, 1].
-    residual: whether the result is the CXR less an estimate of bone (pipelines.Pipeline.image has that form at the
-    network's size). If so, the estimate alone is brought to full size, and the input keeps its full-resolution detail:
-    input + (result - CXR).
-    """
-    soft = images.from_network(result, scan.shape)
-    if not residual:
-        return soft
-    change = soft - images.from_network(cxr, scan.shape)
-    return np.clip(scan + change, 0, 1)
-
-
 def write_result(output: Output, name: str, scan: images.Picture, soft: np.ndarray, target: Path | None) -> None:
     """The result, and its panel CXR | result | truth if known | what was taken away (grey: nothing)."""
-    images.write(output.result(name), soft, scan.bits)
+    images.write_like(output.result(name), soft, scan)
     columns = {"CXR": scan.pixels, "result": soft}
     if target is not None:
         columns["truth"] = images.resize(images.read(target).pixels, soft.shape)
@@ -107,9 +96,25 @@ def write_deviation(output: Output, name: str, scan: images.Picture, deviation: 
     return {"mean_deviation": round(float(full.mean()), 6), "deviation_white": white}
 
 
-def write_dicom(output: Output, name: str, soft: np.ndarray, source: Path) -> None:
-    """dicom/<name>.dcm, derived from the DICOM file of the input."""
-    images.write_dicom(output.folder / "dicom" / f"{name}.dcm", soft, source, SERIES)
+def write_dicom(output: Output, case: Case, soft: np.ndarray, about: dict) -> None:
+    """dicom/<name>.dcm, derived from the DICOM file of the input. about: what summary.json says of the run."""
+    place = output.folder / "dicom" / f"{case.name}.dcm"
+    images.write_dicom(place, soft, case.path, SERIES, software(about), case.limits)
+
+
+def software(about: dict) -> tuple[str, ...]:
+    """What tells the results of two runs apart in an archive: the method, then digests of the code, of the weights and
+    of the settings that change a result."""
+    code = hashlib.sha256()
+    for path in sorted(Path(__file__).resolve().parents[1].rglob("*.py")):
+        code.update(path.read_bytes())
+    # Where the images lie and what is written beside the results changes nothing in them.
+    settings = dict(about.get("settings", {}))
+    settings["eval"] = {key: settings.get("eval", {}).get(key) for key in RESULT_KEYS}
+    form = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
+    weights = [f"weights {digest}" for digest in about.get("weights", {}).values()]
+    method = about.get("method", "unknown method")
+    return method, f"code {code.hexdigest()[:16]}", *weights, f"settings {form.hexdigest()[:16]}"
 
 
 def taken_away(before: np.ndarray, after: np.ndarray) -> np.ndarray:

@@ -17,7 +17,7 @@ from ..runtime.files import UserError
 from . import weights
 from .cases import Case, find_cases
 from .record import Record, describe_run
-from .results import Output, at_full_size, write_deviation, write_dicom, write_result
+from .results import Output, write_deviation, write_dicom, write_result
 
 Measure = Callable[[torch.Tensor, torch.Tensor], dict[str, float]]
 
@@ -27,7 +27,7 @@ class Method(Protocol):
 
     @property
     def residual(self) -> bool:
-        """Whether its result is the CXR less an estimate of bone (see results.at_full_size)."""
+        """Whether its result is the CXR less an estimate of bone (see pipelines.at_full_size)."""
         ...
 
     @property
@@ -75,7 +75,9 @@ def main(variants: dict[str, config.Settings], method_class: type[pipelines.Pipe
     if len(variants) == 1 or processes.rank() > 0:
         return 0
 
-    from . import ablation  # here, since one evaluation needs neither scores nor scipy and matplotlib, which take seconds
+    from . import (
+        ablation,  # here, since one evaluation needs neither scores nor scipy and matplotlib, which take seconds
+    )
 
     return ablation.compare(folders, job.cases, output, first)
 
@@ -103,7 +105,8 @@ def prepare(variants: dict[str, config.Settings], method_class: type[pipelines.P
     jobs = {}
     for name, settings in with_weights.items():
         masks = settings.eval.masks if method_class is pipelines.GLLCM else None  # BS-LDM sees no masks
-        source = (settings.eval.input, settings.data.root, masks)
+        limits = images.parse_limits(settings.eval.range)
+        source = (settings.eval.input, settings.data.root, masks, limits)
         if source not in found:
             found[source] = find_cases(*source)
         jobs[name] = _prepare_one(settings, method_class, found[source], folders[name])
@@ -117,8 +120,8 @@ def prepare(variants: dict[str, config.Settings], method_class: type[pipelines.P
 def _prepare_one(settings: config.Settings, method_class: type[pipelines.Pipeline], cases: list[Case],
                  folder: Path) -> Job:
     section = settings.eval
-    if section.dicom and not any(images.is_dicom(case.path) for case in cases):
-        raise UserError(f"eval.dicom=true, but none of the {len(cases)} images is a DICOM file ({cases[0].path})")
+    if section.dicom:
+        require_dicom(cases)
     device = pick_device(settings.device)
     precision = pick_precision(settings.precision, device)
     compiled = compiling.should_compile(settings.compile, device)
@@ -171,17 +174,17 @@ def evaluate(method: Method, record: Record, *, batch_size: int, samples: int = 
     own_count = sum(len(batch) for batch in batches)
     with tqdm(total=own_count, unit="image", disable=processes.rank() > 0) as bar:
         for batch in batches:
-            scans = [images.read(case.path) for case in batch]
+            scans = [images.read(case.path, case.limits) for case in batch]
             start = time.perf_counter()
             cxr = torch.stack([images.to_network(scan.pixels, size) for scan in scans])  # (B, 1, S, S)
             means, deviations = draw_samples(method, batch, cxr, batch_size, samples)
             seconds = (time.perf_counter() - start) / len(batch)
             record.writing(batch)
             for i, case in enumerate(batch):
-                soft = at_full_size(scans[i].pixels, cxr[i], means[i], method.residual)
+                soft = pipelines.at_full_size(scans[i].pixels, cxr[i], means[i], method.residual)
                 write_result(output, case.name, scans[i], soft, case.target)
                 if dicom and images.is_dicom(case.path):
-                    write_dicom(output, case.name, soft, case.path)
+                    write_dicom(output, case, soft, record.about)
                 notes = measure(cxr[i], means[i]) if measure else {}
                 if samples > 1:
                     notes |= write_deviation(output, case.name, scans[i], deviations[i], samples)
@@ -196,6 +199,15 @@ def evaluate(method: Method, record: Record, *, batch_size: int, samples: int = 
         else:
             print(f"{output.file} (panel and record in {output.folder})")
     return summary
+
+
+def require_dicom(cases: list[Case]) -> None:
+    """Raise UserError unless one of the X-rays is a DICOM file, and for one that no DICOM result can be derived from."""
+    sources = [case.path for case in cases if images.is_dicom(case.path)]
+    if not sources:
+        raise UserError(f"eval.dicom=true, but none of the {len(cases)} images is a DICOM file ({cases[0].path})")
+    for path in sources:
+        images.require_dicom_source(path)
 
 
 def draw_samples(method: Method, cases: list[Case], cxr: torch.Tensor, batch_size: int,
