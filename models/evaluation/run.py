@@ -2,7 +2,7 @@
 import re
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import Protocol
@@ -125,7 +125,9 @@ def _prepare_one(settings: config.Settings, method_class: type[pipelines.Pipelin
     precision = pick_precision(settings.precision, device)
     compiled = compiling.should_compile(settings.compile, device)
     files = [settings.vqgan.weights, getattr(settings, method_class.section).weights]
-    recorded = {**method_class.sampling_keywords(settings), "eval": asdict(section)}
+    names = [field.name for field in fields(section) if method_class is pipelines.GLLCM or field.name != "masks"]
+    recorded_section = {name: getattr(section, name) for name in names}
+    recorded = {**method_class.sampling_keywords(settings), "eval": recorded_section}
     about = describe_run(method_class.title, device, precision, compiled, recorded, files, settings.data.image_size)
     record = Record(Output.at(folder, len(cases)), about, cases)
     return Job(settings, cases, record, device, precision, compiled)
