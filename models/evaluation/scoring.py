@@ -140,7 +140,7 @@ def score_folders(folders: dict[str, str | Path], cxr, target, *, masks=None, na
             elif files[name].mask is not None:
                 masked += 1
     if not values:
-        reasons = lists.some(faults, "; ")
+        reasons = lists.shown_names(faults, "; ")
         raise UserError(f"nothing to score: no prediction has a readable CXR in {cxr} and truth in {target} by its name "
                         f"({reasons})")
     scored_files = {name: files[name] for name in values}
@@ -180,7 +180,7 @@ def doubtful(folders: dict[str, str | Path]) -> list[str]:
             recorded = set(recorded_names(summary))
             strange = [name for name in images.find(folder) if name not in recorded]
             if strange:
-                names = lists.some(strange)
+                names = lists.shown_names(strange)
                 lines.append(f"note: {folder} holds images that its summary.json does not list, "
                              f"perhaps another method's: {names}")
     return lines
