@@ -13,6 +13,7 @@ import re
 import zipfile
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Self
 
 import safetensors
 import torch
@@ -57,7 +58,7 @@ class Network(nn.Module):
         raise KeyError("a header")  # for networks of which no foreign checkpoints are read
 
     @classmethod
-    def load(cls, path: str | Path, defaults: dict | None = None, **keywords) -> "Network":
+    def load(cls, path: str | Path, defaults: dict | None = None, **keywords) -> Self:
         """The network in a file of this project or in a released .pth; in eval mode, float32, on the CPU.
 
         defaults: settings for what the file does not say (for example {"qkv_by_head": True}).
@@ -224,7 +225,7 @@ def _is_count(value, most: int) -> bool:
 
 
 def refuse_bomb(path: str | Path) -> None:
-    """Raise UserError if a zip archive, by its directory, unpacks to far more than its size. Nothing is unpacked for it."""
+    """Raise UserError if a zip archive, by its directory, unpacks to far more than its size. Unpacks nothing."""
     with zipfile.ZipFile(path) as archive:
         unpacked = sum(entry.file_size for entry in archive.infolist())
     packed = Path(path).stat().st_size
