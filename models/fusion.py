@@ -70,7 +70,7 @@ def drop_small_regions(mask: np.ndarray, least: int = MIN_PIXELS) -> np.ndarray:
     """The boolean mask (H, W) without its connected regions of fewer than `least` pixels."""
     _, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8))
     areas = np.asarray(stats)[:, cv2.CC_STAT_AREA]  # (regions,)
-    return mask & (areas[np.asarray(labels)] >= least)
+    return mask & (areas[labels.astype(int)] >= least)
 
 
 def _masked_divergence(image: np.ndarray, inside: np.ndarray) -> np.ndarray:
