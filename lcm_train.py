@@ -15,7 +15,8 @@ READS = ("device", "precision", "compile", "runs",
          "data.root", "data.name", "data.lists", "data.image_size", "vqgan.weights", "unet",
          "lcm.qkv_by_head", "lcm.offset_noise", "lcm.epsilon", *config.keys("lcm", config.Course),
          # for the sample pictures, and for the weights, which say what they work with
-         *config.keys("lcm", config.GllcmSampling), *config.keys("lcm", config.GllcmFusion), "eval.residual", "eval.strength",
+         *config.keys("lcm", config.GllcmSampling), *config.keys("lcm", config.GllcmFusion),
+         "eval.residual", "eval.strength",
          "augment", *(key for key in config.keys("train", config.Train) if key != "train.workers"))
 
 

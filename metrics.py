@@ -20,6 +20,7 @@ scored and written. A tiny run, seconds on a CPU (an untouched X-ray as the pred
     python metrics.py metrics.prediction=data/CXR metrics.size=64 metrics.output=runs/tiny
 """
 import sys
+from pathlib import Path
 
 from models import config
 from models.runtime import entry
@@ -40,6 +41,11 @@ def main() -> int:
     folders = scoring.name_methods(settings.metrics.prediction)
     names = lists.read_list(settings.metrics.images) if settings.metrics.images else None
     masks = settings.metrics.masks or scoring.masks_beside(settings.metrics.cxr)
+
+    # a place that cannot be written, or holds other files of these names, is refused before the work
+    report.refuse_foreign(Path(settings.metrics.output), list(folders), [], "metrics.output")
+    for line in scoring.doubtful(folders):
+        print(line, file=sys.stderr)
 
     # scores
     device = pick_device(settings.device)

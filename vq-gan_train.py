@@ -1,10 +1,11 @@
 """Train the ML-VQGAN, the autoencoder that the diffusion works in.
 
     python vq-gan_train.py                          the paper's setting on data/
-    python vq-gan_train.py --profile demo           small, minutes on a CPU (after: python dataSegmentation.py --profile demo)
+    python vq-gan_train.py --profile demo           small, minutes on a CPU (after: dataSegmentation.py --profile demo)
     torchrun --nproc_per_node=8 vq-gan_train.py     eight GPUs
 
-Reads <data.root>/CXR, BS and Mask and the split lists; writes <runs>/vqgan/. The same command goes on where it was stopped.
+Reads <data.root>/CXR, BS and Mask and the split lists; writes <runs>/vqgan/.
+The same command goes on where it was stopped.
 """
 from models import config
 from models.runtime import entry

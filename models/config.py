@@ -21,7 +21,7 @@ import yaml
 from pydantic import ValidationError
 
 from .runtime.entry import RANK, limit_threads
-from .runtime.files import UserError, replacing
+from .runtime.files import UserError
 from .schema import (
     KEYS,
     SECTIONS,
@@ -53,7 +53,7 @@ if typing.TYPE_CHECKING:
 __all__ = (
     "KEYS", "SECTIONS", "Augment", "BsldmSampling", "Course", "Data", "Discriminator", "Eval", "GllcmFusion",
     "GllcmSampling", "ImageAugmentation", "Lcm", "Ldm", "Metrics", "Settings", "Simulate", "Train", "Unet", "Vqgan",
-    "VqganLoss", "VqganNetwork", "check_autoencoder_size", "check_image_size", "flatten", "keep", "keys", "load",
+    "VqganLoss", "VqganNetwork", "check_autoencoder_size", "check_image_size", "flatten", "keys", "load",
     "parse", "parse_variants", "part", "to_yaml", "values",
 )
 
@@ -438,14 +438,6 @@ def to_yaml(settings: Settings) -> str:
     """The resolved settings as a file that --config takes again."""
     plain = json.loads(json.dumps(asdict(settings)))  # tuples as lists, the only ones that YAML has
     return yaml.safe_dump(plain, sort_keys=False)
-
-
-def keep(settings: Settings, folder: str | Path) -> None:
-    """Write the resolved settings to <folder>/config.yaml, once however many processes there are."""
-    if RANK:
-        return
-    with replacing(Path(folder) / "config.yaml") as temporary:
-        temporary.write_text(to_yaml(settings), encoding="utf-8")
 
 
 def check_autoencoder_size(settings: Settings) -> None:

@@ -17,22 +17,23 @@ SIGMA = 1.5                                                # pixels, its standar
 K_1 = 0.01                                                 # SSIM's constant of the luminance term
 K_2 = 0.03                                                 # SSIM's constant of the contrast-structure term
 SCALE_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)   # beta_1 ... beta_5 of MS-SSIM, finest scale first
-MS_SSIM_MIN_SIDE = (WINDOW - 1) * 2 ** (len(SCALE_WEIGHTS) - 1) + 1  # pixels: the coarsest scale must still hold a window
+MS_SSIM_MIN_SIDE = (WINDOW - 1) * 2 ** (len(SCALE_WEIGHTS) - 1) + 1  # pixels, so that the coarsest scale holds a window
 LOGIT_SLOPE = 0.05                                         # LeakyReLU before the least squares [S]
 
 
 def ms_ssim(prediction: Tensor, target: Tensor, data_range: float = 2.0, as_published: bool = True) -> Tensor:
     """Multi-scale structural similarity, Wang, Simoncelli & Bovik (Asilomar 2003), eq. 7; 1 for equal images.
 
-    prediction, target: (B, C, H, W), sides of at least MS_SSIM_MIN_SIDE. data_range: largest minus smallest possible value.
-    as_published: use 1 instead of 2 as the range at a scale where averaging left no value below -0.5, as the script does [S]; that
-    happens in noise, not in X-rays.
-    The product runs over the contrast-structure terms of five scales and the luminance of the coarsest; a negative term counts as 0
-    and passes no gradient. Computed in float32 under autocast.
+    prediction, target: (B, C, H, W), sides of at least MS_SSIM_MIN_SIDE. data_range: largest minus smallest possible
+    value. as_published: use 1 instead of 2 as the range at a scale where averaging left no value below -0.5, as the
+    script does [S]; that happens in noise, not in X-rays.
+    The product runs over the contrast-structure terms of five scales and the luminance of the coarsest; a negative term
+    counts as 0 and passes no gradient. Computed in float32 under autocast.
     Raises ValueError for unequal shapes and for images too small for five scales.
     """
     if prediction.shape != target.shape:
-        raise ValueError(f"prediction is {tuple(prediction.shape)}, target {tuple(target.shape)}: they must be of one shape")
+        raise ValueError(f"prediction is {tuple(prediction.shape)}, target {tuple(target.shape)}: "
+                         "they must be of one shape")
     if min(prediction.shape[-2:]) < MS_SSIM_MIN_SIDE:
         raise ValueError(f"images of {prediction.shape[-2]} x {prediction.shape[-1]} are too small for MS-SSIM: "
                          f"both sides must be at least {MS_SSIM_MIN_SIDE}, or set its weight to 0")
@@ -58,7 +59,10 @@ def ms_ssim(prediction: Tensor, target: Tensor, data_range: float = 2.0, as_publ
 
 
 def _ssim_terms(x: Tensor, y: Tensor, data_range: float | Tensor) -> tuple[Tensor, Tensor]:
-    """SSIM's luminance and contrast-structure maps, Wang et al. (TIP 2004), eq. 6 and 9 with C_3 = C_2 / 2; (B, C, H-10, W-10)."""
+    """SSIM's luminance and contrast-structure maps, both (B, C, H-10, W-10).
+
+    Wang et al. (TIP 2004), eq. 6 and 9 with C_3 = C_2 / 2.
+    """
     c_1 = (K_1 * data_range) ** 2
     c_2 = (K_2 * data_range) ** 2
     # the five means of every window in one convolution
@@ -77,13 +81,16 @@ def _gaussian_blur(images: Tensor) -> Tensor:
     kernel = torch.exp(-offsets ** 2 / (2 * SIGMA ** 2))
     kernel = kernel / kernel.sum()
     flat = images.reshape(-1, 1, *images.shape[-2:])         # (N, 1, H, W)
-    columns = F.conv2d(flat, kernel.view(1, 1, -1, 1))       # (N, 1, H-10, W); a Gaussian separates into columns and rows
+    columns = F.conv2d(flat, kernel.view(1, 1, -1, 1))       # (N, 1, H-10, W); a Gaussian is separable
     blurred = F.conv2d(columns, kernel.view(1, 1, 1, -1))    # (N, 1, H-10, W-10)
     return blurred.reshape(*images.shape[:-2], *blurred.shape[-2:])
 
 
 class Perceptual(nn.Module):
-    """LPIPS of (B, 1 or 3, H, W) images in [-1, 1], the grey channel broadcast to three: Zhang et al. (CVPR 2018). Frozen."""
+    """LPIPS of (B, 1 or 3, H, W) images in [-1, 1], Zhang et al. (CVPR 2018); frozen.
+
+    A grey channel is broadcast to three.
+    """
 
     def __init__(self, net: str = "vgg", features: str | None = None):
         """net: "vgg" or "alex". features: folder with the network's weights, see models/features.py."""
@@ -101,7 +108,10 @@ class Perceptual(nn.Module):
 
 
 def least_squares(logits: Tensor, label: float) -> Tensor:
-    """Distance of a discriminator's logits from a label, Mao et al. (ICCV 2017), eq. 2, after a LeakyReLU of slope 0.05 [S]."""
+    """Squared distance of a discriminator's logits from a label, Mao et al. (ICCV 2017), eq. 2.
+
+    The logits pass a LeakyReLU of slope 0.05 first [S].
+    """
     return (F.leaky_relu(logits.float(), LOGIT_SLOPE) - label).square().mean()
 
 
@@ -116,7 +126,10 @@ def discriminator_adversarial(fake_logits: Tensor, real_logits: Tensor) -> Tenso
 
 
 class HybridLoss(nn.Module):
-    """ML-VQGAN's multi-level hybrid loss [B, G]: pixel + commitment + w_p LPIPS + w_a adversarial + w_m (1 - MS-SSIM)."""
+    """ML-VQGAN's multi-level hybrid loss [B, G].
+
+    pixel + commitment + w_p LPIPS + w_a adversarial + w_m (1 - MS-SSIM)
+    """
 
     def __init__(self, *, pixel: Literal["mse", "l1"], perceptual: float, adversarial: float, ms_ssim: float,
                  features: str | None = None):
@@ -139,34 +152,41 @@ class HybridLoss(nn.Module):
                 discriminator: Callable[[Tensor], Tensor] | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         """-> (the weighted sum, its terms by name: unweighted, detached, for the log).
 
-        reconstruction, image: (B, 1, H, W) in [-1, 1]. commitment: the VQGAN's commitment loss, already times its own factor.
-        discriminator: images -> logits; needed where the adversarial weight is not 0.
+        reconstruction, image: (B, 1, H, W) in [-1, 1]. commitment: the VQGAN's commitment loss, already times its own
+        factor. discriminator: images -> logits; needed where the adversarial weight is not 0.
         """
         terms = {"pixel": self.pixel(reconstruction.float(), image.float()), "commitment": commitment}
-        if self.weights["perceptual"]:
+        if self.perceptual is not None:
             terms["perceptual"] = self.perceptual(reconstruction, image)
         if self.weights["adversarial"]:
+            if discriminator is None:
+                raise ValueError("an adversarial weight above 0 needs a discriminator")
             terms["adversarial"] = generator_adversarial(discriminator(reconstruction))
         if self.weights["ms_ssim"]:
             terms["ms_ssim"] = 1 - ms_ssim(reconstruction, image)
-        loss = sum(self.weights[name] * term for name, term in terms.items())
+        weighted = [self.weights[name] * term for name, term in terms.items()]
+        loss = sum(weighted[1:], weighted[0])
         for_the_log = {name: term.detach() for name, term in terms.items()}
         return loss, for_the_log
 
     def discriminator_loss(self, fake_logits: Tensor, real_logits: Tensor) -> Tensor:
-        """The discriminator's loss, at the weight of the adversarial term [S]; fake_logits: of the detached reconstruction."""
+        """The discriminator's loss, at the weight of the adversarial term [S].
+
+        fake_logits: those of the detached reconstruction.
+        """
         return self.weights["adversarial"] * discriminator_adversarial(fake_logits, real_logits)
 
 
 def noise_loss(predicted: Tensor, noise: Tensor, weight: Tensor | None = None) -> Tensor:
-    """|| eps - eps_theta(z_t, t, c) ||^2 as a mean: DDPM, Ho et al. (NeurIPS 2020), eq. 14, on the (offset) noise that was added.
+    """|| eps - eps_theta(z_t, t, c) ||^2 as a mean: DDPM, Ho et al. (NeurIPS 2020), eq. 14.
 
-    noise: (B, 4, h, w). predicted: (B, 8, h, w), of which the first 4 channels count [S]. weight: (B,), of each image's error.
+    noise: (B, 4, h, w), with the offset noise. predicted: (B, 8, h, w), of which the first 4 channels count [S].
+    weight: (B,), of each image's error.
     """
     channels = noise.shape[1]
     if predicted.shape[1] < channels or predicted.shape[2:] != noise.shape[2:] or len(predicted) != len(noise):
-        raise ValueError(f"predicted is {tuple(predicted.shape)}, noise {tuple(noise.shape)}: it needs at least the noise's "
-                         "channels and the same batch and size")
+        raise ValueError(f"predicted is {tuple(predicted.shape)}, noise {tuple(noise.shape)}: "
+                         "it needs at least the noise's channels and the same batch and size")
     estimate = predicted[:, :channels].float()  # (B, 4, h, w)
     if weight is None:
         return F.mse_loss(estimate, noise.float())
@@ -175,10 +195,11 @@ def noise_loss(predicted: Tensor, noise: Tensor, weight: Tensor | None = None) -
 
 
 def autoencoder_objective(hybrid: HybridLoss) -> Callable:
-    """The update of ML-VQGAN: lower the hybrid loss of a reconstruction, and teach the discriminator to tell it from the image.
+    """The update of ML-VQGAN: lower a reconstruction's hybrid loss; teach the discriminator to tell it from the image.
 
-    The result is an objective of models/training/loop.py, called with networks {"vqgan", "discriminator"}, batch {"image": (B, 1, H, W)
-    in [-1, 1]} and a source of noise, which it does not use. With an adversarial weight of 0 there is no update of the discriminator.
+    The result is an objective of models/training/loop.py, called with networks {"vqgan", "discriminator"}, batch
+    {"image": (B, 1, H, W) in [-1, 1]} and a source of noise, which it does not use. With an adversarial weight of 0
+    there is no update of the discriminator.
     """
 
     def objective(networks: dict, batch: dict[str, Tensor], noise) -> tuple[dict, dict]:
@@ -198,11 +219,12 @@ def autoencoder_objective(hybrid: HybridLoss) -> Callable:
 
 
 def denoising_objective(alpha_bar: Tensor, offset: float, weight: Callable[[Tensor], Tensor] | None = None) -> Callable:
-    """The update of both noise estimators: noise a soft-tissue latent to a random timestep, estimate that noise beside the CXR's latent.
+    """The update of both noise estimators: estimate the noise in a soft-tissue latent, beside the CXR's latent.
 
-    alpha_bar (1000,): the schedule. offset: coefficient of the offset noise. weight: timesteps (B,) -> weights (B,) of the images'
-    errors; None, as published: all 1. The result is an objective of models/training/loop.py, called with networks {"unet"}, batch
-    {"soft", "cxr": latents (B, C, h, w)} and a source of noise.
+    The latent is noised to a timestep drawn for each image. alpha_bar (1000,): the schedule. offset: coefficient of the
+    offset noise. weight: timesteps (B,) -> weights (B,) of the images' errors; None, as published: all 1.
+    The result is an objective of models/training/loop.py, called with networks {"unet"}, batch {"soft", "cxr": latents
+    (B, C, h, w)} and a source of noise.
     """
 
     def objective(networks: dict, batch: dict[str, Tensor], noise) -> tuple[dict, dict]:

@@ -217,7 +217,7 @@ class Pipeline:
             soft = self.suppress(cxr.to(self.device), names, masks, progress).cpu()
         if not torch.isfinite(soft).all():
             raise UserError(f"the result of {', '.join(names)[:100]} has pixels that are not finite numbers: the "
-                            f"settings of the sampler are too extreme ({self.options}), or the weights' training diverged")
+                            f"sampler's settings are too extreme ({self.options}), or the weights' training diverged")
         if self.strength < 1:
             soft = torch.lerp(cxr.cpu(), soft, self.strength)
         return soft

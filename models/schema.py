@@ -259,6 +259,7 @@ class Eval(ResultForm):
     seed: Seed
     samples: Annotated[Count, Field(le=1000)]  # of an image; each is a sampling of its own
     dicom: Flag
+    range: Text  # see images.parse_limits
     masks: Text | None
 
 

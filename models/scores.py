@@ -23,8 +23,7 @@ LENGTH_FLOOR = 1e-10   # keeps LPIPS from dividing by 0, as in the package
 REFERENCE = "untouched CXR"  # the method that does nothing, in every table
 
 
-# --- Columns of the tables
-# ---------------------------------------------------------------------------------------------------
+# --- Columns of the tables --------------------------------------------------------------------------------------------
 
 @dataclass(frozen=True)
 class Score:
@@ -60,8 +59,7 @@ IN_LUNGS = (
 )
 
 
-# --- Scores of one image
-# -----------------------------------------------------------------------------------------------------
+# --- Scores of one image ----------------------------------------------------------------------------------------------
 
 def bsr(cxr: np.ndarray, gt: np.ndarray, pred: np.ndarray, mask: np.ndarray | None = None) -> float:
     """Bone suppression ratio as published [B, G]: 1 - sum(max(gt - pred', 0)^2) / sum((cxr - gt)^2), pred' = pred +

@@ -296,7 +296,7 @@ def test_variants_are_checked_as_single_values_are(argument):
 def test_resolved_settings_can_be_read_again(tmp_path):
     settings = parse("--profile", "demo", "lcm.steps=7", "eval.masks=007", "data.patient=^(\\d+)_", "compile=false",
                      "data.name=null: #x")
-    config.keep(settings, tmp_path)
+    (tmp_path / "config.yaml").write_text(config.to_yaml(settings))
     assert parse("--config", str(tmp_path / "config.yaml")) == settings
 
 
@@ -411,7 +411,7 @@ def test_defaults_of_the_methods_are_the_base_settings():
     compared = [
         (sampling.sample_bsldm, config.part(settings.ldm, config.BsldmSampling), {}),
         (sampling.sample_gllcm, config.part(settings.lcm, config.GllcmSampling), {}),
-        (fusion.fuse, config.part(settings.lcm, config.GllcmFusion), {"fusion": "method", "blend": "weight"}),
+        (fusion.fuse, config.part(settings.lcm, config.GllcmFusion), {"fusion": "method"}),
         (pipelines.GLLCM.__init__, config.part(settings.lcm, config.GllcmFusion), {}),
     ]
     for function, section, renamed in compared:
@@ -419,9 +419,12 @@ def test_defaults_of_the_methods_are_the_base_settings():
         for name, value in dataclasses.asdict(section).items():
             default = parameters[renamed.get(name, name)].default
             assert default == value, f"{function.__qualname__}({name}={default}), but config.yaml has {value}"
+
     defaults = inspect.signature(pipelines.Pipeline.__init__).parameters
     for name in ("seed", "residual", "strength"):
         assert defaults[name].default == getattr(settings.eval, name)
+    assert defaults["image_size"].default == settings.data.image_size
+
     networks = [
         (ConditionalUNet, settings.unet),
         (MLVQGAN, settings.vqgan.network),

@@ -94,9 +94,14 @@ def test_a_full_disk_under_the_output_is_one_line(program):
     assert "No space left on device" in said and len(said.splitlines()) == 1
 
 
-def test_nobody_reading_is_no_traceback():
-    process = start("entry.run(lambda: [print('much' * 9999) for _ in range(99)])")
+@pytest.mark.parametrize("program", [
+    "entry.run(lambda: print('little'))",
+    "entry.run(lambda: [print('much' * 9999) for _ in range(99)])",
+])
+def test_nobody_reading_is_no_traceback(program):
+    process = start("sys.stdin.read()\n" + program, stdin=subprocess.PIPE)
     process.stdout.close()
+    process.stdin.close()  # now it goes on
     said = process.stderr.read()
     assert process.wait(60) == 1
     assert said == ""

@@ -359,38 +359,24 @@ def test_the_training_goes_on_where_it_was_stopped_and_its_weights_can_be_read(p
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
     assert not torch.equal(first["head.weight"], parts["head.weight"])
     written = load_file(tmp_path / "parts" / "weights.safetensors")
-    assert (
-        all(torch.equal(written[name], tensor.half()) for name, tensor in parts.items())
-        and written.keys() == parts.keys()
-    )
+    assert written.keys() == parts.keys()
+    assert all(torch.equal(written[name], tensor.half()) for name, tensor in parts.items())
 
 
 def test_the_training_rises_falls_and_bounds_its_gradients(phantoms, tmp_path):
     rates = [train_lungs.rate_at(step, 700) for step in range(700)]
-    assert (
-        rates[0] < rates[50] < max(rates) <= train_lungs.RATE + train_lungs.LAST_RATE
-        and rates[-1] < 2 * train_lungs.LAST_RATE
-    )
+    assert rates[0] < rates[50] < max(rates) <= train_lungs.RATE + train_lungs.LAST_RATE
+    assert rates[-1] < 2 * train_lungs.LAST_RATE
     pool = np.stack([np.stack([255 * cxr, 255 * cxr, mask]).astype(np.uint8) for cxr, mask in phantoms])
     network = train_lungs.ExportedLungNet(widths=(8, 8, 8, 8))
     samples = train_lungs.Samples(pool, 2, workers=0)
-    course = config.Course(
-        epochs=1, batch_size=2, learning_rate=1e-3, milestones=(), gamma=1.0, average=0.0, start=None
-    )
-    settings = config.Train(
-        seed=0, workers=0, accumulate=1, checkpointing=False, validate_every=1, sample_every=9, save_every=9
-    )
-    trainer = train_lungs.Trainer(
-        tmp_path,
-        {"lungs": network},
-        {"lungs": torch.optim.AdamW(network.parameters())},
-        train_lungs.objective,
-        samples,
-        None,
-        course=course,
-        train=settings,
-        learning_rates={"lungs": 1e-3},
-    )
+    course = config.Course(epochs=1, batch_size=2, learning_rate=1e-3, milestones=(), gamma=1.0, average=0.0,
+                           start=None)
+    settings = config.Train(seed=0, workers=0, accumulate=1, checkpointing=False, validate_every=1, sample_every=9,
+                            save_every=9)
+    optimizer = torch.optim.AdamW(network.parameters())
+    trainer = train_lungs.Trainer(tmp_path, {"lungs": network}, {"lungs": optimizer}, train_lungs.objective, samples,
+                                  None, course=course, train=settings, learning_rates={"lungs": 1e-3})
     with torch.no_grad():
         network.head.weight.mul_(100)
     _, norm = trainer.gradients(next(samples.batches([[0, 1]])), 2)

@@ -1,4 +1,4 @@
-"""What no test in one process can show: kill -9, a full disk, signals at any moment, too little memory. On ldm_train.py and metrics."""
+"""What no test in one process can show: kill -9, a full disk, signals at any moment, too little memory."""
 import multiprocessing
 import os
 import random
@@ -34,13 +34,23 @@ def ready(tmp_path_factory):
 
 
 def command(*arguments):
-    return [sys.executable, str(ROOT / "ldm_train.py"), *kill_campaign.TINY, "vqgan.weights=ready/vqgan/weights.safetensors", *arguments]
+    return [
+        sys.executable,
+        str(ROOT / "ldm_train.py"),
+        *kill_campaign.TINY,
+        "vqgan.weights=ready/vqgan/weights.safetensors",
+        *arguments,
+    ]
 
 
 def own(stderr: str) -> list[str]:
     """The lines that are neither notes nor progress bars."""
     lines = stderr.replace("\r", "\n").splitlines()
-    return [line for line in lines if line.startswith(("ldm_train.py", "vq-gan_train.py")) or "Error" in line or "Traceback" in line]
+    return [
+        line
+        for line in lines
+        if line.startswith(("ldm_train.py", "vq-gan_train.py")) or "Error" in line or "Traceback" in line
+    ]
 
 
 def test_killed_twice_it_ends_as_if_it_had_not_been(ready):
@@ -61,14 +71,26 @@ def test_the_comparison_of_the_campaign_sees_a_single_bit(ready, tmp_path):
 
 
 def test_a_full_disk_ends_in_one_line_with_status_1_and_the_old_state_stays(ready):
-    done = subprocess.run(command("runs=full", "ldm.epochs=1"), cwd=ready, env=ONE_THREAD, capture_output=True, text=True)
+    done = subprocess.run(
+        command("runs=full", "ldm.epochs=1"), cwd=ready, env=ONE_THREAD, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     states = sorted((ready / "full" / "ldm").glob("state_*.pt"))
     before, room = states[-1].read_bytes(), states[-1].stat().st_size - 10000
-    done = subprocess.run(command("runs=full", "ldm.epochs=2", "train.save_every=0"), cwd=ready, env=ONE_THREAD, capture_output=True, text=True,
-                          preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (room, room)))
+    done = subprocess.run(
+        command("runs=full", "ldm.epochs=2", "train.save_every=0"),
+        cwd=ready,
+        env=ONE_THREAD,
+        capture_output=True,
+        text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (room, room)),
+    )
     assert done.returncode == 1 and len(own(done.stderr)) == 1, done.stderr
-    assert "cannot write" in own(done.stderr)[0] and "state_" in own(done.stderr)[0] and "File too large" in own(done.stderr)[0]
+    assert (
+        "cannot write" in own(done.stderr)[0]
+        and "state_" in own(done.stderr)[0]
+        and "File too large" in own(done.stderr)[0]
+    )
     assert sorted((ready / "full" / "ldm").glob("state_*.pt")) == states and states[-1].read_bytes() == before
     assert not list((ready / "full" / "ldm").glob(".*.part"))
 
@@ -111,10 +133,15 @@ def test_stale_temporary_files_are_swept_and_those_of_living_processes_stay(read
             (folder / f".state_00000009.pt.{ended.pid}.part").write_text("half")
             (folder / f".state_00000009.pt.{living.pid}.part").write_text("half")
             (folder / ".somebody's.part").write_text("not ours")
-        done = subprocess.run(command("runs=whole", "ldm.epochs=8"), cwd=ready, env=ONE_THREAD, capture_output=True, text=True)
+        done = subprocess.run(
+            command("runs=whole", "ldm.epochs=8"), cwd=ready, env=ONE_THREAD, capture_output=True, text=True
+        )
         assert done.returncode == 0 and "already trained" in done.stderr
         for folder in folders:
-            assert {path.name for path in folder.glob(".*.part")} == {f".state_00000009.pt.{living.pid}.part", ".somebody's.part"}
+            assert {path.name for path in folder.glob(".*.part")} == {
+                f".state_00000009.pt.{living.pid}.part",
+                ".somebody's.part",
+            }
     finally:
         living.kill()
         living.wait()
@@ -127,13 +154,23 @@ def test_stale_temporary_files_are_swept_and_those_of_living_processes_stay(read
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_before_the_first_step_ends_in_one_line(ready, number):
     """While latents are encoded, or anything else is made ready."""
-    process = subprocess.Popen(command(f"runs=early{number}", "data.image_size=256"), cwd=ready, env=ONE_THREAD, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command(f"runs=early{number}", "data.image_size=256"),
+        cwd=ready,
+        env=ONE_THREAD,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     while process.poll() is None and not list(ready.glob(f"early{number}/latents/*/*.npy")):
         time.sleep(0.01)
     process.send_signal(number)
     _, stderr = process.communicate(timeout=120)
-    assert process.returncode == 128 + number and own(stderr) == ["ldm_train.py: stopped; the same command goes on"], stderr
-    assert not list(ready.glob(f"early{number}/latents/*/.*.part")) and not list(ready.glob(f"early{number}/ldm/state_*"))
+    assert process.returncode == 128 + number and own(stderr) == ["ldm_train.py: stopped; the same command goes on"], (
+        stderr
+    )
+    assert not list(ready.glob(f"early{number}/latents/*/.*.part")) and not list(
+        ready.glob(f"early{number}/ldm/state_*")
+    )
 
 
 def test_processes_that_load_images_outlive_signals(ready):
@@ -149,9 +186,21 @@ def test_processes_that_load_images_outlive_signals(ready):
 
 def test_a_signal_while_images_are_loaded_by_other_processes_still_saves(ready):
     """Ctrl-C in a terminal reaches the loading processes as well; they must not die of it."""
-    arguments = ["runs=group", "vqgan.epochs=100000", "train.workers=1", "train.validate_every=100000", "train.sample_every=100000"]
-    process = subprocess.Popen([sys.executable, str(ROOT / "vq-gan_train.py"), *kill_campaign.TINY, *arguments], cwd=ready,
-                               env=ONE_THREAD, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    arguments = [
+        "runs=group",
+        "vqgan.epochs=100000",
+        "train.workers=1",
+        "train.validate_every=100000",
+        "train.sample_every=100000",
+    ]
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "vq-gan_train.py"), *kill_campaign.TINY, *arguments],
+        cwd=ready,
+        env=ONE_THREAD,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
     while process.poll() is None and not (ready / "group" / "vqgan" / "log.csv").is_file():
         time.sleep(0.01)
     time.sleep(0.3)
@@ -162,14 +211,16 @@ def test_a_signal_while_images_are_loaded_by_other_processes_still_saves(ready):
 
 
 def trained_with_workers(ready, folder, *arguments, damaged=None):
-    """vq-gan_train.py with two processes that load images, started in a folder with its own copy of the data; one CXR may be damaged."""
+    """vq-gan_train.py with two loading processes, in a folder with its own copy of the data; one CXR may be damaged."""
     shutil.copytree(ready / "data", folder / "data")
     shutil.copytree(ready / "lists", folder / "lists")
     if damaged:
         path = folder / "data" / "CXR" / damaged
         path.write_bytes(path.read_bytes()[:200])
     command = [sys.executable, str(ROOT / "vq-gan_train.py"), *kill_campaign.TINY, "train.workers=2", *arguments]
-    return subprocess.Popen(command, cwd=folder, env=ONE_THREAD, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    return subprocess.Popen(
+        command, cwd=folder, env=ONE_THREAD, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
 
 
 def test_an_image_that_cannot_be_read_ends_the_training_in_one_line(ready, tmp_path):
@@ -222,21 +273,40 @@ def stop_group(process):
 
 
 def test_the_scripts_own_their_folders_and_take_finite_weights(ready):
-    """Weights without a state are not overwritten; an autoencoder that diverged is refused before its latents are made."""
-    done = subprocess.run(command("runs=alone", "ldm.epochs=1"), cwd=ready, env=ONE_THREAD, capture_output=True, text=True)
+    """Weights without a state are not overwritten; a diverged autoencoder is refused before its latents are made."""
+    done = subprocess.run(
+        command("runs=alone", "ldm.epochs=1"), cwd=ready, env=ONE_THREAD, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     for state in (ready / "alone" / "ldm").glob("state_*.pt"):
         state.unlink()
     before = (ready / "alone" / "ldm" / "weights.safetensors").read_bytes()
-    done = subprocess.run(command("runs=alone", "ldm.epochs=1"), cwd=ready, env=ONE_THREAD, capture_output=True, text=True)
-    assert done.returncode == 2 and len(own(done.stderr)) == 1 and "ldm.start=alone/ldm/weights.safetensors" in own(done.stderr)[0]
+    done = subprocess.run(
+        command("runs=alone", "ldm.epochs=1"), cwd=ready, env=ONE_THREAD, capture_output=True, text=True
+    )
+    assert (
+        done.returncode == 2
+        and len(own(done.stderr)) == 1
+        and "ldm.start=alone/ldm/weights.safetensors" in own(done.stderr)[0]
+    )
     assert (ready / "alone" / "ldm" / "weights.safetensors").read_bytes() == before
     vqgan = MLVQGAN.load(ready / "ready" / "vqgan" / "weights.safetensors")
-    vqgan.encoder.apply(lambda layer: [parameter.data.fill_(torch.nan) for parameter in layer.parameters(recurse=False)])
+    vqgan.encoder.apply(
+        lambda layer: [parameter.data.fill_(torch.nan) for parameter in layer.parameters(recurse=False)]
+    )
     vqgan.save(ready / "diverged.safetensors")
-    done = subprocess.run(command("runs=diverged", "vqgan.weights=diverged.safetensors"), cwd=ready, env=ONE_THREAD, capture_output=True,
-                          text=True)
-    assert done.returncode == 2 and len(own(done.stderr)) == 1 and "diverged.safetensors holds numbers that are not finite" in done.stderr
+    done = subprocess.run(
+        command("runs=diverged", "vqgan.weights=diverged.safetensors"),
+        cwd=ready,
+        env=ONE_THREAD,
+        capture_output=True,
+        text=True,
+    )
+    assert (
+        done.returncode == 2
+        and len(own(done.stderr)) == 1
+        and "diverged.safetensors holds numbers that are not finite" in done.stderr
+    )
     assert not (ready / "diverged" / "latents").exists()
 
 

@@ -1,4 +1,4 @@
-"""The training loop: what is resumed, skipped, averaged, logged and refused. On a straight line fitted to noisy points."""
+"""The training loop: what is resumed, skipped, averaged, logged, refused. On a straight line fitted to noisy points."""
 import copy
 import csv
 import math
@@ -58,27 +58,71 @@ def objective(networks, batch, noise):
     return {"line": loss}, {"loss": loss}
 
 
-COURSE = {"epochs": 6, "batch_size": 4, "learning_rate": 0.1, "milestones": (4,), "gamma": 0.1, "average": 0.9, "start": None}
-TRAIN = {"seed": 0, "workers": 0, "accumulate": 1, "checkpointing": False, "validate_every": 2, "sample_every": 3, "save_every": 1e9}
+COURSE = {
+    "epochs": 6,
+    "batch_size": 4,
+    "learning_rate": 0.1,
+    "milestones": (4,),
+    "gamma": 0.1,
+    "average": 0.9,
+    "start": None,
+}
+TRAIN = {
+    "seed": 0,
+    "workers": 0,
+    "accumulate": 1,
+    "checkpointing": False,
+    "validate_every": 2,
+    "sample_every": 3,
+    "save_every": 1e9,
+}
 
 
-def make(folder, *, source=None, objective=objective, network=None, settings=None, fixed=(), facts=None, config_text=None, **changes):
+def make(
+    folder,
+    *,
+    source=None,
+    objective=objective,
+    network=None,
+    settings=None,
+    fixed=(),
+    facts=None,
+    config_text=None,
+    **changes,
+):
     """A trainer of a line; `changes`: of COURSE and TRAIN."""
     network = network or Line()
     course = config.Course(**{key: changes.pop(key, value) for key, value in COURSE.items()})
     train = config.Train(**{key: changes.pop(key, value) for key, value in TRAIN.items()})
     assert not changes
     optimizer = torch.optim.Adam(p for p in network.parameters() if p.requires_grad)
-    return loop.Trainer(folder, {"line": network}, {"line": optimizer}, objective, source or Points(), Points(), course=course, train=train,
-                        learning_rates={"line": course.learning_rate}, settings=settings or vars(course) | vars(train), fixed=fixed,
-                        facts=facts, config_text=config_text, picture=lambda networks: np.full((4, 6), 0.5))
+    return loop.Trainer(
+        folder,
+        {"line": network},
+        {"line": optimizer},
+        objective,
+        source or Points(),
+        Points(),
+        course=course,
+        train=train,
+        learning_rates={"line": course.learning_rate},
+        settings=settings or vars(course) | vars(train),
+        fixed=fixed,
+        facts=facts,
+        config_text=config_text,
+        picture=lambda networks: np.full((4, 6), 0.5),
+    )
 
 
 def contents(folder):
     """Everything that must not depend on interruptions."""
     newest = sorted(Path(folder).glob("state_*.pt"))[-1]
-    return {"state": torch.load(newest, weights_only=True), "log": (Path(folder) / "log.csv").read_bytes(),
-            "weights": (Path(folder) / "weights.safetensors").read_bytes(), "best": (Path(folder) / "best.safetensors").read_bytes()}
+    return {
+        "state": torch.load(newest, weights_only=True),
+        "log": (Path(folder) / "log.csv").read_bytes(),
+        "weights": (Path(folder) / "weights.safetensors").read_bytes(),
+        "best": (Path(folder) / "best.safetensors").read_bytes(),
+    }
 
 
 def same(a, b):
@@ -112,7 +156,9 @@ def test_it_learns_and_writes_what_it_promises(tmp_path):
     trainer = make(tmp_path, epochs=40, milestones=(), validate_every=4)
     assert trainer.run() == 0
     assert float(trainer.networks["line"].a) == pytest.approx(2, abs=0.1)
-    assert {"log.csv", "curves.png", "samples", "weights.safetensors", "best.safetensors"} <= {path.name for path in tmp_path.iterdir()}
+    assert {"log.csv", "curves.png", "samples", "weights.safetensors", "best.safetensors"} <= {
+        path.name for path in tmp_path.iterdir()
+    }
     rows = list(csv.DictReader((tmp_path / "log.csv").open()))
     assert len(rows) == 40 and float(rows[-1]["loss"]) < 0.1 * float(rows[0]["loss"])
     assert rows[3]["validation_loss"] and not rows[2]["validation_loss"]
@@ -141,7 +187,11 @@ def test_killed_at_any_step_it_ends_as_if_it_had_not_been(tmp_path, killed_at):
 
 def test_the_order_is_a_function_of_seed_and_epoch():
     first, second = loop.data_order(14, 0, 1), loop.data_order(14, 0, 2)
-    assert sorted(first) == list(range(14)) and first != second and first == loop.data_order(14, 0, 1) != loop.data_order(14, 1, 1)
+    assert (
+        sorted(first) == list(range(14))
+        and first != second
+        and first == loop.data_order(14, 0, 1) != loop.data_order(14, 1, 1)
+    )
 
 
 def test_noise_is_a_function_of_seed_step_and_name_and_of_the_place_in_the_batch():
@@ -176,7 +226,9 @@ def test_no_whole_state_is_never_a_quiet_fresh_start(tmp_path):
 def test_a_bad_batch_changes_nothing_and_is_counted(tmp_path, capsys):
     trainer = make(tmp_path, source=Points(bad=7), epochs=4)
     assert trainer.run() == 0
-    assert trainer.progress.skipped == 4 and torch.isfinite(trainer.networks["line"].a) and torch.isfinite(trainer.ema.a)
+    assert (
+        trainer.progress.skipped == 4 and torch.isfinite(trainer.networks["line"].a) and torch.isfinite(trainer.ema.a)
+    )
     assert "point7" in capsys.readouterr().err
     assert list(csv.DictReader((tmp_path / "log.csv").open()))[-1]["skipped"] == "4"
 
@@ -208,7 +260,9 @@ def test_ten_bad_batches_in_a_row_stop_the_training_with_their_names(tmp_path, c
 
 
 def test_what_may_not_change_stops_the_run_with_both_values(tmp_path):
-    make(tmp_path, epochs=1, settings={"unet.width": 32, "unet_x": 1}, fixed=("unet",), facts={"images": "14 points"}).run()
+    make(
+        tmp_path, epochs=1, settings={"unet.width": 32, "unet_x": 1}, fixed=("unet",), facts={"images": "14 points"}
+    ).run()
     with pytest.raises(UserError, match="images=14 points, now it is 15 points"):
         make(tmp_path, settings={"unet.width": 32, "unet_x": 1}, fixed=("unet",), facts={"images": "15 points"}).run()
     with pytest.raises(UserError, match="unet.width=32, now it is 64"):
@@ -222,7 +276,10 @@ def test_what_may_change_changes_and_is_reported_as_it_is_typed(tmp_path, capsys
     assert trainer.run() == 0
     reported = capsys.readouterr().err
     assert "epochs changed from 2 to 5\n" in reported and "batch_size changed from 4 to 7\n" in reported
-    assert "milestones changed from [4] to [1, 2]\n" in reported and "checkpointing changed from false to true\n" in reported
+    assert (
+        "milestones changed from [4] to [1, 2]\n" in reported
+        and "checkpointing changed from false to true\n" in reported
+    )
     assert trainer.progress.epoch == 5 and trainer.progress.step == 2 * 4 + 3 * 2
 
 
@@ -231,7 +288,10 @@ def test_settings_of_objective_and_optimiser_change_too(tmp_path, capsys):
     trainer = make(tmp_path, epochs=2, settings={"vqgan.loss.pixel": "l1"})
     trainer.optimizers["line"].param_groups[0]["eps"] = 1e-3
     assert trainer.run() == 0 and "vqgan.loss.pixel changed from mse to l1\n" in capsys.readouterr().err
-    assert trainer.optimizers["line"].param_groups[0]["eps"] == 1e-3 and trainer.optimizers["line"].state[trainer.networks["line"].a]["step"] == 8
+    assert (
+        trainer.optimizers["line"].param_groups[0]["eps"] == 1e-3
+        and trainer.optimizers["line"].state[trainer.networks["line"].a]["step"] == 8
+    )
 
 
 def test_the_record_of_the_settings_is_of_what_was_trained(tmp_path):
@@ -252,11 +312,19 @@ def test_the_record_of_the_settings_is_of_what_was_trained(tmp_path):
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork, and no POSIX locks")
 def test_a_folder_is_one_trainings_and_a_killed_one_gives_it_back_at_once(tmp_path):
-    held = subprocess.Popen([sys.executable, "-c", HOLDER, str(tmp_path / "run")], stdout=subprocess.PIPE, text=True, cwd=ROOT,
-                            start_new_session=True)
+    held = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(tmp_path / "run")],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        start_new_session=True,
+    )
     try:
         assert held.stdout.readline() == "mine\n"
-        with pytest.raises(UserError, match="another training is at work in .*run"), ownership.owned(tmp_path / "run", "ldm.start"):
+        with (
+            pytest.raises(UserError, match="another training is at work in .*run"),
+            ownership.owned(tmp_path / "run", "ldm.start"),
+        ):
             raise AssertionError("two own it")
         held.kill()
         held.wait()  # the process that it forked lives on
@@ -395,7 +463,10 @@ def test_average_is_the_exponential_moving_average(tmp_path):
 
 def test_the_denoising_objective_is_the_mean_squared_error_of_the_offset_noise():
     alpha_bar, device = schedulers.squared_cosine(), torch.device("cpu")
-    batch = {name: torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(i)) for i, name in enumerate(("soft", "cxr"))}
+    batch = {
+        name: torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(i))
+        for i, name in enumerate(("soft", "cxr"))
+    }
     noise = loop.Noise(0, 0, 3, [0, 1, 2], device)
     seen = {}
 
@@ -406,7 +477,9 @@ def test_the_denoising_objective_is_the_mean_squared_error_of_the_offset_noise()
     phases, logged = losses.denoising_objective(alpha_bar, 0.1)({"unet": unet}, batch, noise)
     eps = noise.normal("noise", 4, 8, 8) + 0.1 * noise.normal("offset", 4, 1, 1)
     a = alpha_bar[seen["t"]][:, None, None, None]
-    assert torch.allclose(seen["x"][:, :4], a.sqrt() * batch["soft"] + (1 - a).sqrt() * eps) and torch.equal(seen["x"][:, 4:], batch["cxr"])
+    assert torch.allclose(seen["x"][:, :4], a.sqrt() * batch["soft"] + (1 - a).sqrt() * eps) and torch.equal(
+        seen["x"][:, 4:], batch["cxr"]
+    )
     assert float(phases["unet"]) == pytest.approx(float(eps.square().mean())) and logged["loss"] is phases["unet"]
 
 
@@ -414,14 +487,20 @@ class Foreign:
     """Pickled by name, which a state never needs."""
 
 
-@pytest.mark.parametrize("content, words", [
-    (Foreign(), "which no training state needs"),
-    ({"model": torch.zeros(3)}, "is not a state of these trainings"),
-    ([1, 2], "is not a training state"),
-    ({"identity": {}, "plan": {}, "networks": {}, "average": None, "optimizers": {}, "progress": {}}, "an earlier version"),
-    ({name: {} for name in loop.STATE_ENTRIES}, "does not fit this training's networks"),
-    ({name: 5 for name in loop.STATE_ENTRIES}, "does not fit this training's networks"),
-])
+@pytest.mark.parametrize(
+    "content, words",
+    [
+        (Foreign(), "which no training state needs"),
+        ({"model": torch.zeros(3)}, "is not a state of these trainings"),
+        ([1, 2], "is not a training state"),
+        (
+            {"identity": {}, "plan": {}, "networks": {}, "average": None, "optimizers": {}, "progress": {}},
+            "an earlier version",
+        ),
+        ({name: {} for name in loop.STATE_ENTRIES}, "does not fit this training's networks"),
+        ({name: 5 for name in loop.STATE_ENTRIES}, "does not fit this training's networks"),
+    ],
+)
 def test_a_foreign_state_is_refused_in_one_line_and_stays(tmp_path, content, words):
     state = tmp_path / "state_00000005.pt"
     torch.save(content, state)
@@ -459,18 +538,31 @@ def test_a_term_of_the_loss_may_begin_when_the_training_goes_on(tmp_path):
     other = Line(1.0)
     trainer.networks["other"] = trainer.networks["line"]
     trainer.optimizers["other"] = torch.optim.Adam(other.parameters())
-    trainer.load({**contents(tmp_path)["state"], "networks": dict.fromkeys(("line", "other"), trainer.networks["line"].state_dict())})
+    trainer.load(
+        {
+            **contents(tmp_path)["state"],
+            "networks": dict.fromkeys(("line", "other"), trainer.networks["line"].state_dict()),
+        }
+    )
     assert trainer.progress.epoch == 1 and not trainer.optimizers["other"].state and trainer.optimizers["line"].state
 
 
-@pytest.mark.parametrize("changes, words", [
-    (["data.image_size=96"], "data.image_size=96 is too small for MS-SSIM, which needs 161 pixels; set vqgan.loss.ms_ssim=0"),
-    (["data.image_size=256", "vqgan.crop=96"], "vqgan.crop=96 is too small for MS-SSIM"),
-    (["data.image_size=96", "vqgan.loss.ms_ssim=0"], "no folder"),
-    (["data.image_size=168"], "no folder"),
-])
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        (
+            ["data.image_size=96"],
+            "data.image_size=96 is too small for MS-SSIM, which needs 161 pixels; set vqgan.loss.ms_ssim=0",
+        ),
+        (["data.image_size=256", "vqgan.crop=96"], "vqgan.crop=96 is too small for MS-SSIM"),
+        (["data.image_size=96", "vqgan.loss.ms_ssim=0"], "no folder"),
+        (["data.image_size=168"], "no folder"),
+    ],
+)
 def test_images_too_small_for_ms_ssim_are_refused_before_anything_is_built(tmp_path, changes, words):
-    settings = config.parse("", ("runs", "data", "vqgan"), [f"data.root={tmp_path / 'nowhere'}", f"runs={tmp_path}", *changes])
+    settings = config.parse(
+        "", ("runs", "data", "vqgan"), [f"data.root={tmp_path / 'nowhere'}", f"runs={tmp_path}", *changes]
+    )
     with pytest.raises(UserError, match=words):
         autoencoder.train(settings, ("vqgan",))
     assert not list(tmp_path.iterdir())
@@ -480,7 +572,10 @@ def test_devices_that_are_not_there_are_named():
     assert pick_device("cpu").type == "cpu"
     with pytest.raises(UserError, match="device=nonsense"):
         pick_device("nonsense")
-    assert pick_precision("auto", torch.device("cpu")) == "float32" and pick_precision("bf16", torch.device("cpu")) == "bf16"
+    assert (
+        pick_precision("auto", torch.device("cpu")) == "float32"
+        and pick_precision("bf16", torch.device("cpu")) == "bf16"
+    )
 
 
 def test_a_training_can_start_from_weights(tmp_path):
@@ -489,7 +584,10 @@ def test_a_training_can_start_from_weights(tmp_path):
     network.save(tmp_path / "unet.safetensors")
     assert loop.init_from(other, None) is other and not other.out[2].weight.any()
     started = loop.init_from(other, str(tmp_path / "unet.safetensors"))
-    assert all(torch.equal(a, b) for a, b in zip(network.parameters(), started.parameters())) and next(started.parameters()).requires_grad
+    assert (
+        all(torch.equal(a, b) for a, b in zip(network.parameters(), started.parameters()))
+        and next(started.parameters()).requires_grad
+    )
     wider = ConditionalUNet(width=64, multipliers=(1,), blocks=1, heads=4, attention=())
     with pytest.raises(UserError, match="unet.safetensors holds weights of another architecture"):
         loop.init_from(wider, str(tmp_path / "unet.safetensors"))

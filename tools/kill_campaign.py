@@ -2,8 +2,9 @@
 
     python tools/kill_campaign.py [--kills 20] [--seed 0] [--folder FOLDER] [vqgan ldm lcm]
 
-Prints, for each training, how many kills there were, how many of them while a state was being written, and what differs at the end:
-weights, their average, optimiser tensors, progress, log. Exit status 1 if anything does. About five minutes on two cores.
+Prints, for each training, how many kills there were, how many of them while a state was being written, and what differs
+at the end: weights, their average, optimiser tensors, progress, log. Exit status 1 if anything does. About five minutes
+on two cores.
 """
 import argparse
 import os
@@ -17,10 +18,12 @@ from pathlib import Path
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
-TINY = ["--profile", "demo", "device=cpu", "train.workers=0", "train.sample_every=10", "train.validate_every=2", "data.image_size=64",
+TINY = ["--profile", "demo", "device=cpu", "train.workers=0", "train.sample_every=10", "train.validate_every=2",
+        "data.image_size=64",
         "data.split=[0.4,0.3,0.3]", "data.root=data", "data.lists=lists", "vqgan.network.channels=[8,16]",
-        "vqgan.network.residual_channels=8", "vqgan.network.codes=32", "vqgan.discriminator.channels=4", "vqgan.loss.ms_ssim=0",
-        "vqgan.loss.adversarial=0.1", "vqgan.batch_size=3", "vqgan.average=0.9", "unet.multipliers=[1,1]", "unet.attention=[2]",
+        "vqgan.network.residual_channels=8", "vqgan.network.codes=32", "vqgan.discriminator.channels=4",
+        "vqgan.loss.ms_ssim=0", "vqgan.loss.adversarial=0.1", "vqgan.batch_size=3", "vqgan.average=0.9",
+        "unet.multipliers=[1,1]", "unet.attention=[2]",
         "ldm.batch_size=1", "ldm.average=0.9", "lcm.batch_size=1", "lcm.average=0.9", "augment.versions=3"]
 SCRIPTS = {"vqgan": "vq-gan_train.py", "ldm": "ldm_train.py", "lcm": "lcm_train.py"}
 MOMENTS = ("anywhere", "training", "training", "writing")  # when a process is killed, in turn
@@ -35,7 +38,8 @@ def start(script: str, *arguments: str, folder: Path) -> subprocess.Popen:
     """Start a script in a folder; what it says on stderr goes to a file there."""
     command = [sys.executable, str(ROOT / script), *TINY, *arguments]
     one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=(folder / "stderr.txt").open("w"), env=one_thread)
+    stderr = (folder / "stderr.txt").open("w")
+    return subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=stderr, env=one_thread)
 
 
 def finish(process: subprocess.Popen, folder: Path) -> None:
@@ -71,7 +75,8 @@ def kill_once(process: subprocess.Popen, states: Path, moment: str, random_numbe
     return process.wait() != 0
 
 
-def torment(name: str, folder: Path, epochs: int, kills: int, random_numbers: random.Random, moments=MOMENTS) -> dict[str, int]:
+def torment(name: str, folder: Path, epochs: int, kills: int, random_numbers: random.Random,
+            moments: tuple[str, ...] = MOMENTS) -> dict[str, int]:
     """Train `name` in <folder>/killed with kills and in <folder>/whole without. Returns counts of the kills."""
     common = [f"{name}.epochs={epochs}", "vqgan.weights=ready/vqgan/weights.safetensors"]
     finish(start(SCRIPTS[name], *common, "runs=whole", folder=folder), folder)

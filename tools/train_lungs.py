@@ -3,7 +3,8 @@
     python -m tools.train_lungs runs/lungs                       # patients, training and weights/lungs.safetensors
     python -m tools.train_lungs runs/lungs --patients 4 --steps 20 --out runs/lungs/tiny.safetensors
 
-The same command goes on where it was stopped. Sample number i is a function of i alone. About half an hour on two cores.
+The same command goes on where it was stopped. Sample number i is a function of i alone. About half an hour on two
+cores.
 """
 import argparse
 import math
@@ -47,10 +48,13 @@ def chance(g: np.random.Generator, probability: float) -> bool:
     return g.random() < probability
 
 
-# --- patients --------------------------------------------------------------------------------------------------------------------
+# --- patients ---------------------------------------------------------------------------------------------------------
 
 def patients(folder: Path, count: int) -> np.ndarray:
-    """(count, 3, SIZE, SIZE) uint8: CXR and soft tissue times 255, lungs. Kept in the folder, drawn only if not there yet."""
+    """(count, 3, SIZE, SIZE) uint8: CXR and soft tissue times 255, lungs.
+
+    They are kept in the folder, and drawn only if they are not there yet.
+    """
     blocks = []
     end = FIRST_SEED + count
     for first in range(FIRST_SEED, end, PATIENTS_A_FILE):
@@ -69,7 +73,7 @@ def layers(seed: int) -> np.ndarray:
     return np.stack([np.round(255 * patient.cxr), np.round(255 * patient.soft), patient.mask]).astype(np.uint8)
 
 
-# --- one spoiled sample ----------------------------------------------------------------------------------------------------------
+# --- one spoiled sample -----------------------------------------------------------------------------------------------
 # Every function below takes its random numbers from g in the order of its lines: a changed order gives other samples.
 
 def sample(index: int, pool: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -83,8 +87,8 @@ def sample(index: int, pool: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     cxr, mask = deform(g, cxr, mask)
 
     # disease and anatomy that simulated patients do not have
-    changes = ((heart, 0.25), (opacities, 0.35), (effusion, 0.2), (haze, 0.2), (breasts, 0.25), (bowel, 0.3), (arms, 0.25))
-    for change, probability in changes:
+    changes = {heart: 0.25, opacities: 0.35, effusion: 0.2, haze: 0.2, breasts: 0.25, bowel: 0.3, arms: 0.25}
+    for change, probability in changes.items():
         if chance(g, probability):
             cxr, mask = change(g, cxr, mask)
 
@@ -179,7 +183,10 @@ def tissue(cxr: np.ndarray, mask: np.ndarray) -> float:
 
 
 def blob(g: np.random.Generator, shape: tuple[int, int], centre, radii, edge: float = 0.3) -> np.ndarray:
-    """1 inside a wobbly ellipse, 0 outside. centre, radii: (x, y) in units of the image's sides; edge: how soft the rim is at most."""
+    """1 inside a wobbly ellipse, 0 outside.
+
+    centre, radii: (x, y) in units of the image's sides. edge: how soft the rim is at most.
+    """
     x, y = unit_grid(shape)
     tilt = g.uniform(0, np.pi)
     dx = x - centre[0]
@@ -229,7 +236,8 @@ def effusion(g: np.random.Generator, cxr: np.ndarray, mask: np.ndarray) -> tuple
     x, y = unit_grid(cxr.shape)
     medial = x0 if x0 + x1 > 1 else x1
     lateral = np.abs((x - medial) / max(x1 - x0, 0.01))     # 0 at the spine, 1 at the ribs
-    level = y1 - (y1 - y0) * g.uniform(0.05, 0.35) * (1 + g.uniform(-0.2, 0.8) * (lateral - 0.5))  # it rises to the side
+    # the fluid's upper border, which rises to the side
+    level = y1 - (y1 - y0) * g.uniform(0.05, 0.35) * (1 + g.uniform(-0.2, 0.8) * (lateral - 0.5))
     density = g.uniform(0.4, 0.95)
     weight = density / (1 + np.exp(np.clip((level - y) / g.uniform(0.004, 0.05), -30, 30))) * np.clip(lung, 0, 1)
     return cxr * (1 - weight) + weight * tissue(cxr, mask) * g.uniform(0.9, 1.1), mask
@@ -293,7 +301,8 @@ def display(g: np.random.Generator, cxr: np.ndarray) -> np.ndarray:
     shape = cxr.shape
     if chance(g, 0.5):   # heel effect, and uneven sensitivity
         x, y = unit_grid(shape)
-        cxr = cxr * (1 + g.normal(0, 0.2) * (x - 0.5) + g.normal(0, 0.2) * (y - 0.5)) + g.uniform(0, 0.06) * smooth(g, shape, 4)
+        slope = 1 + g.normal(0, 0.2) * (x - 0.5) + g.normal(0, 0.2) * (y - 0.5)
+        cxr = cxr * slope + g.uniform(0, 0.06) * smooth(g, shape, 4)
     if chance(g, 0.6):   # local contrast, more or less
         gain = g.uniform(-0.5, 1.2)
         cxr = cxr + gain * (cxr - cv2.GaussianBlur(cxr, (0, 0), np.exp(g.uniform(np.log(1.5), np.log(40)))))
@@ -328,7 +337,8 @@ def things(g: np.random.Generator, cxr: np.ndarray) -> np.ndarray:
         thing = g.integers(5)
         if thing == 0:    # letters
             text = "".join(g.choice(list("LRPA0123456789SITZ"), int(g.integers(1, 8))))
-            cv2.putText(picture, text, place(), cv2.FONT_HERSHEY_SIMPLEX, g.uniform(0.3, 1.3), shade(), int(g.integers(1, 4)), cv2.LINE_AA)
+            cv2.putText(picture, text, place(), cv2.FONT_HERSHEY_SIMPLEX, g.uniform(0.3, 1.3), shade(),
+                        int(g.integers(1, 4)), cv2.LINE_AA)
         elif thing == 1:  # a plate
             x, y = place()
             cv2.rectangle(picture, (x, y), (x + int(g.uniform(4, 50)), y + int(g.uniform(4, 30))), shade(), -1)
@@ -336,7 +346,8 @@ def things(g: np.random.Generator, cxr: np.ndarray) -> np.ndarray:
             points = np.cumsum([place(), *g.normal(0, 0.1 * width, (6, 2))], axis=0)
             cv2.polylines(picture, [points.astype(np.int32)], False, shade(), int(g.integers(1, 3)), cv2.LINE_AA)
         elif thing == 3:  # a pacemaker
-            cv2.ellipse(picture, place(), (int(g.uniform(3, 18)), int(g.uniform(3, 14))), g.uniform(0, 180), 0, 360, shade(), -1)
+            cv2.ellipse(picture, place(), (int(g.uniform(3, 18)), int(g.uniform(3, 14))), g.uniform(0, 180), 0, 360,
+                        shade(), -1)
         else:             # an electrode
             cv2.circle(picture, place(), int(g.uniform(2, 6)), shade(), int(g.choice([-1, 1])))
     return picture / np.float32(255)
@@ -352,7 +363,8 @@ def collimate(g: np.random.Generator, cxr: np.ndarray, mask: np.ndarray) -> tupl
         return np.pad(cxr, pads, constant_values=grey), np.pad(mask, pads)
     height, width = cxr.shape
     inset = g.uniform(0, 0.09, 4) * (g.random(4) < 0.6)
-    corners = np.float32([(inset[0], inset[1]), (1 - inset[2], inset[1]), (1 - inset[2], 1 - inset[3]), (inset[0], 1 - inset[3])])
+    left, top, right, bottom = inset[0], inset[1], 1 - inset[2], 1 - inset[3]
+    corners = np.float32([(left, top), (right, top), (right, bottom), (left, bottom)])
     corners = (corners + g.normal(0, 0.01, (4, 2))) * (width, height)
     field = cv2.fillConvexPoly(np.zeros(cxr.shape, np.float32), np.round(corners).astype(np.int32), 1)
     field = cv2.GaussianBlur(field, (0, 0), g.uniform(0.3, 1.5))
@@ -373,15 +385,19 @@ def detector(g: np.random.Generator, cxr: np.ndarray) -> np.ndarray:
         levels = int(g.integers(8, 40))
         cxr = np.round(cxr * levels) / levels
     if chance(g, 0.2):
-        encoded = cv2.imencode(".jpg", np.uint8(255 * np.clip(cxr, 0, 1)), [cv2.IMWRITE_JPEG_QUALITY, int(g.integers(20, 90))])[1]
+        quality = int(g.integers(20, 90))
+        _, encoded = cv2.imencode(".jpg", np.uint8(255 * np.clip(cxr, 0, 1)), [cv2.IMWRITE_JPEG_QUALITY, quality])
         cxr = cv2.imdecode(encoded, cv2.IMREAD_GRAYSCALE) / 255
     return np.clip(cxr, 0, 1).astype(np.float32)
 
 
-# --- training --------------------------------------------------------------------------------------------------------------------
+# --- training ---------------------------------------------------------------------------------------------------------
 
 class Samples(torch.utils.data.Dataset):
-    """Spoiled samples for the loop, new ones in each epoch: batches {"image": (B, 2, C, C), "target": (B, 1, C, C)}, C = CANVAS."""
+    """Spoiled samples for the loop, new ones in each epoch.
+
+    Batches are {"image": (B, 2, C, C), "target": (B, 1, C, C)} with C = CANVAS.
+    """
 
     def __init__(self, pool: np.ndarray, count: int, workers: int):
         """pool: patients; count: samples in an epoch; workers: processes that make them."""
@@ -452,14 +468,15 @@ def train(pool: np.ndarray, steps: int, folder: Path, workers: int, network: Exp
     """The averaged network after `steps`, rounded up to whole epochs; goes on from the states in the folder."""
     network = network.to(memory_format=torch.channels_last)
     steps_an_epoch = min(steps, STEPS_AN_EPOCH)
-    course = config.Course(epochs=math.ceil(steps / steps_an_epoch), batch_size=BATCH, learning_rate=RATE, milestones=(), gamma=1.0,
-                           average=EMA_DECAY, start=None)
-    train_settings = config.Train(seed=0, workers=workers, accumulate=1, checkpointing=False, validate_every=1, sample_every=NEVER,
-                                  save_every=SAVE_EVERY)
+    course = config.Course(epochs=math.ceil(steps / steps_an_epoch), batch_size=BATCH, learning_rate=RATE,
+                           milestones=(), gamma=1.0, average=EMA_DECAY, start=None)
+    train_settings = config.Train(seed=0, workers=workers, accumulate=1, checkpointing=False, validate_every=1,
+                                  sample_every=NEVER, save_every=SAVE_EVERY)
     optimizer = torch.optim.AdamW(network.parameters(), RATE, weight_decay=WEIGHT_DECAY)
     samples = Samples(pool, steps_an_epoch * BATCH, workers)
-    trainer = Trainer(folder, {"lungs": network}, {"lungs": optimizer}, objective, samples, None, course=course, train=train_settings,
-                      learning_rates={"lungs": RATE}, facts={"patients": len(pool), "samples in an epoch": len(samples)})
+    facts = {"patients": len(pool), "samples in an epoch": len(samples)}
+    trainer = Trainer(folder, {"lungs": network}, {"lungs": optimizer}, objective, samples, None, course=course,
+                      train=train_settings, learning_rates={"lungs": RATE}, facts=facts)
     status = trainer.run()
     if status:  # stopped, or no finite loss: the loop has said why
         raise SystemExit(status)
@@ -472,7 +489,7 @@ def main() -> None:
     parser.add_argument("--patients", type=int, default=1500)
     parser.add_argument("--steps", type=int, default=700, help=f"rounded up to whole epochs of {STEPS_AN_EPOCH}")
     parser.add_argument("--workers", type=int, default=1, help="processes that make samples")
-    parser.add_argument("--out", type=Path, default=Path(__file__).resolve().parents[1] / "weights" / "lungs.safetensors")
+    parser.add_argument("--out", type=Path, default=lungs.WEIGHTS)
     options = parser.parse_args()
 
     torch.set_num_threads(1)

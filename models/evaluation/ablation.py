@@ -3,11 +3,19 @@ import re
 import sys
 from pathlib import Path
 
-from .. import config
+from .. import config, images
 from ..runtime.device import pick_device
+from ..runtime.files import UserError
 from . import report, scoring
 from .cases import Case
 from .pictures import Point
+
+
+def check_output(folders: dict[str, Path], output: Path) -> None:
+    """Raise UserError, before the first variant runs, if the tables and pictures cannot be written into `output`."""
+    if output.suffix.lower() in images.SUFFIXES and not output.is_dir():
+        raise UserError(f"eval.output={output} is one file, but an ablation writes {len(folders)} folders; name a folder")
+    report.refuse_foreign(output, list(folders), [], "eval.output")
 
 
 def compare(folders: dict[str, Path], cases: list[Case], output: Path, settings: config.Settings) -> int:
@@ -18,8 +26,7 @@ def compare(folders: dict[str, Path], cases: list[Case], output: Path, settings:
     """
     scorable = [case for case in cases if case.target]
     if not scorable:
-        folder = cases[0].path.parent.parent / "BS"
-        print(f"no truth beside the images ({folder}), so nothing is scored", file=sys.stderr)
+        print(f"no truth beside the images ({_why_no_target(cases[0])}), so nothing is scored", file=sys.stderr)
         return 0
 
     # scores
@@ -37,6 +44,17 @@ def compare(folders: dict[str, Path], cases: list[Case], output: Path, settings:
     for fault in scored.faults:
         print(fault, file=sys.stderr)
     return 1 if scored.faults else 0
+
+
+def _why_no_target(case: Case) -> str:
+    """Why no true soft tissue was found for an X-ray."""
+    folder = case.path.resolve().parent
+    targets = folder.parent / "BS"
+    if folder.name != "CXR":
+        return f"it is looked for in BS/ beside a folder CXR/, but the images lie in {folder.name}/"
+    if not targets.is_dir():
+        return f"no folder {targets}"
+    return f"no image of the same name in {targets}"
 
 
 def draw_trade_offs(summary: dict, costs: dict, output: Path) -> None:

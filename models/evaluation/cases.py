@@ -14,11 +14,15 @@ FEW = 20  # images up to which checking them takes no progress bar
 
 @dataclass(frozen=True)
 class Case:
-    """One X-ray to evaluate, with the files of the same name that lie beside it. target: the true soft tissue."""
+    """One X-ray to evaluate, with the files of the same name that lie beside it. target: the true soft tissue.
+
+    limits: the grey values of black and white with which the X-ray is read (see images.read).
+    """
     name: str
     path: Path
     mask: Path | None
     target: Path | None
+    limits: images.Limits = "auto"
 
     @property
     def content(self) -> str:
@@ -29,23 +33,35 @@ class Case:
         return "/".join(digests)
 
 
-def find_cases(source, root, masks) -> list[Case]:
+def find_cases(source, root, masks, limits: images.Limits = "auto") -> list[Case]:
     """The X-rays of eval.input, all read once, so that a bad one is named before a network is built.
 
     source: an image, a folder of images or a split list of names in <root>/CXR. masks: folder of lung masks; None:
-    Mask/ beside the folder CXR/ of the images, as the true soft tissue is looked for in BS/.
+    Mask/ beside the folder CXR/ of the images, as the true soft tissue is looked for in BS/. limits: see images.read.
+    What reading them noted is printed, once for all images of which it is true.
     """
     found = lists.inputs(source, root)
     given = images.find(masks) if masks else None
     cases = []
     for name, path in found.items():
         mask = lists.beside(path, "Mask") if given is None else given.get(name)
-        cases.append(Case(name, path, mask, lists.beside(path, "BS")))
+        cases.append(Case(name, path, mask, lists.beside(path, "BS"), limits))
 
     # every image and mask is read
     hidden = len(cases) < FEW or processes.rank() > 0
+    noted: dict[str, list[Path]] = {}  # what was noted -> of which images
     for case in tqdm(cases, desc="checking", unit="image", leave=False, disable=hidden):
-        check_case(case)
+        note = check_case(case)
+        if note:
+            noted.setdefault(note, []).append(case.path)
+    for note, paths in noted.items():
+        others = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
+        processes.say(f"note: {paths[0]}{others}: {note}")
+    if Path(source).is_dir():
+        foreign = images.foreign(source)
+        if foreign:
+            names = [path.name for path in foreign]
+            processes.say(f"note: not read in {source}, since of another kind: {lists.some(names)}")
     if given is not None:
         missing = [case.name for case in cases if case.mask is None]
         if missing:
@@ -53,10 +69,10 @@ def find_cases(source, root, masks) -> list[Case]:
     return cases
 
 
-def check_case(case: Case) -> None:
-    """Raise UserError for an image that cannot be read or is no X-ray, and for a mask of another size; note dark
-    bones."""
-    scan = images.check(images.read(case.path))
+def check_case(case: Case) -> str:
+    """Raise UserError for an image that cannot be read or is no X-ray, and for a mask of another size; say that bones
+    are dark. Returns what reading the image noted."""
+    scan = images.check(images.read(case.path, case.limits))
     if images.inverted(scan.pixels):
         processes.say(f"note: bones look dark in {case.path}; the methods expect bright ones")
     if case.mask is not None:
@@ -65,3 +81,4 @@ def check_case(case: Case) -> None:
             mask_size = lists.size_text(mask)
             scan_size = lists.size_text(scan.pixels)
             raise UserError(f"the mask {case.mask} is {mask_size}, but {case.path} {scan_size}")
+    return scan.note

@@ -5,14 +5,16 @@ import numpy as np
 import torch
 
 from .. import config, images, sampling, scores
-from ..runtime import compiling, processes
+from ..runtime import checkpoint, compiling, processes
 from ..runtime.device import autocast, pick_device, pick_precision
 from ..runtime.files import UserError
 from ..vqgan import MLVQGAN
-from . import run
+from . import run, weights
 from .cases import Case, find_cases
-from .record import describe_run
+from .record import Record, describe_run
+from .results import Output
 
+TITLE = "ML-VQGAN"
 LEAST_SPAN = 1e-9  # keeps a channel that is the same everywhere from being divided by 0
 
 
@@ -59,33 +61,40 @@ def with_targets(cases: list[Case]) -> list[Case]:
     """The X-rays, each followed by its soft-tissue image, <name>_soft, as an image of its own."""
     every = []
     for case in cases:
-        every.append(Case(case.name, case.path, mask=None, target=None))
+        every.append(Case(case.name, case.path, mask=None, target=None, limits=case.limits))
         if case.target is not None:
-            every.append(Case(f"{case.name}_soft", case.target, mask=None, target=None))
+            every.append(Case(f"{case.name}_soft", case.target, mask=None, target=None, limits=case.limits))
     return every
 
 
 def main(settings: config.Settings) -> int:
     """Reconstruct the X-rays of eval.input and the soft-tissue images beside them. The script's exit status."""
-    output = Path(settings.eval.output)
     with processes.joined():
-        # images
-        cases = with_targets(find_cases(settings.eval.input, settings.data.root, None))
+        # weights
+        settings = weights.prefer_own(settings, "vqgan")
+        path = settings.vqgan.weights
+        checkpoint.require(path)
+        if processes.rank() == 0:
+            print(weights.describe(settings, TITLE, "vqgan"), flush=True)
 
-        # network
+        # images
+        limits = images.parse_limits(settings.eval.range)
+        cases = with_targets(find_cases(settings.eval.input, settings.data.root, None, limits))
         device = pick_device(settings.device)
         precision = pick_precision(settings.precision, device)
-        vqgan = MLVQGAN.load(settings.vqgan.weights)
-        vqgan = compiling.prepare_for_inference(vqgan, device, precision, compiled=False).to(device)
         size = settings.data.image_size
+        about = describe_run(TITLE, device, precision, False, {}, [path], size)
+        record = Record(Output.at(settings.eval.output, len(cases)), about, cases)
+
+        # network
+        vqgan = MLVQGAN.load(path)
+        vqgan = compiling.prepare_for_inference(vqgan, device, precision, compiled=False).to(device)
         if size % vqgan.factor:
             raise UserError(f"data.image_size={size} is not a multiple of {vqgan.factor}")
 
         # run
-        method = Reconstruction(vqgan, device, precision, output / "latents")
-        about = describe_run("ML-VQGAN", device, precision, False, {}, [settings.vqgan.weights])
-        summary = run.evaluate(method, cases, output, size=size, batch_size=settings.eval.batch_size, about=about,
-                               measure=psnr)
+        method = Reconstruction(vqgan, device, precision, record.output.folder / "latents")
+        summary = run.evaluate(method, record, batch_size=settings.eval.batch_size, measure=psnr)
         if processes.rank() == 0:
             values = list(summary["psnr"].values())
             print(f"reconstruction: mean PSNR {np.mean(values):.2f} dB, least {min(values):.2f} dB")

@@ -1,23 +1,34 @@
-"""The record of an evaluation: which images are done, so that a stopped run goes on, and what the whole run cost."""
+"""The record of an evaluation: whose files lie in its folder, which images are done, what the whole run cost.
+
+<output>/summary.json is the record of a run that has ended. Until then each process appends to
+unfinished_<process>.jsonl, a line of JSON at a time: first what the run is, then the names that it is about to write,
+then an entry for each image that is done. So a stopped run goes on, and no later run mistakes somebody's file for one
+of its own.
+"""
 import json
 import platform
 import resource
 import sys
 import time
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from .. import images
-from ..runtime import checkpoint, processes
+from .. import config, images
+from ..data import lists
+from ..runtime import checkpoint, ownership, processes
+from ..runtime.files import MachineError, UserError
 from .cases import Case
+from .results import FOLDERS, Output
 
-SUMMARY = "summary.json"              # of a run that has ended
-UNFINISHED = "unfinished_{rank}.json"  # of a run that has not: what each process has done
+SUMMARY = "summary.json"
+UNFINISHED = "unfinished_{process}.jsonl"
 RSS_UNIT = 1 if sys.platform == "darwin" else 1024  # bytes that getrusage counts memory in
+# Settings on which the results of an image do not depend; runs that differ in them share a folder.
+ANY_RESULT = {"eval.input", "eval.output", "eval.batch_size"}
 
 
 @dataclass(frozen=True)
@@ -33,43 +44,102 @@ class Entry:
     notes: dict[str, float]
 
 
-class Record:
-    """The files unfinished_<process>.json and summary.json of an output folder.
+@dataclass
+class Earlier:
+    """What the record of an earlier run says.
 
-    identity: what the results depend on beside the images. An image that a stopped run of the same identity has left
-    counts as done if the files that it was made from are unchanged and its result is still there.
+    about: what that run was, see `describe_run`. names: the images whose files it wrote. entries: {(name, content): entry}
+    of a run that has not ended.
+    """
+    about: dict
+    names: set[str] = field(default_factory=set)
+    entries: dict[tuple[str, str], Entry] = field(default_factory=dict)
+
+
+class Record:
+    """The record of one evaluation in its output folder. To make one reads what is there and refuses what would do
+    harm.
+
+    about: what the run is, see `describe_run`; with "image_size". cases: the images.
+
+    Raises UserError if a result would replace an input or a file that no record names, if the folder holds results of
+    other settings that this run does not replace (metrics.py would take both for one method), or if it cannot be
+    written.
     """
 
-    def __init__(self, output: Path, identity: dict, cases: list[Case]):
+    def __init__(self, output: Output, about: dict, cases: list[Case]):
         self.output = output
-        self.identity = json.loads(json.dumps(identity))  # as it comes back from the disk: lists for tuples
+        self.about = json.loads(json.dumps(about))  # as it comes back from the disk: lists for tuples
         self.cases = cases
         self.own: dict[str, Entry] = {}  # what this process has done
-        self.done = self._left_by_a_stopped_run()
+        self.names = [case.name for case in cases]
+
+        # whose files lie in the folder
+        self.stopped = self._read_unfinished()
+        self.earlier = [*self.stopped, *self._read_summary()]
+        self.replaced: list[Earlier] = []  # runs whose results have to go
+        self.continued: list[Earlier] = []  # runs with these settings, whose results may stay
+        for run in self.earlier:
+            same = _common(run.about) == _common(self.about)
+            group = self.continued if same else self.replaced
+            group.append(run)
+        self._refuse_foreign()
+        self._refuse_mixture()
+        if processes.rank() == 0:
+            ownership.require_writable(output.folder)
+            if output.file is not None:
+                ownership.require_writable(output.file.parent)
+
+        self.done = self._done()
+        self.beside = self._beside()
+
+    def begin(self) -> None:
+        """Make the folder ready: a record of this run, no results of other settings (this run replaces all of them)."""
+        processes.barrier()  # every process has read the records before any changes them
+        folder = self.output.folder
+        processes.tidy(folder, *(folder / name for name in FOLDERS))
+        if processes.rank() == 0:
+            # One file takes over what all earlier records say, before any of them goes: whenever this is killed, files
+            # are known.
+            names = sorted(set().union(*(run.names for run in self.earlier)))
+            lines = [{"about": self.about}, {"writing": names}]
+            for name, entry in self.done.items():
+                lines.append({"name": name, **asdict(entry)})
+            own_file = self._unfinished_file()
+            text = "\n".join(json.dumps(line) for line in lines)
+            images.write_file(own_file, text.encode())
+            self._remove_unfinished(keep=own_file)
+            for run in self.replaced:
+                for name in run.names - self.done.keys():
+                    for path in self.output.files(name):
+                        path.unlink(missing_ok=True)
+            if self.replaced:
+                (folder / SUMMARY).unlink(missing_ok=True)
+        processes.barrier()
+        if processes.rank() > 0:
+            self._append({"about": self.about})
+
+    def writing(self, cases: list[Case]) -> None:
+        """Files of these images are about to be written: from now on they are known to be this script's."""
+        self._append({"writing": [case.name for case in cases]})
 
     def add(self, case: Case, seconds: float, warm: bool, notes: dict[str, float]) -> None:
-        """This process has written an image's files."""
-        self.own[case.name] = Entry(case.content, round(seconds, 3), warm, notes)
-
-    def save(self) -> None:
-        """Write what is done so far. The first process's file also keeps what the stopped run had done."""
-        entries = dict(self.own)
-        if processes.rank() == 0:
-            entries |= self.done
-        tree = {"identity": self.identity, "images": {name: vars(entry) for name, entry in entries.items()}}
-        write_json(self.output / UNFINISHED.format(rank=processes.rank()), tree)
+        """All files of an image are written."""
+        entry = Entry(case.content, round(seconds, 3), warm, notes)
+        self.own[case.name] = entry
+        self._append({"name": case.name, **asdict(entry)})
 
     def finish(self, about: dict) -> dict:
         """Put together what all processes have done; write summary.json and remove the unfinished records. Returns the
         summary.
 
-        about: what the summary says of the run beside its cost.
+        about: what the summary says of the run beside `self.about` and its cost.
         """
         # every process gets the entries of all, in the order of the images
         everyone = dict(self.done)
         for own in processes.all_gather_objects(self.own):
             everyone |= own
-        entries = {case.name: everyone[case.name] for case in self.cases}
+        entries = {name: everyone[name] for name in self.names}
 
         notes: dict[str, dict[str, float]] = {}
         for name, entry in entries.items():
@@ -78,6 +148,7 @@ class Record:
         seconds = {name: entry.seconds for name, entry in entries.items()}
         warm = [entry.seconds for entry in entries.values() if entry.warm]
         summary = {
+            **self.about,
             **about,
             **cost(list(seconds.values()), warm),
             **notes,
@@ -85,27 +156,120 @@ class Record:
             "processes": processes.world_size(),
             "seconds_per_image": seconds,
         }
+        if self.beside:
+            summary["results_of_earlier_runs"] = self.beside
         if processes.rank() == 0:
-            write_json(self.output / SUMMARY, summary)
-            for path in self.output.glob(UNFINISHED.format(rank="*")):
-                path.unlink(missing_ok=True)
+            text = json.dumps(summary, indent=1) + "\n"
+            images.write_file(self.output.folder / SUMMARY, text.encode())
+            self._remove_unfinished()
         return summary
 
-    def _left_by_a_stopped_run(self) -> dict[str, Entry]:
-        found: dict[str, Entry] = {}
-        for path in sorted(self.output.glob(UNFINISHED.format(rank="*"))):
-            # A file that was being written, or is somebody else's, counts for nothing: those images are made again.
-            with suppress(OSError, ValueError, KeyError, TypeError):
-                tree = json.loads(path.read_text(encoding="utf-8"))
-                if tree["identity"] == self.identity:
-                    found |= {name: Entry(**entry) for name, entry in tree["images"].items()}
-        processes.barrier()  # all have read before any writes
+    def _read_summary(self) -> list[Earlier]:
+        path = self.output.folder / SUMMARY
+        if not path.exists():
+            return []
+        summary = read_summary(self.output.folder)
+        if "seconds_per_image" not in summary:
+            raise UserError(f"{path} is there already and is not the record of an evaluation; give the results another "
+                            "folder with eval.output=, or move that file away")
+        return [Earlier(summary, set(recorded_names(summary)))]
+
+    def _read_unfinished(self) -> list[Earlier]:
+        runs = []
+        for path in sorted(self.output.folder.glob(UNFINISHED.format(process="*"))):
+            run = Earlier({})
+            for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+                # The last line may be torn: whoever wrote it was killed. That image is made again.
+                with suppress(ValueError, KeyError, TypeError):
+                    tree = json.loads(line)
+                    if "about" in tree:
+                        run.about = tree["about"]
+                    elif "writing" in tree:
+                        run.names |= set(tree["writing"])
+                    else:
+                        name = tree.pop("name")
+                        entry = Entry(**tree)
+                        run.names.add(name)
+                        run.entries[name, entry.content] = entry
+            runs.append(run)
+        return runs
+
+    def _done(self) -> dict[str, Entry]:
+        """The images that a stopped run has left, if the files that they were made from are unchanged."""
         done = {}
-        for case in self.cases:
-            entry = found.get(case.name)
-            if entry is not None and entry.content == case.content and (self.output / f"{case.name}.png").is_file():
-                done[case.name] = entry
+        for run in self.stopped:
+            if _going_on(run.about) != _going_on(self.about):
+                continue
+            for case in self.cases:
+                if case.name in run.names and self.output.result(case.name).is_file():
+                    entry = run.entries.get((case.name, case.content))
+                    if entry is not None:
+                        done[case.name] = entry
         return done
+
+    def _beside(self) -> list[str]:
+        """Images of earlier runs with these settings whose results stay beside those of this run."""
+        names: set[str] = set()
+        for run in self.continued:
+            names |= run.names
+        return sorted(name for name in names - set(self.names) if self.output.result(name).is_file())
+
+    def _refuse_foreign(self) -> None:
+        repeated = lists.twice(self.names)
+        if repeated:
+            raise UserError(f"several images would have the same result: {lists.some(repeated)}")
+        results = []
+        for name in self.names:
+            results += self.output.files(name)
+        inputs = []
+        for case in self.cases:
+            inputs += [path for path in (case.path, case.mask, case.target) if path is not None]
+        own = []
+        for run in self.earlier:
+            for name in run.names:
+                own += self.output.files(name)
+        ownership.refuse_foreign(results, inputs, own, "eval.output")
+
+    def _refuse_mixture(self) -> None:
+        for run in self.replaced:
+            left_over = sorted(name for name in run.names - set(self.names) if self.output.result(name).is_file())
+            if left_over:
+                difference = _difference(run.about, self.about)
+                raise UserError(f"{self.output.folder} holds results of other settings ({difference}): "
+                                f"{lists.some(left_over)}; give this run another folder with eval.output=, "
+                                "or remove that one")
+
+    def _unfinished_file(self) -> Path:
+        return self.output.folder / UNFINISHED.format(process=processes.rank())
+
+    def _remove_unfinished(self, keep: Path | None = None) -> None:
+        for path in self.output.folder.glob(UNFINISHED.format(process="*")):
+            if path != keep:
+                path.unlink(missing_ok=True)
+
+    def _append(self, tree: dict) -> None:
+        """A line more in this process's unfinished record."""
+        path = self._unfinished_file()
+        try:
+            # The line break comes first: it ends a line that a killed process may have left torn.
+            with open(path, "a", encoding="utf-8") as file:
+                file.write("\n" + json.dumps(tree))
+        except OSError as error:
+            raise MachineError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def read_summary(folder) -> dict:
+    """What an evaluation script left in its folder about its run; empty if there is none that can be read."""
+    try:
+        summary = json.loads((Path(folder) / SUMMARY).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return summary if isinstance(summary, dict) else {}
+
+
+def recorded_names(summary: dict) -> list[str]:
+    """The images whose results a summary.json knows: of its run, and of earlier ones with the same settings."""
+    return [*summary.get("seconds_per_image", {}), *summary.get("results_of_earlier_runs", [])]
 
 
 def cost(seconds: list[float], warm: list[float]) -> dict:
@@ -128,9 +292,9 @@ def cost(seconds: list[float], warm: list[float]) -> dict:
     }
 
 
-def describe_run(method: str, device: torch.device, precision: str, compiled: bool, settings: dict,
-                 weights: list[str]) -> dict:
-    """What summary.json says of a run: method, settings, machine, weights with their digests, date."""
+def describe_run(method: str, device: torch.device, precision: str, compiled: bool, settings: dict, weights: list[str],
+                 image_size: int) -> dict:
+    """What summary.json says of a run before it begins: method, settings, machine, weights with their digests, date."""
     machine = f"CPU, {torch.get_num_threads()} threads ({platform.machine()})"
     if device.type == "cuda":
         machine = torch.cuda.get_device_name(device)
@@ -143,9 +307,33 @@ def describe_run(method: str, device: torch.device, precision: str, compiled: bo
         "torch": torch.__version__,
         "weights": {str(path): checkpoint.digest(path) for path in weights},
         "date": time.strftime("%Y-%m-%d %H:%M:%S"),
+        "image_size": image_size,
     }
 
 
-def write_json(path: Path, tree: dict) -> None:
-    text = json.dumps(tree, indent=1) + "\n"
-    images.write_file(path, text.encode())
+def _going_on(about: dict) -> dict:
+    """What must be the same for a stopped run to go on: all but the date."""
+    return {key: value for key, value in about.items() if key != "date"}
+
+
+def _common(about: dict) -> dict:
+    """What all results in one folder have in common, {dotted key: value}.
+
+    Method, settings, precision, and the weights by their digests, wherever they lie.
+    """
+    common = {key: about.get(key) for key in ("method", "precision", "image_size")}
+    for key, value in config.flatten(about.get("settings", {})).items():
+        if key not in ANY_RESULT:
+            common[key] = value
+    common["weights"] = list(about.get("weights", {}).values())
+    return common
+
+
+def _difference(before: dict, now: dict) -> str:
+    """The settings in which two runs differ, in words."""
+    was = _common(before)
+    words = []
+    for key, value in _common(now).items():
+        if was.get(key) != value:
+            words.append("other weights" if key == "weights" else f"{key} was {was.get(key)}, now {value}")
+    return lists.some(words, "; ") or "fewer settings"

@@ -14,10 +14,13 @@ from pathlib import Path
 import numpy as np
 
 from .. import images, scores
+from ..runtime import ownership
 from . import pictures, statistics
-from .scoring import Scored, read_summary
+from .record import read_summary
+from .scoring import Scored
 from .tables import Table, latex, markdown, text
 
+RECORD = "metrics.json"  # all numbers; its presence says that the other files are ours
 COMPARED = 4        # images in comparison.png
 ABSENT = "—"        # in a table, what is not known
 MILLION = 1e6       # parameters are counted in millions
@@ -28,8 +31,7 @@ COST_KEYS = ("sampler", "steps", "parameters", "seconds", "seconds_after_warm_up
              "device", "precision", "batch_size")
 
 
-# --- Numbers
-# -----------------------------------------------------------------------------------------------------------------
+# --- Numbers ----------------------------------------------------------------------------------------------------------
 
 def summarise(scored: Scored, seed: int = 0) -> dict[str, dict[str, dict[str, float]]]:
     """{method: {score's key: what statistics.describe says}}. seed: of the bootstrap."""
@@ -80,8 +82,7 @@ def extremes(scored: Scored, method: str) -> dict[str, str]:
     return {rank: ranks[rank] for rank in ("best", "median", "worst") if rank in ranks}
 
 
-# --- Tables
-# ------------------------------------------------------------------------------------------------------------------
+# --- Tables -----------------------------------------------------------------------------------------------------------
 
 def quality_tables(scored: Scored, summary: dict) -> list[Table]:
     """The seeds' tables: mean ± population standard deviation, a row for each method, the best of several methods
@@ -212,8 +213,7 @@ def _undefined(scored: Scored, columns: tuple[scores.Score, ...], summary: dict)
     return lines
 
 
-# --- Files
-# -------------------------------------------------------------------------------------------------------------------
+# --- Files ------------------------------------------------------------------------------------------------------------
 
 def write(scored: Scored, output, folders: dict[str, str | Path] | None = None, seed: int = 0) -> str:
     """All files into the folder `output`; returns the tables of quality and cost as text, for the terminal.
@@ -222,11 +222,20 @@ def write(scored: Scored, output, folders: dict[str, str | Path] | None = None, 
     metrics.txt, .md, .tex (all tables), .csv (every image), .json (all), .png (box plots), comparison.png,
     examples_<method>.png.
     """
-    # numbers
     output = Path(output)
+    inputs = []
+    for files in scored.files.values():
+        inputs += [files.cxr, files.target, *files.predictions.values()]
+    refuse_foreign(output, scored.methods[1:], inputs, "metrics.output")
+
+    # numbers
     summary = summarise(scored, seed)
     tests = compare_methods(scored)
     cost = costs(folders or {})
+
+    # all numbers; first, since this file is the record by which a later run knows the others as its own
+    tree = {"settings": scored.heading, "summary": summary, "tests": tests, "cost": cost, "images": scored.values}
+    images.write_file(output / RECORD, json.dumps(_finite(tree), indent=1, allow_nan=False).encode())
 
     # tables
     shown = quality_tables(scored, summary)
@@ -237,13 +246,41 @@ def write(scored: Scored, output, folders: dict[str, str | Path] | None = None, 
         every_table.append(comparison_table(scored, tests))
     write_tables(output / "metrics", scored.heading, every_table)
 
-    # every image, and all numbers
+    # every image
     write_csv(output / "metrics.csv", scored)
-    tree = {"settings": scored.heading, "summary": summary, "tests": tests, "cost": cost, "images": scored.values}
-    images.write_file(output / "metrics.json", json.dumps(_finite(tree), indent=1, allow_nan=False).encode())
-
     write_pictures(scored, output)
     return _document(scored.heading, [text(table) for table in shown])
+
+
+def refuse_foreign(output: Path, methods: list[str], inputs: list[Path], setting: str) -> None:
+    """Raise UserError if `write` would replace a file that is read or that no run of metrics.py has written, or cannot
+    write.
+
+    methods: as `write` names its pictures. inputs: files that are read. setting: the one that names `output`.
+    """
+    try:
+        tree = json.loads((output / RECORD).read_text(encoding="utf-8"))
+        recorded = list(tree["summary"])
+        own = _file_names(recorded)
+    except (OSError, ValueError, KeyError, TypeError):  # no record, or somebody else's metrics.json
+        own = []
+    results = [output / name for name in _file_names(methods)]
+    ownership.refuse_foreign(results, inputs, [output / name for name in own], setting)
+    ownership.require_writable(output)
+
+
+def _file_names(methods: list[str]) -> list[str]:
+    """What metrics.py and the ablations write for these methods."""
+    names = [f"metrics.{suffix}" for suffix in ("txt", "md", "tex", "csv", "json", "png")]
+    names += ["comparison.png", "quality_seconds.png", "quality_steps.png"]
+    for method in methods:
+        names.append(_examples_name(method))
+    return names
+
+
+def _examples_name(method: str) -> str:
+    words = re.sub(r"[^A-Za-z0-9.-]+", "_", method)
+    return f"examples_{words}.png"
 
 
 def write_tables(stem, heading: str, tables: list[Table]) -> None:
@@ -301,8 +338,7 @@ def write_pictures(scored: Scored, output: Path) -> None:
             label = f"{rank}: {name}\nPSNR {psnr:.1f} dB"
             paths = (files.cxr, files.predictions[method], files.target)
             examples[label] = tuple(_pixels(path, scored.size) for path in paths)
-        file_name = re.sub(r"[^A-Za-z0-9.-]+", "_", method)
-        images.write_file(output / f"examples_{file_name}.png", pictures.examples(examples))
+        images.write_file(output / _examples_name(method), pictures.examples(examples))
 
 
 def quality_against_cost(points: dict[str, list[pictures.Point]], path, cost: str = "seconds an image",

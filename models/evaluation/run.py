@@ -2,7 +2,7 @@
 import re
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import Protocol
@@ -11,12 +11,13 @@ import torch
 from tqdm import tqdm
 
 from .. import config, images, pipelines, sampling
-from ..runtime import compiling, processes
+from ..runtime import checkpoint, compiling, processes
 from ..runtime.device import pick_device, pick_precision
 from ..runtime.files import UserError
-from . import results
+from . import weights
 from .cases import Case, find_cases
 from .record import Record, describe_run
+from .results import Output, write_deviation, write_dicom, write_result
 
 Measure = Callable[[torch.Tensor, torch.Tensor], dict[str, float]]
 
@@ -39,8 +40,18 @@ class Method(Protocol):
         image."""
 
 
-# --- Settings to results
-# -----------------------------------------------------------------------------------------------------
+# --- Settings to results ----------------------------------------------------------------------------------------------
+
+@dataclass(frozen=True)
+class Job:
+    """One evaluation that nothing speaks against: its settings, X-rays and record, and where it computes."""
+    settings: config.Settings
+    cases: list[Case]
+    record: Record
+    device: torch.device
+    precision: str
+    compiled: bool
+
 
 def main(variants: dict[str, config.Settings], method_class: type[pipelines.Pipeline]) -> int:
     """Evaluate a method with the settings of each variant; score several variants beside each other. The script's exit
@@ -54,70 +65,107 @@ def main(variants: dict[str, config.Settings], method_class: type[pipelines.Pipe
     folders = {}
     for name in variants:
         folders[name] = output / re.sub(r"[^\w.=+-]+", "_", name)  # of "": output itself
-    cases: list[Case] = []
     with processes.joined():
-        for name, settings in variants.items():
+        # Whatever can be refused is refused now: a mistake in the last variant should not cost the hours of the others.
+        jobs = prepare(variants, method_class, folders)
+        for name, job in jobs.items():
             if name:
                 processes.say(f"{name}: {folders[name]}")
-            cases = suppress_all(settings, method_class, folders[name])
+            suppress(job, method_class)
     if len(variants) == 1 or processes.rank() > 0:
         return 0
 
-    from . import ablation  # here, since one evaluation needs neither scores nor scipy and matplotlib, which take seconds
+    from . import (
+        ablation,  # here, since one evaluation needs neither scores nor scipy and matplotlib, which take seconds
+    )
 
-    return ablation.compare(folders, cases, output, first)
+    return ablation.compare(folders, job.cases, output, first)
 
 
-def suppress_all(settings: config.Settings, method_class: type[pipelines.Pipeline], output: Path) -> list[Case]:
-    """Write the results of all X-rays of eval.input into a folder. Returns the X-rays."""
-    # X-rays
-    masks = settings.eval.masks if method_class is pipelines.GLLCM else None  # BS-LDM sees no masks
-    cases = find_cases(settings.eval.input, settings.data.root, masks)
+def prepare(variants: dict[str, config.Settings], method_class: type[pipelines.Pipeline],
+            folders: dict[str, Path]) -> dict[str, Job]:
+    """What each variant is about to do. Raises UserError for the first thing that speaks against any of them.
 
-    # networks
+    The first line on the screen says which weights are used.
+    """
+    # weights
+    with_weights = {}
+    lines = []
+    for name, settings in variants.items():
+        settings = weights.prefer_own(settings, method_class.section)
+        checkpoint.require(settings.vqgan.weights, getattr(settings, method_class.section).weights)
+        with_weights[name] = settings
+        lines.append(weights.describe(settings, method_class.title, method_class.section))
+    if processes.rank() == 0:
+        for line in dict.fromkeys(lines):  # variants mostly share their weights
+            print(line, flush=True)
+
+    # X-rays, which variants mostly share: they are read once
+    found: dict[tuple, list[Case]] = {}
+    jobs = {}
+    for name, settings in with_weights.items():
+        masks = settings.eval.masks if method_class is pipelines.GLLCM else None  # BS-LDM sees no masks
+        limits = images.parse_limits(settings.eval.range)
+        source = (settings.eval.input, settings.data.root, masks, limits)
+        if source not in found:
+            found[source] = find_cases(*source)
+        jobs[name] = _prepare_one(settings, method_class, found[source], folders[name])
+    if len(jobs) > 1:
+        from . import ablation
+
+        ablation.check_output(folders, Path(next(iter(variants.values())).eval.output))
+    return jobs
+
+
+def _prepare_one(settings: config.Settings, method_class: type[pipelines.Pipeline], cases: list[Case],
+                 folder: Path) -> Job:
+    section = settings.eval
+    if section.dicom:
+        require_dicom(cases)
     device = pick_device(settings.device)
     precision = pick_precision(settings.precision, device)
     compiled = compiling.should_compile(settings.compile, device)
-    method = method_class.from_settings(settings, device, precision, compiled)
-    method.check_size(settings.data.image_size)
-
-    # run
-    weights = [settings.vqgan.weights, getattr(settings, method_class.section).weights]
-    recorded = {**method_class.sampling_keywords(settings), "eval": asdict(settings.eval)}
-    about = method.describe() | describe_run(method_class.title, device, precision, compiled, recorded, weights)
-    evaluate(method, cases, output, size=settings.data.image_size, batch_size=settings.eval.batch_size, about=about,
-             samples=settings.eval.samples, dicom=settings.eval.dicom)
-    return cases
+    files = [settings.vqgan.weights, getattr(settings, method_class.section).weights]
+    names = [field.name for field in fields(section) if method_class is pipelines.GLLCM or field.name != "masks"]
+    recorded_section = {name: getattr(section, name) for name in names}
+    recorded = {**method_class.sampling_keywords(settings), "eval": recorded_section}
+    about = describe_run(method_class.title, device, precision, compiled, recorded, files, settings.data.image_size)
+    record = Record(Output.at(folder, len(cases)), about, cases)
+    return Job(settings, cases, record, device, precision, compiled)
 
 
-# --- Running a method
-# --------------------------------------------------------------------------------------------------------
+def suppress(job: Job, method_class: type[pipelines.Pipeline]) -> None:
+    """Write the results of all X-rays of a job."""
+    method = method_class.from_settings(job.settings, job.device, job.precision, job.compiled)
+    method.check_size(job.settings.data.image_size)
+    section = job.settings.eval
+    evaluate(method, job.record, batch_size=section.batch_size, samples=section.samples, dicom=section.dicom,
+             about=method.describe())
 
-def evaluate(method: Method, cases: list[Case], output, *, size: int, batch_size: int, about: dict, samples: int = 1,
-             dicom: bool = False, measure: Measure | None = None) -> dict:
-    """Write <output>/<name>.png in the input's size and depth, panels/<name>.png beside it, and summary.json. Returns
-    the summary.
 
-    size: side of the images that the method sees. about: what summary.json says of the run. samples: results drawn of
-    each image (see `draw_samples`); above 1 their deviation is written too. dicom: DICOM inputs get a DICOM result as
-    well, in dicom/. measure(cxr (1, S, S), result (1, S, S)) -> {"psnr": ...}: further figures of an image for the
-    summary. Several processes share the images, each of which comes out as it would in one process. After a stop the
-    same call goes on.
+# --- Running a method -------------------------------------------------------------------------------------------------
+
+def evaluate(method: Method, record: Record, *, batch_size: int, samples: int = 1, dicom: bool = False,
+             about: dict | None = None, measure: Measure | None = None) -> dict:
+    """Write the result of each image of a record in the input's size and depth, its panel, and summary.json.
+
+    record.about["image_size"] is the side of the images that the method sees. samples: results drawn of each image (see
+    `draw_samples`); above 1 their deviation is written too. dicom: DICOM inputs get a DICOM result as well. about: what
+    summary.json says of the method. measure(cxr (1, S, S), result (1, S, S)) -> {"psnr": ...}: further figures of an
+    image for the summary. Returns the summary.
+    Several processes share the images, each of which comes out as it would in one process. After a stop the same call
+    goes on.
     """
-    output = Path(output)
-    if dicom and not any(images.is_dicom(case.path) for case in cases):
-        raise UserError(f"eval.dicom=true, but none of the {len(cases)} images is a DICOM file ({cases[0].path})")
-
     # what is done already
-    processes.tidy(output, *(output / folder for folder in results.FOLDERS))
-    identity = {key: value for key, value in about.items() if key != "date"}
-    identity |= {"size": size, "samples": samples, "dicom": dicom}
-    record = Record(output, identity, cases)
+    record.begin()
+    output = record.output
+    size = record.about["image_size"]
+    count = len(record.cases)
     if record.done:
-        processes.say(f"going on: {len(record.done)} of {len(cases)} images are in {output} already")
+        processes.say(f"going on: {len(record.done)} of {count} images are in {output.folder} already")
 
     # this process's share of what is left; `batch_size` results go through the networks together
-    left = [case for case in cases if case.name not in record.done]
+    left = [case for case in record.cases if case.name not in record.done]
     images_per_batch = max(1, batch_size // samples)
     batches = []
     for start in range(0, len(left), images_per_batch):
@@ -125,32 +173,43 @@ def evaluate(method: Method, cases: list[Case], output, *, size: int, batch_size
     batches = batches[processes.rank()::processes.world_size()]
 
     # images through the method and onto the disk
-    count = sum(len(batch) for batch in batches)
-    with tqdm(total=count, unit="image", disable=processes.rank() > 0) as bar:
+    own_count = sum(len(batch) for batch in batches)
+    with tqdm(total=own_count, unit="image", disable=processes.rank() > 0) as bar:
         for batch in batches:
-            scans = [images.read(case.path) for case in batch]
+            scans = [images.read(case.path, case.limits) for case in batch]
             start = time.perf_counter()
             cxr = torch.stack([images.to_network(scan.pixels, size) for scan in scans])  # (B, 1, S, S)
             means, deviations = draw_samples(method, batch, cxr, batch_size, samples)
             seconds = (time.perf_counter() - start) / len(batch)
+            record.writing(batch)
             for i, case in enumerate(batch):
                 soft = pipelines.at_full_size(scans[i].pixels, cxr[i], means[i], method.residual)
-                results.write_result(output, case.name, scans[i], soft, case.target)
+                write_result(output, case.name, scans[i], soft, case.target)
                 if dicom and images.is_dicom(case.path):
-                    results.write_dicom(output, case.name, soft, case.path)
+                    write_dicom(output, case, soft, record.about)
                 notes = measure(cxr[i], means[i]) if measure else {}
                 if samples > 1:
-                    mean_deviation = results.write_deviation(output, case.name, scans[i], deviations[i], samples)
-                    notes["mean_deviation"] = mean_deviation
+                    notes |= write_deviation(output, case.name, scans[i], deviations[i], samples)
                 record.add(case, seconds, batch is not batches[0], notes)
                 bar.update()
-            record.save()
 
     # record
-    summary = record.finish({**about, "compiled": method.compiled, "image_size": size, "batch_size": batch_size})
+    summary = record.finish({**(about or {}), "compiled": method.compiled, "batch_size": batch_size})
     if processes.rank() == 0:
-        print(f"{len(cases)} images in {output} (panels beside them in {output / 'panels'})")
+        if output.file is None:
+            print(f"{count} images in {output.folder} (panels beside them in {output.folder / 'panels'})")
+        else:
+            print(f"{output.file} (panel and record in {output.folder})")
     return summary
+
+
+def require_dicom(cases: list[Case]) -> None:
+    """Raise UserError unless one of the X-rays is a DICOM file, and for one that no DICOM result can be derived from."""
+    sources = [case.path for case in cases if images.is_dicom(case.path)]
+    if not sources:
+        raise UserError(f"eval.dicom=true, but none of the {len(cases)} images is a DICOM file ({cases[0].path})")
+    for path in sources:
+        images.require_dicom_source(path)
 
 
 def draw_samples(method: Method, cases: list[Case], cxr: torch.Tensor, batch_size: int,
@@ -170,7 +229,7 @@ def draw_samples(method: Method, cases: list[Case], cxr: torch.Tensor, batch_siz
     names = []
     for case in cases:
         names += [case.name, *(f"{case.name}/sample {number}" for number in range(1, samples))]
-    hidden = processes.rank() > 0
+    hidden = True if processes.rank() > 0 else None  # None: hidden if stderr is no terminal, where every step is a line
     drawn = []
     for start in range(0, len(places), batch_size):
         batch = slice(start, start + batch_size)

@@ -1,6 +1,5 @@
 """Folders of predictions -> the scores of every image. What metrics.py and the ablations call first; report.py writes
 what comes out."""
-import json
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -15,6 +14,7 @@ from tqdm import tqdm
 from .. import images, scores
 from ..data import lists
 from ..runtime.files import UserError
+from .record import UNFINISHED, read_summary, recorded_names
 
 MOST_THREADS = 16   # that work on images beside each other, each with at most 0.3 GB at 1024 x 1024 and one method
 
@@ -168,6 +168,24 @@ def name_methods(folders: Iterable[str]) -> dict[str, str]:
     return named
 
 
+def doubtful(folders: dict[str, str | Path]) -> list[str]:
+    """A line for each folder of predictions that may hold more than one method's results, by its record."""
+    lines = []
+    for folder in folders.values():
+        folder = Path(folder)
+        if any(folder.glob(UNFINISHED.format(process="*"))):
+            lines.append(f"note: an evaluation in {folder} has not ended; its results may be those of different settings")
+        summary = read_summary(folder)
+        if folder.is_dir() and "seconds_per_image" in summary:
+            recorded = set(recorded_names(summary))
+            strange = [name for name in images.find(folder) if name not in recorded]
+            if strange:
+                names = lists.some(strange)
+                lines.append(f"note: {folder} holds images that its summary.json does not list, "
+                             f"perhaps another method's: {names}")
+    return lines
+
+
 def masks_beside(cxr) -> Path | None:
     """The folder Mask/ beside the folder of the CXRs, if it holds images."""
     folder = Path(cxr).resolve().parent / "Mask"
@@ -175,15 +193,6 @@ def masks_beside(cxr) -> Path | None:
         return None
     holds_images = any(path.suffix.lower() in images.SUFFIXES for path in folder.iterdir())
     return folder if holds_images else None
-
-
-def read_summary(folder) -> dict:
-    """What an evaluation script left in its folder about its run; empty if there is none that can be read."""
-    try:
-        summary = json.loads((Path(folder) / "summary.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return summary if isinstance(summary, dict) else {}
 
 
 def _find(key: str, folder) -> dict[str, Path]:

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 LATEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_",
     "{": r"\{", "}": r"\}", "[": "{[}", "]": "{]}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
-    "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", "±": r"$\pm$", "↑": r"$\uparrow$", "↓": r"$\downarrow$",
+    "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}",
+    "±": r"$\pm$", "↑": r"$\uparrow$", "↓": r"$\downarrow$",
     "×": r"$\times$", "✗": r"$\times$", "α": r"$\alpha$", "–": "--", "—": "---",
 }
 LONG_HEADING = 15  # letters

@@ -156,8 +156,8 @@ def require(*paths: str | Path) -> None:
     """Raise UserError if one of these weights files does not exist."""
     for path in map(Path, paths):
         if not path.is_file():
-            raise UserError(f"no weights at {path}; train them first, or name the file (vqgan.weights=, ldm.weights=, "
-                            "lcm.weights=)")
+            raise UserError(f"no weights at {path}; train them first, name the file (vqgan.weights=, ldm.weights=, "
+                            "lcm.weights=), or take the shipped ones with --profile small")
 
 
 def read_weights(path: str | Path) -> tuple[dict, dict | None, dict]:

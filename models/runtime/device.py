@@ -17,8 +17,8 @@ def pick_device(name: str) -> torch.device:
         gpu = os.environ.get("LOCAL_RANK", 0)  # torchrun's number of this process on its machine
         name = f"cuda:{gpu}"
 
-    # A device is one that computes and gives the result back. PyTorch knows the names of many that are not built in, and of
-    # "meta", whose tensors have no numbers.
+    # A device is one that computes and gives the result back. PyTorch knows the names of many that are not built in,
+    # and of "meta", whose tensors have no numbers.
     try:
         device = torch.device(name)
         answer = torch.ones(1, device=device).add(1).item()

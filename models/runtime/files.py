@@ -1,5 +1,6 @@
 """How files are written, and the two kinds of errors that end a run in one line."""
 import errno
+import hashlib
 import os
 import re
 import time
@@ -9,17 +10,29 @@ from pathlib import Path
 # A place that cannot be written is a mistake of the person who named it; a disk that is full or fails is not.
 WRONG_PLACE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST,
                errno.ENAMETOOLONG}
-DAY = 24 * 3600  # seconds
+DAY = 24 * 3600       # seconds
+READABLE_BYTES = 100  # of a file's name that its temporary file repeats
 
 
 class UserError(Exception):
     """A mistake of the person at the keyboard: one line that names the thing and the remedy, exit status 2."""
     status = 2
 
+    def __init__(self, message: object):
+        super().__init__(printable(str(message)))
+
 
 class MachineError(UserError):
     """The machine gave up, nobody made a mistake: one line, exit status 1."""
     status = 1
+
+
+def printable(text: str) -> str:
+    """The text with escapes for what no terminal or UTF-8 file takes.
+
+    A file's name may hold any bytes; those that are not UTF-8 reach Python as lone surrogates, which print() refuses.
+    """
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 @contextmanager
@@ -30,9 +43,11 @@ def replacing(path: str | Path):
     where the disk fails.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    temporary = path.with_name(_temporary_name(path.name))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        with suppress(FileNotFoundError):
+            path.lstat()  # a name that the filesystem does not take is refused before the work, not after it
         temporary.touch()
         mode = temporary.stat().st_mode  # by the user's umask; what some libraries write, only its owner may read
         yield temporary
@@ -50,13 +65,23 @@ def replacing(path: str | Path):
             temporary.unlink()
 
 
+def _temporary_name(name: str) -> str:
+    """.NAME.PROCESS.part; a long NAME, which may be as long as the filesystem takes, is cut and ends in a digest."""
+    encoded = os.fsencode(name)
+    if len(encoded) > READABLE_BYTES:
+        start = encoded[:READABLE_BYTES].decode("utf-8", "ignore")  # without half a letter at the end
+        digest = hashlib.sha256(encoded).hexdigest()[:16]
+        name = f"{start}.{digest}"
+    return f".{name}.{os.getpid()}.part"
+
+
 def sweep(folder: str | Path) -> None:
     """Remove the temporary files that killed processes left in a folder.
 
     The file of a process that runs stays, unless it is a day old: then that number is another process's by now.
     """
     for path in Path(folder).glob(".*.part"):
-        writer = re.fullmatch(r".+\.(\d+)\.part", path.name)
+        writer = re.fullmatch(r".+\.(\d+)\.part", path.name, re.DOTALL)  # a name may hold a line break
         if writer is None:  # somebody else's file
             continue
         with suppress(OSError):

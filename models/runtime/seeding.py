@@ -1,4 +1,7 @@
-"""Random numbers as a function of a text such as "seed/step/name": nothing is counted, so nothing has to be stored to go on."""
+"""Random numbers as a function of a text such as "seed/step/name".
+
+Nothing is counted, so a run that goes on needs no stored state of a generator.
+"""
 import zlib
 
 import torch

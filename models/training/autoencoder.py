@@ -24,56 +24,64 @@ def train(settings: config.Settings, reads: tuple[str, ...]) -> int:
     reads: the keys and sections that the script reads, of which a resumed training reports the changes.
     Raises UserError for data, weights or a folder that do not fit the settings.
     """
-    vqgan_settings = settings.vqgan
+    section = settings.vqgan
     size = settings.data.image_size
     folder = Path(settings.runs) / "vqgan"
-
     check_ms_ssim(settings)
 
-    # data
+    # data: validation images are whole and never augmented
     pairs, validation_pairs = lists.training_pairs(settings.data.root, settings.data.lists, settings.data.name)
     if not augment.changes_nothing(settings.augment):
         processes.say("note: images are augmented anew in each epoch")
-    data = datasets.ImageSource(pairs, size, vqgan_settings.masked, settings.train.workers, settings.augment, vqgan_settings.crop,
+    data = datasets.ImageSource(pairs, size, section.masked, settings.train.workers, settings.augment, section.crop,
                                 settings.train.seed)
     validation_data = None
     if validation_pairs:
-        validation_data = datasets.ImageSource(validation_pairs, size, vqgan_settings.masked, settings.train.workers)
+        validation_data = datasets.ImageSource(validation_pairs, size, section.masked, settings.train.workers)
 
     with processes.joined(), ownership.owned(folder, "vqgan.start"):
-        # networks
+        # networks: the seed decides their first weights, so nothing else may draw between it and them
         device = pick_device(settings.device)
         precision = pick_precision(settings.precision, device)
-        hybrid = losses.HybridLoss(**asdict(vqgan_settings.loss), features=settings.features).to(device)
+        hybrid = losses.HybridLoss(**asdict(section.loss), features=settings.features).to(device)
         torch.manual_seed(settings.train.seed)
-        vqgan = loop.init_from(MLVQGAN(**asdict(vqgan_settings.network)), vqgan_settings.start).to(device)
-        discriminator = PatchDiscriminator(**asdict(vqgan_settings.discriminator)).to(device)
+        vqgan = loop.init_from(MLVQGAN(**asdict(section.network)), section.start).to(device)
+        discriminator = PatchDiscriminator(**asdict(section.discriminator)).to(device)
         layers.checkpoint_activations(vqgan, settings.train.checkpointing)
         compiled = compile_networks(vqgan, settings, device, precision)
 
         # optimisers: the codebook is a moving average, which no gradient moves
-        learning_rates = {"vqgan": vqgan_settings.learning_rate, "discriminator": vqgan_settings.discriminator_learning_rate}
+        rates = {"vqgan": section.learning_rate, "discriminator": section.discriminator_learning_rate}
         fused = device.type == "cuda"
         learnt = [parameter for parameter in vqgan.parameters() if parameter.requires_grad]
-        optimizers = {"vqgan": torch.optim.Adam(learnt, learning_rates["vqgan"], fused=fused)}
-        if vqgan_settings.loss.adversarial:
-            optimizers["discriminator"] = torch.optim.Adam(discriminator.parameters(), learning_rates["discriminator"], fused=fused)
+        optimizers: dict[str, torch.optim.Optimizer] = {"vqgan": torch.optim.Adam(learnt, rates["vqgan"], fused=fused)}
+        if section.loss.adversarial:
+            learnt = list(discriminator.parameters())
+            optimizers["discriminator"] = torch.optim.Adam(learnt, rates["discriminator"], fused=fused)
 
-        # sample pictures: images above, their reconstructions beside them
+        # sample pictures: CXRs and soft-tissue images, their reconstructions beside them
         def picture(networks: dict) -> np.ndarray:
             shown = list((validation_pairs or pairs).values())[:PICTURES]
-            originals = torch.stack([datasets.load(pair, variant, size) for pair in shown for variant in datasets.WHOLE]).to(device)
+            loaded = []
+            for pair in shown:
+                loaded += [datasets.load(pair, variant, size) for variant in datasets.WHOLE]
+            originals = torch.stack(loaded).to(device)               # (2 PICTURES, 1, H, W)
             reconstructions, _ = networks["vqgan"](originals)
             return pictures.grid(originals, reconstructions)
+
+        # what a training that goes on must have as it was, beside the settings in FIXED
+        facts: dict[str, object] = {
+            "training images": lists.describe(pairs),
+            "validation images": lists.describe(validation_pairs),
+        }
+        known_settings = {**config.values(settings, reads), "precision": precision, "compile": compiled}
 
         # run
         trainer = loop.Trainer(
             folder, {"vqgan": vqgan, "discriminator": discriminator}, optimizers, losses.autoencoder_objective(hybrid),
-            data, validation_data, course=vqgan_settings, train=settings.train, learning_rates=learning_rates, precision=precision,
-            settings={**config.values(settings, reads), "precision": precision, "compile": compiled}, fixed=FIXED,
-            facts={"training images": lists.describe(pairs), "validation images": lists.describe(validation_pairs)},
-            config_text=config.to_yaml(settings), picture=picture,
-            finish=MLVQGAN.unit_latent if vqgan_settings.unit_latent else None)
+            data, validation_data, course=section, train=settings.train, learning_rates=rates, precision=precision,
+            settings=known_settings, fixed=FIXED, facts=facts, config_text=config.to_yaml(settings), picture=picture,
+            finish=MLVQGAN.unit_latent if section.unit_latent else None)
         return trainer.run()
 
 
@@ -82,8 +90,8 @@ def check_ms_ssim(settings: config.Settings) -> None:
     key = "vqgan.crop" if settings.vqgan.crop else "data.image_size"
     side = settings.vqgan.crop or settings.data.image_size
     if settings.vqgan.loss.ms_ssim and side < losses.MS_SSIM_MIN_SIDE:
-        raise UserError(f"{key}={side} is too small for MS-SSIM, which needs {losses.MS_SSIM_MIN_SIDE} pixels; set vqgan.loss.ms_ssim=0, "
-                        "or take larger images")
+        raise UserError(f"{key}={side} is too small for MS-SSIM, which needs {losses.MS_SSIM_MIN_SIDE} pixels; set "
+                        "vqgan.loss.ms_ssim=0, or take larger images")
 
 
 def compile_networks(vqgan: MLVQGAN, settings: config.Settings, device: torch.device, precision: str) -> bool:
@@ -93,5 +101,7 @@ def compile_networks(vqgan: MLVQGAN, settings: config.Settings, device: torch.de
     count = loop.micro_batch_size(settings.vqgan.batch_size, settings.train.accumulate)
     side = settings.vqgan.crop or settings.data.image_size
     example = torch.zeros(count, 1, side, side, device=device)
-    compiled_parts = [vqgan.encoder, vqgan.decoder]
-    return compiling.compile_for_training(compiled_parts, torch.nn.Sequential(*compiled_parts), (example,), precision, processes.say)
+    # the codebook between them stays plain: its moving average and restarts depend on the data
+    networks: list[torch.nn.Module] = [vqgan.encoder, vqgan.decoder]
+    autoencoder = torch.nn.Sequential(*networks)
+    return compiling.compile_for_training(networks, autoencoder, (example,), precision, processes.say)

@@ -1,19 +1,19 @@
 """The one loop of all trainings: precision, micro-batches, weight average (EMA), log, states, resume.
 
-A training hands over its networks, its optimisers and an objective. Everything random in it is a function of (seed, step, name),
-and the order of the images one of (seed, epoch). A training that was killed and goes on from its last state therefore does, to the
-bit, what it would have done.
+A training hands over its networks, its optimisers and an objective. Everything random in it is a function of (seed,
+step, name), and the order of the images one of (seed, epoch). A training that was killed and goes on from its last
+state therefore does, to the bit, what it would have done.
 """
 import copy
 import csv
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -30,6 +30,7 @@ from .pictures import draw_curves
 
 MOST_BAD_BATCHES = 10  # batches in a row with a loss or gradient that is not finite, before a training stops
 STEPS_A_NOTE = 10      # steps between two updates of the loss that the progress bar shows
+AnyNetwork = TypeVar("AnyNetwork", bound=nn.Module)
 STATE_ENTRIES = {"settings", "facts", "progress", "networks", "ema", "optimizers"}  # what a state_<step>.pt holds
 
 
@@ -39,6 +40,7 @@ class Source(Protocol):
 
     def batches(self, index_lists: list[list[int]], epoch: int = 0) -> Iterator[dict[str, torch.Tensor]]:
         """For each list of indices its items, stacked on the first axis, as they are in this epoch."""
+        ...
 
 
 @dataclass
@@ -57,8 +59,8 @@ class Progress:
 class Noise:
     """Random numbers for some images of a batch, as a function of (seed, step, name).
 
-    They are drawn for the whole batch, and those of `places` are picked: an image's noise does not depend on how the batch is
-    divided among processes and micro-batches.
+    They are drawn for the whole batch, and those of `places` are picked: an image's noise does not depend on how the
+    batch is divided among processes and micro-batches.
     """
 
     def __init__(self, seed: int, step: int | str, batch_size: int, places: list[int], device: torch.device):
@@ -99,10 +101,10 @@ def micro_batch_size(batch_size: int, micro_batches: int) -> int:
     return -(-images_of_all // processes.world_size())
 
 
-def init_from(network: nn.Module, path: str | None) -> nn.Module:
+def init_from(network: AnyNetwork, path: str | None) -> AnyNetwork:
     """Give a fresh network the weights of a file, from which its training starts; None leaves it as it is.
 
-    Returns the network. Raises UserError if the file is missing or damaged, or if its weights do not fit or are not finite.
+    Returns the network. Raises UserError if the file is missing or damaged, or its weights do not fit.
     """
     if path is not None:
         state, *_ = checkpoint.read_weights(path)
@@ -115,16 +117,21 @@ class Trainer:
     """Trains networks on a data source until the last epoch, and writes all that `run` promises into one folder."""
 
     def __init__(self, folder: str | Path, networks: dict[str, nn.Module], optimizers: dict[str, torch.optim.Optimizer],
-                 objective: Objective, data: Source, validation_data: Source | None, *, course: config.Course, train: config.Train,
-                 learning_rates: dict[str, float], precision: str = "float32", settings: dict[str, object] | None = None,
-                 fixed: tuple[str, ...] = (), facts: dict[str, object] | None = None, config_text: str | None = None,
-                 picture: Callable[[dict], np.ndarray] | None = None, finish: Callable[[nn.Module], nn.Module] | None = None):
-        """networks: name -> network; the first is the one that is averaged and exported. optimizers: phase -> optimiser.
+                 objective: Objective, data: Source, validation_data: Source | None, *, course: config.Course,
+                 train: config.Train, learning_rates: dict[str, float], precision: str = "float32",
+                 settings: dict[str, object] | None = None, fixed: tuple[str, ...] = (),
+                 facts: dict[str, object] | None = None, config_text: str | None = None,
+                 picture: Callable[[dict], np.ndarray] | None = None,
+                 finish: Callable[[Any], nn.Module] | None = None):
+        """networks: name -> network; the first one is averaged and exported. optimizers: phase -> optimiser.
 
-        course, train: the sections of the settings that the loop reads. learning_rates: phase -> rate in the first epoch.
-        settings: dotted key -> value of all that this training reads. A key in `fixed`, or below one, must not change between start
-        and resume; a change of the others is reported. facts: what else must not change, such as the training images.
-        config_text: the settings as config.yaml, written when the folder is this training's. picture(networks): (H, W) in [0, 1].
+        course, train: the sections of the settings that the loop reads.
+        learning_rates: phase -> rate in the first epoch.
+        settings: dotted key -> value of all that this training reads. A key in `fixed`, or below one, must not change
+        between start and resume; a change of the others is reported.
+        facts: what else must not change, such as the training images.
+        config_text: the settings as config.yaml, written when the folder is this training's.
+        picture(networks): (H, W) in [0, 1], drawn now and then.
         finish: applied to a copy of the exported network before it is written.
         """
         self.folder = Path(folder)
@@ -144,6 +151,7 @@ class Trainer:
         self.picture = picture
         self.finish = finish
 
+        # what the loop itself keeps
         self.main = next(iter(networks))
         self.device = next(networks[self.main].parameters()).device
         self.ema: nn.Module | None = None
@@ -156,7 +164,7 @@ class Trainer:
         self.bad_in_a_row = 0
         self.saved_at = time.monotonic()
 
-    # --- the loop ------------------------------------------------------------------------------------------------------------
+    # --- the loop -----------------------------------------------------------------------------------------------------
 
     def run(self) -> int:
         """Train to the last epoch, from the newest state if there is one. Returns the exit status of the script.
@@ -169,7 +177,7 @@ class Trainer:
         if finished:
             say(f"{self.folder}: already trained for {progress.epoch} epochs")
 
-        # the record of the settings, now that they are those of what follows; a finished training keeps that of what it did
+        # the record of the settings, now that they are those of what follows; a finished training keeps its own
         if not finished or not (self.folder / "config.yaml").is_file():
             self.write_config()
 
@@ -221,12 +229,13 @@ class Trainer:
         if values and (self.progress.step % STEPS_A_NOTE == 0 or at_end):
             bar.set_postfix_str(f"epoch {self.progress.epoch + 1} loss {float(values['loss']):.4f}", refresh=False)
 
-    def epoch_batches(self) -> Iterator[tuple[dict[str, torch.Tensor], list[str]]]:
+    def epoch_batches(self) -> Generator[tuple[dict[str, torch.Tensor], list[str]]]:
         """(this process's share of a batch, the names of all its images), from where the epoch stands."""
         order = data_order(len(self.data.names), self.train.seed, self.progress.epoch)
         index_lists = []
         for start in range(self.progress.offset, len(order), self.course.batch_size):
             index_lists.append(order[start:start + self.course.batch_size])
+        # every process computes the same lists and loads its own images of them
         own_lists = [self.own_indices(indices) for indices in index_lists]
         for batch, indices in zip(self.data.batches(own_lists, self.progress.epoch), index_lists):
             yield batch, [self.data.names[index] for index in indices]
@@ -239,9 +248,10 @@ class Trainer:
         return own
 
     def micro_batches(self, size: int) -> list[tuple[list[int], float]]:
-        """For each micro-batch of a batch of `size` images: this process's places in the batch, and their weight, 1 or 0.
+        """For each micro-batch of a batch: this process's places in the batch, and their weight, 1 or 0.
 
-        The weight is 0 if there are fewer images than processes and this one only repeats another's (see processes.shard).
+        The weight is 0 if there are fewer images than processes and this one only repeats another's (see
+        processes.shard).
         """
         count = self.train.accumulate
         bounds = [round(i * size / count) for i in range(count + 1)]
@@ -252,10 +262,13 @@ class Trainer:
                 found.append(([start + place for place in places], shard_weight))
         return found
 
-    # --- one step ------------------------------------------------------------------------------------------------------------
+    # --- one step -----------------------------------------------------------------------------------------------------
 
     def update(self, batch: dict, names: list[str]) -> dict[str, float] | None:
-        """One step of all optimisers -> the logged values; None, and nothing changed, if a loss or gradient is not finite."""
+        """One step of all optimisers -> the logged values.
+
+        None, and nothing is changed, if a loss or gradient is not finite.
+        """
         progress = self.progress
         size = len(names)
 
@@ -265,11 +278,13 @@ class Trainer:
         finite = math.isfinite(norm) and all(math.isfinite(value) for value in values.values())
 
         if finite:
+            # the rate is a function of the epoch, set anew each time, so a changed setting holds at once on resume
             for phase, optimizer in self.optimizers.items():
                 for group in optimizer.param_groups:
                     group["lr"] = self.rate(phase)
                 optimizer.step()
             self.update_ema()
+            # an epoch's mean weighs each image alike, so that a last small batch does not count as a whole one
             for name, value in values.items():
                 progress.sums[name] = progress.sums.get(name, 0.0) + value * size
             progress.counted += size
@@ -294,7 +309,7 @@ class Trainer:
         return tensors
 
     def gradients(self, batch: dict, size: int) -> tuple[dict[str, float], float]:
-        """Fill .grad for all phases, summed over micro-batches and processes -> (logged values, norm of all gradients)."""
+        """Fill .grad for all phases, over micro-batches and processes -> (logged values, norm of all gradients)."""
         for optimizer in self.optimizers.values():
             optimizer.zero_grad(set_to_none=True)
         for network in self.networks.values():
@@ -309,14 +324,16 @@ class Trainer:
                 micro_batch[name] = tensor[start:start + len(places)].to(self.device, non_blocking=True)
             start += len(places)
             noise = Noise(self.train.seed, self.progress.step, size, places, self.device)
+            # losses are means over the micro-batch; so weighed, their sum is the mean over the whole batch
             weight = shard_weight * len(places) / size
             processes.set_batch_weight(self.networks.values(), shard_weight)
             with autocast(self.device, self.precision):
                 losses, logged = self.objective(self.networks, micro_batch, noise)
+            # each loss moves its own phase's parameters alone: the adversarial term must not train the discriminator
             for phase, loss in losses.items():
                 (loss * weight).backward(inputs=self.parameters[phase])
             for name, value in logged.items():
-                totals[name] = totals.get(name, 0) + value.detach().double() * weight
+                totals[name] = totals.get(name, 0) + value.detach().double() * weight  # on the device, so none waits
 
         # processes: all get the sums
         gradients = []
@@ -326,7 +343,8 @@ class Trainer:
         processes.all_reduce_tensors(list(totals.values()))
 
         # one transfer from the device, the only moment of a step at which Python waits for it
-        norm = torch.stack(torch._foreach_norm(gradients)).double().norm()
+        norms = torch._foreach_norm(gradients)  # pyright: ignore[reportPrivateImportUsage]
+        norm = torch.stack(norms).double().norm()
         norm_and_totals = torch.stack([norm, *totals.values()]).tolist()
         return dict(zip(totals, norm_and_totals[1:])), norm_and_totals[0]
 
@@ -342,11 +360,12 @@ class Trainer:
         step = self.progress.step
         decay = min(self.course.average, (1 + step) / (10 + step))
         network = self.networks[self.main]
-        torch._foreach_lerp_(list(self.ema.parameters()), list(network.parameters()), 1 - decay)
+        averages: list[torch.Tensor] = list(self.ema.parameters())
+        torch._foreach_lerp_(averages, list(network.parameters()), 1 - decay)  # pyright: ignore[reportPrivateImportUsage]
         for averaged, current in zip(self.ema.buffers(), network.buffers()):
             averaged.copy_(current)
 
-    # --- after an epoch ------------------------------------------------------------------------------------------------------
+    # --- after an epoch -----------------------------------------------------------------------------------------------
 
     def end_epoch(self) -> None:
         """Log the epoch; validate, export and draw if they are due."""
@@ -397,6 +416,8 @@ class Trainer:
         networks = {**self.networks, self.main: self.exported()}
         for network in networks.values():
             network.eval()
+
+        # whole batches go to the processes in turn: validation has no layer that needs the others' images
         count = len(data.names)
         size = self.course.batch_size
         index_lists = [list(range(start, min(start + size, count))) for start in range(0, count, size)]
@@ -427,14 +448,14 @@ class Trainer:
             picture = self.picture(networks)
         images.write(self.folder / "samples" / f"epoch_{self.progress.epoch:04d}.png", picture)
 
-    # --- files ---------------------------------------------------------------------------------------------------------------
+    # --- files --------------------------------------------------------------------------------------------------------
 
     def export(self, name: str) -> None:
         """Write the exported weights to a file of the folder."""
         if processes.rank() > 0:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        network = copy.deepcopy(self.exported())
+        network: Any = copy.deepcopy(self.exported())  # `finish` may change it in place
         if self.finish is not None:
             network = self.finish(network)
         network.save(self.folder / name, epoch=self.progress.epoch, step=self.progress.step)
@@ -477,7 +498,8 @@ class Trainer:
         for name, network in self.networks.items():
             network.load_state_dict(state["networks"][name])
         if self.ema is not None:
-            self.ema.load_state_dict(state["ema"] or state["networks"][self.main])  # no EMA in the state: it begins here
+            without_ema = state["networks"][self.main]  # of a training that had no EMA: it begins here
+            self.ema.load_state_dict(state["ema"] or without_ema)
         for phase, optimizer in self.optimizers.items():
             if phase in state["optimizers"]:  # not there: a term whose weight was 0 begins now
                 groups = optimizer.state_dict()["param_groups"]  # rates and epsilon as the settings are now
@@ -499,21 +521,26 @@ class Trainer:
             raise
         except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
             reason = str(error).strip().splitlines()[0]
-            raise UserError(f"{path} does not fit this training's networks and optimisers ({reason}); move it away, or train into another "
-                            "folder (runs=...)") from None
+            raise UserError(f"{path} does not fit this training's networks and optimisers ({reason}); move it away, or "
+                            "train into another folder (runs=...)") from None
         if self.progress.rows:
             self.write_log()  # a killed training may have logged epochs after its last state
         if self.progress.epoch < self.course.epochs:
-            say(f"going on from {path} (epoch {self.progress.epoch + 1} of {self.course.epochs}, step {self.progress.step})")
+            place = f"epoch {self.progress.epoch + 1} of {self.course.epochs}, step {self.progress.step}"
+            say(f"going on from {path} ({place})")
         self.look_for_best()
         return self.progress.step
 
     def look_for_best(self) -> None:
-        """If best.safetensors was removed, let the best epoch from here on take its place: the weights it held are nowhere else."""
+        """If best.safetensors was removed, let the best epoch from here on take its place.
+
+        The weights that it held are nowhere else.
+        """
         path = self.folder / "best.safetensors"
         if math.isinf(self.progress.best) or path.is_file():
             return
-        say(f"note: {path} is gone, and with it the weights of the best epoch so far; the best of the epochs that follow will take its place")
+        say(f"note: {path} is gone, and with it the weights of the best epoch so far; "
+            "the best of the epochs that follow will take its place")
         self.progress.best = math.inf
 
     def share_first_weights(self) -> None:
@@ -527,17 +554,19 @@ class Trainer:
     def check_state(self, state: dict, path: Path) -> None:
         """Raise UserError if a state is not of this training; report the settings that have changed since, and may."""
         if isinstance(state, dict) and "identity" in state:
-            raise UserError(f"{path} was written by an earlier version, which this one does not go on from; finish it there, or train "
-                            f"into another folder (runs=...) with {self.folder / 'weights.safetensors'} as its start")
+            raise UserError(f"{path} was written by an earlier version, which this one does not go on from; finish it "
+                            f"there, or train into another folder (runs=...), "
+                            f"with {self.folder / 'weights.safetensors'} as its start")
         if not isinstance(state, dict) or STATE_ENTRIES - state.keys():
-            raise UserError(f"{path} is not a state of these trainings; move it away, or train into another folder (runs=...)")
+            raise UserError(f"{path} is not a state of these trainings; move it away, or train into another folder "
+                            "(runs=...)")
         before = {**state["settings"], **state["facts"]}
         now = {**self.settings, **self.facts}
         changed = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
         for key in changed:
             if self.is_fixed(key) or key in state["facts"] or key in self.facts:
-                raise UserError(f"{path} was trained with {key}={shown(before.get(key))}, now it is {shown(now.get(key))}; set it back, "
-                                "or train into another folder (runs=...)")
+                raise UserError(f"{path} was trained with {key}={shown(before.get(key))}, now it is "
+                                f"{shown(now.get(key))}; set it back, or train into another folder (runs=...)")
         for key in changed:
             say(f"{key} changed from {shown(before.get(key))} to {shown(now.get(key))}")
 
@@ -561,8 +590,8 @@ def shown(value: object) -> str:
 def stop_signals() -> Iterator[list[int]]:
     """A list that is empty until SIGINT or SIGTERM arrives and then holds its number; a second Ctrl-C stops at once.
 
-    Under torchrun a second one does not: there each Ctrl-C arrives twice, from the terminal and from torchrun, which kills after
-    30 seconds.
+    Under torchrun a second one does not: there each Ctrl-C arrives twice, from the terminal and from torchrun, which
+    kills after 30 seconds.
     """
     received: list[int] = []
 

@@ -1,4 +1,4 @@
-"""The training of a noise estimator, which ldm_train.py and lcm_train.py share: latents encoded once, then the one loop."""
+"""The training of a noise estimator, which ldm_train.py and lcm_train.py share: latents encoded once, then the loop."""
 from dataclasses import asdict
 from pathlib import Path
 
@@ -15,11 +15,11 @@ from ..vqgan import MLVQGAN
 from . import loop, ownership, pictures
 
 PICTURES = 4            # validation images in a sample picture
-SCHEDULE_STRIDE = 333   # of 1000 timesteps: the values by which a state remembers its noise schedule
+SCHEDULE_STRIDE = 333   # timesteps between the values by which a state remembers its noise schedule
 
 
-def train(settings: config.Settings, section: config.Ldm | config.Lcm, method: type[Pipeline], *, masked: bool, sampling: dict,
-          reads: tuple[str, ...]) -> int:
+def train(settings: config.Settings, section: config.Ldm | config.Lcm, method: type[Pipeline], *, masked: bool,
+          sampling: dict, reads: tuple[str, ...]) -> int:
     """Train the noise estimator of a method into <runs>/<method.section>. Returns the exit status of the script.
 
     section: settings.ldm or settings.lcm. method: BSLDM or GLLCM, which names the section and the noise schedule.
@@ -32,68 +32,101 @@ def train(settings: config.Settings, section: config.Ldm | config.Lcm, method: t
     pairs, validation_pairs = lists.training_pairs(settings.data.root, settings.data.lists, settings.data.name)
 
     with processes.joined(), ownership.owned(folder, f"{method.section}.start"):
-        # autoencoder: in float32, since its latents are kept and serve trainings of any precision
+        # autoencoder: in float32 whatever the training's precision, since its latents are kept and serve others
         device = pick_device(settings.device)
         precision = pick_precision(settings.precision, device)
-        vqgan = compiling.prepare_for_inference(MLVQGAN.load(settings.vqgan.weights), device, "float32", compiled=False).to(device)
+        vqgan = MLVQGAN.load(settings.vqgan.weights)
         config.check_image_size(settings, vqgan.factor)
+        compiling.prepare_for_inference(vqgan, device, "float32", compiled=False)
+        vqgan.to(device)
         vqgan_digest = checkpoint.digest(settings.vqgan.weights)
 
-        # data
+        # data: validation images are never augmented
         encoder = Encoder(vqgan, vqgan_digest, settings, section.batch_size, masked, device)
-        if augment.changes_nothing(settings.augment):
-            versions = [encoder.latents(pairs)]
-        else:
-            count = settings.augment.versions
-            processes.say(f"note: augmented; latents of {count} versions of each image are kept; the epochs take them in turn")
-            versions = [encoder.latents(pairs, settings.augment, f"{settings.train.seed}/{number}") for number in range(count)]
-        data = datasets.LatentSource(*versions)
-        validation_data = datasets.LatentSource(encoder.latents(validation_pairs)) if validation_pairs else None
+        data = datasets.LatentSource(*encode_versions(encoder, pairs, settings))
+        validation_data = None
+        if validation_pairs:
+            validation_data = datasets.LatentSource(encoder.latents(validation_pairs))
 
-        # network: it sees the noisy latent beside the CXR's
+        # network: it sees the noisy latent beside the CXR's, and gives as many channels [S]
         torch.manual_seed(settings.train.seed)
-        channels = 2 * vqgan.quantizer.quantizer.embedding.embedding_dim
-        unet = ConditionalUNet(channels, channels, **asdict(settings.unet), qkv_by_head=section.qkv_by_head, schedule=method.schedule)
-        unet = loop.init_from(unet, section.start).to(device)
+        channels = 2 * vqgan.settings["code_channels"]
+        unet = ConditionalUNet(channels, channels, **asdict(settings.unet), qkv_by_head=section.qkv_by_head,
+                               schedule=method.schedule)
+        loop.init_from(unet, section.start).to(device)
         unet.notes = method.notes(settings, vqgan)  # its weights say what they were trained for
         layers.checkpoint_activations(unet, settings.train.checkpointing)
-        compiled = False
-        if compiling.should_compile(settings.compile, device):
-            count = loop.micro_batch_size(section.batch_size, settings.train.accumulate)
-            latents = torch.zeros(count, channels, size // vqgan.factor, size // vqgan.factor, device=device)
-            timesteps = torch.zeros(count, dtype=torch.long, device=device)
-            compiled = compiling.compile_for_training([unet], unet, (latents, timesteps), precision, processes.say)
-        optimizer = torch.optim.AdamW(unet.parameters(), section.learning_rate, eps=section.epsilon, fused=device.type == "cuda")
+        example_shape = (channels, size // vqgan.factor, size // vqgan.factor)
+        compiled = compile_network(unet, settings, section.batch_size, example_shape, device, precision)
+        optimizer = torch.optim.AdamW(unet.parameters(), section.learning_rate, eps=section.epsilon,
+                                      fused=device.type == "cuda")
 
-        # objective: a network with a prior is trained on its layers' own error
+        # objective: of a network with a prior, its layers' own error counts
         alpha_bar = schedulers.SCHEDULES[method.schedule]()
-        objective = losses.denoising_objective(alpha_bar, section.offset_noise, unet.loss_weight if settings.unet.prior else None)
+        weight = unet.loss_weight if settings.unet.prior else None
+        objective = losses.denoising_objective(alpha_bar, section.offset_noise, weight)
 
         # sample pictures: CXR, result, target
         def picture(networks: dict) -> np.ndarray:
             shown = dict(list((validation_pairs or pairs).items())[:PICTURES])
-            cxr, soft = (torch.stack([datasets.load(pair, variant, size) for pair in shown.values()]) for variant in datasets.WHOLE)
+            cxr = torch.stack([datasets.load(pair, "cxr", size) for pair in shown.values()])    # (B, 1, H, W)
+            soft = torch.stack([datasets.load(pair, "soft", size) for pair in shown.values()])  # (B, 1, H, W)
             result = method(vqgan, networks["unet"], **sampling)(cxr, list(shown))
             return pictures.grid(cxr, result, soft)
 
+        # what a training that goes on must have as it was: settings by their keys, and facts beside them
+        fixed = ("unet", f"{method.section}.qkv_by_head", f"{method.section}.offset_noise",
+                 "data.image_size", "train.seed")
+        facts = {
+            "training images": lists.describe(pairs),
+            "validation images": lists.describe(validation_pairs),
+            "digest of vqgan.weights": vqgan_digest,
+            "noise schedule": [round(float(value), 6) for value in alpha_bar[::SCHEDULE_STRIDE]],
+        }
+        known_settings = {**config.values(settings, reads), "precision": precision, "compile": compiled}
+
         # run
         trainer = loop.Trainer(
-            folder, {"unet": unet}, {"unet": optimizer}, objective, data, validation_data,
-            course=section, train=settings.train, learning_rates={"unet": section.learning_rate}, precision=precision,
-            settings={**config.values(settings, reads), "precision": precision, "compile": compiled},
-            fixed=("unet", "data.image_size", "train.seed", f"{method.section}.offset_noise", f"{method.section}.qkv_by_head"),
-            facts={"training images": lists.describe(pairs), "validation images": lists.describe(validation_pairs),
-                   "digest of vqgan.weights": vqgan_digest,
-                   "noise schedule": [round(float(value), 6) for value in alpha_bar[::SCHEDULE_STRIDE]]},
-            config_text=config.to_yaml(settings), picture=picture)
+            folder, {"unet": unet}, {"unet": optimizer}, objective, data, validation_data, course=section,
+            train=settings.train, learning_rates={"unet": section.learning_rate}, precision=precision,
+            settings=known_settings, fixed=fixed, facts=facts, config_text=config.to_yaml(settings), picture=picture)
         return trainer.run()
+
+
+def encode_versions(encoder: "Encoder", pairs: dict[str, lists.Pair], settings: config.Settings) -> list[dict]:
+    """The latents of the training images, for each augmented version of them; of the images as they are if none is."""
+    if augment.changes_nothing(settings.augment):
+        return [encoder.latents(pairs)]
+    count = settings.augment.versions
+    processes.say(f"note: augmented; latents of {count} versions of each image are kept; the epochs take them in turn")
+    versions = []
+    for number in range(count):
+        versions.append(encoder.latents(pairs, settings.augment, f"{settings.train.seed}/{number}"))
+    return versions
+
+
+def compile_network(unet: ConditionalUNet, settings: config.Settings, batch_size: int, shape: tuple[int, int, int],
+                    device: torch.device, precision: str) -> bool:
+    """Compile the network in place if the settings want it. Returns whether it is compiled.
+
+    shape: (C, h, w) of what it sees of one image.
+    """
+    if not compiling.should_compile(settings.compile, device):
+        return False
+    count = loop.micro_batch_size(batch_size, settings.train.accumulate)
+    latents = torch.zeros(count, *shape, device=device)
+    timesteps = torch.zeros(count, dtype=torch.long, device=device)
+    return compiling.compile_for_training([unet], unet, (latents, timesteps), precision, processes.say)
 
 
 class Encoder:
     """Latents of the autoencoder, kept in <runs>/latents and shared by the trainings of both methods."""
 
-    def __init__(self, vqgan: MLVQGAN, digest: str, settings: config.Settings, batch_size: int, masked: bool, device: torch.device):
-        """digest: of the autoencoder's weights, by which its latents are found again. batch_size: images loaded together."""
+    def __init__(self, vqgan: MLVQGAN, digest: str, settings: config.Settings, batch_size: int, masked: bool,
+                 device: torch.device):
+        """digest: of the autoencoder's weights, by which its latents are found again. batch_size: images loaded
+        together.
+        """
         self.vqgan = vqgan
         self.digest = digest
         self.size = settings.data.image_size
@@ -107,7 +140,8 @@ class Encoder:
         """Images (B, 1, H, W) -> latents (B, C, H/8, W/8), an image at a time: activations are what takes memory."""
         return torch.cat([self.vqgan.latent(image.to(self.device)) for image in batch.split(1)])
 
-    def latents(self, pairs: dict[str, lists.Pair], augmentation: config.Augment | None = None, version: str = "") -> dict:
+    def latents(self, pairs: dict[str, lists.Pair], augmentation: config.Augment | None = None,
+                version: str = "") -> dict:
         """{name: {variant: latent}} of all pairs; what is not on the disk yet, all processes encode together.
 
         augmentation, version: those of datasets.cached_latents.
@@ -116,6 +150,7 @@ class Encoder:
         arguments = (self.encode, self.digest, pairs, self.size, self.masked, self.folder, self.batch_size)
         keywords = {"augmentation": augmentation, "version": version}
         if processes.world_size() > 1:
+            # first every process writes its own, then each reads all
             own = slice(processes.rank(), None, processes.world_size())
             datasets.cached_latents(*arguments, shard=own, **keywords)
             processes.barrier()  # none reads before all have written
