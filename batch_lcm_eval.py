@@ -6,10 +6,15 @@
     torchrun --nproc_per_node=8 batch_lcm_eval.py             eight GPUs share the images
     python batch_lcm_eval.py --profile demo lcm.steps=8       small, a minute on a CPU
 
-Lung masks are taken from eval.masks or Mask/ beside CXR/, else found in the X-ray. Writes <eval.output>/<name>.png
-(size and depth of the input), panels/ (CXR | result | truth | removed), summary.json; with eval.samples=8 also
-deviation/ and overlays/, where the results drawn of an image differ; with eval.dicom=true dicom/. A list of values
-makes an ablation: each is run into a folder of its own, and they are scored beside each other as metrics.py does.
+Lung masks are taken from eval.masks or Mask/ beside CXR/, else found in the X-ray.
+Writes <eval.output>/<name>.png (size and depth of the input), panels/ (CXR | result | truth | taken away) and
+summary.json; with eval.samples=8 also deviation/ and overlays/, where the results drawn of an image differ; with
+eval.dicom=true dicom/. For one image eval.output=soft.png names the result itself; the rest goes to soft_files/. No
+input, and no file that the summary.json beside it does not know, is ever written over; results of different settings
+never share a folder.
+
+A list of values makes an ablation: each is run into a folder of its own, and they are scored beside each other as
+metrics.py does.
 
     python batch_lcm_eval.py lcm.guidance=[vanilla,cfg,leg_shared,leg]
     python batch_lcm_eval.py lcm.fusion=[none,alpha,autoencoder,poisson]

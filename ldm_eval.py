@@ -6,10 +6,14 @@
     torchrun --nproc_per_node=8 ldm_eval.py                   eight GPUs share the images
     python ldm_eval.py --profile demo ldm.sampler=ddim ldm.steps=10     small, a minute on a CPU
 
-Writes <eval.output>/<name>.png (size and depth of the input), panels/ (CXR | result | truth | removed), summary.json;
-with eval.samples=8 also deviation/ and overlays/, where the results drawn of an image differ; with eval.dicom=true
-dicom/. A list of values makes an ablation: each is run into a folder of its own, and they are scored beside each other
-as metrics.py does.
+Writes <eval.output>/<name>.png (size and depth of the input), panels/ (CXR | result | truth | taken away) and
+summary.json; with eval.samples=8 also deviation/ and overlays/, where the results drawn of an image differ; with
+eval.dicom=true dicom/. For one image eval.output=soft.png names the result itself; the rest goes to soft_files/. No
+input, and no file that the summary.json beside it does not know, is ever written over; results of different settings
+never share a folder.
+
+A list of values makes an ablation: each is run into a folder of its own, and they are scored beside each other as
+metrics.py does.
 
     python ldm_eval.py ldm.sampler=[ddpm,ddim,dpmpp] ldm.steps=[10,25,50]
     python ldm_eval.py ldm.clip=[1.4,1000]                    with and without thresholding

@@ -1,21 +1,19 @@
-"""Compare predicted soft-tissue images with the truth: BSR, MSE, PSNR, LPIPS, SSIM, and what bone suppression needs
-besides.
+"""Compare predicted soft-tissue images with the truth: BSR, MSE, PSNR, LPIPS, SSIM, and what bone suppression needs.
 
     python metrics.py metrics.prediction=runs/batch_lcm_eval
     python metrics.py metrics.prediction=[runs/ldm_eval,runs/batch_lcm_eval]
     python metrics.py metrics.images=runs/lists/data_testset.txt        only these; what lacks a prediction is named
 
 reads   the images of metrics.prediction and, by the same names, of metrics.cxr and metrics.target; lung masks where
-there are any;
-        the cost of each method from the summary.json that its evaluation left
+        there are any; the cost of each method from the summary.json that its evaluation left
 writes  metrics.output: metrics.txt, .md and .tex (tables of quality, cost, 95 % intervals, paired tests), metrics.csv
-(every image),
-        metrics.json (all), metrics.png (box plots), comparison.png (the first images: CXR | each prediction | truth),
-        examples_<method>.png (its best, median and worst image by MSE, with the signed difference)
+        (every image), metrics.json (all), metrics.png (box plots), comparison.png (the first images: CXR | each
+        prediction | truth), examples_<method>.png (its best, median and worst image by MSE, with the signed difference)
 
 Everything is brought to metrics.size x metrics.size first: area average where a side shrinks, cubic where it grows. The
-row "untouched CXR" is what doing nothing scores. Exit status 1 where a file was missing or unreadable; the rest is
-scored and written. A tiny run, seconds on a CPU (an untouched X-ray as the prediction):
+row "untouched CXR" is what doing nothing scores; a method that does not beat it is never marked as the best. A file of
+another aspect ratio than its truth is a fault. Exit status 1 where a file was missing or unreadable; the rest is scored
+and written. A tiny run, seconds on a CPU (an untouched X-ray as the prediction):
 
     python metrics.py metrics.prediction=data/CXR metrics.size=64 metrics.output=runs/tiny
 """

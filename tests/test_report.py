@@ -1,6 +1,8 @@
 """What an ablation calls: folders to values, the tables' numbers, tests, costs, pictures."""
+import dataclasses
 import json
 import math
+import os
 import re
 
 import numpy as np
@@ -83,26 +85,47 @@ def test_tables_hold_means_and_spreads_and_mark_the_best(scored):
 
 
 def test_the_best_is_marked_where_the_table_shows_a_tie_but_never_alone_or_undefined():
-    column = scores.PUBLISHED[0]
+    bsr, mse, psnr, _ = scores.PUBLISHED
 
-    def summary(**means):
-        return {name: {"BSR": {"mean": mean, "count": 0 if math.isnan(mean) else 3}} for name, mean in means.items()}
-    both = {scores.REFERENCE: {"BSR": {"mean": 0.99, "count": 3}}, **summary(a=0.9, b=0.900000001, c=math.nan)}
-    assert report._best(list(both), column, both) == [1, 2]
-    alone = {scores.REFERENCE: both[scores.REFERENCE], **summary(a=0.9)}
-    assert report._best(list(alone), column, alone) == []
-    nowhere = {scores.REFERENCE: both[scores.REFERENCE], **summary(a=math.nan, b=math.nan)}
-    assert report._best(list(nowhere), column, nowhere) == []
+    def best(column, untouched, **methods):
+        """Places in {method: a value, or one for each image}."""
+        of_methods = {scores.REFERENCE: untouched, **methods}
+        values = {}
+        for i in range(3):
+            values[str(i)] = {name: {column.key: np.broadcast_to(row, 3)[i]} for name, row in of_methods.items()}
+        scored = scoring.Scored(values, {}, [], SIDE, 0, 0)
+        summary = {name: {column.key: statistics.describe(scored.series(name, column.key))} for name in of_methods}
+        return report._best(scored, column, summary)
+
+    assert best(bsr, 0.5, a=0.9, b=0.900000001, c=math.nan) == [1, 2]
+    assert best(bsr, 0.5, a=0.9) == [] and best(bsr, 0.5, a=math.nan, b=math.nan) == []
+    # not below what doing nothing scores, nor level with it
+    assert best(bsr, 0.95, a=0.9, b=0.8) == [] and best(bsr, 0.9, a=0.9, b=0.8) == []
+    assert best(mse, 0.01, a=0.02, b=0.03) == [] and best(mse, 0.01, a=0.02, b=0.001) == [2]
+    assert best(bsr, math.nan, a=0.9, b=0.8) == [1]
+    # results that equal the truth are the best; where only some do, the means are over different images
+    assert best(psnr, 20, a=15.7, b=math.inf) == [2] and best(psnr, 20, a=33, b=[math.inf, 20, 21]) == []
+    assert best(psnr, math.inf, a=math.inf, b=math.inf) == []
+
+
+def test_results_that_all_equal_the_truth_have_an_infinite_psnr_in_the_table():
+    column = scores.PUBLISHED[2]
+    assert report._mean_and_spread(np.array([math.inf, math.nan]), {"count": 0}, column) == "∞"
+    assert report._mean_and_spread(np.array([math.nan, math.nan]), {"count": 0}, column) == "—"
 
 
 def test_paired_tests_are_corrected_over_the_pairs_of_a_score(scored, folders):
     tests = report.compare_methods(scored)
-    assert len(tests) == 13 and {(test["a"], test["b"]) for test in tests} == {("good", "a_b%")}
-    assert tests[1]["score"] == "MSE" and tests[1]["p"] == pytest.approx(2 / 2 ** COUNT) == tests[1]["p_holm"]
+    pairs = [(scores.REFERENCE, "good"), (scores.REFERENCE, "a_b%"), ("good", "a_b%")]
+    assert len(tests) == 3 * 13 and [(test["a"], test["b"]) for test in tests[:3]] == pairs
+    of_mse = [test for test in tests if test["score"] == "MSE"]
+    assert [test["p"] for test in of_mse] == pytest.approx([2 / 2 ** COUNT] * 3)
+    assert [test["p_holm"] for test in of_mse] == pytest.approx([6 / 2 ** COUNT] * 3)
     values = {name: {**rows, "third": rows["good"]} for name, rows in scored.values.items()}
     three = report.compare_methods(scoring.Scored(values, scored.files, [], SIDE, 0, COUNT))
-    of_mse = [test for test in three if test["score"] == "MSE"]
-    assert len(of_mse) == 3 and math.isnan(of_mse[1]["p"]) and [test["p_holm"] for test in of_mse[::2]] == pytest.approx([4 / 2 ** COUNT] * 2)
+    of_mse = {(test["a"], test["b"]): test for test in three if test["score"] == "MSE"}
+    assert len(of_mse) == 6 and math.isnan(of_mse.pop(("good", "third"))["p"])
+    assert [test["p_holm"] for test in of_mse.values()] == pytest.approx([10 / 2 ** COUNT] * 5)  # the undefined one does not count
 
 
 def test_costs_come_from_the_evaluations_summaries(tmp_path):
@@ -127,6 +150,34 @@ def test_files(scored, folders, tmp_path):
     sizes = {path.name: images.read(path).pixels.shape for path in tmp_path.glob("*.png")}
     assert sizes.keys() == {"metrics.png", "comparison.png", "examples_good.png", "examples_a_b_.png"}
     assert all(width == pictures.PAGE * pictures.DPI for _, width in sizes.values())
+
+
+def test_names_that_are_not_utf8_are_reported(scored, folders, tmp_path):
+    name = os.fsdecode(b"bad\xff")
+    values = {name if image == "0" else image: {**rows, name: rows["good"]} for image, rows in scored.values.items()}
+    files = {image: dataclasses.replace(scored.files["0"], predictions={"good": folders / "good" / "0.png", "a_b%": folders / "good" / "0.png",
+                                                                        name: folders / "good" / "0.png"}) for image in values}
+    shown = report.write(scoring.Scored(values, files, [], SIDE, 0, COUNT), tmp_path)
+    shown.encode()  # as print does
+    assert b"bad\xff" in (tmp_path / "metrics.csv").read_bytes() and json.loads((tmp_path / "metrics.json").read_text())
+
+
+def test_tables_replace_no_file_but_their_own(scored, folders, tmp_path):
+    (tmp_path / "comparison.png").write_bytes(b"somebody's")
+    with pytest.raises(UserError, match="comparison.png is there already.*metrics.output="):
+        report.write(scored, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["comparison.png"]
+    (tmp_path / "comparison.png").unlink()
+    report.write(scored, tmp_path)
+    report.write(scored, tmp_path)  # over its own
+    with pytest.raises(UserError, match="examples_other.png is there already"):
+        (tmp_path / "examples_other.png").write_bytes(b"somebody's")
+        report.refuse_foreign(tmp_path, ["good", "other"], [], "metrics.output")
+    with pytest.raises(UserError, match="metrics.png is an input"):
+        report.refuse_foreign(tmp_path, ["good"], [tmp_path / "metrics.png"], "metrics.output")
+    (tmp_path / "metrics.json").write_text("[1]")  # somebody's own, so the rest is not known to be ours
+    with pytest.raises(UserError, match="metrics.txt is there already"):
+        report.refuse_foreign(tmp_path, ["good"], [], "metrics.output")
 
 
 def test_best_median_and_worst_are_by_mse(scored):

@@ -44,8 +44,8 @@ def find_cases(source, root, masks, limits: images.Limits = "auto") -> list[Case
     given = images.find(masks) if masks else None
     cases = []
     for name, path in found.items():
-        mask = lists.beside(path, "Mask") if given is None else given.get(name)
-        cases.append(Case(name, path, mask, lists.beside(path, "BS"), limits))
+        mask = lists.neighbour(path, "Mask") if given is None else given.get(name)
+        cases.append(Case(name, path, mask, lists.neighbour(path, "BS"), limits))
 
     # every image and mask is read
     hidden = len(cases) < FEW or processes.rank() > 0
@@ -61,11 +61,11 @@ def find_cases(source, root, masks, limits: images.Limits = "auto") -> list[Case
         foreign = images.foreign(source)
         if foreign:
             names = [path.name for path in foreign]
-            processes.say(f"note: not read in {source}, since of another kind: {lists.some(names)}")
+            processes.say(f"note: not read in {source}, since of another kind: {lists.shown_names(names)}")
     if given is not None:
         missing = [case.name for case in cases if case.mask is None]
         if missing:
-            raise UserError(f"{masks} has no mask for {lists.some(missing)}")
+            raise UserError(f"{masks} has no mask for {lists.shown_names(missing)}")
     return cases
 
 

@@ -48,8 +48,8 @@ class Entry:
 class Earlier:
     """What the record of an earlier run says.
 
-    about: what that run was, see `describe_run`. names: the images whose files it wrote. entries: {(name, content): entry}
-    of a run that has not ended.
+    about: what that run was, see `describe_run`. names: the images whose files it wrote. entries: {(name, content):
+    entry} of a run that has not ended.
     """
     about: dict
     names: set[str] = field(default_factory=set)
@@ -215,9 +215,9 @@ class Record:
         return sorted(name for name in names - set(self.names) if self.output.result(name).is_file())
 
     def _refuse_foreign(self) -> None:
-        repeated = lists.twice(self.names)
+        repeated = lists.repeated(self.names)
         if repeated:
-            raise UserError(f"several images would have the same result: {lists.some(repeated)}")
+            raise UserError(f"several images would have the same result: {lists.shown_names(repeated)}")
         results = []
         for name in self.names:
             results += self.output.files(name)
@@ -236,7 +236,7 @@ class Record:
             if left_over:
                 difference = _difference(run.about, self.about)
                 raise UserError(f"{self.output.folder} holds results of other settings ({difference}): "
-                                f"{lists.some(left_over)}; give this run another folder with eval.output=, "
+                                f"{lists.shown_names(left_over)}; give this run another folder with eval.output=, "
                                 "or remove that one")
 
     def _unfinished_file(self) -> Path:
@@ -336,4 +336,4 @@ def _difference(before: dict, now: dict) -> str:
     for key, value in _common(now).items():
         if was.get(key) != value:
             words.append("other weights" if key == "weights" else f"{key} was {was.get(key)}, now {value}")
-    return lists.some(words, "; ") or "fewer settings"
+    return lists.shown_names(words, "; ") or "fewer settings"

@@ -23,6 +23,7 @@ from .tables import Table, latex, markdown, text
 RECORD = "metrics.json"  # all numbers; its presence says that the other files are ours
 COMPARED = 4        # images in comparison.png
 ABSENT = "—"        # in a table, what is not known
+INFINITE = "∞"      # the PSNR of results that all equal the truth
 MILLION = 1e6       # parameters are counted in millions
 GIB = 2 ** 30       # bytes
 
@@ -44,12 +45,14 @@ def summarise(scored: Scored, seed: int = 0) -> dict[str, dict[str, dict[str, fl
 
 
 def compare_methods(scored: Scored) -> list[dict]:
-    """Every score of every two methods: {"score", "a", "b", "difference", "pairs", "p", "p_holm"}, Holm over the pairs
-    of a score."""
+    """Every score of every two methods, the untouched CXR among them.
+
+    A list of {"score", "a", "b", "difference", "pairs", "p", "p_holm"}: Holm's correction is over the pairs of a score.
+    """
     every = []
     for column in scored.columns:
         tests = []
-        for a, b in itertools.combinations(scored.methods[1:], 2):
+        for a, b in itertools.combinations(scored.methods, 2):
             test = statistics.signed_rank(scored.series(a, column.key), scored.series(b, column.key))
             tests.append({"score": column.key, "a": a, "b": b, **test})
         corrected = statistics.holm([test["p"] for test in tests])
@@ -91,11 +94,13 @@ def quality_tables(scored: Scored, summary: dict) -> list[Table]:
     for title, columns in scored.groups.items():
         rows = []
         for method in scored.methods:
-            cells = [_mean_and_spread(summary[method][column.key], column) for column in columns]
-            rows.append([method, *cells])
+            row = [method]
+            for column in columns:
+                row.append(_mean_and_spread(scored.series(method, column.key), summary[method][column.key], column))
+            rows.append(row)
         best = set()
         for j, column in enumerate(columns, 1):  # column 0 holds the methods' names
-            best |= {(i, j) for i in _best(scored.methods, column, summary)}
+            best |= {(i, j) for i in _best(scored, column, summary)}
         headings = ["method", *(column.heading for column in columns)]
         tables.append(Table(title, headings, rows, best, _undefined(scored, columns, summary)))
     how_to_read = "mean ± population standard deviation over images; the untouched CXR is what doing nothing scores"
@@ -158,7 +163,10 @@ def cost_table(costs: dict[str, dict]) -> Table:
     return Table("Cost of an image", headings, rows, notes=notes + warm_up_notes)
 
 
-def _mean_and_spread(cell: dict, column: scores.Score) -> str:
+def _mean_and_spread(values: np.ndarray, cell: dict, column: scores.Score) -> str:
+    """values: of every image; cell: what statistics.describe says of them."""
+    if _all_infinite(values):
+        return INFINITE
     if not cell["count"]:
         return ABSENT
     return f"{_number(cell['mean'] * column.scale)} ± {_number(cell['std'] * column.scale)}"
@@ -172,18 +180,38 @@ def _label(column: scores.Score) -> str:
     return f"lungs: {column.label}" if column in scores.IN_LUNGS else column.label
 
 
-def _best(methods: list[str], column: scores.Score, summary: dict) -> list[int]:
-    """The places of the best of several methods, all of them if the table shows them alike; never of the untouched
-    CXR."""
-    if len(methods) <= 2:  # the untouched CXR and one method
+def _all_infinite(values: np.ndarray) -> bool:
+    """Whether a method's PSNR is infinite for every image that has one: all of its results equal the truth."""
+    defined = values[~np.isnan(values)]
+    return defined.size > 0 and bool(np.isposinf(defined).all())
+
+
+def _best(scored: Scored, column: scores.Score, summary: dict) -> list[int]:
+    """The places of the best of several methods, all of them if the table shows them alike.
+
+    Nobody is the best who does not beat the untouched CXR. Nobody is either if a method has infinite values beside finite
+    ones: the means are then over different images (MSE compares them).
+    """
+    if len(scored.methods) <= 2:  # the untouched CXR and one method
         return []
     shown = {}
-    for i, method in enumerate(methods):
+    for i, method in enumerate(scored.methods):
+        values = scored.series(method, column.key)
         cell = summary[method][column.key]
-        if method != scores.REFERENCE and cell["count"]:
+        if _all_infinite(values):
+            shown[i] = math.inf
+        elif np.isposinf(values).any():
+            return []
+        elif cell["count"]:
             shown[i] = round(cell["mean"] * column.scale, 3)
-    best_of = max if column.larger_is_better else min
-    best = best_of(shown.values(), default=None)
+    reference = shown.pop(0, None)  # the untouched CXR comes first
+    if not shown:
+        return []
+    best = max(shown.values()) if column.larger_is_better else min(shown.values())
+    if reference is not None:
+        beaten = best > reference if column.larger_is_better else best < reference
+        if not beaten:
+            return []
     return [i for i, mean in shown.items() if mean == best]
 
 
@@ -249,7 +277,7 @@ def write(scored: Scored, output, folders: dict[str, str | Path] | None = None, 
     # every image
     write_csv(output / "metrics.csv", scored)
     write_pictures(scored, output)
-    return _document(scored.heading, [text(table) for table in shown])
+    return _printable(_document(scored.heading, [text(table) for table in shown]))
 
 
 def refuse_foreign(output: Path, methods: list[str], inputs: list[Path], setting: str) -> None:
@@ -287,14 +315,14 @@ def write_tables(stem, heading: str, tables: list[Table]) -> None:
     """<stem>.txt, <stem>.md and <stem>.tex; the heading stands before the first table."""
     stem = Path(stem)
     plain = _document(heading, [text(table) for table in tables])
-    images.write_file(stem.with_suffix(".txt"), plain.encode())
+    images.write_file(stem.with_suffix(".txt"), _encoded(plain))
     marked = _document(heading, [markdown(table) for table in tables])
-    images.write_file(stem.with_suffix(".md"), marked.encode())
+    images.write_file(stem.with_suffix(".md"), _encoded(marked))
     printed = [f"% {heading}\n% \\input this into a document with \\usepackage{{booktabs,graphicx}}\n"]
     for table in tables:
         words = re.sub("[^a-z0-9]+", "-", table.title.lower()).strip("-")
         printed.append(latex(table, f"tab:{words}"))
-    images.write_file(stem.with_suffix(".tex"), "\n".join(printed).encode())
+    images.write_file(stem.with_suffix(".tex"), _encoded("\n".join(printed)))
 
 
 def write_csv(path: Path, scored: Scored) -> None:
@@ -306,7 +334,7 @@ def write_csv(path: Path, scored: Scored) -> None:
     for name, methods in scored.values.items():
         for method, row in methods.items():
             writer.writerow([name, method, *(row[key] for key in keys)])
-    images.write_file(path, lines.getvalue().encode())
+    images.write_file(path, _encoded(lines.getvalue()))
 
 
 def write_pictures(scored: Scored, output: Path) -> None:
@@ -317,7 +345,7 @@ def write_pictures(scored: Scored, output: Path) -> None:
     for columns in scored.groups.values():
         group = {}
         for column in columns:
-            series = {method: scored.series(method, column.key) * column.scale for method in scored.methods}
+            series = {_printable(method): scored.series(method, column.key) * column.scale for method in scored.methods}
             group[_label(column)] = series
         groups.append(group)
     images.write_file(output / "metrics.png", pictures.boxes(groups))
@@ -325,7 +353,10 @@ def write_pictures(scored: Scored, output: Path) -> None:
     # the first images with every method
     rows = []
     for files in itertools.islice(scored.files.values(), COMPARED):
-        titled = {"CXR": files.cxr, **files.predictions, "truth": files.target}
+        titled = {"CXR": files.cxr}
+        for method, path in files.predictions.items():
+            titled[_printable(method)] = path
+        titled["truth"] = files.target
         rows.append({title: _pixels(path, scored.size) for title, path in titled.items()})
     images.write_file(output / "comparison.png", pictures.side_by_side(rows))
 
@@ -335,7 +366,7 @@ def write_pictures(scored: Scored, output: Path) -> None:
         for rank, name in extremes(scored, method).items():
             files = scored.files[name]
             psnr = scored.values[name][method]["PSNR"]
-            label = f"{rank}: {name}\nPSNR {psnr:.1f} dB"
+            label = f"{rank}: {_printable(name)}\nPSNR {psnr:.1f} dB"
             paths = (files.cxr, files.predictions[method], files.target)
             examples[label] = tuple(_pixels(path, scored.size) for path in paths)
         images.write_file(output / _examples_name(method), pictures.examples(examples))
@@ -346,6 +377,16 @@ def quality_against_cost(points: dict[str, list[pictures.Point]], path, cost: st
     """A PNG of {method: [pictures.Point(cost, quality, low, high, label)]}, one line a method. cost, quality: names of
     the axes."""
     images.write_file(Path(path), pictures.trade_off(points, cost, quality))
+
+
+def _encoded(words: str) -> bytes:
+    """UTF-8; the bytes of a file name that is not UTF-8 are written as they are."""
+    return words.encode("utf-8", "surrogateescape")
+
+
+def _printable(words: str) -> str:
+    """A name for a picture or the screen: what is not UTF-8 becomes a replacement character."""
+    return _encoded(words).decode("utf-8", "replace")
 
 
 def _document(heading: str, tables: list[str]) -> str:

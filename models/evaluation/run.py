@@ -75,9 +75,8 @@ def main(variants: dict[str, config.Settings], method_class: type[pipelines.Pipe
     if len(variants) == 1 or processes.rank() > 0:
         return 0
 
-    from . import (
-        ablation,  # here, since one evaluation needs neither scores nor scipy and matplotlib, which take seconds
-    )
+    # imported here, since one evaluation needs neither scores nor scipy and matplotlib, which take seconds
+    from . import ablation
 
     return ablation.compare(folders, job.cases, output, first)
 

@@ -140,7 +140,7 @@ def score_folders(folders: dict[str, str | Path], cxr, target, *, masks=None, na
             elif files[name].mask is not None:
                 masked += 1
     if not values:
-        reasons = lists.some(faults, "; ")
+        reasons = lists.shown_names(faults, "; ")
         raise UserError(f"nothing to score: no prediction has a readable CXR in {cxr} and truth in {target} by its name "
                         f"({reasons})")
     scored_files = {name: files[name] for name in values}
@@ -180,7 +180,7 @@ def doubtful(folders: dict[str, str | Path]) -> list[str]:
             recorded = set(recorded_names(summary))
             strange = [name for name in images.find(folder) if name not in recorded]
             if strange:
-                names = lists.some(strange)
+                names = lists.shown_names(strange)
                 lines.append(f"note: {folder} holds images that its summary.json does not list, "
                              f"perhaps another method's: {names}")
     return lines
@@ -236,8 +236,12 @@ def _score(files: ImageFiles, size: int, lpips: scores.Lpips) -> ImageScores:
     # images
     resized = False
     squares = []
+    target_shape: tuple = ()
     for path in (files.target, files.cxr, *files.predictions.values()):
         pixels = images.read(path).pixels
+        target_shape = target_shape or pixels.shape
+        if not _same_aspect(pixels.shape, target_shape):
+            raise UserError(_aspect_fault(path, pixels.shape, target_shape))
         if pixels.shape != (size, size):
             pixels = images.resize(pixels, (size, size))
             resized = True
@@ -249,7 +253,11 @@ def _score(files: ImageFiles, size: int, lpips: scores.Lpips) -> ImageScores:
     mask_fault = None
     if files.mask is not None:
         try:
-            mask = images.resize_mask(images.read_mask(files.mask), (size, size))
+            pixels = images.read_mask(files.mask)
+            if _same_aspect(pixels.shape, target_shape):
+                mask = images.resize_mask(pixels, (size, size))
+            else:
+                mask_fault = _aspect_fault(files.mask, pixels.shape, target_shape)
         except UserError as error:
             mask_fault = str(error)
 
@@ -260,6 +268,17 @@ def _score(files: ImageFiles, size: int, lpips: scores.Lpips) -> ImageScores:
         return ImageScores(row, stack, resized, mask_fault)
     scores.add_lpips(row, stack[0], stack[1:], lpips)
     return ImageScores(row, None, resized, mask_fault)
+
+
+def _same_aspect(a: tuple[int, int], b: tuple[int, int]) -> bool:
+    """Whether two shapes (H, W) have the same ratio of their sides, but for the rounding of a side to whole pixels."""
+    difference = abs(a[0] * b[1] - b[0] * a[1])  # a pixel more in the height of one changes it by the width of the other
+    return difference <= max(*a, *b)
+
+
+def _aspect_fault(path: Path, shape: tuple[int, int], target_shape: tuple[int, int]) -> str:
+    return (f"{path} is {shape[1]} x {shape[0]}, but the truth {target_shape[1]} x {target_shape[0]}: "
+            "of another aspect ratio, it would be squeezed")
 
 
 def _ahead(work: Callable, items: Iterable) -> Iterator[Future]:

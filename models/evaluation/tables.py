@@ -10,7 +10,7 @@ LATEX = {
     "{": r"\{", "}": r"\}", "[": "{[}", "]": "{]}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
     "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}",
     "±": r"$\pm$", "↑": r"$\uparrow$", "↓": r"$\downarrow$",
-    "×": r"$\times$", "✗": r"$\times$", "α": r"$\alpha$", "–": "--", "—": "---",
+    "×": r"$\times$", "✗": r"$\times$", "α": r"$\alpha$", "∞": r"$\infty$", "–": "--", "—": "---",
 }
 LONG_HEADING = 15  # letters
 SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-")
