@@ -13,48 +13,62 @@ from . import schedulers
 from .features import lpips_network
 
 WINDOW = 11                                                # pixels; SSIM's Gaussian window
-SIGMA = 1.5                                                # pixels
-K_1, K_2 = 0.01, 0.03                                      # SSIM's constants
-SCALE_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)   # beta_1 ... beta_5 of MS-SSIM
+SIGMA = 1.5                                                # pixels, its standard deviation
+K_1 = 0.01                                                 # SSIM's constant of the luminance term
+K_2 = 0.03                                                 # SSIM's constant of the contrast-structure term
+SCALE_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)   # beta_1 ... beta_5 of MS-SSIM, finest scale first
+MS_SSIM_MIN_SIDE = (WINDOW - 1) * 2 ** (len(SCALE_WEIGHTS) - 1) + 1  # pixels: the coarsest scale must still hold a window
 LOGIT_SLOPE = 0.05                                         # LeakyReLU before the least squares [S]
 
 
 def ms_ssim(prediction: Tensor, target: Tensor, data_range: float = 2.0, as_published: bool = True) -> Tensor:
     """Multi-scale structural similarity, Wang, Simoncelli & Bovik (Asilomar 2003), eq. 7; 1 for equal images.
 
-    prediction, target: (B, C, H, W), sides above 160. data_range: largest minus smallest possible value. as_published: take
-    1 for 2 at a scale where averaging left nothing below -0.5, as the script does [S]; that happens in noise, not in X-rays.
-    Contrast-structure terms of five scales and the luminance of the coarsest; negative terms are cut at 0 and pass no gradient.
-    float32 under autocast. Raises ValueError for unequal shapes and for images too small for five scales.
+    prediction, target: (B, C, H, W), sides of at least MS_SSIM_MIN_SIDE. data_range: largest minus smallest possible value.
+    as_published: use 1 instead of 2 as the range at a scale where averaging left no value below -0.5, as the script does [S]; that
+    happens in noise, not in X-rays.
+    The product runs over the contrast-structure terms of five scales and the luminance of the coarsest; a negative term counts as 0
+    and passes no gradient. Computed in float32 under autocast.
+    Raises ValueError for unequal shapes and for images too small for five scales.
     """
-    least = (WINDOW - 1) * 2 ** (len(SCALE_WEIGHTS) - 1) + 1
     if prediction.shape != target.shape:
         raise ValueError(f"prediction is {tuple(prediction.shape)}, target {tuple(target.shape)}: they must be of one shape")
-    if min(prediction.shape[-2:]) < least:
+    if min(prediction.shape[-2:]) < MS_SSIM_MIN_SIDE:
         raise ValueError(f"images of {prediction.shape[-2]} x {prediction.shape[-1]} are too small for MS-SSIM: "
-                         f"both sides must be at least {least}, or set its weight to 0")
+                         f"both sides must be at least {MS_SSIM_MIN_SIDE}, or set its weight to 0")
+    coarsest = len(SCALE_WEIGHTS) - 1
     with torch.autocast(prediction.device.type, enabled=False):
-        precision = torch.promote_types(prediction.dtype, torch.float32)
-        x, y = prediction.to(precision), target.to(precision)
+        precision = torch.promote_types(prediction.dtype, torch.float32)  # bf16 -> float32, float64 stays
+        x = prediction.to(precision)
+        y = target.to(precision)
         terms = []
         for scale in range(len(SCALE_WEIGHTS)):
             if scale > 0:  # ceil_mode: a last odd row is averaged alone, not with zeros
-                x, y = (F.avg_pool2d(image, 2, ceil_mode=True) for image in (x, y))
-            scale_range = torch.where(x.min() < -0.5, 2.0, 1.0) if as_published and data_range == 2 else data_range
+                x = F.avg_pool2d(x, 2, ceil_mode=True)  # (B, C, H/2, W/2)
+                y = F.avg_pool2d(y, 2, ceil_mode=True)
+            scale_range = data_range
+            if as_published and data_range == 2:
+                scale_range = torch.where(x.min() < -0.5, 2.0, 1.0)
             luminance, contrast_structure = _ssim_terms(x, y, scale_range)
-            last = scale == len(SCALE_WEIGHTS) - 1
-            terms.append((luminance * contrast_structure if last else contrast_structure).mean(dim=(2, 3)))  # (B, C)
-        terms = torch.relu(torch.stack(terms, dim=-1))  # (B, C, 5); stops the infinite slope of 0 ** 0.0448
-        return (terms ** terms.new_tensor(SCALE_WEIGHTS)).prod(dim=-1).mean()
+            similarity = luminance * contrast_structure if scale == coarsest else contrast_structure
+            terms.append(similarity.mean(dim=(2, 3)))  # (B, C)
+        stacked = torch.relu(torch.stack(terms, dim=-1))  # (B, C, 5); relu stops the infinite slope of 0 ** 0.0448
+        weighted = stacked ** stacked.new_tensor(SCALE_WEIGHTS)
+        return weighted.prod(dim=-1).mean()
 
 
-def _ssim_terms(x: Tensor, y: Tensor, data_range: float) -> tuple[Tensor, Tensor]:
+def _ssim_terms(x: Tensor, y: Tensor, data_range: float | Tensor) -> tuple[Tensor, Tensor]:
     """SSIM's luminance and contrast-structure maps, Wang et al. (TIP 2004), eq. 6 and 9 with C_3 = C_2 / 2; (B, C, H-10, W-10)."""
-    c_1, c_2 = (K_1 * data_range) ** 2, (K_2 * data_range) ** 2
-    mu_x, mu_y, xx, yy, xy = _gaussian_blur(torch.stack([x, y, x * x, y * y, x * y])).unbind()
-    variance_x, variance_y, covariance = xx - mu_x * mu_x, yy - mu_y * mu_y, xy - mu_x * mu_y
+    c_1 = (K_1 * data_range) ** 2
+    c_2 = (K_2 * data_range) ** 2
+    # the five means of every window in one convolution
+    mu_x, mu_y, mean_xx, mean_yy, mean_xy = _gaussian_blur(torch.stack([x, y, x * x, y * y, x * y])).unbind()
+    variance_x = mean_xx - mu_x * mu_x
+    variance_y = mean_yy - mu_y * mu_y
+    covariance = mean_xy - mu_x * mu_y
     luminance = (2 * mu_x * mu_y + c_1) / (mu_x * mu_x + mu_y * mu_y + c_1)
-    return luminance, (2 * covariance + c_2) / (variance_x + variance_y + c_2)
+    contrast_structure = (2 * covariance + c_2) / (variance_x + variance_y + c_2)
+    return luminance, contrast_structure
 
 
 def _gaussian_blur(images: Tensor) -> Tensor:
@@ -62,8 +76,9 @@ def _gaussian_blur(images: Tensor) -> Tensor:
     offsets = torch.arange(WINDOW, device=images.device, dtype=images.dtype) - WINDOW // 2
     kernel = torch.exp(-offsets ** 2 / (2 * SIGMA ** 2))
     kernel = kernel / kernel.sum()
-    flat = images.reshape(-1, 1, *images.shape[-2:])
-    blurred = F.conv2d(F.conv2d(flat, kernel.view(1, 1, -1, 1)), kernel.view(1, 1, 1, -1))
+    flat = images.reshape(-1, 1, *images.shape[-2:])         # (N, 1, H, W)
+    columns = F.conv2d(flat, kernel.view(1, 1, -1, 1))       # (N, 1, H-10, W); a Gaussian separates into columns and rows
+    blurred = F.conv2d(columns, kernel.view(1, 1, 1, -1))    # (N, 1, H-10, W-10)
     return blurred.reshape(*images.shape[:-2], *blurred.shape[-2:])
 
 
@@ -76,11 +91,13 @@ class Perceptual(nn.Module):
         self.network = lpips_network(net, features)
 
     def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
-        colours = (-1, 3, -1, -1)
+        """The mean distance over the batch, a scalar."""
+        colours = (-1, 3, -1, -1)  # (B, 1 or 3, H, W) -> (B, 3, H, W)
         return self.network(prediction.expand(colours), target.expand(colours)).mean()
 
     def train(self, mode: bool = True) -> nn.Module:
-        return super().train(False)  # in training mode LPIPS drops features at random
+        """Stay in evaluation mode whatever is asked: in training mode LPIPS drops features at random."""
+        return super().train(False)
 
 
 def least_squares(logits: Tensor, label: float) -> Tensor:
@@ -89,12 +106,12 @@ def least_squares(logits: Tensor, label: float) -> Tensor:
 
 
 def generator_adversarial(fake_logits: Tensor) -> Tensor:
-    """What the generator lowers: its images should be taken for real (1)."""
+    """The generator's loss: its images should be taken for real (1)."""
     return least_squares(fake_logits, 1)
 
 
 def discriminator_adversarial(fake_logits: Tensor, real_logits: Tensor) -> Tensor:
-    """What the discriminator lowers: half the sum for generated (0) and real (1) images."""
+    """The discriminator's loss: half the sum over generated (label 0) and real (label 1) images."""
     return 0.5 * (least_squares(fake_logits, 0) + least_squares(real_logits, 1))
 
 
@@ -103,15 +120,24 @@ class HybridLoss(nn.Module):
 
     def __init__(self, *, pixel: Literal["mse", "l1"], perceptual: float, adversarial: float, ms_ssim: float,
                  features: str | None = None):
-        """pixel: which pixel loss. The others: weights; a term of weight 0 is not computed. features: see models/features.py."""
+        """pixel: which pixel loss. perceptual, adversarial, ms_ssim: weights; a term of weight 0 is not computed.
+
+        features: folder with VGG16's weights, see models/features.py.
+        """
         super().__init__()
         self.pixel = {"mse": F.mse_loss, "l1": F.l1_loss}[pixel]
-        self.weights = {"pixel": 1.0, "commitment": 1.0, "perceptual": perceptual, "adversarial": adversarial, "ms_ssim": ms_ssim}
+        self.weights = {
+            "pixel": 1.0,
+            "commitment": 1.0,
+            "perceptual": perceptual,
+            "adversarial": adversarial,
+            "ms_ssim": ms_ssim,
+        }
         self.perceptual = Perceptual("vgg", features) if perceptual else None
 
     def forward(self, reconstruction: Tensor, image: Tensor, commitment: Tensor,
                 discriminator: Callable[[Tensor], Tensor] | None = None) -> tuple[Tensor, dict[str, Tensor]]:
-        """-> (the loss to lower, its terms by name: unweighted, detached, for the log).
+        """-> (the weighted sum, its terms by name: unweighted, detached, for the log).
 
         reconstruction, image: (B, 1, H, W) in [-1, 1]. commitment: the VQGAN's commitment loss, already times its own factor.
         discriminator: images -> logits; needed where the adversarial weight is not 0.
@@ -124,7 +150,8 @@ class HybridLoss(nn.Module):
         if self.weights["ms_ssim"]:
             terms["ms_ssim"] = 1 - ms_ssim(reconstruction, image)
         loss = sum(self.weights[name] * term for name, term in terms.items())
-        return loss, {name: term.detach() for name, term in terms.items()}
+        for_the_log = {name: term.detach() for name, term in terms.items()}
+        return loss, for_the_log
 
     def discriminator_loss(self, fake_logits: Tensor, real_logits: Tensor) -> Tensor:
         """The discriminator's loss, at the weight of the adversarial term [S]; fake_logits: of the detached reconstruction."""
@@ -140,27 +167,54 @@ def noise_loss(predicted: Tensor, noise: Tensor, weight: Tensor | None = None) -
     if predicted.shape[1] < channels or predicted.shape[2:] != noise.shape[2:] or len(predicted) != len(noise):
         raise ValueError(f"predicted is {tuple(predicted.shape)}, noise {tuple(noise.shape)}: it needs at least the noise's "
                          "channels and the same batch and size")
+    estimate = predicted[:, :channels].float()  # (B, 4, h, w)
     if weight is None:
-        return F.mse_loss(predicted[:, :channels].float(), noise.float())
-    return ((predicted[:, :channels].float() - noise.float()).square().mean((1, 2, 3)) * weight).mean()
+        return F.mse_loss(estimate, noise.float())
+    error = (estimate - noise.float()).square().mean((1, 2, 3))  # (B,)
+    return (error * weight).mean()
 
 
-def denoising_objective(alpha_bar: Tensor, offset: float, weight: Callable[[Tensor], Tensor] | None = None) -> Callable:
-    """The update of both noise estimators: noise a soft-tissue latent to a random timestep, predict the noise beside the CXR's latent.
+def autoencoder_objective(hybrid: HybridLoss) -> Callable:
+    """The update of ML-VQGAN: lower the hybrid loss of a reconstruction, and teach the discriminator to tell it from the image.
 
-    alpha_bar (1000,): the schedule. offset: coefficient of the offset noise. weight: timesteps (B,) -> weights (B,) of the images'
-    errors; None, as published: all 1. The result is what models/training.py calls with
-    networks {"unet": ...}, batch {"soft", "cxr": latents (B, C, h, w)} and its source of noise.
+    The result is an objective of models/training/loop.py, called with networks {"vqgan", "discriminator"}, batch {"image": (B, 1, H, W)
+    in [-1, 1]} and a source of noise, which it does not use. With an adversarial weight of 0 there is no update of the discriminator.
     """
 
     def objective(networks: dict, batch: dict[str, Tensor], noise) -> tuple[dict, dict]:
-        soft, cxr = batch["soft"], batch["cxr"]
-        shape = soft.shape[1:]
+        image = batch["image"]
+        discriminator = networks["discriminator"]
+        reconstruction, commitment = networks["vqgan"](image)
+        loss, terms = hybrid(reconstruction, image, commitment, discriminator)
+        minimised = {"vqgan": loss}
+        if hybrid.weights["adversarial"]:
+            fake_logits = discriminator(reconstruction.detach())  # no gradient reaches the generator here
+            real_logits = discriminator(image)
+            terms["discriminator"] = hybrid.discriminator_loss(fake_logits, real_logits)
+            minimised["discriminator"] = terms["discriminator"]
+        return minimised, {"loss": loss, **terms}
+
+    return objective
+
+
+def denoising_objective(alpha_bar: Tensor, offset: float, weight: Callable[[Tensor], Tensor] | None = None) -> Callable:
+    """The update of both noise estimators: noise a soft-tissue latent to a random timestep, estimate that noise beside the CXR's latent.
+
+    alpha_bar (1000,): the schedule. offset: coefficient of the offset noise. weight: timesteps (B,) -> weights (B,) of the images'
+    errors; None, as published: all 1. The result is an objective of models/training/loop.py, called with networks {"unet"}, batch
+    {"soft", "cxr": latents (B, C, h, w)} and a source of noise.
+    """
+
+    def objective(networks: dict, batch: dict[str, Tensor], noise) -> tuple[dict, dict]:
+        z_0 = batch["soft"]
+        cxr = batch["cxr"]
+        channels = z_0.shape[1]
         t = noise.integers("timestep", len(alpha_bar))  # (B,)
-        eps = schedulers.offset_noise(noise.normal("noise", *shape), noise.normal("offset", shape[0], 1, 1), offset)
-        z_t = schedulers.add_noise(soft, eps, alpha_bar.to(soft.device)[t])
+        white = noise.normal("noise", *z_0.shape[1:])
+        eps = schedulers.offset_noise(white, noise.normal("offset", channels, 1, 1), offset)
+        z_t = schedulers.add_noise(z_0, eps, alpha_bar.to(z_0.device)[t])
         predicted = networks["unet"](torch.cat([z_t, cxr], 1), t)  # (B, 2 C, h, w)
-        loss = noise_loss(predicted, eps, weight(t) if weight else None)
+        loss = noise_loss(predicted, eps, None if weight is None else weight(t))
         return {"unet": loss}, {"loss": loss}
 
     return objective

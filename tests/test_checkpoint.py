@@ -53,7 +53,7 @@ def test_plain_state_dict_tells_the_architecture(tmp_path):
     unet = fill(ConditionalUNet(width=32, multipliers=(1, 2, 3), blocks=2, heads=8, attention=(2,), qkv_by_head=True))
     for network in (vqgan, unet):
         torch.save(network.state_dict(), tmp_path / "state.pth")
-        loaded = type(network).load(tmp_path / "state.pth", **({"default_qkv_by_head": True} if network is unet else {}))
+        loaded = type(network).load(tmp_path / "state.pth", defaults={"qkv_by_head": True} if network is unet else None)
         assert loaded.settings == {**network.settings, **({"attention": (2,)} if network is unet else {})}
         assert all(torch.equal(a, b) for a, b in zip(loaded.state_dict().values(), network.state_dict().values()))
 

@@ -78,14 +78,14 @@ def test_small_parts_are_dropped_and_empty_masks_change_nothing(case):
     global_soft, local_soft, mask = case
     speck = np.zeros_like(mask)
     speck[150:155, 5:15] = True
-    assert np.array_equal(fusion.drop_small_parts(mask | speck), mask)
+    assert np.array_equal(fusion.drop_small_regions(mask | speck), mask)
     assert np.array_equal(fusion.fuse(global_soft, local_soft, speck), global_soft)
     assert np.array_equal(fusion.fuse(global_soft, local_soft, np.zeros_like(mask)), global_soft)
 
 
 def test_alpha_and_none(case):
     global_soft, local_soft, mask = case
-    found = fusion.fuse(global_soft, local_soft, mask, "alpha", weight=0.25)
+    found = fusion.fuse(global_soft, local_soft, mask, "alpha", blend=0.25)
     assert np.allclose(found[mask], 0.75 * global_soft[mask] + 0.25 * local_soft[mask]) and np.array_equal(found[~mask], global_soft[~mask])
     assert np.array_equal(fusion.fuse(global_soft, local_soft, mask, "none"), global_soft)
 

@@ -176,6 +176,29 @@ def test_hybrid_loss_skips_what_weighs_nothing(images, monkeypatch):
     assert set(terms) == {"pixel", "commitment"} and float(total) == pytest.approx(EXPECTED["l1"] + 0.5, rel=1e-4)
 
 
+@pytest.mark.parametrize("weight", [0.5, 0.0])
+def test_autoencoder_objective_updates_each_network_by_its_own_loss(weight):
+    """Two parameters as networks: reconstruction g x, logits d x; every gradient is worked out by hand."""
+    g = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
+    d = torch.tensor(2.0, dtype=torch.float64, requires_grad=True)
+    image = torch.full((3, 1, 4, 4), 0.6, dtype=torch.float64)
+    commitment = 0.25 * g
+    networks = {"vqgan": lambda x: (g * x, commitment), "discriminator": lambda x: d * x}
+    minimised, logged = losses.autoencoder_objective(hybrid(adversarial=weight))(networks, {"image": image}, None)
+    # pixel (0.3 - 0.6)^2, commitment 0.125, adversarial (0.6 - 1)^2 with fake logits of 0.6; the losses are computed in float32
+    assert float(logged["loss"]) == pytest.approx(0.09 + 0.125 + weight * 0.16, rel=1e-6)
+    assert minimised["vqgan"] is logged["loss"]
+    slope, = torch.autograd.grad(minimised["vqgan"], g, retain_graph=True)
+    assert float(slope) == pytest.approx(2 * (0.3 - 0.6) * 0.6 + 0.25 + weight * 2 * (0.6 - 1) * 2 * 0.6, rel=1e-6)
+    if not weight:
+        assert set(minimised) == {"vqgan"} and set(logged) == {"loss", "pixel", "commitment"}
+        return
+    # discriminator: half of fake 0.6 against 0 and real 1.2 against 1, and nothing of it reaches the generator
+    assert float(minimised["discriminator"]) == pytest.approx(weight * 0.5 * (0.36 + 0.04), rel=1e-6) == float(logged["discriminator"])
+    slopes = torch.autograd.grad(minimised["discriminator"], (g, d), allow_unused=True)
+    assert slopes[0] is None and float(slopes[1]) == pytest.approx(weight * (0.6 * 0.3 + 0.2 * 0.6), rel=1e-6)
+
+
 def test_noise_loss_counts_the_noises_channels_only():
     predicted, noise = torch.from_numpy(draw("losses/predicted", (3, 8, 5, 6))), torch.from_numpy(draw("losses/noise", (3, 4, 5, 6)))
     expected = np.mean((predicted.numpy()[:, :4].astype(float) - noise.numpy()) ** 2)

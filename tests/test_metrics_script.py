@@ -10,7 +10,7 @@ import pytest
 
 import metrics
 from models import features, images, scores
-from models.evaluation import report
+from models.evaluation import report, scoring
 from models.runtime.files import UserError
 
 SIDE = 64
@@ -146,8 +146,8 @@ def test_nothing_in_common_is_a_users_error_before_the_network_is_built(folder, 
 
 
 def test_methods_are_named_by_their_folder():
-    assert report.name_methods(("runs/ldm_eval", "runs/lcm/")) == {"ldm_eval": "runs/ldm_eval", "lcm": "runs/lcm/"}
-    assert report.name_methods(("a/test", "b/test", "c")) == {"a/test": "a/test", "b/test": "b/test", "c": "c"}
+    assert scoring.name_methods(("runs/ldm_eval", "runs/lcm/")) == {"ldm_eval": "runs/ldm_eval", "lcm": "runs/lcm/"}
+    assert scoring.name_methods(("a/test", "b/test", "c")) == {"a/test": "a/test", "b/test": "b/test", "c": "c"}
     for same in (("a", "./a"), ()):
         with pytest.raises(UserError, match="several different"):
-            report.name_methods(same)
+            scoring.name_methods(same)

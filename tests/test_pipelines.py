@@ -1,4 +1,6 @@
 """The two methods from X-ray to soft tissue, on small random networks: batches, masks, fusion, what is written."""
+import copy
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -6,12 +8,14 @@ import scipy.ndimage
 import torch
 from golden_draws import SHARED
 
-from models import fusion, images, pipelines, sampling
+from models import config, fusion, images, pipelines, sampling
 from models.runtime.files import UserError
 from models.simulate import phantom
 from models.unet import ConditionalUNet
 
 SIZE = 64
+
+
 @pytest.fixture(scope="module")
 def patients():
     """(cxr (3, 1, 64, 64) in [-1, 1], masks (3, 64, 64))."""
@@ -65,7 +69,7 @@ def test_brightness_in_the_lungs_is_matched():
 
 def test_the_default_fusion_is_the_poisson_fusion_of_the_two_paths(networks, patients, monkeypatch):
     seen = []
-    monkeypatch.setattr(fusion, "fuse", lambda whole, local, mask, method, weight: seen.append((method, whole, local, mask)) or whole)
+    monkeypatch.setattr(fusion, "fuse", lambda whole, local, mask, method, blend: seen.append((method, whole, local, mask)) or whole)
     run(networks, patients)
     assert [method for method, *_ in seen] == ["poisson"] * 3
     assert all(np.isclose(whole[mask].mean(), local[mask].mean(), atol=2e-2) for _, whole, local, mask in seen)
@@ -74,6 +78,16 @@ def test_the_default_fusion_is_the_poisson_fusion_of_the_two_paths(networks, pat
 def test_lungs_are_found_where_no_masks_are_given(networks, patients):
     found = pipelines.GLLCM(*networks, steps=2)(patients[0], ["a", "b", "c"])
     assert torch.isfinite(found).all() and not torch.equal(found, pipelines.GLLCM(*networks, steps=2)(patients[0], ["a", "b", "c"], patients[1]))
+
+
+def test_gllcm_finds_the_lungs_in_bf16_as_in_float32(networks, patients, monkeypatch):
+    seen = []
+    monkeypatch.setattr(sampling, "sample_gllcm", lambda unet, cxr, masked, draw, **_: (cxr, masked))
+    monkeypatch.setattr(fusion, "fuse", lambda whole, local, mask, method, blend: seen.append(mask) or whole)
+    for precision in ("float32", "bf16"):
+        found = pipelines.GLLCM(*networks, precision=precision)(patients[0][:1], ["a"])
+        assert torch.isfinite(found).all()
+    assert np.array_equal(*seen) and seen[0].any()
 
 
 def test_weights_that_do_not_belong_together_and_sizes_that_do_not_fit(networks, tmp_path):
@@ -92,6 +106,117 @@ def test_attention_order_comes_with_the_method_for_plain_state_dicts(networks, t
     torch.save(networks[1].state_dict(), tmp_path / "unet.pth")
     for kind, expected in ((pipelines.BSLDM, True), (pipelines.GLLCM, False)):
         assert kind.load(tmp_path / "vqgan.safetensors", tmp_path / "unet.pth").unet.settings["qkv_by_head"] is expected
+
+
+# --- What weights say of themselves ------------------------------------------------------------------------------------
+
+WEIGHTS = Path(pipelines.__file__).resolve().parents[1] / "weights"
+SHIPPED = {pipelines.BSLDM: ("bsldm", "ldm_eval.py"), pipelines.GLLCM: ("gllcm", "batch_lcm_eval.py")}
+
+
+@pytest.mark.parametrize("method", SHIPPED)
+def test_one_picture_by_every_way(method, tmp_path, run_here):
+    """The shipped weights by their paths, by the profile's name, by settings, and on the command line."""
+    name, script = SHIPPED[method]
+    ways = {"paths": method.load(WEIGHTS / "vqgan.safetensors", WEIGHTS / f"{name}.safetensors"),
+            "profile": pipelines.load("small", name),
+            "settings": method.from_settings(config.parse("", (), ["--profile", "small"]))}
+    for way, found in ways.items():
+        said = {key: value for key, value in vars(found).items() if isinstance(value, (int, float, str, dict))}
+        assert said["residual"] and said["strength"] == 0.8 and said["image_size"] == 512 and said["options"]["steps"] == 1, way
+        assert said == {key: vars(ways["paths"])[key] for key in said}, way
+
+    scan = phantom.simulate(7, 160).cxr[:, 10:150]
+    images.write(tmp_path / "scan.png", scan, 16)
+    status, _, told = run_here(script, "--profile", "small", "eval.input=scan.png", "eval.output=out", "device=cpu", folder=tmp_path)
+    assert status == 0, told
+    pixels = images.read(tmp_path / "scan.png").pixels
+    images.write(tmp_path / "notebook.png", ways["paths"].suppress_image(pixels, "scan"), 16)
+    assert np.array_equal(images.read(tmp_path / "notebook.png").pixels, images.read(tmp_path / "out" / "scan.png").pixels)
+    assert np.abs(images.read(tmp_path / "out" / "scan.png").pixels - pixels).max() > 0.02
+
+
+def test_keywords_replace_what_the_weights_say_and_without_a_header_the_papers_count(networks, tmp_path):
+    gllcm = (WEIGHTS / "vqgan.safetensors", WEIGHTS / "gllcm.safetensors")
+    changed = pipelines.GLLCM.load(*gllcm, steps=4, strength=1.0, fusion="none")
+    assert changed.options["steps"] == 4 and changed.strength == 1 and changed.fusion == "none" and changed.options["alpha"] == 0.75
+    assert pipelines.load("small", steps=3).options["steps"] == 3
+    networks[0].save(tmp_path / "vqgan.safetensors")
+    torch.save(networks[1].state_dict(), tmp_path / "unet.pth")
+    released = pipelines.GLLCM.load(tmp_path / "vqgan.safetensors", tmp_path / "unet.pth")
+    assert released.options == {} and not released.residual and released.strength == 1 and released.image_size == 1024
+    with pytest.raises(UserError, match="unknown method 'lcm'; there are bsldm, gllcm"):
+        pipelines.load("small", "lcm")
+    with pytest.raises(TypeError, match="BSLDM has no keyword alpha"):
+        pipelines.BSLDM(*networks, alpha=1.0)
+
+
+@pytest.fixture
+def pair(networks, tmp_path):
+    """(path of the autoencoder, path of a GL-LCM noise estimator trained on it, the estimator)."""
+    vqgan_path, unet_path = tmp_path / "vqgan.safetensors", tmp_path / "unet.safetensors"
+    networks[0].save(vqgan_path)
+    unet = ConditionalUNet.load(save(networks[1], unet_path))
+    unet.notes = pipelines.GLLCM.notes(config.parse("", (), []), networks[0])
+    return vqgan_path, save(unet, unet_path), unet
+
+
+def save(network, path):
+    network.save(path)
+    return path
+
+
+def test_weights_of_the_other_method_or_schedule_are_refused(pair):
+    vqgan_path, unet_path, unet = pair
+    assert pipelines.GLLCM.load(vqgan_path, unet_path).options["steps"] == 50
+    with pytest.raises(UserError, match=r"unet.safetensors holds weights of GL-LCM, not of BS-LDM; .* in ldm.weights="):
+        pipelines.BSLDM.load(vqgan_path, unet_path)
+    unet.notes["schedule"] = "squared_cosine"
+    with pytest.raises(UserError, match="trained on the noise schedule squared_cosine, but GL-LCM has scaled_linear"):
+        pipelines.GLLCM.load(vqgan_path, save(unet, unet_path))
+
+
+def test_a_prior_tells_the_schedule_without_further_notes(networks, tmp_path):
+    """Weights of earlier versions: a network with a prior names its schedule among its settings; others may be of either method."""
+    vqgan_path = save(networks[0], tmp_path / "vqgan.safetensors")
+    small = dict(width=32, multipliers=(1, 1), blocks=1, heads=4, attention=(2,))
+    for prior in (0.3, 0.0):
+        unet_path = save(ConditionalUNet(**small, prior=prior, schedule="squared_cosine"), tmp_path / "unet.safetensors")
+        assert pipelines.BSLDM.load(vqgan_path, unet_path).unet.prior == prior
+        if prior:
+            with pytest.raises(UserError, match="squared_cosine, but GL-LCM has scaled_linear"):
+                pipelines.GLLCM.load(vqgan_path, unet_path)
+
+
+def test_an_estimator_of_another_autoencoder_is_refused(pair, networks):
+    vqgan_path, unet_path, _ = pair
+    other = copy.deepcopy(networks[0])
+    other.save(vqgan_path, epoch=7)  # the same tensors in another file
+    pipelines.GLLCM.load(vqgan_path, unet_path)
+    other.encoder.blocks[0].conv.bias[0] += 1e-3
+    other.save(vqgan_path)
+    with pytest.raises(UserError, match="unet.safetensors was trained on the latents of another autoencoder than .*vqgan.safetensors"):
+        pipelines.GLLCM.load(vqgan_path, unet_path)
+
+
+@pytest.mark.parametrize("change, words", [
+    ({"steps": 51}, "does not say what GL-LCM works with .*steps"), ({"steps": None}, "does not say"), ({"guidance": "none"}, "guidance"),
+    ({"alpha": float("nan")}, "alpha"), ({"strength": 7}, "strength"), ({"residual": [1]}, "residual"), ({"image_size": 10 ** 9}, "does not say"),
+    ({"power": 2}, "sets power, which this version of the project does not know")])
+def test_settings_in_a_header_that_cannot_be_are_refused_in_one_line(pair, change, words):
+    vqgan_path, unet_path, unet = pair
+    unet.notes["works_with"].update(change)
+    with pytest.raises(UserError, match=words) as refusal:
+        pipelines.GLLCM.load(vqgan_path, save(unet, unet_path))
+    assert "\n" not in str(refusal.value) and len(str(refusal.value)) < 500 + len(str(unet_path))
+
+
+@pytest.mark.parametrize("found", [[], "text", 5, {}, {"steps": 4}])
+def test_a_header_with_something_else_in_place_of_settings_is_refused(pair, found):
+    vqgan_path, unet_path, unet = pair
+    unet.notes["works_with"] = found
+    with pytest.raises(UserError, match="does not say what GL-LCM works with"):
+        pipelines.GLLCM.load(vqgan_path, save(unet, unet_path))
 
 
 @pytest.mark.skipif(not (SHARED / "golden").is_dir(), reason="the released-form checkpoints of ../shared/golden are not here")

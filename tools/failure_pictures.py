@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 
 from models import config, images, pipelines
-from models.evaluation import pictures
+from models.evaluation import pictures, results
 from models.simulate import ct, phantom, separate, volumes, xray
 from models.simulate import folder as simulation
 
@@ -48,7 +48,7 @@ def main() -> None:
     rows = {"X-ray": cases(), "result": {}, "taken away (grey: nothing)": {}}
     for what, cxr in rows["X-ray"].items():
         soft = images.from_network(suppress(images.to_network(cxr, SIZE)[None], [what])[0], cxr.shape)
-        rows["result"][what], rows["taken away (grey: nothing)"][what] = soft, pictures.taken_away(cxr, soft)
+        rows["result"][what], rows["taken away (grey: nothing)"][what] = soft, results.taken_away(cxr, soft)
     target = Path(__file__).resolve().parents[1] / "docs" / "failures.png"
     images.write_file(target, pictures.side_by_side(rows.values()))
 

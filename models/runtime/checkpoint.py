@@ -1,11 +1,12 @@
-"""What is written and read: network weights (safetensors), training states (.pt), the released checkpoints (pickled modules).
+"""Network weights (safetensors), training states (.pt) and the released checkpoints (pickled modules): written and
+read.
 
-Nothing that a file contains is ever executed. Every file is written beside its place and moved into it.
+Nothing that a file contains is ever executed. Every file is written beside its final place and then moved there.
 """
 import hashlib
-import inspect
 import json
 import os
+import pickle
 import re
 import zipfile
 from contextlib import contextmanager
@@ -19,65 +20,70 @@ from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
 from .files import UserError, replacing
 
-# Modules whose classes a released checkpoint may name. They are never imported: inert stand-ins take their place.
+# Modules whose classes a released checkpoint may name. They are never imported; inert stand-ins take the classes'
+# places.
 RELEASED = re.compile(r"(modules|generative\.networks|monai\.networks|torch\.nn\.modules|__main__)\.[\w.]+")
+# What the libraries raise for a damaged file.
 READ_ERRORS = (OSError, RuntimeError, EOFError, ValueError, KeyError, AttributeError, zipfile.BadZipFile)
 
 
 class Network(nn.Module):
-    """A network that knows the keywords it was built from, so that its weights can be written and read as one file.
+    """A network that knows the keywords it was built from, so that one file of weights is enough to build it again.
 
-    A subclass says in `settings_of(state, modules)` how to tell its keywords from the tensors of a checkpoint that
-    holds none (state: name -> tensor; modules: name -> attributes of the pickled module, empty for a plain state_dict).
+    A subclass sets `self.settings` in its constructor, after super().__init__(), to the keywords of the constructor.
+    Its `settings_of(state, modules)` derives them from the tensors of a checkpoint without a header (state: name ->
+    tensor; modules: name -> attributes of the pickled module, empty for a plain state_dict) and raises KeyError,
+    IndexError, ValueError or ZeroDivisionError for those of another network.
+    `notes` are further entries of the header, such as what the network was trained for; `load` and `save` keep them.
     """
 
-    def __init_subclass__(cls, **kwargs):
-        super().__init_subclass__(**kwargs)
-        build = cls.__init__
-
-        def remember(self, *args, **keywords):
-            bound = inspect.signature(build).bind(self, *args, **keywords)
-            bound.apply_defaults()
-            build(self, *args, **keywords)
-            self.settings = {key: value for key, value in bound.arguments.items() if key != "self"}
-
-        cls.__init__ = remember
+    def __init__(self):
+        super().__init__()
+        self.settings: dict = {}
+        self.notes: dict = {}
 
     @classmethod
-    def load(cls, path: str | Path, **keywords) -> "Network":
-        """The network in a file of this project or in a released .pth; eval mode, float32, CPU.
+    def load(cls, path: str | Path, defaults: dict | None = None, **keywords) -> "Network":
+        """The network in a file of this project or in a released .pth; in eval mode, float32, on the CPU.
 
-        keywords: settings that win over what the file says; named default_<setting>, they fill in what a file without a header
-        does not say (for example default_qkv_by_head).
+        defaults: settings for what the file does not say (for example {"qkv_by_head": True}).
+        keywords: settings that replace what the file says.
         Raises UserError for a missing, damaged or foreign file and for weights of another architecture.
         """
         state, header, modules = read_weights(path)
         if header is None:
             try:
                 settings = cls.settings_of(state, modules)
-            except (KeyError, IndexError, ValueError):
+            except (KeyError, IndexError, ValueError, ZeroDivisionError):
                 raise UserError(f"{path} does not hold the weights of {cls.__name__} ({_describe(state)})") from None
         elif header["network"] != cls.__name__:
             raise UserError(f"{path} holds the weights of {header['network']}, not of {cls.__name__}")
         else:
             settings = header["settings"]
-        defaults = {key.removeprefix("default_"): value for key, value in keywords.items() if key.startswith("default_")}
-        chosen = {key: value for key, value in keywords.items() if not key.startswith("default_")}
+
+        # on the meta device the network takes no memory until the file's own tensors are put into it
         with torch.device("meta"):
-            network = cls(**{**defaults, **settings, **chosen})
+            network = cls(**{**(defaults or {}), **settings, **keywords})
         fill(network, state, path)
+        network.notes = {key: value for key, value in (header or {}).items() if key not in ("network", "settings")}
         return network.eval().requires_grad_(False)
 
     def save(self, path: str | Path, state: dict | None = None, **notes) -> None:
-        """Write the weights (or another state of the same names, such as an average) with the settings that rebuild the network."""
-        header = {"network": type(self).__name__, "settings": self.settings, **notes}
-        tensors = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in (state or self.state_dict()).items()}
+        """Write the weights with the settings that rebuild the network.
+
+        state: tensors of the same names to write instead, such as an average. notes: further entries of the header,
+        beside those in `self.notes`.
+        """
+        header = {"network": type(self).__name__, "settings": self.settings, **self.notes, **notes}
+        tensors = {}
+        for name, tensor in (state or self.state_dict()).items():
+            tensors[name] = tensor.detach().to("cpu", copy=True).contiguous()
         with replacing(path) as temporary, disk_errors():
             save_file(tensors, temporary, metadata={"header": json.dumps(header)})
 
 
 def fit(network: nn.Module, state: dict, path: str | Path) -> None:
-    """Raise UserError where a file's tensors are not, by name and shape, those of a network."""
+    """Raise UserError unless a file's tensors are a network's by name and shape."""
     expected = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
     found = {name: tuple(tensor.shape) for name, tensor in state.items()}
     if expected != found:
@@ -88,30 +94,42 @@ def fit(network: nn.Module, state: dict, path: str | Path) -> None:
 
 
 def fill(network: nn.Module, state: dict, path: str | Path) -> None:
-    """Put tensors into a network built on the meta device; every name and shape must fit."""
+    """Put a file's tensors into a network that was built on the meta device. Raises UserError as `fit`."""
     fit(network, state, path)
-    network.load_state_dict(dict(zip(state, map(_own, state.values()))), assign=True)
+    network.load_state_dict({name: _own(tensor) for name, tensor in state.items()}, assign=True)
+
+    # In a file two names may share one tensor's memory. In the network a change of one would then change the other.
     memory = [tensor.untyped_storage().data_ptr() for tensor in network.state_dict().values()]
-    if len(set(memory)) < len(memory):  # tensors of the file that share memory; the network's must not
+    if len(set(memory)) < len(memory):
         network.load_state_dict({name: tensor.clone() for name, tensor in network.state_dict().items()}, assign=True)
 
 
 def _own(tensor: torch.Tensor) -> torch.Tensor:
-    """A tensor as a network holds it: contiguous, floats as float32; copied only where it must be, for files of gigabytes."""
+    """A tensor as a network holds it: contiguous, floats as float32. Copied only if it must be, as files may have
+    gigabytes.
+    """
     tensor = tensor.detach()
-    tensor = (tensor.float() if tensor.is_floating_point() else tensor).contiguous()
-    return tensor.clone() if tensor.untyped_storage().nbytes() > tensor.nbytes else tensor
+    if tensor.is_floating_point():
+        tensor = tensor.float()
+    tensor = tensor.contiguous()
+    is_view = tensor.untyped_storage().nbytes() > tensor.nbytes  # it would keep the whole storage in memory
+    return tensor.clone() if is_view else tensor
 
 
 def require(*paths: str | Path) -> None:
-    """Raise UserError where one of these weights files is not there."""
+    """Raise UserError if one of these weights files does not exist."""
     for path in map(Path, paths):
         if not path.is_file():
-            raise UserError(f"no weights at {path}; train them first, or name the file (vqgan.weights=, ldm.weights=, lcm.weights=)")
+            raise UserError(f"no weights at {path}; train them first, or name the file (vqgan.weights=, ldm.weights=, "
+                            "lcm.weights=)")
 
 
 def read_weights(path: str | Path) -> tuple[dict, dict | None, dict]:
-    """(name -> tensor, header or None, module name -> attributes) of a weights file, whatever its form."""
+    """The content of a weights file, whatever its form: (name -> tensor, header or None, module name -> attributes).
+
+    Only files of this project have a header, only pickled modules have attributes. Raises UserError for a missing or
+    damaged file and for one that asks for code.
+    """
     require(path)
     path = Path(path)
     try:
@@ -119,7 +137,7 @@ def read_weights(path: str | Path) -> tuple[dict, dict | None, dict]:
             with safetensors.safe_open(path, "pt") as file:
                 header = (file.metadata() or {}).get("header")
                 state = {name: file.get_tensor(name) for name in file.keys()}
-            return state, json.loads(header) if header else None, {}
+            return state, (json.loads(header) if header else None), {}
         state, modules = _read_pickled(path)
         return state, None, modules
     except UserError:
@@ -129,7 +147,7 @@ def read_weights(path: str | Path) -> tuple[dict, dict | None, dict]:
 
 
 class _StandIn:
-    """In place of a class that a released checkpoint names: it holds attributes and does nothing."""
+    """Stands in for a class that a released checkpoint names: it holds the attributes and does nothing."""
 
     def __init__(self, *arguments):
         self.arguments = arguments
@@ -139,37 +157,51 @@ class _StandIn:
 
 
 def _read_pickled(path: Path) -> tuple[dict, dict]:
-    """A whole pickled module, or a state_dict, through PyTorch's restricted unpickler.
+    """(name -> tensor, module name -> attributes) of a whole pickled module or a state_dict, by PyTorch's restricted
+    unpickler.
 
-    The classes of the published code are replaced by inert stand-ins; any other name refuses the file before it is read.
+    The classes of the published code are replaced by inert stand-ins; a file that names anything else is refused
+    unread.
     """
+    # which classes and functions the file asks for
     if not zipfile.is_zipfile(path):
         raise UserError(f"{path} is not a checkpoint of torch.save (torch 1.6 or later), or it is cut short")
     names = get_unsafe_globals_in_checkpoint(path)
     foreign = [name for name in names if not RELEASED.fullmatch(name)]
     if foreign:
         raise UserError(f"{path} asks for {foreign[0]}, which no weights file needs; it was not opened")
-    stand_ins = {name: type(name.rsplit(".", 1)[1], (_StandIn,), {}) for name in names}
-    with safe_globals([(stand_in, name) for name, stand_in in stand_ins.items()]):
+    stand_ins = []
+    for name in names:
+        class_name = name.rsplit(".", 1)[1]
+        stand_ins.append((type(class_name, (_StandIn,), {}), name))
+    with safe_globals(stand_ins):
         content = torch.load(path, map_location="cpu", weights_only=True)
+
+    # a whole module
     if isinstance(content, _StandIn):
-        state, modules = {}, {}
+        state: dict = {}
+        modules: dict = {}
         _collect(content, "", state, modules)
         return state, modules
+
+    # a state_dict, perhaps in a larger checkpoint, perhaps of a module in DataParallel
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
         content = content["state_dict"]
-    if not isinstance(content, dict) or not content or not all(isinstance(value, torch.Tensor) for value in content.values()):
+    is_state = isinstance(content, dict) and all(isinstance(value, torch.Tensor) for value in content.values())
+    if not is_state or not content:
         raise UserError(f"{path} holds neither a module nor a state_dict")
     return {name.removeprefix("module."): tensor for name, tensor in content.items()}, {}
 
 
 def _collect(module: _StandIn, prefix: str, state: dict, modules: dict) -> None:
-    """Walk a pickled nn.Module as nn.Module.state_dict() would."""
+    """Fill `state` and `modules` from a pickled nn.Module, as nn.Module.state_dict() would. prefix: of its tensors'
+    names.
+    """
     attributes = vars(module)
-    modules[prefix[:-1]] = {"class": type(module).__name__, **attributes}
+    modules[prefix.removesuffix(".")] = {"class": type(module).__name__, **attributes}
     transient = attributes.get("_non_persistent_buffers_set") or set()
-    for kind in ("_parameters", "_buffers"):
-        for name, tensor in (attributes.get(kind) or {}).items():
+    for table in ("_parameters", "_buffers"):
+        for name, tensor in (attributes.get(table) or {}).items():
             if tensor is not None and name not in transient:
                 state[prefix + name] = tensor
     for name, child in (attributes.get("_modules") or {}).items():
@@ -178,24 +210,28 @@ def _collect(module: _StandIn, prefix: str, state: dict, modules: dict) -> None:
 
 
 def save_state(folder: str | Path, step: int, state: dict, keep: int = 2) -> Path:
-    """Write state_<step>.pt, then remove all but the newest `keep` states, and later ones: those were damaged when this run began."""
+    """Write <folder>/state_<step>.pt and remove old states. Returns its path.
+
+    The newest `keep` states stay. States of later steps are removed too: they were damaged when this run began, or it
+    would have gone on from them.
+    """
     folder = Path(folder)
     path = folder / f"state_{step:08d}.pt"
     with replacing(path) as temporary, disk_errors(), open(temporary, "wb") as file:
         torch.save(state, file)
     states = sorted(folder.glob("state_*.pt"))
-    kept = [state for state in states if state <= path][-keep:]
-    for old in states:
-        if old not in kept:
-            old.unlink()
+    kept = [other for other in states if other <= path][-keep:]
+    for other in states:
+        if other not in kept:
+            other.unlink()
     return path
 
 
 def newest_state(folder: str | Path, warn=print) -> tuple[dict, Path] | None:
-    """The newest whole training state of a folder and its file, or None where there is no state at all.
+    """The newest undamaged training state of a folder and its path, or None if there is no state at all.
 
-    A damaged file is named through `warn` and passed over for the one before it. Raises UserError when all are damaged:
-    a training never starts afresh without saying so.
+    A damaged file is reported through `warn` and the one before it is taken. Raises UserError if all are damaged: a
+    training never starts afresh without saying so.
     """
     paths = sorted(Path(folder).glob("state_*.pt"), reverse=True)
     for path in paths:
@@ -205,6 +241,9 @@ def newest_state(folder: str | Path, warn=print) -> tuple[dict, Path] | None:
             if damaged:
                 raise zipfile.BadZipFile(f"{damaged} does not match its checksum")
             return torch.load(path, map_location="cpu", weights_only=True), path
+        except pickle.UnpicklingError:
+            raise UserError(f"{path} is not a training state of this project: it holds more than tensors and plain values, and was not "
+                            "opened; move it away") from None
         except READ_ERRORS as error:
             warn(f"passing over {path}, which is damaged: {_first_line(error)}")
     if paths:
@@ -214,29 +253,52 @@ def newest_state(folder: str | Path, warn=print) -> tuple[dict, Path] | None:
 
 @contextmanager
 def disk_errors():
-    """What the libraries raise when a file cannot be written, as the OSError that it is."""
+    """Raise what the libraries raise when a file cannot be written as the OSError that it is."""
     try:
         yield
     except (RuntimeError, safetensors.SafetensorError) as error:
-        cause = error
-        while cause is not None and not isinstance(cause, OSError):  # torch.save raises its own error over it
+        # torch.save raises its own error while it handles the OSError
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, OSError):
             cause = cause.__context__
-        number = re.search(r"os error (\d+)", str(error))  # what safetensors says
+        # safetensors only mentions the error's number
+        number = re.search(r"os error (\d+)", str(error))
         if cause is None and number:
             cause = OSError(int(number[1]), os.strerror(int(number[1])))
-        raise (cause or OSError(_first_line(error))) from error
+        if cause is None:
+            cause = OSError(_first_line(error))
+        raise cause from error
+
+
+def tensor_digest(network: nn.Module) -> str:
+    """The first 16 hexadecimal digits of a SHA-256 over a network's tensors: names, shapes and float32 values.
+
+    Unlike `digest` it is of the weights, not of their file, so a released .pth and its conversion have the same, and a
+    new header changes nothing. Take it before weights are cast to bf16 (compiling.prepare_for_inference).
+    """
+    content = hashlib.sha256()
+    for name, tensor in sorted(network.state_dict().items()):
+        values = tensor.detach().to("cpu", torch.float32).contiguous()
+        content.update(f"{name} {tuple(values.shape)}\n".encode())
+        content.update(values.numpy().tobytes())
+    return content.hexdigest()[:16]
 
 
 def digest(path: str | Path) -> str:
-    """SHA-256 of a file's content, 16 hexadecimal digits."""
+    """The first 16 hexadecimal digits of the SHA-256 of a file's content."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
 def _describe(state: dict) -> str:
-    first = next(iter(state), None)
-    return f"{len(state)} tensors, the first {first} {tuple(state[first].shape)}" if first else "no tensors"
+    """Tensors in a few words, for messages."""
+    if not state:
+        return "no tensors"
+    first = next(iter(state))
+    return f"{len(state)} tensors, the first {first} {tuple(state[first].shape)}"
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+def _first_line(error: BaseException) -> str:
+    """An error's message without its further lines, for messages of one line."""
+    lines = str(error).strip().splitlines()
+    return (lines[0] if lines else type(error).__name__)[:200]

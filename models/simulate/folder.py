@@ -32,11 +32,11 @@ def simulate(root: Path, wish, size: int) -> None:
             raise UserError(f"{root} holds a simulation with {key} {before[key]}, asked is {key} {value}; choose another data.root")
     total = max(wish.count, before.get("count", 0))
     own = {str(index) for index in range(total)} if before else set()
-    if strange := [path for part in lists.PARTS for path in _files(root / part) if images.stem(path) not in own]:
+    if strange := [path for part in lists.FOLDERS for path in _files(root / part) if images.stem(path) not in own]:
         raise UserError(f"{root} holds images that this script did not simulate, such as {strange[0]}; choose another data.root")
     if total > wish.count:
         print(f"{root} keeps the {total} simulated pairs of an earlier run; simulate.count={wish.count}")
-    missing = [index for index in range(total) if not all((root / part / f"{index}.png").is_file() for part in lists.PARTS)]
+    missing = [index for index in range(total) if not all((root / part / f"{index}.png").is_file() for part in lists.FOLDERS)]
     prepared = root / "prepared"  # CTs taken apart, until all pairs are there
     if missing:
         recipes = [recipe(index, wish.source, scans, prepared) for index in missing]
@@ -80,7 +80,7 @@ def take_apart(job: tuple) -> None:
 def simulate_pair(root: Path, seed: int, size: int, job: tuple[int, Path | None]) -> None:
     index, path = job
     pair = phantom.simulate(seed + index, size) if path is None else ct.simulate(_parts(path), seed + index, size)
-    for part, pixels in zip(lists.PARTS, (pair.cxr, pair.soft, pair.mask.astype(np.float32))):
+    for part, pixels in zip(lists.FOLDERS, (pair.cxr, pair.soft, pair.mask.astype(np.float32))):
         images.write(root / part / f"{index}.png", pixels)
 
 
