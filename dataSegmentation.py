@@ -43,6 +43,8 @@ def main() -> None:
     pairs = checks.refuse_or_skip(pairs, lonely, faults, settings.data.skip_faulty)
 
     # lists and masks
+    if settings.data.write_masks:
+        masks.overview_pages(pairs, Path(settings.data.lists), settings.data.name)  # refused before anything is written
     counts = splits.settle_lists(pairs, settings.data)
     if settings.data.write_masks:
         masks.write_masks(pairs, root, Path(settings.data.lists), settings.data.name)

@@ -1,9 +1,9 @@
 """DICOM files <-> arrays in [0, 1]. Called through `images.read` and `images.write_dicom` only.
 
-Grey values go the standard's way (PS3.3 C.11): modality LUT, then VOI LUT or window, then the photometric interpretation. An image
-has at most 65536 stored values, so the way is gone once for each of them and not for each pixel; and where the curve that results
-rises or falls all along, it leads back as well: from what is shown to the stored value.
-pydicom is imported when it is needed, since it takes a third of a second.
+Grey values go the standard's way (PS3.3 C.11): modality LUT, then VOI LUT or window, then the photometric
+interpretation. An image has at most 65536 stored values, so the way is gone once for each of them and not for each
+pixel; and where the curve that results rises or falls all along, it leads back as well: from what is shown to the
+stored value. pydicom is imported when it is needed, since it takes a third of a second.
 """
 import copy
 import datetime
@@ -27,9 +27,21 @@ SERIES_OFFSET = 1000            # from the source's series number to its result'
 NEEDED = ("Rows", "Columns", "BitsAllocated", "BitsStored", "PixelRepresentation", "PhotometricInterpretation")
 NUMBERS = ("WindowCenter", "WindowWidth", "RescaleSlope", "RescaleIntercept")
 # Attributes of the source that are no longer true of an image derived from it, whatever its pixels.
-NOT_DERIVED = ("SmallestImagePixelValue", "LargestImagePixelValue", "IconImageSequence", "SourceImageSequence",
-               "DigitalSignaturesSequence", "MACParametersSequence", "SeriesDate", "SeriesTime", "InstanceCreatorUID", "NumberOfFrames",
-               "PixelDataProviderURL", "FloatPixelData", "DoubleFloatPixelData")
+NOT_DERIVED = (
+    "SmallestImagePixelValue",
+    "LargestImagePixelValue",
+    "IconImageSequence",
+    "SourceImageSequence",
+    "DigitalSignaturesSequence",
+    "MACParametersSequence",
+    "SeriesDate",
+    "SeriesTime",
+    "InstanceCreatorUID",
+    "NumberOfFrames",
+    "PixelDataProviderURL",
+    "FloatPixelData",
+    "DoubleFloatPixelData",
+)
 # Attributes that describe how the source's values are shown, where a result has values of its own.
 SOURCE_GREYS = ("WindowCenter", "WindowWidth", "WindowCenterWidthExplanation", "VOILUTFunction", "VOILUTSequence",
                 "ModalityLUTSequence", "RescaleSlope", "RescaleIntercept", "RescaleType", "PixelPaddingValue",
@@ -38,8 +50,19 @@ SOURCE_GREYS = ("WindowCenter", "WindowWidth", "WindowCenterWidthExplanation", "
 FOR_PRESENTATION = {"1.2.840.10008.5.1.4.1.1.1.1.1": "1.2.840.10008.5.1.4.1.1.1.1",
                     "1.2.840.10008.5.1.4.1.1.1.2.1": "1.2.840.10008.5.1.4.1.1.1.2",
                     "1.2.840.10008.5.1.4.1.1.1.3.1": "1.2.840.10008.5.1.4.1.1.1.3"}
-WORDS = {"OW": 2, "OL": 4, "OF": 4, "OD": 8, "OV": 8}  # value representations of numbers in bytes, and their sizes (PS3.5 6.2)
-LOSSY = {"1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51", "1.2.840.10008.1.2.4.81", "1.2.840.10008.1.2.4.91"}  # transfer syntaxes
+WORDS = {
+    "OW": 2,
+    "OL": 4,
+    "OF": 4,
+    "OD": 8,
+    "OV": 8,
+}  # value representations of numbers in bytes, and their sizes (PS3.5 6.2)
+LOSSY = {
+    "1.2.840.10008.1.2.4.50",
+    "1.2.840.10008.1.2.4.51",
+    "1.2.840.10008.1.2.4.81",
+    "1.2.840.10008.1.2.4.91",
+}  # transfer syntaxes
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +70,8 @@ class Grey:
     """A grey DICOM image. stored: int64 (H, W), its stored values; padding: bool (H, W), where they are no image.
 
     shown: float64 (N,), the grey value in [0, 1] of the stored values least, least + 1, ...
-    window: (centre, width) of a linear window that shows the same, where the file's own attributes do not say how to show it.
+    window: (centre, width) of a linear window that shows the same, where the file's own attributes do not say how to
+    show it.
     """
     stored: np.ndarray
     padding: np.ndarray
@@ -63,7 +87,7 @@ class Grey:
         return pixels
 
 
-# --- Reading -------------------------------------------------------------------------------------------------------------------
+# --- Reading ----------------------------------------------------------------------------------------------------------
 
 def is_dicom_head(head: bytes) -> bool:
     """Whether the first 132 bytes of a file are those of a DICOM file."""
@@ -91,7 +115,8 @@ def _open(path: Path):
 
 
 def _mend_numbers(dataset) -> None:
-    """Decimal commas, which some devices write, become points; an empty number is none. In place, before pydicom reads them."""
+    """Decimal commas, which some devices write, become points; an empty number is none. In place, before pydicom reads
+    them."""
     for keyword in NUMBERS:
         element = dataset.get_item(keyword)
         if element is None:
@@ -118,8 +143,8 @@ def _number(dataset, keyword: str, default: float) -> float:
 def _stored_values(dataset) -> np.ndarray:
     """(H, W) or (H, W, 3). pydicom clears the bits above BitsStored, where old files keep overlays.
 
-    Where HighBit lies higher, the values are the upper bits (PS3.5 8.1.1) and pydicom is made to keep them; unless the values would
-    fit into BitsStored bits as they are, and then it is HighBit that is wrong.
+    Where HighBit lies higher, the values are the upper bits (PS3.5 8.1.1) and pydicom is made to keep them; unless the
+    values would fit into BitsStored bits as they are, and then it is HighBit that is wrong.
     """
     bits = int(dataset.BitsStored)
     shift = int(dataset.get("HighBit", bits - 1)) + 1 - bits
@@ -219,7 +244,9 @@ def _look_up(values: np.ndarray, item, dataset) -> np.ndarray:
         data = np.frombuffer(data, np.uint8 if len(data) < 2 * length else f"{order}u2")
     table = np.atleast_1d(np.asarray(data, dtype=np.float64))[:length]
     if len(table) < length or not 1 <= bits <= 16:
-        raise ValueError(f"its table of {len(table)} values, {bits} bits, is not the one of {length} that its descriptor announces")
+        raise ValueError(
+            f"its table of {len(table)} values, {bits} bits, is not the one of {length} that its descriptor announces"
+        )
     if first >= 2 ** 15 and dataset.PixelRepresentation:  # a negative number that was read unsigned
         first -= 2 ** 16
     return table[np.clip(values - first, 0, length - 1).astype(np.int64)]
@@ -249,7 +276,7 @@ def _window(values: np.ndarray, dataset) -> np.ndarray:
     return (values - (centre - 0.5)) / (width - 1) + 0.5
 
 
-# --- Refusing --------------------------------------------------------------------------------------------------------------------
+# --- Refusing ---------------------------------------------------------------------------------------------------------
 
 def _refuse_dicom(dataset) -> None:
     """What is no single grey or colour image of a sane size, from the header alone, before anything is unpacked."""
@@ -313,14 +340,16 @@ def _refuse_deflated(path: Path) -> None:
         raise ValueError(f"it unpacks to more than {MAX_UNPACKED} bytes")
 
 
-# --- Writing ---------------------------------------------------------------------------------------------------------------------
+# --- Writing ----------------------------------------------------------------------------------------------------------
 
 def require_source(path: Path) -> None:
     """Raise UserError for a file whose result could not be filed with it in an archive; reads the header only."""
     import pydicom
     try:
         dataset = pydicom.dcmread(path, force=True, stop_before_pixels=True)
-        lacking = [keyword for keyword in ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID") if not dataset.get(keyword)]
+        lacking = [
+            keyword for keyword in ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID") if not dataset.get(keyword)
+        ]
     except Exception as error:  # as in `images.read`
         raise UserError(f"cannot read {path}: {' '.join(str(error).split())}") from None
     if lacking:
@@ -358,10 +387,12 @@ def derive(source: Path, pixels: np.ndarray, description: str, software: tuple[s
 
 
 def _suppressed(grey: Grey, pixels: np.ndarray, least: int, most: int) -> np.ndarray | None:
-    """The stored values of a result that is shown as pixels (H, W) in [0, 1], int64; None where the way back is not one to one.
+    """The stored values of a result that is shown as pixels (H, W) in [0, 1], int64; None where the way back is not one
+    to one.
 
-    Each stored value changes by the difference between the stored values of what is shown now and what was shown. What the window
-    does not show, beyond black and white, so keeps its detail, and a pixel that has not changed keeps its value.
+    Each stored value changes by the difference between the stored values of what is shown now and what was shown. What
+    the window does not show, beyond black and white, so keeps its detail, and a pixel that has not changed keeps its
+    value.
     """
     rises = grey.shown[-1] >= grey.shown[0]
     curve = grey.shown if rises else grey.shown[::-1]
@@ -451,10 +482,18 @@ def _describe_origin(dataset, original, description: str, software: tuple[str, .
 
 
 def _describe_equipment(dataset, software: tuple[str, ...], now: str) -> None:
-    """This software as what made the image; the source's equipment, and this, as what contributed to it (PS3.3 C.12.1.1.5)."""
+    """This software as what made the image; the source's equipment, and this, as what contributed to it (PS3.3
+    C.12.1.1.5)."""
     import pydicom
     acquisition = pydicom.Dataset()
-    for keyword in ("Manufacturer", "InstitutionName", "StationName", "ManufacturerModelName", "DeviceSerialNumber", "SoftwareVersions"):
+    for keyword in (
+        "Manufacturer",
+        "InstitutionName",
+        "StationName",
+        "ManufacturerModelName",
+        "DeviceSerialNumber",
+        "SoftwareVersions",
+    ):
         value = dataset.get(keyword)
         if value not in (None, ""):
             setattr(acquisition, keyword, value)
@@ -496,16 +535,19 @@ def _decimal(number: float):
 
 
 def _copy(original):
-    """The dataset without its pixels, private attributes and what is not true of derived images, ready for little endian.
+    """The dataset without its pixels, private attributes and what is not true of derived images, ready for little
+    endian.
 
-    Zeros behind the last attribute, with which some archives fill files up, are read as attributes of group 0; they go too.
+    Zeros behind the last attribute, with which some archives fill files up, are read as attributes of group 0; they go
+    too.
     """
     if original.file_meta.TransferSyntaxUID.is_little_endian:
         dataset = copy.copy(original)
     else:
         dataset = _little_endian(original)
     for tag in list(dataset.keys()):
-        embedded_overlay = 0x6000 <= tag.group <= 0x60ff and (tag.group, 0x3000) not in dataset  # in bits that are cleared
+        # In bits that are cleared.
+        embedded_overlay = 0x6000 <= tag.group <= 0x60ff and (tag.group, 0x3000) not in dataset
         if tag.group <= 2 or embedded_overlay or tag == (0x7fe0, 0x0010):
             del dataset[tag]
     _remove_private(dataset)
@@ -516,7 +558,8 @@ def _copy(original):
 
 
 def _little_endian(original):
-    """The same attributes without their big-endian coding, words in them turned; those that cannot be read are left out."""
+    """The same attributes without their big-endian coding, words in them turned; those that cannot be read are left
+    out."""
     import pydicom
     dataset = pydicom.Dataset()
     for tag in original.keys():
@@ -535,7 +578,7 @@ def _little_endian(original):
 
 
 def _remove_private(dataset) -> None:
-    """In place, in all sequences too; what is not read here stays as it is in the file, since much of it may be faulty."""
+    """In place, in all sequences too; what is not read here stays as it is in the file, since it may be faulty."""
     from pydicom.datadict import dictionary_VR
     for tag in list(dataset.keys()):
         if tag.is_private:

@@ -87,7 +87,8 @@ def find(net: str, folder: str | None = None) -> Path:
     candidates.append(cache / DOWNLOADS[net])
     package = importlib.util.find_spec(PACKAGE.partition("==")[0])  # finds the package without running it
     if package is not None:
-        candidates += [Path(place) / "weights" / f"{NAMES[net]}.ckpt" for place in package.submodule_search_locations]
+        places = package.submodule_search_locations or ()
+        candidates += [Path(place) / "weights" / f"{NAMES[net]}.ckpt" for place in places]
 
     for path in candidates:
         if path.is_file():

@@ -69,8 +69,8 @@ def poisson(global_soft: np.ndarray, local_soft: np.ndarray, mask: np.ndarray) -
 def drop_small_regions(mask: np.ndarray, least: int = MIN_PIXELS) -> np.ndarray:
     """The boolean mask (H, W) without its connected regions of fewer than `least` pixels."""
     _, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8))
-    areas = stats[labels, cv2.CC_STAT_AREA]  # (H, W): at each pixel the area of its region
-    return mask & (areas >= least)
+    areas = np.asarray(stats)[:, cv2.CC_STAT_AREA]  # (regions,)
+    return mask & (areas[labels.astype(int)] >= least)
 
 
 def _masked_divergence(image: np.ndarray, inside: np.ndarray) -> np.ndarray:
@@ -89,4 +89,4 @@ def _solve(laplacian: np.ndarray) -> np.ndarray:
     along_y = 2 * np.cos(np.pi * np.arange(1, height + 1) / (height + 1)) - 2  # (H,)
     along_x = 2 * np.cos(np.pi * np.arange(1, width + 1) / (width + 1)) - 2    # (W,)
     eigenvalues = along_y[:, None] + along_x
-    return fft.idstn(fft.dstn(laplacian, type=1) / eigenvalues, type=1)
+    return np.asarray(fft.idstn(np.asarray(fft.dstn(laplacian, type=1)) / eigenvalues, type=1))

@@ -1,9 +1,9 @@
-"""Image files <-> arrays in [0, 1] <-> what the networks see, (1, S, S) in [-1, 1]. Pixel ranges change here and nowhere else.
+"""Image files <-> arrays in [0, 1] <-> what the networks see, (1, S, S) in [-1, 1]. Pixel ranges change here and
+nowhere else.
 
-Reads PNG, TIFF, JPEG, BMP, GIF, WebP, JPEG 2000 and PGM (grey or colour), NumPy arrays, DICOM and JSRT's raw .IMG; writes 8- and
-16-bit PNG, and DICOM derived from DICOM. Bit depth is kept: float32 in between. A non-square image is padded to a square, never
-squeezed, and cut back afterwards.
-The decoders of the formats are in raster.py and dicom.py.
+Reads PNG, TIFF, JPEG, BMP, GIF, WebP, JPEG 2000 and PGM (grey or colour), NumPy arrays, DICOM and JSRT's raw .IMG;
+writes 8- and 16-bit PNG, and DICOM derived from DICOM. Bit depth is kept: float32 in between. A non-square image is
+padded to a square, never squeezed, and cut back afterwards. The decoders of the formats are in raster.py and dicom.py.
 """
 import os
 import re
@@ -21,21 +21,66 @@ from . import dicom, raster
 from .raster import Limits, Scale
 from .runtime.files import UserError, replacing
 
-SUFFIXES = {".png", ".tif", ".tiff", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".jp2", ".j2k", ".pgm", ".ppm", ".pnm", ".npy",
-            ".dcm", ".dicom", ".img"}
+SUFFIXES = {
+    ".png",
+    ".tif",
+    ".tiff",
+    ".jpg",
+    ".jpeg",
+    ".bmp",
+    ".gif",
+    ".webp",
+    ".jp2",
+    ".j2k",
+    ".pgm",
+    ".ppm",
+    ".pnm",
+    ".npy",
+    ".dcm",
+    ".dicom",
+    ".img",
+}
 # Endings of images and volumes that are not read; a folder's are named instead of being passed over in silence.
-FOREIGN = {".heic", ".heif", ".avif", ".jxl", ".jls", ".jpx", ".svg", ".pdf", ".psd", ".xcf", ".exr", ".hdr", ".dng", ".raw", ".nii",
-           ".gz", ".mha", ".mhd", ".nrrd", ".npz", ".mat", ".h5", ".zip", ".tar", ".rar", ".7z"}
+FOREIGN = {
+    ".heic",
+    ".heif",
+    ".avif",
+    ".jxl",
+    ".jls",
+    ".jpx",
+    ".svg",
+    ".pdf",
+    ".psd",
+    ".xcf",
+    ".exr",
+    ".hdr",
+    ".dng",
+    ".raw",
+    ".nii",
+    ".gz",
+    ".mha",
+    ".mhd",
+    ".nrrd",
+    ".npz",
+    ".mat",
+    ".h5",
+    ".zip",
+    ".tar",
+    ".rar",
+    ".7z",
+}
 MAX_BYTES = 2 ** 31             # of a file, packed or unpacked
 THUMB = 64                      # side at which polarity is judged, pixels
 
 
 @dataclass(frozen=True, eq=False)
 class Picture:
-    """An image file's content. pixels: float32 (H, W) in [0, 1], as a viewer shows them; bits: the significant ones, 8 to 16.
+    """An image file's content. pixels: float32 (H, W) in [0, 1], as a viewer shows them; bits: the significant ones, 8
+    to 16.
 
-    scale: the grey values of black and white in the file, where they are not the least and the largest that it can hold.
-    orientation: EXIF's, of the file's pixels; those here are turned upright. note: what the user should know of the reading.
+    scale: the grey values of black and white in the file, where they are not the least and the largest that it can
+    hold. orientation: EXIF's, of the file's pixels; those here are turned upright. note: what the user should know of
+    the reading.
     """
     pixels: np.ndarray
     bits: int
@@ -45,17 +90,18 @@ class Picture:
     note: str = ""
 
 
-# --- Reading -----------------------------------------------------------------------------------------------------------------
+# --- Reading ----------------------------------------------------------------------------------------------------------
 
 def read(path, limits: Limits = "auto") -> Picture:
     """The image in a file, turned as its EXIF orientation says; an alpha channel is dropped.
 
-    limits: which grey values are black and white. "auto": as the file declares; a DICOM through its window, else from its least to
-    its largest value, as viewers do; of other files, as many bits as are used (with a note). "container": the least and the largest
-    value that the file can hold. (black, white): these, in the file's own values, a DICOM's in units of the modality.
+    limits: which grey values are black and white. "auto": as the file declares; a DICOM through its window, else from
+    its least to its largest value, as viewers do; of other files, as many bits as are used (with a note). "container":
+    the least and the largest value that the file can hold. (black, white): these, in the file's own values, a DICOM's
+    in units of the modality.
 
-    Raises UserError, which names the file, for what is missing, empty, damaged, truncated, too large, no image, several images or
-    not finite, and for a name that is not UTF-8, which neither lists nor results could carry.
+    Raises UserError, which names the file, for what is missing, empty, damaged, truncated, too large, no image, several
+    images or not finite, and for a name that is not UTF-8, which neither lists nor results could carry.
     """
     path = Path(path)
     refuse_name(path)
@@ -81,13 +127,16 @@ def read(path, limits: Limits = "auto") -> Picture:
 
 
 def parse_limits(text: str) -> Limits:
-    """eval.range -> limits of `read`: "auto", "container", "4095" (white, black being 0) or "-1000..3000" (black..white)."""
+    """eval.range -> limits of `read`: "auto", "container", "4095" (white, black being 0) or "-1000..3000"
+    (black..white)."""
     if text in ("auto", "container"):
         return text
     number = r"[+-]?\d+(?:\.\d+)?"
     match = re.fullmatch(rf"(?:({number})\.\.)?({number})", text.strip())
     if match is None:
-        raise UserError(f"eval.range={text} is neither auto, nor container, nor the value of white, such as 4095, nor BLACK..WHITE")
+        raise UserError(
+            f"eval.range={text} is neither auto, nor container, nor the value of white, such as 4095, nor BLACK..WHITE"
+        )
     black = float(match[1] or 0)
     white = float(match[2])
     if black >= white:
@@ -96,7 +145,8 @@ def parse_limits(text: str) -> Limits:
 
 
 def read_mask(path) -> np.ndarray:
-    """A mask file as bool (H, W), true above half of its largest value (masks of 0 and 1 exist). An empty one is refused."""
+    """A mask file as bool (H, W), true above half of its largest value (masks of 0 and 1 exist). An empty one is
+    refused."""
     values = read(path).pixels
     if not values.any():
         raise UserError(f"the mask {path} is empty (all black); white is inside")
@@ -141,10 +191,11 @@ def _one_line(error: Exception) -> str:
     return re.sub(r" <_io\.[^>]*>", "", text) or type(error).__name__
 
 
-# --- Finding -----------------------------------------------------------------------------------------------------------------
+# --- Finding ----------------------------------------------------------------------------------------------------------
 
 def find(folder) -> dict[str, Path]:
-    """{stem: path} of the images directly in a folder, in natural order (2 before 10). Hidden files and others are skipped.
+    """{stem: path} of the images directly in a folder, in natural order (2 before 10). Hidden files and others are
+    skipped.
 
     Raises UserError where there is none, where two have one name, and for names that are not UTF-8.
     """
@@ -168,8 +219,11 @@ def find(folder) -> dict[str, Path]:
 
 
 def foreign(folder) -> list[Path]:
-    """The images directly in a folder that `find` passes over, since they are of a kind that is not read, in natural order."""
-    paths = [path for path in Path(folder).iterdir() if path.suffix.lower() in FOREIGN and not path.name.startswith(".")]
+    """The images directly in a folder that `find` passes over, since they are of a kind that is not read, in natural
+    order."""
+    paths = [
+        path for path in Path(folder).iterdir() if path.suffix.lower() in FOREIGN and not path.name.startswith(".")
+    ]
     return sorted(paths, key=lambda path: natural(path.name))
 
 
@@ -194,10 +248,11 @@ def _named_as_image(path: Path) -> bool:
     return path.name != "DICOMDIR" and dicom.is_dicom_head(_head(path))
 
 
-# --- Writing -----------------------------------------------------------------------------------------------------------------
+# --- Writing ----------------------------------------------------------------------------------------------------------
 
 def write(path, pixels: np.ndarray, bits: int = 8) -> None:
-    """A PNG of float pixels (H, W) in [0, 1], clipped and rounded: 8-bit, or 16-bit for more than 8 bits. `read` gives them back.
+    """A PNG of float pixels (H, W) in [0, 1], clipped and rounded: 8-bit, or 16-bit for more than 8 bits. `read` gives
+    them back.
 
     The file is written beside its place and moved into it; folders are made. Raises UserError where that fails.
     """
@@ -206,7 +261,8 @@ def write(path, pixels: np.ndarray, bits: int = 8) -> None:
 
 
 def write_like(path, pixels: np.ndarray, source: Picture) -> None:
-    """As `write`, but in the depth, the range of grey values and the orientation of a picture that was read: 12 bits stay 12."""
+    """As `write`, but in the depth, the range of grey values and the orientation of a picture that was read: 12 bits
+    stay 12."""
     if source.scale is None and source.orientation == 1:
         write(path, pixels, source.bits)
         return
@@ -238,7 +294,8 @@ def _write_png(path: Path, pixels: np.ndarray, scale: Scale, orientation: int = 
 def _with_chunks(png: bytes, scale: Scale, orientation: int) -> bytes:
     """A PNG that declares its range and its orientation, so that no reader has to guess them from the content.
 
-    sBIT says how many bits are used; other limits stand in a text that `read` knows. Plain 8-bit files stay as they are.
+    sBIT says how many bits are used; other limits stand in a text that `read` knows. Plain 8-bit files stay as they
+    are.
     """
     chunks = []
     bits = int(scale.white).bit_length()
@@ -267,14 +324,18 @@ def require_dicom_source(path) -> None:
     dicom.require_source(Path(path))
 
 
-def write_dicom(path, pixels: np.ndarray, source, description: str, software: tuple[str, ...] = (), limits: Limits = "auto") -> None:
-    """A DICOM of float pixels (H, W) in [0, 1], derived from the DICOM file `source`: its patient, its study, its depth.
+def write_dicom(
+    path, pixels: np.ndarray, source, description: str, software: tuple[str, ...] = (), limits: Limits = "auto"
+) -> None:
+    """A DICOM of float pixels (H, W) in [0, 1], derived from the DICOM file `source`: its patient, its study, its
+    depth.
 
-    The values written are the source's own, changed by what `pixels` differs from what `read` shows of it, so that a viewer shows
-    `pixels` through the source's window and any other window can be set. description: of the series, as a viewer shows it (at most
-    64 letters). software: the method, then what else tells versions apart, such as digests of weights. UIDs follow from the
-    source's, the software and the content: the same result twice is one image, and the results of a series are one series.
-    limits: those that the source was read with. Raises UserError as `read` and `write` do.
+    The values written are the source's own, changed by what `pixels` differs from what `read` shows of it, so that a
+    viewer shows `pixels` through the source's window and any other window can be set. description: of the series, as a
+    viewer shows it (at most 64 letters). software: the method, then what else tells versions apart, such as digests of
+    weights. UIDs follow from the source's, the software and the content: the same result twice is one image, and the
+    results of a series are one series. limits: those that the source was read with. Raises UserError as `read` and
+    `write` do.
     """
     picture = read(source, limits)
     if pixels.shape != picture.pixels.shape:
@@ -291,15 +352,16 @@ def write_dicom(path, pixels: np.ndarray, source, description: str, software: tu
 
 
 def write_file(path: Path, content: bytes) -> None:
-    """Write beside the place and move into it: a file is whole or not there. Folders are made. UserError where that fails."""
+    """Write beside the place and move into it: a file is whole or not there. Folders are made. UserError where that
+    fails."""
     with replacing(path) as temporary:
         temporary.write_bytes(content)
 
 
-# --- Sizes and ranges --------------------------------------------------------------------------------------------------------
+# --- Sizes and ranges -------------------------------------------------------------------------------------------------
 
 def resize(pixels: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """(h, w) -> float32 (H, W) = shape, in [0, 1]: area average along a side that shrinks, cubic along one that grows."""
+    """(h, w) -> float32 (H, W) = shape, in [0, 1]: area average along sides that shrink, cubic along others."""
     height, width = shape
     pixels = np.ascontiguousarray(pixels, dtype=np.float32)
     # First the sides that shrink, by area, then those that grow.
@@ -367,7 +429,7 @@ def _pad(pixels: np.ndarray) -> np.ndarray:
     return square
 
 
-# --- Plausibility ------------------------------------------------------------------------------------------------------------
+# --- Plausibility -----------------------------------------------------------------------------------------------------
 
 def constant(pixels: np.ndarray) -> bool:
     """Whether all pixels are the same: no radiograph."""
@@ -384,8 +446,9 @@ def check(picture: Picture) -> Picture:
 def inverted(pixels: np.ndarray) -> bool:
     """Whether a frontal chest X-ray (H, W) has bright air and dark bones.
 
-    Spine and mediastinum must be brighter than the lungs beside them, the abdomen brighter than the lungs above it, and the air
-    beside the neck and the trunk darker than the middle. Each is a difference, so an image and its inverse get opposite answers.
+    Spine and mediastinum must be brighter than the lungs beside them, the abdomen brighter than the lungs above it, and
+    the air beside the neck and the trunk darker than the middle. Each is a difference, so an image and its inverse get
+    opposite answers.
     """
     thumb = resize(pixels, (THUMB, THUMB))
 

@@ -35,4 +35,4 @@ def checkpoint_activations(network: nn.Module, enabled: bool) -> None:
     """Switch activation checkpointing on or off in all modules of a network that have the attribute `checkpointing`."""
     for module in network.modules():
         if hasattr(module, "checkpointing"):
-            module.checkpointing = enabled
+            module.checkpointing = enabled  # pyright: ignore[reportArgumentType]

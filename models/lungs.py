@@ -82,7 +82,7 @@ def lung_faults(mask: np.ndarray) -> list[str]:
         faults.append(f"lungs cover {mask.mean():.1%} of the image, expected {100 * low:.0f}-{100 * high:.0f}%")
 
     # the number and the areas of its regions
-    labels, _ = ndimage.label(mask)
+    labels, _ = ndimage.label(mask)  # pyright: ignore[reportGeneralTypeIssues]
     areas = np.sort(np.bincount(labels.ravel())[1:])[::-1]
     large = areas[areas > SPECK_SHARE * areas.sum()]
     if len(large) != 2:
@@ -168,11 +168,11 @@ def _ranks(cxr: np.ndarray) -> np.ndarray:
 
 def _two_lungs(mask: np.ndarray) -> np.ndarray:
     """The two largest connected regions of bool (H, W), without holes; a second region that is a speck is left out."""
-    labels, count = ndimage.label(mask)
+    labels, count = ndimage.label(mask)  # pyright: ignore[reportGeneralTypeIssues]
     areas = np.bincount(labels.ravel(), minlength=count + 1)[1:]  # without the background
     largest = np.argsort(areas)[::-1][:2]
     lungs = [region + 1 for region in largest if areas[region] > LEAST_SHARE * areas.max()]
-    return ndimage.binary_fill_holes(np.isin(labels, np.array(lungs, int)))
+    return np.asarray(ndimage.binary_fill_holes(np.isin(labels, np.array(lungs, int))))
 
 
 @cache

@@ -85,8 +85,9 @@ class Pipeline:
         # what the weights were made to work with, unless the caller says otherwise
         keywords = {**cls.read_keywords(unet.notes, unet_path), **keywords}
 
-        vqgan = compiling.prepare_for_inference(vqgan, torch.device(device), precision, compiled).to(device)
-        unet = compiling.prepare_for_inference(unet, torch.device(device), precision, compiled).to(device)
+        for network in (vqgan, unet):
+            compiling.prepare_for_inference(network, torch.device(device), precision, compiled)
+            network.to(device)
         return cls(vqgan, unet, precision=precision, compiled=compiled, **keywords)
 
     @classmethod
@@ -215,8 +216,8 @@ class Pipeline:
         with autocast(self.device, self.precision):
             soft = self.suppress(cxr.to(self.device), names, masks, progress).cpu()
         if not torch.isfinite(soft).all():
-            raise UserError(f"the result of {', '.join(names)[:100]} has pixels that are not finite numbers: the sampler's "
-                            f"settings are too extreme ({self.options}), or the weights are of a training that diverged")
+            raise UserError(f"the result of {', '.join(names)[:100]} has pixels that are not finite numbers: the "
+                            f"sampler's settings are too extreme ({self.options}), or the weights' training diverged")
         if self.strength < 1:
             soft = torch.lerp(cxr.cpu(), soft, self.strength)
         return soft
@@ -333,7 +334,8 @@ class GLLCM(Pipeline):
 
         # fusion of the latents
         if self.fusion == "autoencoder":
-            weight = F.adaptive_avg_pool2d(masks.float(), latent.shape[-2:])  # (B, 1, h, w)
+            height, width = latent.shape[-2:]
+            weight = F.adaptive_avg_pool2d(masks.float(), (height, width))  # (B, 1, h, w)
             fused_latent = torch.lerp(global_latent, local_latent, weight)
             blended = self.image(fused_latent, cxr, torch.lerp(latent, masked_latent, weight))
             fused = images.to_unit(blended).clamp(0, 1)
@@ -360,9 +362,7 @@ class GLLCM(Pipeline):
             masks = [None] * len(unit)
         complete = []
         for image, mask in zip(unit, masks):
-            if mask is None:
-                mask = lungs.lung_mask(image[0].cpu().numpy())
-            complete.append(mask)
+            complete.append(lungs.lung_mask(image[0].cpu().numpy()) if mask is None else mask)
         return torch.as_tensor(np.stack(complete), dtype=torch.bool).to(self.device)[:, None]
 
 
@@ -390,7 +390,7 @@ def _blur(x: torch.Tensor, sigma: float) -> torch.Tensor:
     from torchvision.transforms.functional import gaussian_blur  # imported here, since it takes a second
 
     side = 2 * round(4 * sigma) + 1
-    return gaussian_blur(x, side, sigma)
+    return gaussian_blur(x, [side, side], [sigma, sigma])
 
 
 def match_brightness(global_soft: torch.Tensor, local_soft: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:

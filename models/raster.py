@@ -1,8 +1,8 @@
 """Files that hold nothing but grey values: PNG, TIFF, JPEG and their like, NumPy arrays, JSRT's raw .IMG.
 
-Called through `images.read` only. Each reader takes a path and the limits that `images.read` was given, and returns a `Decoded`.
-It raises ValueError, or whatever its decoder raises, for what is damaged, too large or no single image; `images.read` makes one
-line of it.
+Called through `images.read` only. Each reader takes a path and the limits that `images.read` was given, and returns a
+`Decoded`. It raises ValueError, or whatever its decoder raises, for what is damaged, too large or no single image;
+`images.read` makes one line of it.
 """
 import io
 import re
@@ -18,7 +18,8 @@ MAX_PIXELS = 2 ** 26            # four times the largest detectors; a header tha
 GREY = (0.299, 0.587, 0.114)    # luma of red, green, blue (Rec. 601)
 JSRT_SIDE = 2048                # the database's .IMG files are squares of this side, 16-bit big-endian, with dark bones
 JSRT_BITS = 12                  # of which so many are used
-FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "WEBP", "JPEG2000", "PPM")  # of Pillow's decoders; the others are not X-rays'
+# Of Pillow's decoders; the others are not X-rays'.
+FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "WEBP", "JPEG2000", "PPM")
 DETECTOR_BITS = (8, 10, 12, 14)  # depths that exports put into 16 bits without saying so
 RANGE_KEYWORD = b"grey values"  # of the PNG text in which `images.write_like` says which values are black and white
 
@@ -45,8 +46,8 @@ class Scale:
 class Decoded:
     """What a reader finds. pixels: (H, W) in [0, 1], upright; bits: the significant ones.
 
-    scale: where it is not black = 0 and white = all bits set. note: what the user should know. orientation: EXIF's, as the file
-    lies; 1: upright.
+    scale: where it is not black = 0 and white = all bits set. note: what the user should know. orientation: EXIF's, as
+    the file lies; 1: upright.
     """
     pixels: np.ndarray
     bits: int
@@ -64,7 +65,9 @@ def refuse_size(height: int, width: int) -> None:
     # The networks see squares: a thin image is padded to one.
     side = max(height, width)
     if side ** 2 > MAX_PIXELS:
-        raise ValueError(f"it is {width} x {height}; padded to a square it has {side} x {side} pixels, more than {MAX_PIXELS}")
+        raise ValueError(
+            f"it is {width} x {height}; padded to a square it has {side} x {side} pixels, more than {MAX_PIXELS}"
+        )
 
 
 def to_grey(levels: np.ndarray) -> np.ndarray:
@@ -74,17 +77,18 @@ def to_grey(levels: np.ndarray) -> np.ndarray:
     return levels[..., :3].astype(np.float64) @ np.array(GREY)
 
 
-# --- Range -----------------------------------------------------------------------------------------------------------------------
+# --- Range ------------------------------------------------------------------------------------------------------------
 
 def scaled(levels: np.ndarray, container: int, limits: Limits, *, bits: int | None = None, white: int | None = None,
            white_is_zero: bool = False) -> Decoded:
     """Grey levels (H, W) -> [0, 1].
 
-    container: bits in which the file holds them. bits, white: significant bits and the level of white, where the header says so;
-    a header is believed, and a level above its white is an error. Without, levels that stay below a quarter of 16 bits are read as
-    the next of DETECTOR_BITS, with a note: to the networks such an image is black otherwise. limits: as in `images.read`.
+    container: bits in which the file holds them. bits, white: significant bits and the level of white, where the header
+    says so; a header is believed, and a level above its white is an error. Without, levels that stay below a quarter of
+    16 bits are read as the next of DETECTOR_BITS, with a note: to the networks such an image is black otherwise.
+    limits: as in `images.read`.
     """
-    full = 2 ** container - 1
+    full = int(2 ** container - 1)
     if isinstance(limits, tuple):
         return _forced(levels, container, limits, white_is_zero)
     note = ""
@@ -93,7 +97,7 @@ def scaled(levels: np.ndarray, container: int, limits: Limits, *, bits: int | No
         white = full
     if white is None:
         bits = _bits_used(levels, container)
-        white = 2 ** bits - 1
+        white = int(2 ** bits - 1)
         if bits < container:
             note = (f"no grey value is above {white} of {full}, so it is read as {bits} bits "
                     f"(eval.range=container reads all 16, eval.range={white} forces this)")
@@ -131,7 +135,8 @@ def _forced(levels: np.ndarray, container: int, limits: tuple[float, float], whi
 
 
 def _unless_full(black: float, white: float, container: int) -> Scale | None:
-    """The scale in which a PNG can hold the same grey values, 8 or 16 bits; None where its whole range is the usual one."""
+    """The scale in which a PNG can hold the same grey values, 8 or 16 bits; None where its whole range is the usual
+    one."""
     container = 8 if container <= 8 else 16
     full = 2 ** container - 1
     if white > full or (black == 0 and white == full):
@@ -151,10 +156,11 @@ def as_stored(pixels: np.ndarray, orientation: int) -> np.ndarray:
     return upright(pixels, {6: 8, 8: 6}.get(orientation, orientation))
 
 
-# --- PNG, TIFF, JPEG and others ----------------------------------------------------------------------------------------------------
+# --- PNG, TIFF, JPEG and others ---------------------------------------------------------------------------------------
 
 def read_picture(path: Path, limits: Limits) -> Decoded:
-    """All of FORMATS. Pillow notices truncated data; OpenCV reads the one thing that Pillow cuts to 8 bits, 16-bit colour."""
+    """All of FORMATS. Pillow notices truncated data; OpenCV reads the one thing that Pillow cuts to 8 bits, 16-bit
+    colour."""
     content = path.read_bytes()
     try:
         picture = Image.open(io.BytesIO(content), formats=FORMATS)  # the header only
@@ -203,7 +209,7 @@ def _of_declared(levels: np.ndarray, declared: _Declared, limits: Limits, white_
     if limits == "auto" and declared.limits is not None:
         return _forced(levels, declared.container, declared.limits)
     white = declared.white
-    # Writers that put 12 bits into 16 without scaling them are common; values that all fit into sBIT bits give them away.
+    # Writers that put 12 bits into 16 without scaling them are common; if all fit into sBIT bits, this is one.
     if declared.bits is not None and white == 2 ** 16 - 1 and levels.max() <= 2 ** declared.bits - 1:
         white = 2 ** declared.bits - 1
     return scaled(levels, declared.container, limits, bits=declared.bits, white=white, white_is_zero=white_is_zero)
@@ -218,8 +224,10 @@ def _whole_numbers(picture, declared: _Declared, limits: Limits) -> Decoded:
     if declared.container > 16 or signed:
         if isinstance(limits, tuple):
             return _forced(levels, declared.container, limits, white_is_zero)
-        raise ValueError(f"{declared.container}-bit or signed integers have no known range; save it as 8- or 16-bit unsigned, "
-                         "or give eval.range=BLACK..WHITE")
+        raise ValueError(
+            f"{declared.container}-bit or signed integers have no known range; save it as 8- or 16-bit unsigned, "
+            "or give eval.range=BLACK..WHITE"
+        )
     return _of_declared(levels.astype(np.uint16), declared, limits, white_is_zero)
 
 
@@ -248,7 +256,7 @@ def _orientation(picture) -> int:
 
 
 def _declared(content: bytes, picture) -> _Declared:
-    """What the header says of the range. It wins over what the content suggests: a pair's images must be scaled alike."""
+    """What the header says of the range. It wins over the content: the images of a pair must be scaled alike."""
     if picture.format == "PNG":
         return _declared_png(_png_chunks(content))
     if picture.format == "TIFF":
@@ -277,9 +285,10 @@ def _declared_png(chunks: dict[bytes, bytes]) -> _Declared:
 
 
 def _declared_tiff(picture) -> _Declared:
-    """SMaxSampleValue is the limit of the values. MaxSampleValue may be that or the largest value of this image (TIFF 6.0 leaves
+    """What SMaxSampleValue or MaxSampleValue say; the minima are not used.
 
-    it to "statistical purposes"), so the next power of two counts, and nothing where a value is above it. The minima are not used.
+    The latter may be the limit of the values or the largest value of this image (it is there for statistics, TIFF 6.0),
+    so the next power of two counts.
     """
     container = _largest_tag(picture, TIFF_BITS, 1)
     if container <= 8:
@@ -292,9 +301,11 @@ def _declared_tiff(picture) -> _Declared:
 
 
 def _declared_jpeg2000(content: bytes, picture) -> _Declared:
-    """The precision of the first component (ISO 15444-1, A.5.1), which Pillow shifts to the top of 16 bits where it is above 8."""
+    """The precision of the first component (ISO 15444-1, A.5.1), which Pillow shifts to the top of 16 bits where it is
+    above 8."""
     marker = content.find(b"\xff\x4f\xff\x51")
-    place = marker + 42  # behind the markers, the segment's length, its capabilities, eight sizes and the number of components
+    # Behind the markers, the segment's length, its capabilities, eight sizes and the number of components.
+    place = marker + 42
     if marker < 0 or place >= len(content):
         raise ValueError("the JPEG 2000 has no SIZ segment")
     bits = (content[place] & 0x7f) + 1
@@ -366,10 +377,11 @@ def _png_chunks(content: bytes) -> dict[bytes, bytes]:
     return chunks
 
 
-# --- Arrays and raw files ------------------------------------------------------------------------------------------------------
+# --- Arrays and raw files ---------------------------------------------------------------------------------------------
 
 def read_array(path: Path, limits: Limits) -> Decoded:
-    """A NumPy array: booleans, uint8, uint16, or floats from 0 to 1; (H, W), (1, H, W), (H, W, 1) or colour (H, W, 3 or 4).
+    """A NumPy array: booleans, uint8, uint16, or floats from 0 to 1; (H, W), (1, H, W), (H, W, 1) or colour (H, W, 3 or
+    4).
 
     With limits that are numbers, any whole numbers and floats.
     """
@@ -398,7 +410,7 @@ def read_array(path: Path, limits: Limits) -> Decoded:
 
 
 def read_jsrt(path: Path, limits: Limits) -> Decoded:
-    """An .IMG file of JSRT's database, turned so that bones are bright. Its range is known, so limits change nothing."""
+    """An .IMG file of JSRT's database, turned so that bones are bright. Its range is known: limits change nothing."""
     size = path.stat().st_size
     expected = 2 * JSRT_SIDE ** 2
     levels = np.fromfile(path, ">u2")
@@ -406,7 +418,9 @@ def read_jsrt(path: Path, limits: Limits) -> Decoded:
         raise ValueError(f"it has {size} bytes; a JSRT image has {expected}")
     white = 2 ** JSRT_BITS - 1
     if levels.max() > white:
-        raise ValueError(f"its largest value {levels.max()} is above {white}; JSRT images have {JSRT_BITS} bits, big-endian")
+        raise ValueError(
+            f"its largest value {levels.max()} is above {white}; JSRT images have {JSRT_BITS} bits, big-endian"
+        )
     return Decoded(1 - levels.reshape(JSRT_SIDE, JSRT_SIDE) / np.float64(white), JSRT_BITS)
 
 
@@ -418,5 +432,7 @@ def _floats(values: np.ndarray, limits: Limits) -> Decoded:
     if isinstance(limits, tuple):
         return _forced(values, 16, limits)
     if not 0 <= values.min() <= values.max() <= 1:
-        raise ValueError(f"its floats run from {values.min():g} to {values.max():g}; expected 0 to 1 (or eval.range=BLACK..WHITE)")
+        raise ValueError(
+            f"its floats run from {values.min():g} to {values.max():g}; expected 0 to 1 (or eval.range=BLACK..WHITE)"
+        )
     return Decoded(values, 16)

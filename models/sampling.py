@@ -12,11 +12,12 @@ import torch
 from . import schedulers
 from .schedulers import LCM_STEPS, TRAIN_STEPS
 
+Estimator = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # unet.ConditionalUNet, plain or compiled
 Draw = Callable[[str], torch.Tensor]
 Progress = Callable[[Iterable], Iterable]  # wraps the list of steps, for a progress bar
 
 
-def estimate(unet: torch.nn.Module, latents: list[torch.Tensor], t: int,
+def estimate(unet: Estimator, latents: list[torch.Tensor], t: int,
              conditions: list[torch.Tensor]) -> list[torch.Tensor]:
     """The predicted noise of several (noisy latent, condition) pairs, computed in one pass through the network.
 
@@ -27,11 +28,11 @@ def estimate(unet: torch.nn.Module, latents: list[torch.Tensor], t: int,
     timesteps = torch.full((len(x),), t, device=x.device)
     output = unet(x, timesteps)  # (n B, 2 C, h, w)
     eps = output[:, :channels]   # the first half is the noise; no sampler reads the other
-    return eps.float().chunk(len(latents))
+    return list(eps.float().chunk(len(latents)))
 
 
 @torch.no_grad()
-def sample_bsldm(unet: torch.nn.Module, cxr: torch.Tensor, draw: Draw, *, steps: int = 1000, sampler: str = "ddpm",
+def sample_bsldm(unet: Estimator, cxr: torch.Tensor, draw: Draw, *, steps: int = 1000, sampler: str = "ddpm",
                  clip: float = 1.4, clip_rate: float = 0.003, clip_lag: int = 0,
                  progress: Progress = iter) -> torch.Tensor:
     """BS-LDM: sample the soft-tissue latent (B, C, h, w) of a CXR latent, with temporal adaptive thresholding.
@@ -59,7 +60,7 @@ def sample_bsldm(unet: torch.nn.Module, cxr: torch.Tensor, draw: Draw, *, steps:
 
 
 @torch.no_grad()
-def sample_gllcm(unet: torch.nn.Module, cxr: torch.Tensor, masked_cxr: torch.Tensor, draw: Draw, *, steps: int = 50,
+def sample_gllcm(unet: Estimator, cxr: torch.Tensor, masked_cxr: torch.Tensor, draw: Draw, *, steps: int = 50,
                  guidance: str = "leg", alpha: float = 3.0, clip_global: float = 2.0, clip_local: float = 3.5,
                  clip_rate: float = 0.025, progress: Progress = iter) -> tuple[torch.Tensor, torch.Tensor]:
     """GL-LCM: dual-path sampling from one initial noise -> (global, local) soft-tissue latents, (B, C, h, w) each.

@@ -105,7 +105,7 @@ def offset_noise(noise: torch.Tensor, offset: torch.Tensor, coefficient: float) 
     return noise + coefficient * offset
 
 
-def precondition(variance: torch.Tensor, alpha_bar: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def precondition(variance: float, alpha_bar: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """EDM preconditioning about the CXR latent: (k, c_in, c_out), each of alpha_bar's shape.
 
     Karras et al. (NeurIPS 2022), table 1: k = c_skip, c_in and c_out with sigma_data^2 = variance and sigma^2 = v,
@@ -146,6 +146,7 @@ def ddpm_step(z_t: torch.Tensor, z_0: torch.Tensor, step: Step, noise: torch.Ten
     mean = step.alpha_bar_prev ** 0.5 * beta / beta_bar * z_0 + alpha ** 0.5 * beta_bar_prev / beta_bar * z_t
     if step.last:
         return mean
+    assert noise is not None, "all steps but the last need noise"
     variance = beta * beta_bar_prev / beta_bar
     return mean + variance ** 0.5 * noise
 
@@ -192,6 +193,7 @@ def lcm_step(z_t: torch.Tensor, z_0: torch.Tensor, step: Step, noise: torch.Tens
     d = c_out * z_0 + c_skip * z_t
     if step.last:
         return d
+    assert noise is not None, "all steps but the last need noise"
     return step.alpha_bar_prev ** 0.5 * d + (1 - step.alpha_bar_prev) ** 0.5 * noise
 
 

@@ -127,6 +127,7 @@ class ConditionalUNet(Network):
     """
 
     repeats = ("blocks",)
+    alpha_bar: torch.Tensor  # (1000,), of networks with a prior
 
     def __init__(self, in_channels: int = 8, out_channels: int = 8, width: int = 128, multipliers=(1, 1, 2, 2, 4, 4),
                  blocks: int = 8, heads: int = 8, attention=(8, 16, 32), qkv_by_head: bool = False, prior: float = 0.0,

@@ -4,7 +4,7 @@ BS-LDM (JBHI 2025), section on the multi-level hybrid loss-constrained VQGAN; GL
 the released checkpoints' own.
 """
 import torch
-from scipy.spatial import cKDTree
+from scipy.spatial import KDTree
 from torch import nn
 from torch.nn import functional as F
 
@@ -24,7 +24,7 @@ SLOPE = 0.2          # LeakyReLU of the discriminator (Isola 2017)
 class Convolution(nn.Module):
     """A convolution under its released name `conv`, then ReLU if `relu`. (B, C, H, W) -> (B, C', H', W')."""
 
-    def __init__(self, conv: nn.Module, relu: bool = True):
+    def __init__(self, conv: nn.Conv2d | nn.ConvTranspose2d, relu: bool = True):
         super().__init__()
         self.conv = conv
         self.relu = relu
@@ -73,6 +73,9 @@ class Codebook(nn.Module):
     commitment: weight of the commitment loss. restart: whether unused codes are set to latents of the batch.
     """
 
+    ema_cluster_size: torch.Tensor  # N_k, (codes,)
+    ema_w: torch.Tensor             # m_k, (codes, channels)
+
     def __init__(self, codes: int, channels: int, decay: float, commitment: float, restart: bool):
         super().__init__()
         self.decay = decay
@@ -81,8 +84,8 @@ class Codebook(nn.Module):
         self.batch_weight = 1.0  # of this process's images in sums over all processes, see processes.set_batch_weight
         self.embedding = nn.Embedding(codes, channels)
         self.embedding.weight.requires_grad_(False)
-        self.register_buffer("ema_cluster_size", torch.zeros(codes))           # N_k
-        self.register_buffer("ema_w", self.embedding.weight.detach().clone())  # m_k
+        self.register_buffer("ema_cluster_size", torch.zeros(codes))
+        self.register_buffer("ema_w", self.embedding.weight.detach().clone())
 
     def nearest(self, flat: torch.Tensor) -> torch.Tensor:
         """(N, C) -> (N,) index of the nearest code by Euclidean distance.
@@ -95,7 +98,7 @@ class Codebook(nn.Module):
         has_content = type(flat) is torch.Tensor
         tree_pays = has_content and codes.device.type == "cpu" and codes.shape[1] <= TREE_CHANNELS
         if tree_pays and flat.isfinite().all() and codes.isfinite().all():
-            _, indices = cKDTree(codes.numpy()).query(flat.numpy(), workers=torch.get_num_threads())
+            _, indices = KDTree(codes.numpy()).query(flat.numpy(), workers=torch.get_num_threads())
             return torch.from_numpy(indices)
 
         # |z - e|^2 / 2 without its term |z|^2 / 2, which is the same for all codes
@@ -191,7 +194,7 @@ class MLVQGAN(Network):
             return [ResidualUnit(width, residual_channels) for _ in range(residual_layers)]
 
         # The encoder: each level halves the image, then refines it.
-        down = []
+        down: list[nn.Module] = []
         width = in_channels
         for after in channels:
             down.append(Convolution(nn.Conv2d(width, after, KERNEL, STRIDE, padding=1)))
@@ -201,13 +204,13 @@ class MLVQGAN(Network):
 
         # The decoder: the same in reverse. The last convolution gives the image, so no ReLU follows it. Each doubling
         # is built before the units that run ahead of it: the order of building decides which weights a seed gives.
-        up = [Convolution(nn.Conv2d(code_channels, width, 3, padding=1), relu=False)]
-        for after in reversed((in_channels, *channels[:-1])):
-            doubling = Convolution(nn.ConvTranspose2d(width, after, KERNEL, STRIDE, padding=1))
+        up: list[nn.Module] = [Convolution(nn.Conv2d(code_channels, width, 3, padding=1), relu=False)]
+        for level in reversed(range(len(channels))):
+            after = channels[level - 1] if level > 0 else in_channels
+            doubling = Convolution(nn.ConvTranspose2d(width, after, KERNEL, STRIDE, padding=1), relu=level > 0)
             up.extend(residual_units(width))
             up.append(doubling)
             width = after
-        up[-1].relu = False
 
         self.encoder = Stack(down)
         self.decoder = Stack(up)
@@ -251,13 +254,11 @@ class MLVQGAN(Network):
         frequency = codebook.ema_cluster_size / codebook.ema_cluster_size.sum()  # (codes,)
         scale = (frequency[:, None] * codebook.embedding.weight.square()).mean(1).sum().rsqrt()
 
-        last = self.encoder.blocks[-1].conv
-        last.weight.mul_(scale)
-        last.bias.mul_(scale)
+        for tensor in self.encoder.blocks[-1].parameters():  # weight and bias of a convolution
+            tensor.mul_(scale)
         codebook.embedding.weight.mul_(scale)
         codebook.ema_w.mul_(scale)
-        first = self.decoder.blocks[0].conv
-        first.weight.div_(scale)
+        self.decoder.get_parameter("blocks.0.conv.weight").div_(scale)
         return self
 
     @staticmethod
@@ -313,6 +314,8 @@ class BatchNorm(nn.BatchNorm2d):
 
             # the running statistics, as nn.BatchNorm2d keeps them (with the unbiased variance)
             with torch.no_grad():
+                assert self.num_batches_tracked is not None and self.momentum is not None
+                assert self.running_mean is not None and self.running_var is not None
                 self.num_batches_tracked += 1
                 self.running_mean.lerp_(mean, self.momentum)
                 self.running_var.lerp_(variance * n / (n - 1), self.momentum)
@@ -348,8 +351,7 @@ class PatchDiscriminator(Network):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = F.leaky_relu(self.initial_conv["conv"](x), SLOPE)
         for layer in range(self.layers):
-            block = self.get_submodule(str(layer))
-            x = block["conv"](x)
-            x = block["adn"]["N"](x)
+            x = self.get_submodule(f"{layer}.conv")(x)
+            x = self.get_submodule(f"{layer}.adn.N")(x)
             x = F.leaky_relu(x, SLOPE)
         return self.final_conv["conv"](x)

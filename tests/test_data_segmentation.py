@@ -110,6 +110,25 @@ def test_simulation_never_goes_among_other_images(folder):
     assert "at least 64" in refused(folder, "simulate.count=1", "data.image_size=32", f"data.root={folder}/other")[0]
 
 
+def test_what_the_script_did_not_write_stays_as_it_is(simulated, tmp_path):
+    """A picture in the place of a pair to come, a folder of another name's, a file in the place of the masks' overview."""
+    shutil.copytree(simulated, tmp_path, dirs_exist_ok=True)
+    own = tmp_path / "set" / "CXR" / "7.png"
+    images.write(own, np.eye(SIZE))
+    assert "did not simulate, such as" in refused(tmp_path, "simulate.count=9")[0]
+    own.unlink()
+    (tmp_path / "set" / "prepared").mkdir()
+    (tmp_path / "set" / "prepared" / "notes.txt").write_text("mine")
+    call(tmp_path, "simulate.count=6")
+    assert (tmp_path / "set" / "prepared" / "notes.txt").read_text() == "mine"
+    page = tmp_path / "lists" / "set_masks_1.png"
+    images.write(page, np.eye(100))
+    assert "set_masks_1.png is in the way" in refused(tmp_path, "data.write_masks=true")[0]
+    page.unlink()
+    call(tmp_path, "data.write_masks=true")
+    call(tmp_path, "data.write_masks=true")  # its own overview it may draw again
+
+
 def test_missing_folders_and_partners(folder):
     (folder / "set" / "BS" / "1.png").unlink()
     (folder / "set" / "CXR" / "2.png").unlink()

@@ -1,4 +1,4 @@
-"""DICOM files are shown as the standard says, and a result is a DICOM that an archive takes and a viewer shows right."""
+"""DICOM files are shown as the standard says, and an archive takes their results and a viewer shows them right."""
 import os
 
 import numpy as np
@@ -93,7 +93,13 @@ def test_padding_is_black_and_not_of_the_range(tmp_path, photometric):
     make_dicom(tmp_path / "a.dcm", levels, PixelPaddingValue=0, PhotometricInterpretation=photometric)
     close(tmp_path / "a.dcm", unit, 12)
     levels[:, :5] = RNG.integers(10, 20, (len(levels), 5))
-    make_dicom(tmp_path / "b.dcm", levels, PixelPaddingValue=10, PixelPaddingRangeLimit=20, PhotometricInterpretation=photometric)
+    make_dicom(
+        tmp_path / "b.dcm",
+        levels,
+        PixelPaddingValue=10,
+        PixelPaddingRangeLimit=20,
+        PhotometricInterpretation=photometric,
+    )
     close(tmp_path / "b.dcm", unit, 12)
     images.write_dicom(tmp_path / "out.dcm", unit.astype(np.float32), write_identified(tmp_path / "b.dcm"), "x")
     assert np.array_equal(pydicom.dcmread(tmp_path / "out.dcm").pixel_array, levels)
@@ -104,7 +110,13 @@ def test_dirty_numbers_are_read_or_named(tmp_path):
     make_dicom(tmp_path / "clean.dcm", GREY12, **window)
     expected = images.read(tmp_path / "clean.dcm").pixels
     make_dicom(tmp_path / "empty slope.dcm", GREY12, RescaleSlope=None, RescaleIntercept=None, **window)
-    make_dicom(tmp_path / "empty tables.dcm", GREY12, VOILUTSequence=pydicom.Sequence(), ModalityLUTSequence=pydicom.Sequence(), **window)
+    make_dicom(
+        tmp_path / "empty tables.dcm",
+        GREY12,
+        VOILUTSequence=pydicom.Sequence(),
+        ModalityLUTSequence=pydicom.Sequence(),
+        **window,
+    )
     for name in ("empty slope", "empty tables"):
         close(tmp_path / f"{name}.dcm", expected, 12)
     make_dicom(tmp_path / "half.dcm", GREY12, WindowCenter=2048.5, WindowWidth=1000)
@@ -190,8 +202,16 @@ def test_missing_decoder_names_what_to_install(monkeypatch):
 # --- Results
 
 def test_result_keeps_patient_study_and_window_and_is_shown_right(tmp_path):
-    source = make_source(tmp_path / "in.dcm", GREY12, WindowCenter=[2000, 900], WindowWidth=[3000, 500], PixelSpacing=[0.2, 0.2],
-                         PhotometricInterpretation="MONOCHROME1", RescaleSlope=2, RescaleIntercept=-1000)
+    source = make_source(
+        tmp_path / "in.dcm",
+        GREY12,
+        WindowCenter=[2000, 900],
+        WindowWidth=[3000, 500],
+        PixelSpacing=[0.2, 0.2],
+        PhotometricInterpretation="MONOCHROME1",
+        RescaleSlope=2,
+        RescaleIntercept=-1000,
+    )
     before = (tmp_path / "in.dcm").read_bytes()
     shown = images.read(tmp_path / "in.dcm").pixels
     result = shown * np.float32(0.8)
@@ -201,14 +221,29 @@ def test_result_keeps_patient_study_and_window_and_is_shown_right(tmp_path):
     inside = (shown > 0) & (shown < 1)
     assert 0.2 < inside.mean() < 0.8
     np.testing.assert_allclose(again.pixels[inside], result[inside], atol=0.51 * 2 / 2999)  # to half a stored value
-    for keyword in ("PatientName", "PatientID", "StudyInstanceUID", "PixelSpacing", "SOPClassUID", "WindowCenter", "WindowWidth",
-                    "RescaleSlope", "RescaleIntercept", "PhotometricInterpretation", "BitsStored", "BitsAllocated"):
+    for keyword in (
+        "PatientName",
+        "PatientID",
+        "StudyInstanceUID",
+        "PixelSpacing",
+        "SOPClassUID",
+        "WindowCenter",
+        "WindowWidth",
+        "RescaleSlope",
+        "RescaleIntercept",
+        "PhotometricInterpretation",
+        "BitsStored",
+        "BitsAllocated",
+    ):
         assert derived[keyword].value == source[keyword].value, keyword
     for keyword in ("SOPInstanceUID", "SeriesInstanceUID"):
         assert derived[keyword].value != source[keyword].value
     assert derived.file_meta.MediaStorageSOPInstanceUID == derived.SOPInstanceUID
     assert derived.file_meta.MediaStorageSOPClassUID == derived.SOPClassUID
-    assert derived.ImageType == ["DERIVED", "SECONDARY"] and derived.SeriesDescription == "bone-suppressed, not for diagnosis"
+    assert (
+        derived.ImageType == ["DERIVED", "SECONDARY"]
+        and derived.SeriesDescription == "bone-suppressed, not for diagnosis"
+    )
     assert derived.SourceImageSequence[0].ReferencedSOPInstanceUID == source.SOPInstanceUID
     assert (tmp_path / "in.dcm").read_bytes() == before and os.listdir(tmp_path / "out") == ["a.dcm"]
 
@@ -255,7 +290,9 @@ def test_result_is_shown_as_it_was_given_whatever_shows_the_source(tmp_path, tag
     derived = pydicom.dcmread(tmp_path / "out.dcm")
     if "VOILUTSequence" not in tags and "ModalityLUTSequence" not in tags:
         values = apply_modality_lut(derived.pixel_array, derived)
-        ends = apply_modality_lut(np.array([0, 2 ** derived.BitsStored - 1]), derived)  # the range that pydicom gives back
+        ends = apply_modality_lut(
+            np.array([0, 2**derived.BitsStored - 1]), derived
+        )  # the range that pydicom gives back
         by_pydicom = (apply_windowing(values, derived) - ends[0]) / (ends[1] - ends[0])
         if derived.PhotometricInterpretation == "MONOCHROME1":
             by_pydicom = 1 - by_pydicom
@@ -312,21 +349,56 @@ def test_big_endian_sources_and_trailing_zeros(tmp_path):
 
 
 def test_result_has_what_its_class_requires(tmp_path):
-    """Attributes of type 1 that hang on the pixels or on the derivation, after PS3.3 A.26 (DX), A.2 (CR) and A.8 (SC)."""
-    dx = {"ImageType", "SamplesPerPixel", "PhotometricInterpretation", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation",
-          "RescaleIntercept", "RescaleSlope", "RescaleType", "PresentationLUTShape", "LossyImageCompression", "WindowCenter",
-          "WindowWidth", "PresentationIntentType", "PixelData", "Rows", "Columns", "SOPInstanceUID", "SeriesInstanceUID",
-          "StudyInstanceUID", "PixelIntensityRelationship", "PixelIntensityRelationshipSign", "BurnedInAnnotation", "Modality"}
-    grey = dx - {"PresentationIntentType", "PixelIntensityRelationship", "PixelIntensityRelationshipSign", "BurnedInAnnotation"}
+    """Attributes of type 1 that follow from pixels or derivation, after PS3.3 A.26 (DX), A.2 (CR) and A.8 (SC)."""
+    dx = {
+        "ImageType",
+        "SamplesPerPixel",
+        "PhotometricInterpretation",
+        "BitsAllocated",
+        "BitsStored",
+        "HighBit",
+        "PixelRepresentation",
+        "RescaleIntercept",
+        "RescaleSlope",
+        "RescaleType",
+        "PresentationLUTShape",
+        "LossyImageCompression",
+        "WindowCenter",
+        "WindowWidth",
+        "PresentationIntentType",
+        "PixelData",
+        "Rows",
+        "Columns",
+        "SOPInstanceUID",
+        "SeriesInstanceUID",
+        "StudyInstanceUID",
+        "PixelIntensityRelationship",
+        "PixelIntensityRelationshipSign",
+        "BurnedInAnnotation",
+        "Modality",
+    }
+    grey = dx - {
+        "PresentationIntentType",
+        "PixelIntensityRelationship",
+        "PixelIntensityRelationshipSign",
+        "BurnedInAnnotation",
+    }
     processing, presentation = "1.2.840.10008.5.1.4.1.1.1.1.1", "1.2.840.10008.5.1.4.1.1.1.1"
-    own = {"PixelIntensityRelationship": "LOG", "PixelIntensityRelationshipSign": -1, "BurnedInAnnotation": "NO", "Modality": "DX"}
+    own = {
+        "PixelIntensityRelationship": "LOG",
+        "PixelIntensityRelationshipSign": -1,
+        "BurnedInAnnotation": "NO",
+        "Modality": "DX",
+    }
     classes = {processing: (presentation, dx, own | {"PresentationIntentType": "FOR PROCESSING"}),
                presentation: (presentation, dx, own | {"PresentationIntentType": "FOR PRESENTATION"}),
                "1.2.840.10008.5.1.4.1.1.1": ("1.2.840.10008.5.1.4.1.1.1", grey, {"Modality": "CR"}),
                "1.2.840.10008.5.1.4.1.1.7": ("1.2.840.10008.5.1.4.1.1.7", grey, {"Modality": "OT"})}
     for source_class, (result_class, required, tags) in classes.items():
         for photometric, shape in (("MONOCHROME1", "INVERSE"), ("MONOCHROME2", "IDENTITY")):
-            make_source(tmp_path / "in.dcm", GREY12, SOPClassUID=source_class, PhotometricInterpretation=photometric, **tags)
+            make_source(
+                tmp_path / "in.dcm", GREY12, SOPClassUID=source_class, PhotometricInterpretation=photometric, **tags
+            )
             images.write_dicom(tmp_path / "out.dcm", images.read(tmp_path / "in.dcm").pixels, tmp_path / "in.dcm", "x")
             derived = pydicom.dcmread(tmp_path / "out.dcm")
             lacking = {keyword for keyword in required if derived.get(keyword) in (None, "")}
@@ -338,27 +410,46 @@ def test_result_has_what_its_class_requires(tmp_path):
 
 
 def test_result_says_by_what_and_when_it_was_made(tmp_path):
-    source = make_source(tmp_path / "in.dcm", GREY12, InstanceCreationDate="20010101", SeriesDate="20010101", SeriesTime="010101",
-                         SeriesNumber=3, Manufacturer="ACME", ManufacturerModelName="Ray 1", DeviceSerialNumber="42")
+    source = make_source(
+        tmp_path / "in.dcm",
+        GREY12,
+        InstanceCreationDate="20010101",
+        SeriesDate="20010101",
+        SeriesTime="010101",
+        SeriesNumber=3,
+        Manufacturer="ACME",
+        ManufacturerModelName="Ray 1",
+        DeviceSerialNumber="42",
+    )
     source.private_block(0x0011, "ACME", create=True).add_new(1, "LO", "secret")
     item = pydicom.Dataset()
     item.private_block(0x0011, "ACME", create=True).add_new(1, "LO", "secret")
     source.RequestAttributesSequence = pydicom.Sequence([item])
     source.save_as(tmp_path / "in.dcm")
     software = ("GL-LCM", "code 1a2b", "weights 3c4d")
-    images.write_dicom(tmp_path / "out.dcm", images.read(tmp_path / "in.dcm").pixels, tmp_path / "in.dcm", "x", software)
+    images.write_dicom(
+        tmp_path / "out.dcm", images.read(tmp_path / "in.dcm").pixels, tmp_path / "in.dcm", "x", software
+    )
     derived = pydicom.dcmread(tmp_path / "out.dcm")
     assert b"secret" not in (tmp_path / "out.dcm").read_bytes()
     assert derived.InstanceCreationDate > "20200101" and "SeriesDate" not in derived and "SeriesTime" not in derived
-    assert derived.SeriesNumber == 1003 and derived.ManufacturerModelName == "GL-LCM" and "DeviceSerialNumber" not in derived
+    assert (
+        derived.SeriesNumber == 1003
+        and derived.ManufacturerModelName == "GL-LCM"
+        and "DeviceSerialNumber" not in derived
+    )
     acquisition, processing = derived.ContributingEquipmentSequence
     assert acquisition.Manufacturer == "ACME" and acquisition.PurposeOfReferenceCodeSequence[0].CodeValue == "109101"
-    assert list(processing.SoftwareVersions) == list(software) and processing.PurposeOfReferenceCodeSequence[0].CodeValue == "109102"
+    assert (
+        list(processing.SoftwareVersions) == list(software)
+        and processing.PurposeOfReferenceCodeSequence[0].CodeValue == "109102"
+    )
     assert processing.ContributionDateTime.startswith(derived.InstanceCreationDate)
 
 
 def test_uids_follow_from_the_content(tmp_path):
-    """The same result sent twice is one image; the results of one series are one series, and of other weights another one."""
+    """The same result sent twice is one image; the results of one series are one series, and of other weights another
+    one."""
     series = generate_uid()
     for name in "ab":
         make_source(tmp_path / f"{name}.dcm", GREY12, SeriesInstanceUID=series)
@@ -385,8 +476,12 @@ def test_sources_that_no_result_can_be_filed_with_are_refused(tmp_path, keyword)
     images.require_dicom_source(tmp_path / "in.dcm")
     delattr(dataset, keyword)
     dataset.save_as(tmp_path / "in.dcm")
-    for ask in (lambda: images.require_dicom_source(tmp_path / "in.dcm"),
-                lambda: images.write_dicom(tmp_path / "out.dcm", images.read(tmp_path / "in.dcm").pixels, tmp_path / "in.dcm", "x")):
+    for ask in (
+        lambda: images.require_dicom_source(tmp_path / "in.dcm"),
+        lambda: images.write_dicom(
+            tmp_path / "out.dcm", images.read(tmp_path / "in.dcm").pixels, tmp_path / "in.dcm", "x"
+        ),
+    ):
         with pytest.raises(UserError, match=f"in.dcm has no {keyword}"):
             ask()
     assert not (tmp_path / "out.dcm").exists()

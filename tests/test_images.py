@@ -122,8 +122,13 @@ def test_numpy_arrays(tmp_path):
     for name, values in cases.items():
         np.save(tmp_path / f"{name}.npy", values)
         close(tmp_path / f"{name}.npy", GREY8 / 255, 16)
-    bad = {"wide": (GREY8 / 200, "expected 0 to 1"), "ints": (np.int32(GREY8), "int32"), "pickle": (np.array([{}]), "pickle"),
-           "stack": (np.zeros((5, 8, 9)), "one image"), "holes": (np.where(GREY8 > 9, GREY8 / 255, np.nan), "NaN")}
+    bad = {
+        "wide": (GREY8 / 200, "expected 0 to 1"),
+        "ints": (np.int32(GREY8), "int32"),
+        "pickle": (np.array([{}]), "pickle"),
+        "stack": (np.zeros((5, 8, 9)), "one image"),
+        "holes": (np.where(GREY8 > 9, GREY8 / 255, np.nan), "NaN"),
+    }
     for name, (values, word) in bad.items():
         np.save(tmp_path / f"{name}.npy", values)
         refused(tmp_path / f"{name}.npy", word)
@@ -269,7 +274,8 @@ def test_limits_as_a_setting():
 
 @pytest.mark.parametrize("ending", ["png", "tif", "npy", "pgm"])
 def test_few_bits_are_written_back_as_few_bits(tmp_path, ending):
-    """The result's grey values are the input's: an unchanged image comes back to the number, and is read to the same pixels."""
+    """The result's grey values are the input's: an unchanged image comes back to the number, and is read to the same
+    pixels."""
     path = tmp_path / f"a.{ending}"
     save_16(path, GREY12)
     for limits in ("auto", "container", (0, 4095), (100, 4000)):
@@ -310,7 +316,9 @@ def test_exif_orientation_is_turned_and_turned_back(tmp_path, ending, orientatio
     smooth = cv2.GaussianBlur(np.kron(GREY8, np.ones((8, 8), np.uint8)), (0, 0), 8)
     levels = smooth.astype(np.uint16) * 257 if "16" in ending else smooth
     if ending == "colour16.tif":
-        tifffile.imwrite(path, np.repeat(levels[..., None], 3, -1), photometric="rgb", extratags=[(274, 3, 1, orientation, True)])
+        tifffile.imwrite(
+            path, np.repeat(levels[..., None], 3, -1), photometric="rgb", extratags=[(274, 3, 1, orientation, True)]
+        )
     else:
         keywords = {"jpg": {"quality": 98}, "webp": {"lossless": True}}.get(ending, {})
         Image.fromarray(levels).save(path, exif=exif, **keywords)

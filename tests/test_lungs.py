@@ -1,4 +1,5 @@
-"""models.lungs: contract, invariance, Dice on drawn chests, on phantoms and (where they are) on real films, whole and spoiled; the shape check.
+"""models.lungs: contract, invariance, Dice on drawn chests, on phantoms and (where they are) on real films, whole and
+spoiled; the shape check.
 
 The phantoms' seeds are none that the network was trained on. The outlines of the real films were drawn by hand.
 """
@@ -36,7 +37,9 @@ def drawn_chest(height=256, width=256, shift=0.0):
     def ellipse(cx, cy, rx, ry):
         return ((x - cx) / rx) ** 2 + ((y - cy) / ry) ** 2 < 1
 
-    lungs = (ellipse(-0.19, 0.55, 0.15, 0.40) | ellipse(0.19, 0.55, 0.15, 0.40)) & (y < 0.78 + 1.2 * (np.abs(x) - 0.17) ** 2)
+    lungs = (ellipse(-0.19, 0.55, 0.15, 0.40) | ellipse(0.19, 0.55, 0.15, 0.40)) & (
+        y < 0.78 + 1.2 * (np.abs(x) - 0.17) ** 2
+    )
     lungs &= ~ellipse(0.06, 0.66, 0.13, 0.16) & (np.abs(x) > 0.06)
     cxr = np.where(ellipse(0, 0.6, 0.46, 0.62), 0.6, 0.05)
     cxr[np.abs(x) < 0.04] = 0.8
@@ -110,7 +113,9 @@ def films():
     for name, outlines in json.loads(OUTLINES.read_text()).items():
         cxr = cv2.imread(str(REAL / name), cv2.IMREAD_GRAYSCALE)
         mask = cv2.fillPoly(np.zeros(cxr.shape, np.uint8), [np.int32(outline) for outline in outlines], 255)
-        found.append([cv2.resize(layer, (SIDE, SIDE), interpolation=cv2.INTER_AREA) / np.float32(255) for layer in (cxr, mask)])
+        found.append(
+            [cv2.resize(layer, (SIDE, SIDE), interpolation=cv2.INTER_AREA) / np.float32(255) for layer in (cxr, mask)]
+        )
     return [(cxr, mask > 0.5) for cxr, mask in found]
 
 
@@ -127,7 +132,7 @@ def test_real_films(films):
         assert lung_faults(mask) == []
 
 
-# --- Spoiled images: (cxr, lungs) -> (cxr, lungs) -----------------------------------------------------------------------------------
+# --- Spoiled images: (cxr, lungs) -> (cxr, lungs) ---------------------------------------------------------------------
 
 def turned(angle, zoom=1.0, border=cv2.BORDER_CONSTANT):
     def turn(cxr, lungs):
@@ -188,7 +193,9 @@ def paced(cxr, lungs):
     """A pacemaker over the left lung and its wire."""
     grey, size = np.uint8(255 * cxr), len(cxr)
     cv2.ellipse(grey, (int(0.72 * size), int(0.35 * size)), (int(0.06 * size), int(0.05 * size)), 0, 0, 360, 255, -1)
-    cv2.polylines(grey, [np.int32(size * np.array([(0.72, 0.35), (0.6, 0.25), (0.52, 0.4), (0.56, 0.65)]))], False, 255, 2)
+    cv2.polylines(
+        grey, [np.int32(size * np.array([(0.72, 0.35), (0.6, 0.25), (0.52, 0.4), (0.56, 0.65)]))], False, 255, 2
+    )
     return grey / 255, lungs
 
 
@@ -213,15 +220,30 @@ def opaque(cxr, lungs):
 
 
 SPOILED = {
-    "black frame over": framed(0.07, 0, False), "white frame over": framed(0.07, 1, False),
-    "black frame around": framed(0.15, 0, True), "white frame around": framed(0.15, 1, True), "marked": marked,
-    "turned left": turned(8), "turned right": turned(-8, border=cv2.BORDER_REPLICATE), "small": turned(0, 0.75),
-    "far": framed(0.5, 0, True),                             # .84 to .93 without the second look
-    "tight crop": cropped(0.05, 0.07, 0.06), "wide": stretched(1.25), "narrow": stretched(0.8),
-    "gamma .5": toned(np.sqrt), "gamma 2": toned(np.square), "flat": toned(lambda cxr: 0.35 + 0.3 * cxr),
-    "clipped": toned(lambda cxr: (cxr - 0.2) / 0.55), "16 greys": toned(lambda cxr: np.round(15 * cxr) / 15),
-    "noisy": toned(noisy), "clahe": toned(clahe), "blurred": toned(lambda cxr: cv2.GaussianBlur(cxr, (0, 0), len(cxr) / 170)),
-    "breasts": breasts, "arms": arms, "opaque base": opaque, "paced": paced,
+    "black frame over": framed(0.07, 0, False),
+    "white frame over": framed(0.07, 1, False),
+    "black frame around": framed(0.15, 0, True),
+    "white frame around": framed(0.15, 1, True),
+    "marked": marked,
+    "turned left": turned(8),
+    "turned right": turned(-8, border=cv2.BORDER_REPLICATE),
+    "small": turned(0, 0.75),
+    "far": framed(0.5, 0, True),  # .84 to .93 without the second look
+    "tight crop": cropped(0.05, 0.07, 0.06),
+    "wide": stretched(1.25),
+    "narrow": stretched(0.8),
+    "gamma .5": toned(np.sqrt),
+    "gamma 2": toned(np.square),
+    "flat": toned(lambda cxr: 0.35 + 0.3 * cxr),
+    "clipped": toned(lambda cxr: (cxr - 0.2) / 0.55),
+    "16 greys": toned(lambda cxr: np.round(15 * cxr) / 15),
+    "noisy": toned(noisy),
+    "clahe": toned(clahe),
+    "blurred": toned(lambda cxr: cv2.GaussianBlur(cxr, (0, 0), len(cxr) / 170)),
+    "breasts": breasts,
+    "arms": arms,
+    "opaque base": opaque,
+    "paced": paced,
 }
 
 
@@ -255,7 +277,9 @@ def test_specks_go_and_holes_are_filled(monkeypatch):
     lungs = square_mask((20, 80, 15, 40), (20, 80, 60, 85))
     spoiled = lungs ^ square_mask((5, 9, 5, 9), (40, 50, 20, 30))
     first = 2.0 * spoiled - 1
-    monkeypatch.setattr(models.lungs, "_look", lambda cxr: first.copy() if cxr.shape == first.shape else np.zeros(cxr.shape))
+    monkeypatch.setattr(
+        models.lungs, "_look", lambda cxr: first.copy() if cxr.shape == first.shape else np.zeros(cxr.shape)
+    )
     assert np.array_equal(lung_mask(np.full((100, 100), 0.5, np.float32)), lungs)
 
 
@@ -285,7 +309,7 @@ def test_threads_do_not_matter(phantoms):
         torch.set_num_threads(threads)
 
 
-# --- The network --------------------------------------------------------------------------------------------------------------------
+# --- The network ------------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("content", [None, b"", b"not weights"])
 def test_missing_or_damaged_weights_are_named(content, tmp_path, monkeypatch):
@@ -310,7 +334,12 @@ def test_training_samples_are_functions_of_their_number(phantoms):
     assert all(np.array_equal(one, other) for one, other in zip(samples[0], samples[2]))
     assert not np.array_equal(samples[0][0], samples[1][0])
     for shown, target in samples:
-        assert shown.shape == (2, 128, 128) and target.shape == (1, 128, 128) and 0 <= target.min() and 0.03 < target.mean() < 0.6
+        assert (
+            shown.shape == (2, 128, 128)
+            and target.shape == (1, 128, 128)
+            and 0 <= target.min()
+            and 0.03 < target.mean() < 0.6
+        )
 
 
 def test_the_training_goes_on_where_it_was_stopped_and_its_weights_can_be_read(phantoms, tmp_path, monkeypatch):

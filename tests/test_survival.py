@@ -21,6 +21,7 @@ from models.runtime import checkpoint, entry
 from models.runtime.files import MachineError, UserError, replacing, sweep
 from models.vqgan import MLVQGAN
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parent.parent
 ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}  # quicker for networks this small
 

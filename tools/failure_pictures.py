@@ -29,8 +29,7 @@ def from_ct(volume: xray.Volume, size: float, field: float) -> np.ndarray:
 
 def cases() -> dict[str, np.ndarray]:
     """{what it is: (SIZE, SIZE) in [0, 1]}."""
-    source, _ = simulation.find_scans(None)[0]
-    scan = volumes.read(source)
+    scan = volumes.read(simulation.find_scans(None)[0].source)
     parts = separate.parts(scan.hounsfield, scan.spacing, scan.labels, scan.names)
     metal = ct.simulate(parts, SEED, SIZE).cxr
     cv2.polylines(metal, [np.int32([(60, 130), (95, 150), (105, 190), (110, 260)])], False, 1.0, 9)

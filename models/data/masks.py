@@ -1,4 +1,5 @@
 """Lung masks for a data folder: written where there are none, doubted by their shape, drawn on the CXRs to look through."""
+import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,7 @@ def write_masks(pairs: dict[str, Pair], root: Path, folder: Path, name: str) -> 
 
     The drawings are <folder>/<name>_masks_1.png, _2.png, ...
     """
+    pages = overview_pages(pairs, folder, name)
     jobs = [(cxr, mask or root / "Mask" / f"{stem}.png") for stem, (cxr, _, mask) in pairs.items()]
     outlines = workers.parallel(outline, jobs, "finding lungs")
     for (_, path), result in zip(jobs, outlines):
@@ -36,13 +38,32 @@ def write_masks(pairs: dict[str, Pair], root: Path, folder: Path, name: str) -> 
             print(f"doubtful mask {path}: {'; '.join(result.doubts)}", file=sys.stderr)
 
     tiles = [result.tile for result in outlines]
-    first_tiles = range(0, len(tiles), COLUMNS * ROWS)
-    for page, first in enumerate(first_tiles, 1):
+    for page, first in zip(pages, range(0, len(tiles), COLUMNS * ROWS)):
         sheet = _sheet(tiles[first:first + COLUMNS * ROWS], min(COLUMNS, len(tiles)))
-        images.write_rgb(folder / f"{name}_masks_{page}.png", sheet)
+        images.write_rgb(page, sheet)
 
     doubtful = sum(bool(result.doubts) for result in outlines)
-    print(f"{root / 'Mask'}: {len(tiles)} masks, {doubtful} doubtful; look through {folder / f'{name}_masks_1.png'}")
+    print(f"{root / 'Mask'}: {len(tiles)} masks, {doubtful} doubtful; look through {pages[0]}")
+
+
+def overview_pages(pairs: dict[str, Pair], folder: Path, name: str) -> list[Path]:
+    """The files of the overview. UserError where one is there that no earlier run drew: it is not made of whole tiles."""
+    count = math.ceil(len(pairs) / (COLUMNS * ROWS))
+    pages = [folder / f"{name}_masks_{page}.png" for page in range(1, count + 1)]
+    for page in pages:
+        if page.exists() and not _is_overview(page):
+            raise UserError(f"{page} is in the way of the masks' overview, and no earlier run drew it; move it, or choose another "
+                            "data.lists")
+    return pages
+
+
+def _is_overview(path: Path) -> bool:
+    """Whether a file is an image of whole tiles."""
+    try:
+        height, width = images.read(path).pixels.shape
+    except UserError:
+        return False
+    return height % TILE == 0 and width % TILE == 0
 
 
 def _sheet(tiles: list[np.ndarray], columns: int) -> np.ndarray:

@@ -26,13 +26,16 @@ from .files import UserError, replacing
 # Modules whose classes a released checkpoint may name. They are never imported; inert stand-ins take the classes'
 # places.
 RELEASED = re.compile(r"(modules|generative\.networks|monai\.networks|torch\.nn\.modules|__main__)\.[\w.]+")
-# torch.save does not compress, so a file unpacks to its own size. Somebody may have compressed it, but weights are noise,
-# which no compression makes this much smaller.
+
+# torch.save does not compress, so a file unpacks to its own size. Somebody may have compressed it, but weights are
+# noise, which no compression makes this much smaller.
 LARGEST_EXPANSION = 4
 FREE_EXPANSION = 1 << 24  # bytes: small files may be mostly zeros
+
 # Counts and sizes in a header beyond any network's; they only guard against building what its tensors cannot fit.
 LARGEST_SIZE = 1 << 20
 LONGEST_LIST = 32
+
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 # What the libraries raise for a damaged file.
 READ_ERRORS = (OSError, RuntimeError, EOFError, ValueError, KeyError, AttributeError, zipfile.BadZipFile)
@@ -82,7 +85,8 @@ class Network(nn.Module):
             with torch.device("meta"):
                 network = cls(**{**(defaults or {}), **settings, **keywords})
         except (LookupError, TypeError, ValueError, RuntimeError, ArithmeticError) as error:
-            raise UserError(f"no {cls.__name__} can be built from the settings in {path}: {_first_line(error)}") from None
+            reason = _first_line(error)
+            raise UserError(f"no {cls.__name__} can be built from the settings in {path}: {reason}") from None
         fill(network, state, path)
         network.notes = {key: value for key, value in (header or {}).items() if key not in ("network", "settings")}
         return network.eval().requires_grad_(False)
@@ -118,7 +122,8 @@ def fit(network: nn.Module, state: dict, path: str | Path) -> None:
             raise UserError(f"{path} holds {str(state[name].dtype).removeprefix('torch.')} numbers in {name}, expected "
                             f"{'floating-point' if tensor.is_floating_point() else 'whole'} numbers")
         if is_float and state[name].numel() > 0:
-            least, largest = torch.aminmax(state[name].detach())  # of NaN both are NaN; takes no further memory, unlike isfinite
+            # of tensors with NaN both are NaN; unlike torch.isfinite it takes no further memory
+            least, largest = torch.aminmax(state[name].detach())
             if not (math.isfinite(least) and math.isfinite(largest)):
                 raise UserError(f"{path} holds numbers that are not finite, in {name}: its training diverged; take an "
                                 "earlier file, or train again with a lower learning rate")
@@ -187,8 +192,8 @@ def _parse_header(text: str, path: Path) -> dict:
     has_all = isinstance(header, dict) and isinstance(header.get("network"), str) \
         and isinstance(header.get("settings"), dict)
     if not has_all:
-        raise UserError(f"the header of {path} does not say which network it holds and its settings; the file is damaged "
-                        "or not of this project")
+        raise UserError(f"the header of {path} does not say which network it holds and its settings; the file is "
+                        "damaged or not of this project")
     return header
 
 
@@ -201,8 +206,8 @@ def check_settings(network: type[nn.Module], settings: dict, path: str | Path, t
     parameters = inspect.signature(network).parameters
     for name, value in settings.items():
         if name not in parameters:
-            raise UserError(f"{path} sets {name}, which {network.__name__} does not have in this version of the project; "
-                            "use a newer one")
+            raise UserError(f"{path} sets {name}, which {network.__name__} does not have in this version of the "
+                            "project; use a newer one")
         default = parameters[name].default
         most = tensors if name in getattr(network, "repeats", ()) else LARGEST_SIZE
         if isinstance(default, bool):
@@ -217,7 +222,8 @@ def check_settings(network: type[nn.Module], settings: dict, path: str | Path, t
         else:
             fits = isinstance(value, type(default))
         if not fits:
-            raise UserError(f"{path} sets {name}={str(value)[:50]}, which no {network.__name__} has; the file is damaged")
+            raise UserError(f"{path} sets {name}={str(value)[:50]}, which no {network.__name__} has; "
+                            "the file is damaged")
 
 
 def _is_count(value, most: int) -> bool:
@@ -225,12 +231,13 @@ def _is_count(value, most: int) -> bool:
 
 
 def refuse_bomb(path: str | Path) -> None:
-    """Raise UserError if a zip archive, by its directory, unpacks to far more than its size. Nothing is unpacked for it."""
+    """Raise UserError if a zip archive, by its directory, unpacks to far more than its size. Unpacks nothing."""
     with zipfile.ZipFile(path) as archive:
         unpacked = sum(entry.file_size for entry in archive.infolist())
     packed = Path(path).stat().st_size
     if unpacked > LARGEST_EXPANSION * packed + FREE_EXPANSION:
-        raise UserError(f"{path} has {packed} bytes, but would unpack to {unpacked}; no checkpoint does, it was not opened")
+        raise UserError(f"{path} has {packed} bytes, but would unpack to {unpacked}; no checkpoint does, so it was "
+                        "not opened")
 
 
 def check_tensors(state: dict, path: str | Path) -> None:
@@ -345,7 +352,8 @@ def newest_state(folder: str | Path, warn=print) -> tuple[dict, Path] | None:
                 raise zipfile.BadZipFile(f"{damaged} does not match its checksum")
             foreign = get_unsafe_globals_in_checkpoint(path)
             if foreign:
-                raise UserError(f"{path} asks for {foreign[0]}, which no training state needs; it was not opened, remove it")
+                raise UserError(f"{path} asks for {foreign[0]}, which no training state needs; it was not opened, "
+                                "remove it")
             state = torch.load(path, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError:
             raise UserError(f"{path} is not a training state of this project; remove it") from None

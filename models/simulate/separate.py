@@ -114,16 +114,17 @@ def body_and_lungs(hounsfield: np.ndarray, spacing: Spacing) -> tuple[np.ndarray
     for row in range(solid.shape[1]):
         padded = np.pad(solid[:, row].astype(np.uint8), 8)
         closed = cv2.morphologyEx(padded, cv2.MORPH_CLOSE, tool, iterations=4)[8:-8, 8:-8]
-        solid[:, row] = ndimage.binary_fill_holes(closed)
+        solid[:, row] = _holes_filled(closed)
 
     # The lungs: the largest one or two airs inside it
     air = ndimage.binary_opening(solid & (small < AIRY), iterations=2)
-    number, count = ndimage.label(air)
+    number, count = _components(air)
     litres = np.bincount(number.ravel(), minlength=count + 1)[1:] * litres_a_voxel
     kept = []
     if count:
         kept = [index + 1 for index in np.argsort(-litres)[:2] if litres[index] > max(0.25 * litres.max(), 0.2)]
-    lungs = ndimage.binary_dilation(np.isin(number, kept), iterations=2) & (small < AIRY) & solid
+    grown = np.asarray(ndimage.binary_dilation(np.isin(number, kept), iterations=2), bool)
+    lungs = grown & (small < AIRY) & solid
     total = lungs.sum() * litres_a_voxel
     if not LITRES[0] <= total <= LITRES[1]:
         raise ValueError(f"no lungs of {LITRES[0]:g} to {LITRES[1]:g} litres in it, but {total:.2f}; is it a chest CT?")
@@ -169,12 +170,12 @@ def guessed_bone(hounsfield: np.ndarray, body: np.ndarray, lungs: np.ndarray, sp
         mean = cv2.blur(quiet, (window_side, window_side))
         spread = np.sqrt(np.maximum(cv2.blur(quiet * quiet, (window_side, window_side)) - mean * mean, 0))
         even = (mean > 110) & (spread < np.where(spine[:, row], 16, 40))
-        even = cv2.morphologyEx(even.astype(np.uint8), cv2.MORPH_OPEN, small_disc)
-        no_bone = cv2.dilate(even | _metal(plane), small_disc).astype(bool)
+        contrast = cv2.morphologyEx(even.astype(np.uint8), cv2.MORPH_OPEN, small_disc)
+        no_bone = cv2.dilate(np.maximum(contrast, _metal(plane)), small_disc).astype(bool)
         dense[:, row] = body[:, row] & (plane > 180) & ~no_bone
 
     # Of that, what is large, reaches out of the chest and is hard somewhere
-    number, count = ndimage.label(dense)
+    number, count = _components(dense)
     voxels = np.bincount(number.ravel(), None, count + 1)
     outside = np.bincount(number.ravel(), ~chest.ravel(), count + 1)
     hard = np.bincount(number.ravel(), (hounsfield > 350).ravel(), count + 1)
@@ -186,7 +187,7 @@ def guessed_bone(hounsfield: np.ndarray, body: np.ndarray, lungs: np.ndarray, sp
     lowest = np.flatnonzero(lungs.any((0, 2))).mean()
     for row in range(bone.shape[1]):
         closed = cv2.morphologyEx(bone[:, row].astype(np.uint8), cv2.MORPH_CLOSE, small_disc)
-        bone[:, row] = ndimage.binary_fill_holes(closed) & (hounsfield[:, row] > -50)
+        bone[:, row] = _holes_filled(closed) & (hounsfield[:, row] > -50)
         if row > lowest:
             thick = cv2.morphologyEx(bone[:, row].astype(np.uint8), cv2.MORPH_OPEN, large_disc) & ~spine[:, row]
             bone[:, row] &= ~cv2.dilate(thick.astype(np.uint8), large_disc).astype(bool)
@@ -265,9 +266,21 @@ def _grown(plane: np.ndarray, voxels: int) -> np.ndarray:
     return cv2.dilate(plane.astype(np.uint8), np.ones((side, side), np.uint8)).astype(bool)
 
 
+def _components(mask: np.ndarray) -> tuple[np.ndarray, int]:
+    """(the number of each voxel's connected component, 0 outside; how many there are)."""
+    number = np.zeros(mask.shape, np.int32)
+    count = ndimage.label(mask, output=number)
+    return number, int(count)  # pyright: ignore[reportArgumentType]  (an int, where there is an output)
+
+
+def _holes_filled(plane: np.ndarray) -> np.ndarray:
+    """bool (D, W): an axial slice's mask without holes."""
+    return np.asarray(ndimage.binary_fill_holes(plane), bool)
+
+
 def _largest(mask: np.ndarray) -> np.ndarray:
     """The largest connected component of a mask."""
-    number, count = ndimage.label(mask)
+    number, count = _components(mask)
     if not count:
         return mask
     voxels = np.bincount(number.ravel(), minlength=2)[1:]

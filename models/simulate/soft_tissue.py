@@ -134,7 +134,7 @@ def air(anatomy: Anatomy, x: np.ndarray, y: np.ndarray, body: np.ndarray) -> tup
 def vessels(anatomy: Anatomy, size: int) -> np.ndarray:
     """Thickness of the branching vessels of both lungs, thinner with every fork from the hilum."""
     random = generator(anatomy.seed, "vessels")
-    total = 0
+    total = np.zeros((size, size), np.float32)
 
     # The roots: angle 0 is sideways, positive is down; the lower lobes' vessels are longer and thicker.
     side = np.repeat(SIDES, ROOTS)[:, None]
