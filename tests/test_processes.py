@@ -60,8 +60,9 @@ def finish(process: subprocess.Popen, status: int | None = 0) -> tuple[str, str]
 
 # --- The worker -----------------------------------------------------------------------------------------------------
 
-SIDE = 12   # of the images, pixels
-SEED = 110  # of networks that stay FAR from ties
+SIDE = 12    # of the images, pixels
+SEED = 2     # of networks that stay FAR from ties
+RATE = 0.01  # of learning; a faster one blows up what a single activation does
 
 
 class Pictures:
@@ -117,12 +118,12 @@ def train_networks(folder: Path) -> None:
         optimizers = {}
         for key, network in networks.items():
             optimizers[key] = torch.optim.SGD([p for p in network.parameters() if p.requires_grad])
-        course = config.Course(epochs=3, batch_size=batch_size, learning_rate=0.05, milestones=(), gamma=1, average=0.5,
+        course = config.Course(epochs=3, batch_size=batch_size, learning_rate=RATE, milestones=(), gamma=1, average=0.5,
                                start=None)
         train = config.Train(seed=0, workers=0, accumulate=micro_batches, checkpointing=False, validate_every=1,
                              sample_every=9, save_every=1e9)
         trainer = loop.Trainer(folder / name, networks, optimizers, objective, Pictures(), Pictures(), course=course,
-                               train=train, learning_rates=dict.fromkeys(networks, 0.05))
+                               train=train, learning_rates=dict.fromkeys(networks, RATE))
         with distances_from_ties() as distances:
             assert trainer.run() == 0
 
@@ -170,7 +171,11 @@ def networks(tmp_path_factory):
 
 
 def close(a: torch.Tensor, b: torch.Tensor) -> bool:
-    return a.shape == b.shape and torch.allclose(a.double(), b.double(), rtol=1e-4, atol=1e-5)
+    """Equal but for rounding, and for a few activations on the other side of a ReLU's kink.
+
+    One such activation moves a bias by some 1e-5 at this RATE; a process that is counted wrongly moves counts by ones.
+    """
+    return a.shape == b.shape and torch.allclose(a.double(), b.double(), rtol=1e-3, atol=3e-4)
 
 
 @pytest.mark.slow
@@ -190,7 +195,7 @@ def test_three_processes_train_what_one_trains_and_all_hold_the_same(networks, c
     assert not different
     for row, expected in zip(three[0]["rows"], one["rows"], strict=True):
         assert list(row) == list(expected)
-        assert list(row.values()) == pytest.approx(list(expected.values()), rel=1e-4)
+        assert list(row.values()) == pytest.approx(list(expected.values()), rel=1e-3)
     assert one["rows"][-1]["loss"] != pytest.approx(one["rows"][0]["loss"], rel=1e-3)  # it trains at all
     assert (one["tensors"]["vqgan.quantizer.quantizer.ema_cluster_size"] > 1).sum() > 2  # and uses several codes
 
