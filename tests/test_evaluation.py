@@ -215,7 +215,7 @@ def test_few_bits_stay_few_and_the_range_can_be_forced(networks, tmp_path, capsy
     for limits, name in (("auto", "auto"), ((0, 4095), "same"), ("container", "whole")):
         cases = find_cases(tmp_path / "in", tmp_path, None, limits)
         said = [line for line in capsys.readouterr().err.splitlines() if "read as" in line]
-        run.evaluate(method, cases, tmp_path / name, size=SIZE, batch_size=2, about={})
+        evaluate(method, cases, tmp_path / name, batch_size=2)
         said_for_all = len(said) == 1 and "0.png and 2 more: no grey value is above 4095 of 65535" in said[0]
         assert said_for_all == (limits == "auto") and bool(said) == (limits == "auto")
     results = {name: cv2.imread(str(tmp_path / name / "1.png"), -1) for name in ("auto", "same", "whole")}
