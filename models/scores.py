@@ -5,6 +5,7 @@ Sources: [B] BS-LDM, JBHI 2025; [G] GL-LCM, MICCAI 2025; [S] the published scrip
 import math
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
@@ -134,8 +135,8 @@ class Lpips:
     def __init__(self, net: str = "alex", features: str | None = None, device: str | torch.device = "cpu"):
         """net: "alex" (as published) or "vgg". features: folder with the network's weights, see models/features.py."""
         self.device = torch.device(device)
-        network = lpips_network(net, features)
-        self.network = network.to(self.device, memory_format=torch.channels_last)  # twice as fast on a CPU
+        network: Any = lpips_network(net, features)  # the package's networks have no types
+        self.network = network.to(self.device).to(memory_format=torch.channels_last)  # twice as fast on a CPU
         self.weights = [layer.model[-1].weight.flatten() for layer in self.network.lins]  # (C,) for each level
         self.micro_batch = GPU_MICRO_BATCH if self.device.type == "cuda" else 1
 

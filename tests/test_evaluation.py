@@ -1,6 +1,5 @@
 """What an evaluation writes: results as their inputs are, several results of one image, DICOM, going on after a stop; what it refuses."""
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -422,15 +421,6 @@ def test_two_images_of_one_result_are_refused(xrays):
     cases = find_cases(xrays / "data" / "CXR", xrays, None)
     with pytest.raises(UserError, match="several images would have the same result: a"):
         evaluate(Function(darker), [cases[0], cases[0]], xrays / "out")
-
-
-def test_a_name_that_is_not_utf8_has_a_record(xrays):
-    name = os.fsdecode(b"bad\xff")
-    (xrays / "odd").mkdir()
-    shutil.copy(xrays / "data" / "CXR" / "a.png", xrays / "odd" / f"{name}.png")
-    summary = evaluate(Function(darker), find_cases(xrays / "odd", xrays, None), xrays / "out")
-    assert list(json.loads((xrays / "out" / "summary.json").read_text())["seconds_per_image"]) == [name]
-    assert (xrays / "out" / f"{name}.png").is_file() and name in summary["seconds_per_image"]
 
 
 def test_a_panel_has_titles_above_its_images():

@@ -1,8 +1,6 @@
 """What an ablation calls: folders to values, the tables' numbers, tests, costs, pictures."""
-import dataclasses
 import json
 import math
-import os
 import re
 
 import numpy as np
@@ -150,16 +148,6 @@ def test_files(scored, folders, tmp_path):
     sizes = {path.name: images.read(path).pixels.shape for path in tmp_path.glob("*.png")}
     assert sizes.keys() == {"metrics.png", "comparison.png", "examples_good.png", "examples_a_b_.png"}
     assert all(width == pictures.PAGE * pictures.DPI for _, width in sizes.values())
-
-
-def test_names_that_are_not_utf8_are_reported(scored, folders, tmp_path):
-    name = os.fsdecode(b"bad\xff")
-    values = {name if image == "0" else image: {**rows, name: rows["good"]} for image, rows in scored.values.items()}
-    files = {image: dataclasses.replace(scored.files["0"], predictions={"good": folders / "good" / "0.png", "a_b%": folders / "good" / "0.png",
-                                                                        name: folders / "good" / "0.png"}) for image in values}
-    shown = report.write(scoring.Scored(values, files, [], SIDE, 0, COUNT), tmp_path)
-    shown.encode()  # as print does
-    assert b"bad\xff" in (tmp_path / "metrics.csv").read_bytes() and json.loads((tmp_path / "metrics.json").read_text())
 
 
 def test_tables_replace_no_file_but_their_own(scored, folders, tmp_path):

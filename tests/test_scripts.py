@@ -161,7 +161,7 @@ def test_one_image_of_any_size_and_depth(chain):
     ("batch_lcm_eval.py", ["lcm.steps=60"], "60"),
     ("batch_lcm_eval.py", ["eval.masks=nowhere"], "nowhere"),
     ("batch_lcm_eval.py", ["eval.dicom=true"], "eval.dicom=true, but none of the"),
-    ("batch_lcm_eval.py", ["eval.output=first.txt/x"], "cannot write first.txt/x"),
+    ("batch_lcm_eval.py", ["eval.output=runs/demo/lcm/log.csv/x"], "cannot write runs/demo/lcm/log.csv/x"),
     ("batch_lcm_eval.py", ["lcm.weights=nowhere"], "--profile small"),
     ("batch_lcm_eval.py", ["--profile", "other"], "other"),
     ("vq-gan_train.py", ["data.root=nowhere"], "nowhere"),

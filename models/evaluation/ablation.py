@@ -14,7 +14,8 @@ from .pictures import Point
 def check_output(folders: dict[str, Path], output: Path) -> None:
     """Raise UserError, before the first variant runs, if the tables and pictures cannot be written into `output`."""
     if output.suffix.lower() in images.SUFFIXES and not output.is_dir():
-        raise UserError(f"eval.output={output} is one file, but an ablation writes {len(folders)} folders; name a folder")
+        count = len(folders)
+        raise UserError(f"eval.output={output} is one file, but an ablation writes {count} folders; name a folder")
     report.refuse_foreign(output, list(folders), [], "eval.output")
 
 
@@ -24,15 +25,19 @@ def compare(folders: dict[str, Path], cases: list[Case], output: Path, settings:
     Writes the tables and pictures of metrics.py into `output`, and, if the variants' numbers of steps differ, PSNR
     against seconds and against steps. Without a truth nothing is scored.
     """
-    scorable = [case for case in cases if case.target]
-    if not scorable:
+    names = []
+    target_folder = None
+    for case in cases:
+        if case.target is not None:
+            names.append(case.name)
+            target_folder = case.target.parent  # the same for all: BS/ beside CXR/
+    if target_folder is None:
         print(f"no truth beside the images ({_why_no_target(cases[0])}), so nothing is scored", file=sys.stderr)
         return 0
 
     # scores
-    cxr_folder = scorable[0].path.parent
-    target_folder = scorable[0].target.parent
-    scored = scoring.score_folders(folders, cxr_folder, target_folder, names=[case.name for case in scorable],
+    cxr_folder = target_folder.parent / "CXR"
+    scored = scoring.score_folders(folders, cxr_folder, target_folder, names=names,
                                    masks=scoring.masks_beside(cxr_folder), size=settings.metrics.size,
                                    device=pick_device(settings.device), features=settings.features)
 

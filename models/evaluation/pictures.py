@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
 PAGE = 7.2          # width of a page's text, inches
@@ -49,7 +50,8 @@ def boxes(groups: list[dict[str, dict[str, Iterable[float]]]]) -> bytes:
             # one box for each method
             finite = []
             for values in series.values():
-                finite.append(np.asarray(values)[np.isfinite(values)])
+                every = np.asarray(values)
+                finite.append(every[np.isfinite(every)])
             axis.boxplot(finite, widths=0.6, showfliers=False, medianprops={"color": "tab:red"})
             for place, values in enumerate(finite, 1):
                 sideways = place + rng.uniform(-JITTER, JITTER, values.size)
@@ -71,8 +73,7 @@ def side_by_side(rows: Iterable[dict[str, np.ndarray]]) -> bytes:
     rows = list(rows)
     titles = list(rows[0])
     side = PAGE / len(titles)
-    figure = Figure(figsize=(PAGE, len(rows) * side + 0.3), layout="constrained")
-    _narrow_gaps(figure)
+    figure = Figure(figsize=(PAGE, len(rows) * side + 0.3), layout=_narrow_gaps())
     grid = figure.subplots(len(rows), len(titles), squeeze=False)
     for axes, row in zip(grid, rows):
         for axis, pixels in zip(axes, row.values()):
@@ -98,8 +99,7 @@ def examples(rows: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]) -> byte
     span = max(spans)
 
     side = (PAGE - 0.6) / 4  # inches; the rest is the colour bar's
-    figure = Figure(figsize=(PAGE, len(rows) * side + 0.25), layout="constrained")
-    _narrow_gaps(figure)
+    figure = Figure(figsize=(PAGE, len(rows) * side + 0.25), layout=_narrow_gaps())
     grid = figure.subplots(len(rows), 4, squeeze=False)
     for axes, (label, pictures), difference in zip(grid, rows.items(), differences):
         for axis, pixels in zip(axes, pictures):
@@ -170,7 +170,6 @@ def _show_grey(axis: Axes, pixels: np.ndarray) -> None:
     axis.imshow(pixels, cmap="gray", vmin=0, vmax=1)
 
 
-def _narrow_gaps(figure: Figure) -> None:
-    """Little room between pictures."""
-    engine = figure.get_layout_engine()
-    engine.set(w_pad=0.02, h_pad=0.02, wspace=0.01, hspace=0.01)
+def _narrow_gaps() -> ConstrainedLayoutEngine:
+    """A layout with little room between pictures."""
+    return ConstrainedLayoutEngine(w_pad=0.02, h_pad=0.02, wspace=0.01, hspace=0.01)

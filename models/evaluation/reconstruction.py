@@ -30,11 +30,11 @@ class Reconstruction:
         self.precision = precision
         self.latents = latents
 
-    def __call__(self, x: torch.Tensor, names: list[str], masks: list, progress: sampling.Progress) -> torch.Tensor:
+    def __call__(self, cxr: torch.Tensor, names: list[str], masks: list, progress: sampling.Progress) -> torch.Tensor:
         """D(z_q), (B, 1, S, S) in [-1, 1], of images of the same shape; masks and progress are not used."""
         with autocast(self.device, self.precision):
             # an image at a time: the activations are what takes memory
-            z_q = torch.cat([self.vqgan.latent(image) for image in x.to(self.device).split(1)])  # (B, C, S/8, S/8)
+            z_q = torch.cat([self.vqgan.latent(image) for image in cxr.to(self.device).split(1)])  # (B, C, S/8, S/8)
             decoded = torch.cat([self.vqgan.decode(z) for z in z_q.split(1)])
         for name, latent in zip(names, z_q.cpu().numpy()):
             images.write(self.latents / f"{name}.png", latent_picture(latent))
@@ -88,7 +88,8 @@ def main(settings: config.Settings) -> int:
 
         # network
         vqgan = MLVQGAN.load(path)
-        vqgan = compiling.prepare_for_inference(vqgan, device, precision, compiled=False).to(device)
+        compiling.prepare_for_inference(vqgan, device, precision, compiled=False)
+        vqgan.to(device)
         if size % vqgan.factor:
             raise UserError(f"data.image_size={size} is not a multiple of {vqgan.factor}")
 

@@ -9,6 +9,7 @@ import itertools
 import json
 import math
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -62,7 +63,7 @@ def compare_methods(scored: Scored) -> list[dict]:
     return every
 
 
-def costs(folders: dict[str, str | Path]) -> dict[str, dict]:
+def costs(folders: Mapping[str, str | Path]) -> dict[str, dict]:
     """{method: COST_KEYS of its folder's summary.json}, of the methods whose summary tells the seconds."""
     known = {}
     for method, folder in folders.items():
@@ -189,8 +190,8 @@ def _all_infinite(values: np.ndarray) -> bool:
 def _best(scored: Scored, column: scores.Score, summary: dict) -> list[int]:
     """The places of the best of several methods, all of them if the table shows them alike.
 
-    Nobody is the best who does not beat the untouched CXR. Nobody is either if a method has infinite values beside finite
-    ones: the means are then over different images (MSE compares them).
+    Nobody is the best who does not beat the untouched CXR. Nobody is either if a method has infinite values beside
+    finite ones: the means are then over different images (MSE compares them).
     """
     if len(scored.methods) <= 2:  # the untouched CXR and one method
         return []
@@ -243,7 +244,7 @@ def _undefined(scored: Scored, columns: tuple[scores.Score, ...], summary: dict)
 
 # --- Files ------------------------------------------------------------------------------------------------------------
 
-def write(scored: Scored, output, folders: dict[str, str | Path] | None = None, seed: int = 0) -> str:
+def write(scored: Scored, output, folders: Mapping[str, str | Path] | None = None, seed: int = 0) -> str:
     """All files into the folder `output`; returns the tables of quality and cost as text, for the terminal.
 
     folders: as given to `score_folders`, for the cost that their summary.json tell. seed: of the bootstrap. Writes
@@ -277,7 +278,7 @@ def write(scored: Scored, output, folders: dict[str, str | Path] | None = None, 
     # every image
     write_csv(output / "metrics.csv", scored)
     write_pictures(scored, output)
-    return _printable(_document(scored.heading, [text(table) for table in shown]))
+    return _document(scored.heading, [text(table) for table in shown])
 
 
 def refuse_foreign(output: Path, methods: list[str], inputs: list[Path], setting: str) -> None:
@@ -315,14 +316,14 @@ def write_tables(stem, heading: str, tables: list[Table]) -> None:
     """<stem>.txt, <stem>.md and <stem>.tex; the heading stands before the first table."""
     stem = Path(stem)
     plain = _document(heading, [text(table) for table in tables])
-    images.write_file(stem.with_suffix(".txt"), _encoded(plain))
+    images.write_file(stem.with_suffix(".txt"), plain.encode())
     marked = _document(heading, [markdown(table) for table in tables])
-    images.write_file(stem.with_suffix(".md"), _encoded(marked))
+    images.write_file(stem.with_suffix(".md"), marked.encode())
     printed = [f"% {heading}\n% \\input this into a document with \\usepackage{{booktabs,graphicx}}\n"]
     for table in tables:
         words = re.sub("[^a-z0-9]+", "-", table.title.lower()).strip("-")
         printed.append(latex(table, f"tab:{words}"))
-    images.write_file(stem.with_suffix(".tex"), _encoded("\n".join(printed)))
+    images.write_file(stem.with_suffix(".tex"), "\n".join(printed).encode())
 
 
 def write_csv(path: Path, scored: Scored) -> None:
@@ -334,7 +335,7 @@ def write_csv(path: Path, scored: Scored) -> None:
     for name, methods in scored.values.items():
         for method, row in methods.items():
             writer.writerow([name, method, *(row[key] for key in keys)])
-    images.write_file(path, _encoded(lines.getvalue()))
+    images.write_file(path, lines.getvalue().encode())
 
 
 def write_pictures(scored: Scored, output: Path) -> None:
@@ -345,7 +346,7 @@ def write_pictures(scored: Scored, output: Path) -> None:
     for columns in scored.groups.values():
         group = {}
         for column in columns:
-            series = {_printable(method): scored.series(method, column.key) * column.scale for method in scored.methods}
+            series = {method: scored.series(method, column.key) * column.scale for method in scored.methods}
             group[_label(column)] = series
         groups.append(group)
     images.write_file(output / "metrics.png", pictures.boxes(groups))
@@ -353,10 +354,7 @@ def write_pictures(scored: Scored, output: Path) -> None:
     # the first images with every method
     rows = []
     for files in itertools.islice(scored.files.values(), COMPARED):
-        titled = {"CXR": files.cxr}
-        for method, path in files.predictions.items():
-            titled[_printable(method)] = path
-        titled["truth"] = files.target
+        titled = {"CXR": files.cxr, **files.predictions, "truth": files.target}
         rows.append({title: _pixels(path, scored.size) for title, path in titled.items()})
     images.write_file(output / "comparison.png", pictures.side_by_side(rows))
 
@@ -366,7 +364,7 @@ def write_pictures(scored: Scored, output: Path) -> None:
         for rank, name in extremes(scored, method).items():
             files = scored.files[name]
             psnr = scored.values[name][method]["PSNR"]
-            label = f"{rank}: {_printable(name)}\nPSNR {psnr:.1f} dB"
+            label = f"{rank}: {name}\nPSNR {psnr:.1f} dB"
             paths = (files.cxr, files.predictions[method], files.target)
             examples[label] = tuple(_pixels(path, scored.size) for path in paths)
         images.write_file(output / _examples_name(method), pictures.examples(examples))
@@ -377,16 +375,6 @@ def quality_against_cost(points: dict[str, list[pictures.Point]], path, cost: st
     """A PNG of {method: [pictures.Point(cost, quality, low, high, label)]}, one line a method. cost, quality: names of
     the axes."""
     images.write_file(Path(path), pictures.trade_off(points, cost, quality))
-
-
-def _encoded(words: str) -> bytes:
-    """UTF-8; the bytes of a file name that is not UTF-8 are written as they are."""
-    return words.encode("utf-8", "surrogateescape")
-
-
-def _printable(words: str) -> str:
-    """A name for a picture or the screen: what is not UTF-8 becomes a replacement character."""
-    return _encoded(words).decode("utf-8", "replace")
 
 
 def _document(heading: str, tables: list[str]) -> str:

@@ -1,4 +1,4 @@
-"""The files of one evaluated X-ray: result in the input's size and depth, panel, deviation of several results, DICOM."""
+"""The files of one evaluated X-ray: its result as its input is, panel, deviation of several results, DICOM."""
 import hashlib
 import json
 from dataclasses import dataclass

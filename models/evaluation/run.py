@@ -38,6 +38,7 @@ class Method(Protocol):
     def __call__(self, cxr: torch.Tensor, names: list[str], masks: list, progress: sampling.Progress) -> torch.Tensor:
         """Results (B, 1, S, S) in [-1, 1] of X-rays (B, 1, S, S) in [-1, 1]. masks: bool (S, S), or None, for each
         image."""
+        ...
 
 
 # --- Settings to results ----------------------------------------------------------------------------------------------
@@ -90,8 +91,8 @@ def prepare(variants: dict[str, config.Settings], method_class: type[pipelines.P
     # weights
     with_weights = {}
     lines = []
-    for name, settings in variants.items():
-        settings = weights.prefer_own(settings, method_class.section)
+    for name, asked in variants.items():
+        settings = weights.prefer_own(asked, method_class.section)
         checkpoint.require(settings.vqgan.weights, getattr(settings, method_class.section).weights)
         with_weights[name] = settings
         lines.append(weights.describe(settings, method_class.title, method_class.section))
@@ -203,7 +204,7 @@ def evaluate(method: Method, record: Record, *, batch_size: int, samples: int = 
 
 
 def require_dicom(cases: list[Case]) -> None:
-    """Raise UserError unless one of the X-rays is a DICOM file, and for one that no DICOM result can be derived from."""
+    """Raise UserError unless one of the X-rays is a DICOM file, and for one of which no DICOM result can be derived."""
     sources = [case.path for case in cases if images.is_dicom(case.path)]
     if not sources:
         raise UserError(f"eval.dicom=true, but none of the {len(cases)} images is a DICOM file ({cases[0].path})")

@@ -2,7 +2,7 @@
 what comes out."""
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,7 +95,7 @@ class ImageScores:
     mask_fault: str | None
 
 
-def score_folders(folders: dict[str, str | Path], cxr, target, *, masks=None, names: Iterable[str] | None = None,
+def score_folders(folders: Mapping[str, str | Path], cxr, target, *, masks=None, names: Iterable[str] | None = None,
                   size: int = 1024, device: str | torch.device = "cpu", features: str | None = None) -> Scored:
     """Score {method: folder of predictions}. Only images with a CXR, a target and a prediction of every method are
     scored.
@@ -141,8 +141,8 @@ def score_folders(folders: dict[str, str | Path], cxr, target, *, masks=None, na
                 masked += 1
     if not values:
         reasons = lists.shown_names(faults, "; ")
-        raise UserError(f"nothing to score: no prediction has a readable CXR in {cxr} and truth in {target} by its name "
-                        f"({reasons})")
+        raise UserError(f"nothing to score: no prediction has a readable CXR in {cxr} and truth in {target} "
+                        f"by its name ({reasons})")
     scored_files = {name: files[name] for name in values}
     return Scored(values, scored_files, faults, size, resized, masked)
 
@@ -168,13 +168,12 @@ def name_methods(folders: Iterable[str]) -> dict[str, str]:
     return named
 
 
-def doubtful(folders: dict[str, str | Path]) -> list[str]:
+def doubtful(folders: Mapping[str, str | Path]) -> list[str]:
     """A line for each folder of predictions that may hold more than one method's results, by its record."""
     lines = []
-    for folder in folders.values():
-        folder = Path(folder)
+    for folder in map(Path, folders.values()):
         if any(folder.glob(UNFINISHED.format(process="*"))):
-            lines.append(f"note: an evaluation in {folder} has not ended; its results may be those of different settings")
+            lines.append(f"note: an evaluation in {folder} has not ended; its results may be of different settings")
         summary = read_summary(folder)
         if folder.is_dir() and "seconds_per_image" in summary:
             recorded = set(recorded_names(summary))
@@ -272,7 +271,7 @@ def _score(files: ImageFiles, size: int, lpips: scores.Lpips) -> ImageScores:
 
 def _same_aspect(a: tuple[int, int], b: tuple[int, int]) -> bool:
     """Whether two shapes (H, W) have the same ratio of their sides, but for the rounding of a side to whole pixels."""
-    difference = abs(a[0] * b[1] - b[0] * a[1])  # a pixel more in the height of one changes it by the width of the other
+    difference = abs(a[0] * b[1] - b[0] * a[1])  # a pixel more in the height of one adds the width of the other
     return difference <= max(*a, *b)
 
 

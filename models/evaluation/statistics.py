@@ -1,5 +1,6 @@
 """What many values say: mean and spread, the uncertainty of the mean, whether two methods differ."""
 import math
+from typing import Any
 
 import numpy as np
 from scipy import stats
@@ -62,7 +63,8 @@ def signed_rank(a, b) -> dict[str, float]:
     changed = difference[difference != 0]
     p = math.nan
     if changed.size >= LEAST_PAIRS:
-        p = float(stats.wilcoxon(changed).pvalue)
+        test: Any = stats.wilcoxon(changed)  # scipy's own types know no pvalue
+        p = float(test.pvalue)
     return {"difference": mean, "pairs": int(difference.size), "p": p}
 
 
