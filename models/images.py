@@ -5,6 +5,7 @@ Reads PNG, TIFF, JPEG, BMP, GIF, WebP, JPEG 2000 and PGM (grey or colour), NumPy
 writes 8- and 16-bit PNG, and DICOM derived from DICOM. Bit depth is kept: float32 in between. A non-square image is
 padded to a square, never squeezed, and cut back afterwards. The decoders of the formats are in raster.py and dicom.py.
 """
+import os
 import re
 import warnings
 import zlib
@@ -100,9 +101,10 @@ def read(path, limits: Limits = "auto") -> Picture:
     in units of the modality.
 
     Raises UserError, which names the file, for what is missing, empty, damaged, truncated, too large, no image, several
-    images or not finite.
+    images or not finite, and for a name that is not UTF-8, which neither lists nor results could carry.
     """
     path = Path(path)
+    refuse_name(path)
     if not path.is_file():
         raise UserError(f"no image file {path}")
     try:
@@ -156,6 +158,14 @@ def is_dicom(path) -> bool:
     return _decoder(Path(path)) is dicom.read_dicom
 
 
+def refuse_name(path: Path) -> None:
+    """Raise UserError for a name of other bytes than UTF-8, as old archives leave them."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise UserError(f"the file name {os.fsencode(path)!r} is not UTF-8; rename the file") from None
+
+
 def _decoder(path: Path):
     """The function that reads a file: its content decides, and its ending where the content has no signature."""
     head = _head(path)
@@ -187,7 +197,7 @@ def find(folder) -> dict[str, Path]:
     """{stem: path} of the images directly in a folder, in natural order (2 before 10). Hidden files and others are
     skipped.
 
-    Raises UserError where there is none, and where two have one name.
+    Raises UserError where there is none, where two have one name, and for names that are not UTF-8.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -197,6 +207,7 @@ def find(folder) -> dict[str, Path]:
         if not _named_as_image(path):
             continue
         name = stem(path)
+        refuse_name(path)
         if name in found:
             raise UserError(f"{found[name]} and {path.name} have the same name but for the ending; keep one of them")
         found[name] = path

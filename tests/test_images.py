@@ -409,14 +409,16 @@ def test_empty_arrays_are_refused(tmp_path, shape):
     refused(tmp_path / "a.npy", "no pixels")
 
 
-def test_names_that_are_not_utf8_are_read(tmp_path):
+def test_names_that_are_not_utf8_are_refused_in_one_line(tmp_path):
     name = os.fsdecode(os.fsencode(tmp_path) + b"/bad\xff.png")
     try:
         Image.fromarray(GREY8).save(name)
     except OSError:
         pytest.skip("this file system takes UTF-8 only")
-    close(Path(name), GREY8 / 255, 8)
-    assert list(images.find(tmp_path)) == [images.stem(name)]
+    for ask in (lambda: images.read(name), lambda: images.find(tmp_path)):
+        with pytest.raises(UserError, match="not UTF-8; rename") as error:
+            ask()
+        str(error.value).encode()
 
 
 def test_raw_jsrt_files(tmp_path):
