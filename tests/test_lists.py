@@ -4,6 +4,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 from skimage.data import camera
 from skimage.transform import resize
 
@@ -201,6 +202,17 @@ def test_a_good_pair_has_no_faults(tmp_path):
 def test_each_fault_of_a_pair_is_told(tmp_path, name, change, word):
     faults = faults_of(tmp_path, *change())
     assert len(faults) == 1 and word in faults[0] and "\n" not in faults[0]
+
+
+def test_a_pair_of_which_different_bits_are_used_is_a_fault(tmp_path):
+    """12 bits in 16 without a word of it: a darker soft-tissue image would be taken for 10 bits, four times as bright."""
+    cxr = np.rint(PICTURE / PICTURE.max() * 4000).astype(np.uint16)
+    for soft_white, faults in ((3000, 0), (1000, 1)):
+        soft = np.rint((PICTURE / PICTURE.max()) ** 2 * soft_white).astype(np.uint16)
+        Image.fromarray(cxr).save(tmp_path / "cxr.png")
+        Image.fromarray(soft).save(tmp_path / "soft.png")
+        found = checks.check_pair(tmp_path / "cxr.png", tmp_path / "soft.png")
+        assert len(found) == faults and all("read as 10 bits" in fault and "as 12" in fault for fault in found)
 
 
 def test_all_faults_of_a_pair_are_told_at_once(tmp_path):

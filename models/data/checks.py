@@ -97,6 +97,10 @@ def _compare(cxr: images.Picture, soft: images.Picture) -> list[str]:
         return [f"{soft.path} has another PatientID than {cxr.path}"]
     if np.array_equal(cxr.pixels, soft.pixels):
         return [f"{soft.path} is the same image as {cxr.path}"]
+    # Found from the content, the ranges of two images may differ, and then grey values mean different things in them.
+    if (cxr.note or soft.note) and cxr.scale != soft.scale:
+        return [f"{soft.path} is read as {soft.bits} bits, but {cxr.path} as {cxr.bits}, since a file does not say how "
+                "many are used: declare them (PNG sBIT, TIFF MaxSampleValue), or save both over all 16"]
 
     small_cxr = images.to_network(cxr.pixels, ALIGN_SIZE)[0].numpy()
     small_soft = images.to_network(soft.pixels, ALIGN_SIZE)[0].numpy()
