@@ -44,6 +44,7 @@ class Simulate:
     seed: int
     source: Literal["phantom", "ct", "both"]
     ct: str | None
+    lesions: bool
 
 
 @dataclass(frozen=True)
@@ -160,6 +161,9 @@ class Train:
     validate_every: int
     sample_every: int
     save_every: float
+    lesion_weight: float
+    least_timestep: int
+    crop: int
 
 
 @dataclass(frozen=True)

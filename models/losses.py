@@ -16,6 +16,9 @@ WINDOW = 11                                                # pixels; SSIM's Gaus
 SIGMA = 1.5                                                # pixels
 K_1, K_2 = 0.01, 0.03                                      # SSIM's constants
 SCALE_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)   # beta_1 ... beta_5 of MS-SSIM
+CROP_STEP = 4                                              # latent pixels between the places where a part can be cut out
+CROP_FLOOR = 0.5                                           # probability of parts without lesions, of the mean part's
+CROP_DRAWS = 1 << 24                                       # random integers that decide about places lie below
 LOGIT_SLOPE = 0.05                                         # LeakyReLU before the least squares [S]
 
 
@@ -145,22 +148,69 @@ def noise_loss(predicted: Tensor, noise: Tensor, weight: Tensor | None = None) -
     return ((predicted[:, :channels].float() - noise.float()).square().mean((1, 2, 3)) * weight).mean()
 
 
-def denoising_objective(alpha_bar: Tensor, offset: float, weight: Callable[[Tensor], Tensor] | None = None) -> Callable:
+def denoising_objective(alpha_bar: Tensor, offset: float, weight: Callable[[Tensor], Tensor] | None = None, *,
+                        lesion_weight: float = 0.0, least_timestep: int = 0, crop: int = 0) -> Callable:
     """The update of both noise estimators: noise a soft-tissue latent to a random timestep, predict the noise beside the CXR's latent.
 
     alpha_bar (1000,): the schedule. offset: coefficient of the offset noise. weight: timesteps (B,) -> weights (B,) of the images'
-    errors; None, as published: all 1. The result is what models/training.py calls with
-    networks {"unet": ...}, batch {"soft", "cxr": latents (B, C, h, w)} and its source of noise.
+    errors; None, as published: all 1. lesion_weight: of `lesion_loss`, for batches that bring twins without lesions.
+    least_timestep: timesteps are drawn from here to 999. crop: side of the part cut out of each latent, see `crop_latents`; 0: all of
+    it. The result is what models/training.py calls with
+    networks {"unet": ...}, batch {"soft", "cxr": latents (B, C, h, w)} and its source of noise; also "twin_soft", "twin_cxr".
     """
 
     def objective(networks: dict, batch: dict[str, Tensor], noise) -> tuple[dict, dict]:
+        if crop:
+            batch = crop_latents(batch, crop, noise.integers("crop", CROP_DRAWS))
         soft, cxr = batch["soft"], batch["cxr"]
         shape = soft.shape[1:]
-        t = noise.integers("timestep", len(alpha_bar))  # (B,)
+        t = least_timestep + noise.integers("timestep", len(alpha_bar) - least_timestep)  # (B,)
         eps = schedulers.offset_noise(noise.normal("noise", *shape), noise.normal("offset", shape[0], 1, 1), offset)
+
+        # A patient and his twin without lesions get the same timestep and noise, so that the estimates differ by the lesions alone.
+        twins = "twin_soft" in batch
+        if twins:
+            soft, cxr = torch.cat([soft, batch["twin_soft"]]), torch.cat([cxr, batch["twin_cxr"]])  # (2 B, C, h, w)
+            t, eps = t.repeat(2), eps.repeat(2, 1, 1, 1)
+
         z_t = schedulers.add_noise(soft, eps, alpha_bar.to(soft.device)[t])
-        predicted = networks["unet"](torch.cat([z_t, cxr], 1), t)  # (B, 2 C, h, w)
-        loss = noise_loss(predicted, eps, weight(t) if weight else None)
-        return {"unet": loss}, {"loss": loss}
+        predicted = networks["unet"](torch.cat([z_t, cxr], 1), t)  # (B or 2 B, 2 C, h, w)
+        weights = weight(t) if weight else None
+        loss = noise_loss(predicted, eps, weights)
+        if not twins:
+            return {"unet": loss}, {"loss": loss}
+        lesions = lesion_loss(predicted[:, :shape[0]], weights)
+        return {"unet": loss + lesion_weight * lesions}, {"loss": loss, "lesions": lesions}
 
     return objective
+
+
+def crop_latents(batch: dict[str, Tensor], side: int, draws: Tensor) -> dict[str, Tensor]:
+    """The same part (B, C, side, side) of all latents of a pair and its twin; draws: (B,), uniform integers below CROP_DRAWS.
+
+    If there are twins, a part's probability grows with what lesions change in it, above a floor: most of an X-ray shows no lesion.
+    """
+    cxr = batch["cxr"]
+    twin = batch.get("twin_cxr", cxr)
+    change = F.avg_pool2d((cxr - twin).square().mean(1, keepdim=True), side, CROP_STEP)  # (B, 1, n, m): of each part
+    flat = change.flatten(1)  # (B, n m)
+    probability = flat + CROP_FLOOR * flat.mean(1, keepdim=True) + 1e-12
+    cumulative = (probability / probability.sum(1, keepdim=True)).cumsum(1)
+    share = (draws.double() / CROP_DRAWS).to(cumulative.dtype)[:, None]
+    places = (cumulative < share).sum(1).clamp(max=flat.shape[1] - 1).tolist()
+    columns = change.shape[-1]
+    corners = [(place // columns * CROP_STEP, place % columns * CROP_STEP) for place in places]
+    return {name: torch.stack([latent[:, top:top + side, left:left + side] for latent, (top, left) in zip(latents, corners)])
+            for name, latents in batch.items()}
+
+
+def lesion_loss(predicted: Tensor, weight: Tensor | None = None) -> Tensor:
+    """The error in what lesions add, a mean: || eps_theta(with lesions) - eps_theta(without) ||^2 at the same noise and timestep.
+
+    predicted (2 B, C, h, w): estimated noise of B latents with lesions, then of their twins without. weight: (2 B,), as in `noise_loss`.
+    Both were noised alike, so the true noise is the same and the true difference 0. Divided by the signal-to-noise ratio the
+    difference is that of the errors in z_0: what of the lesion was taken for bone, the patient's own errors taken out.
+    """
+    ill, twin = predicted.float().chunk(2)
+    error = (ill - twin).square().mean((1, 2, 3))
+    return error.mean() if weight is None else (error * weight[:len(error)]).mean()

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from .. import images
 from ..runtime import checkpoint
 from ..runtime.files import UserError, replacing
-from . import augment
+from . import augment, lists
 from .augment import Augmentation
 from .lists import Pair, size_text
 
@@ -111,22 +111,28 @@ def leave_signals(worker: int) -> None:
 class LatentSource:
     """Pairs of latents, for the noise estimators: batches {"cxr", "soft": (B, C, h, w)}; masked pairs count as pairs of their own.
 
+    If every pair has a twin without lesions (see lists.with_twins), the batches also hold the twins: {"twin_cxr", "twin_soft"}.
+
     versions: what `cached_latents` gave for each augmented version of the images; the epochs take them in turn.
     """
 
     def __init__(self, *versions: dict[str, dict[str, torch.Tensor]]):
         kinds = next(iter(versions[0].values()))
         roles = [WHOLE, MASKED] if MASKED[0] in kinds else [WHOLE]
-        self.names = [f"{name} ({cxr})" for cxr, _ in roles for name in versions[0]]
+        names = lists.with_twins(versions[0])
+        self.names = [f"{name} ({cxr})" for cxr, _ in roles for name in names or versions[0]]
 
-        def stacks(place: int) -> list[torch.Tensor]:
-            return [torch.stack([latents[role[place]] for role in roles for latents in version.values()]) for version in versions]
+        def stacks(place: int, names: list[str]) -> list[torch.Tensor]:
+            return [torch.stack([version[name][role[place]] for role in roles for name in names]) for version in versions]
 
-        self.cxr, self.soft = stacks(0), stacks(1)
+        self.stacks = {"cxr": stacks(0, names or list(versions[0])), "soft": stacks(1, names or list(versions[0]))}
+        if names:
+            twins = [name + lists.TWIN for name in names]
+            self.stacks |= {"twin_cxr": stacks(0, twins), "twin_soft": stacks(1, twins)}
 
     def batches(self, index_lists: list[list[int]], epoch: int = 0) -> Iterator[dict[str, torch.Tensor]]:
-        cxr, soft = (part[epoch % len(part)] for part in (self.cxr, self.soft))
-        return ({"cxr": cxr[indices], "soft": soft[indices]} for indices in index_lists)
+        latents = {name: stack[epoch % len(stack)] for name, stack in self.stacks.items()}
+        return ({name: stack[indices] for name, stack in latents.items()} for indices in index_lists)
 
 
 def cached_latents(encode: Callable[[torch.Tensor], torch.Tensor], key: str, pairs: dict[str, Pair], size: int, masked: bool,
@@ -148,7 +154,8 @@ def cached_latents(encode: Callable[[torch.Tensor], torch.Tensor], key: str, pai
     starts = range(0, len(missing), batch_size)
     for start in tqdm(starts, desc="encoding", unit="batch", disable=not missing or mine.start not in (None, 0)):
         items = missing[start:start + batch_size]
-        loaded = [augmented(lambda kind, name=name: load(pairs[name], kind, size, find_lungs), kind, how, f"{version}/{name}")
+        loaded = [augmented(lambda kind, name=name: load(pairs[name], kind, size, find_lungs), kind, how,
+                            f"{version}/{name.removesuffix(lists.TWIN)}")  # twins are changed alike
                   for name, kind in items]
         latents = encode(torch.stack(loaded)).float().cpu()
         for item, latent in zip(items, latents):

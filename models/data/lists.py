@@ -13,6 +13,7 @@ from ..runtime.files import UserError
 
 PARTS = ("CXR", "BS", "Mask")   # folders of a data set: chest X-rays, soft tissue, lungs
 SETS = ("trainset", "valset", "testset")
+TWIN = "_normal"                # ends the name of a pair without lesions beside the same patient's pair with them
 SHOWN = 5                       # names that a message gives before it counts the rest
 ALIGN_SIZE = 256                # side at which alignment is judged, pixels
 MAX_SHIFT = 4.0                 # larger shifts of a pair at that size are a fault, pixels
@@ -88,6 +89,13 @@ def read_list(path, folder=None) -> list[str]:
 def twice(names: list[str]) -> list[str]:
     """The names that a list holds more than once, in natural order."""
     return sorted((name for name, count in Counter(names).items() if count > 1), key=images.natural)
+
+
+def with_twins(names) -> list[str]:
+    """The names that have a twin without lesions, <name>_normal, if that is so for all; else none."""
+    ill = [name for name in names if not name.endswith(TWIN)]
+    twins = [name for name in names if name.endswith(TWIN)]
+    return ill if sorted(name + TWIN for name in ill) == sorted(twins) else []
 
 
 def outside(path, folder) -> bool:

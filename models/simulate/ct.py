@@ -7,11 +7,12 @@ integrals of tissue and bone are put together, bent smoothly, and seen by two sp
 the two log images. Exposure, scatter, noise and tone curve are drawn, and are the same for both images of a pair.
 """
 from dataclasses import dataclass
+from functools import lru_cache
 
 import cv2
 import numpy as np
 
-from . import phantom, xray
+from . import lesions, phantom, xray
 from .phantom import Phantom
 from .separate import Parts
 
@@ -70,18 +71,25 @@ def rng(seed: int, name: str):
     return np.random.default_rng([seed, *name.encode()])
 
 
-def simulate(part: Parts, seed: int, size: int) -> Phantom:
-    """Pair `seed` of a CT at size x size pixels; a pure function. ValueError for a size below phantom.MIN_SIZE."""
+def simulate(part: Parts, seed: int, size: int, with_lesions: bool = False) -> Phantom:
+    """Pair `seed` of a CT at size x size pixels; a pure function. ValueError for a size below phantom.MIN_SIZE.
+
+    with_lesions: the same pair with drawn lesions (lesions.py), in both images.
+    """
     if size < phantom.MIN_SIZE:
         raise ValueError(f"size {size} is below {phantom.MIN_SIZE} pixels: ask for a larger one")
     drawn = draw(seed)
     water, bone, lung = integrals(part, drawn, seed, size)
+    field = lung_field(lung, water)
+    if with_lesions:
+        water = water + lesions.draw(field, bone, seed, phantom.SIDE)[0]
     cxr, soft = expose(water, bone, drawn, seed)
-    return Phantom(*show(cxr, soft, drawn, seed), lung_field(lung, water))
+    return Phantom(*show(cxr, soft, drawn, seed), field)
 
 
 # --- The patient -----------------------------------------------------------------------------------------------------------------
 
+@lru_cache(maxsize=1)  # a pair is often shown twice, with and without lesions
 def integrals(part: Parts, drawn: Draw, seed: int, size: int) -> tuple:
     """cm of tissue as water, of compact bone in its place, and of lung, (size, size) each."""
     around = phantom.surroundings(seed, size)

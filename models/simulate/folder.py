@@ -31,12 +31,13 @@ def simulate(root: Path, wish, size: int) -> None:
         if before[key] != value:
             raise UserError(f"{root} holds a simulation with {key} {before[key]}, asked is {key} {value}; choose another data.root")
     total = max(wish.count, before.get("count", 0))
-    own = {str(index) for index in range(total)} if before else set()
+    own = {name for index in range(total) for name in names(index, wish.lesions)} if before else set()
     if strange := [path for part in lists.PARTS for path in _files(root / part) if images.stem(path) not in own]:
         raise UserError(f"{root} holds images that this script did not simulate, such as {strange[0]}; choose another data.root")
     if total > wish.count:
         print(f"{root} keeps the {total} simulated pairs of an earlier run; simulate.count={wish.count}")
-    missing = [index for index in range(total) if not all((root / part / f"{index}.png").is_file() for part in lists.PARTS)]
+    missing = [index for index in range(total) if not all((root / part / f"{name}.png").is_file()
+                                                          for part in lists.PARTS for name in names(index, wish.lesions))]
     prepared = root / "prepared"  # CTs taken apart, until all pairs are there
     if missing:
         recipes = [recipe(index, wish.source, scans, prepared) for index in missing]
@@ -44,7 +45,7 @@ def simulate(root: Path, wish, size: int) -> None:
         jobs = [(scan, path) for scan in scans if (path := _prepared(prepared, scan)) in needed and not path.is_file()]
         workers.parallel(take_apart, jobs, "taking CTs apart", CTS_AT_ONCE)
         images.write_file(record, json.dumps(asked | {"count": total}).encode())
-        workers.parallel(partial(simulate_pair, root, wish.seed, size), list(zip(missing, recipes)), "simulating pairs")
+        workers.parallel(partial(simulate_pair, root, wish.seed, size, wish.lesions), list(zip(missing, recipes)), "simulating pairs")
     shutil.rmtree(prepared, ignore_errors=True)
 
 
@@ -77,11 +78,21 @@ def take_apart(job: tuple) -> None:
     separate.save(parts, path)
 
 
-def simulate_pair(root: Path, seed: int, size: int, job: tuple[int, Path | None]) -> None:
+def names(index: int, with_lesions: bool) -> list[str]:
+    """The images of patient `index`: one pair, or with lesions two: with them, and the twin without."""
+    return [str(index), f"{index}{lists.TWIN}"] if with_lesions else [str(index)]
+
+
+def simulate_pair(root: Path, seed: int, size: int, with_lesions: bool, job: tuple[int, Path | None]) -> None:
     index, path = job
-    pair = phantom.simulate(seed + index, size) if path is None else ct.simulate(_parts(path), seed + index, size)
-    for part, pixels in zip(lists.PARTS, (pair.cxr, pair.soft, pair.mask.astype(np.float32))):
-        images.write(root / part / f"{index}.png", pixels)
+    for name in names(index, with_lesions):
+        ill = with_lesions and not name.endswith(lists.TWIN)
+        if path is None:
+            pair = phantom.simulate(seed + index, size, ill)
+        else:
+            pair = ct.simulate(_parts(path), seed + index, size, ill)
+        for part, pixels in zip(lists.PARTS, (pair.cxr, pair.soft, pair.mask.astype(np.float32))):
+            images.write(root / part / f"{name}.png", pixels)
 
 
 @lru_cache(maxsize=1)
@@ -96,7 +107,8 @@ def _prepared(folder: Path, scan: tuple[volumes.Source, str]) -> Path:
 def _describe(wish, size: int, scans: list) -> dict:
     """What must stay the same for a simulation to go on: two of them are never mixed."""
     made_by = {"phantom": phantom.VERSION} | ({"ct": ct.VERSION} if scans else {})
-    return {"seed": wish.seed, "size": size, "source": wish.source, "cts": [mark for _, mark in scans], "version": made_by}
+    asked = {"seed": wish.seed, "size": size, "source": wish.source, "cts": [mark for _, mark in scans], "version": made_by}
+    return asked | {"lesions": wish.lesions}
 
 
 def _read_record(path: Path) -> dict:
@@ -104,7 +116,7 @@ def _read_record(path: Path) -> dict:
     if not path.is_file():
         return {}
     try:
-        record = {"source": "phantom", "cts": [], "version": {"phantom": 1}} | json.loads(path.read_text(encoding="utf-8"))
+        record = {"source": "phantom", "cts": [], "version": {"phantom": 1}, "lesions": False} | json.loads(path.read_text(encoding="utf-8"))
         return record | {key: int(record[key]) for key in ("seed", "size", "count")}
     except (OSError, ValueError, KeyError, TypeError):
         raise UserError(f"{path} is damaged; choose another data.root, or delete the folder {path.parent}") from None

@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 from scipy.interpolate import CubicSpline, PchipInterpolator
 
+from . import lesions
 from .xray import blur, tone_curve
 
 VERSION = 1  # raise it with any change that changes a pair: a simulation is not continued by another version
@@ -105,11 +106,23 @@ class Tubes:
     marrow: np.ndarray  # against compact bone
 
 
-def simulate(seed: int, size: int) -> Phantom:
-    """Draw patient `seed` at size x size pixels; a pure function. ValueError for a size below MIN_SIZE."""
+def simulate(seed: int, size: int, with_lesions: bool = False) -> Phantom:
+    """Draw patient `seed` at size x size pixels; a pure function. ValueError for a size below MIN_SIZE.
+
+    with_lesions: the same patient with drawn lesions (lesions.py), in both images.
+    """
     if size < MIN_SIZE:
         raise ValueError(f"size {size} is below {MIN_SIZE} pixels: ask for a larger phantom")
-    anatomy, display = _draw_anatomy(seed), _draw_display(seed)
+    soft, bone, lungs = _matter(seed, size)
+    if with_lesions:
+        soft = soft + lesions.draw(lungs > 0.5, bone, seed, SIDE)[0] / np.float32(SIDE)
+    return Phantom(*_show(_draw_anatomy(seed), _draw_display(seed), soft, bone), lungs > 0.5)
+
+
+@functools.lru_cache(maxsize=1)  # a patient is often shown twice, with and without lesions
+def _matter(seed: int, size: int) -> tuple:
+    """The line integrals of soft tissue and bone, and the coverage of the lung fields, (size, size) each."""
+    anatomy = _draw_anatomy(seed)
     x, y = _patient_grid(anatomy, size)
     body = _body(anatomy, x, y)
     air, lungs = _air(anatomy, x, y, body)
@@ -119,9 +132,7 @@ def simulate(seed: int, size: int) -> Phantom:
     soft += _breasts(anatomy, x, y) + _devices(anatomy, size) - _airways(anatomy, size) - _stomach(anatomy, x, y)
     soft = np.maximum(soft, 0) * (1 + 0.004 * _texture(anatomy, "tissue", size, 64))
     bone, warp = _skeleton(anatomy, size), _elastic(anatomy, size)
-    soft, bone, lungs = (cv2.remap(layer, *warp, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-                         for layer in (soft, bone, lungs))
-    return Phantom(*_show(anatomy, display, soft, bone), lungs > 0.5)
+    return tuple(cv2.remap(layer, *warp, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE) for layer in (soft, bone, lungs))
 
 
 def surroundings(seed: int, size: int) -> Surroundings:
