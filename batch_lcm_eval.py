@@ -8,7 +8,8 @@
 
 Lung masks are taken from eval.masks or Mask/ beside CXR/, else found in the X-ray.
 Writes <eval.output>/<name>.png (size and depth of the input), panels/ (CXR | result | truth | removed), summary.json;
-with eval.samples=8 also deviation/ and overlays/, where the results drawn of an image differ; with eval.dicom=true dicom/.
+with eval.samples=8 also deviation/ and overlays/, where the results drawn of an image differ; with eval.dicom=true dicom/;
+with eval.nodules=nodules.npz insertion.txt and insertion.csv: real nodules put into the X-rays, and what is left of them.
 A list of values makes an ablation: each is run into a folder of its own, and they are scored beside each other as metrics.py does.
 
     python batch_lcm_eval.py lcm.guidance=[vanilla,cfg,leg_shared,leg]
@@ -20,8 +21,9 @@ from pathlib import Path
 
 from models import config, pipelines
 from models.evaluation import ablation as variants
+from models.evaluation import insertion
 from models.evaluation import run as evaluation
-from models.runtime import compiling, entry
+from models.runtime import compiling, entry, processes
 from models.runtime.device import pick_device, pick_precision
 
 READS = ("runs", "device", "precision", "compile", "features", "data.root", "data.name", "data.lists", "data.image_size",
@@ -45,6 +47,9 @@ def suppress(settings: config.Settings, output: Path) -> list[evaluation.Case]:
     about = run.describe() | evaluation.describe_run("GL-LCM", device, precision, compiled, {**options, "eval": asdict(chosen)}, *weights)
     evaluation.evaluate(run, cases, output, size=settings.data.image_size, batch_size=chosen.batch_size, about=about,
                         samples=chosen.samples, dicom=chosen.dicom)
+    if chosen.nodules and processes.rank() == 0:
+        print(insertion.evaluate(run, cases, output, size=settings.data.image_size, nodules=chosen.nodules, count=chosen.inserted,
+                                 seed=chosen.seed, method="GL-LCM"))
     return cases
 
 

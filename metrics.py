@@ -8,7 +8,8 @@ reads   the images of metrics.prediction and, by the same names, of metrics.cxr 
         the cost of each method from the summary.json that its evaluation left
 writes  metrics.output: metrics.txt, .md and .tex (tables of quality, cost, 95 % intervals, paired tests), metrics.csv (every image),
         metrics.json (all), metrics.png (box plots), comparison.png (the first images: CXR | each prediction | truth),
-        examples_<method>.png (its best, median and worst image by MSE, with the signed difference)
+        examples_<method>.png (its best, median and worst image by MSE, with the signed difference); with metrics.findings=list.csv
+        findings.txt, .md, .csv and .png: the contrast that known findings keep, and a model observer that looks for them
 
 Everything is brought to metrics.size x metrics.size first: area average where a side shrinks, cubic where it grows. The row
 "untouched CXR" is what doing nothing scores. Exit status 1 where a file was missing or unreadable; the rest is scored and written.
@@ -20,7 +21,7 @@ import sys
 
 from models import config
 from models.data import lists
-from models.evaluation import report
+from models.evaluation import findings, report
 from models.runtime import entry
 from models.runtime.device import pick_device
 
@@ -38,6 +39,11 @@ def main() -> int:
 
     # tables and pictures
     print(report.write(scored, chosen.output, folders, chosen.seed))
+    if chosen.findings:
+        measured = findings.measure(folders, chosen.cxr, findings.read(chosen.findings), target=chosen.target,
+                                    masks=chosen.masks or report.masks_beside(chosen.cxr), seed=chosen.seed)
+        print(findings.write(measured, chosen.output))
+        scored.faults.extend(measured.faults)
     print(f"written to {chosen.output}; intervals and paired tests are in metrics.txt")
     for fault in scored.faults:
         print(fault, file=sys.stderr)

@@ -177,6 +177,8 @@ class Eval:
     strength: float
     dicom: bool
     masks: str | None
+    nodules: str | None
+    inserted: int
 
 
 @dataclass(frozen=True)
@@ -185,6 +187,7 @@ class Metrics:
     target: str
     prediction: tuple[str, ...]
     images: str | None
+    findings: str | None
     masks: str | None
     output: str
     seed: int
@@ -211,7 +214,7 @@ class Settings:
 
 
 AT_LEAST_ONE = {"image_size", "batch_size", "epochs", "steps", "codes", "code_channels", "accumulate", "validate_every",
-                "sample_every", "width", "blocks", "heads", "size", "channels", "residual_channels", "multipliers", "versions", "samples"}
+                "sample_every", "width", "blocks", "heads", "size", "channels", "residual_channels", "multipliers", "versions", "samples", "inserted"}
 AT_LEAST = {"augment.bone_wide": 0.001}
 AT_MOST = {"ldm.steps": 1000, "lcm.steps": 50,  # the full walks
            "augment.rotate": 180, "augment.scale": 0.5, "augment.contrast": 0.9, "augment.bone": 1,

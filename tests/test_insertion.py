@@ -2,7 +2,9 @@
 import numpy as np
 import pytest
 
+from models import images
 from models.evaluation import insertion
+from models.evaluation.run import Case
 from models.runtime.files import UserError
 
 SIZE = 256
@@ -117,3 +119,21 @@ def test_the_table_has_a_row_per_method(patient, nodules):
     rows = run(lambda cxr, name: 0.5 * cxr, patient, nodules)
     table = insertion.table({"half": rows, "none": []})
     assert table.rows[0][:3] == ["half", "4", "0.500"] and table.rows[1][1] == "0"
+
+
+def test_an_evaluation_leaves_the_table_and_a_line_per_nodule(tmp_path, patient):
+    cxr, soft, mask = patient
+    for name, pixels in {"cxr": cxr, "soft": soft, "mask": mask.astype(np.float32)}.items():
+        images.write(tmp_path / f"{name}.png", pixels, 16)
+    hounsfield = np.full((12, 12, 12), 50, np.int16)
+    np.savez(tmp_path / "nodules.npz", cube_hu=hounsfield, cube_mask=np.ones_like(hounsfield))
+    case = Case("patient", tmp_path / "cxr.png", tmp_path / "mask.png", tmp_path / "soft.png")
+
+    def half(cxr, names, masks):
+        assert cxr.shape == (1, 1, SIZE, SIZE) and cxr.min() < 0 and masks[0].dtype == bool
+        return 0.5 * cxr
+
+    written = insertion.evaluate(half, [case], tmp_path, size=SIZE, nodules=str(tmp_path / "nodules.npz"), count=3, method="half")
+    assert "half" in written and "0.500" in written and (tmp_path / "insertion.txt").read_text() == written
+    lines = (tmp_path / "insertion.csv").read_text().splitlines()
+    assert lines[0].startswith("image,nodule,x,y") and len(lines) == 4

@@ -7,6 +7,9 @@
 Each nodule is added to the X-ray at a known place. The method runs with and without it; the slope of (result with - result without)
 on what was added is 1 if the nodule survives whole and 0 if it is taken for bone. No truth is needed, so any X-ray and any weights do.
 """
+import csv
+import dataclasses
+import io
 import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -18,7 +21,7 @@ import torch
 
 from .. import images, lungs
 from ..runtime.files import UserError
-from .tables import Table
+from .tables import Table, text
 
 SIDE_MM = 400.0          # mm that an X-ray's side shows where nobody says; a 35 x 43 cm cassette, about
 LUNG_HU = -850.0         # Hounsfield units of the lung that a nodule displaces
@@ -194,6 +197,28 @@ def surroundings(added: np.ndarray) -> tuple[slice, slice]:
     return tuple(slice(max(0, int(places.min()) - margin), int(places.max()) + margin + 1) for places in (rows, columns))
 
 
+def evaluate(pipeline, cases: Iterable, output, *, size: int, nodules: str, count: int, seed: int = 0, method: str = "method") -> str:
+    """Put `count` nodules into each X-ray of a run and write insertion.txt and insertion.csv into its folder; the text of the table.
+
+    cases: run.Case of each X-ray, whose mask and truth are used if there are any. size: side of the network's images, at which all is
+    measured. nodules: see `read_nodules`; every X-ray gets the next ones of the list, which starts again at its end.
+    """
+    known = read_nodules(nodules)
+    rows: list[Row] = []
+    for number, case in enumerate(cases):
+        cxr = images.to_unit(images.to_network(images.read(case.path).pixels, size))[0].numpy()
+        mask = lungs.lung_mask(cxr) if case.mask is None else images.mask_to_network(images.read_mask(case.mask), size)
+        target = None
+        if case.truth is not None:
+            target = images.to_unit(images.to_network(images.read(case.truth).pixels, size))[0].numpy()
+        own = [known[(number * count + place) % len(known)] for place in range(count)]
+        rows += test(of_pipeline(pipeline, mask), cxr, case.name, own, mask, target, seed)
+    written = text(table({method: rows}))
+    images.write_file(Path(output) / "insertion.txt", written.encode())
+    images.write_file(Path(output) / "insertion.csv", _as_csv(rows).encode())
+    return written
+
+
 # --- The table ---------------------------------------------------------------------------------------------------------------
 
 def summary(rows: Iterable[Row]) -> dict[str, float]:
@@ -216,6 +241,14 @@ def table(methods: dict[str, list[Row]]) -> Table:
         count, *slopes, lost = values.values()
         shown.rows.append([method, str(count), *(f"{value:.3f}" for value in slopes), f"{100 * lost:.0f} %"])
     return shown
+
+
+def _as_csv(rows: list[Row]) -> str:
+    lines = io.StringIO()
+    writer = csv.writer(lines, lineterminator="\n")
+    writer.writerow([field.name for field in dataclasses.fields(Row)])
+    writer.writerows(dataclasses.astuple(row) for row in rows)
+    return lines.getvalue()
 
 
 def _quantile(values: np.ndarray, share: float) -> float:
