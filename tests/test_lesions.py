@@ -1,0 +1,188 @@
+"""Drawn lesions: their shapes and places, twins with and without them, and the loss that charges bone estimated in them."""
+import numpy as np
+import pytest
+import torch
+
+from models import losses, schedulers
+from models.data import datasets, lists
+from models.simulate import folder, lesions, phantom
+
+SIDE = 40.0  # cm
+SIZE = 200
+
+
+@pytest.fixture
+def chest():
+    """(lungs, bone): one square lung under bars of bone."""
+    lung = np.zeros((SIZE, SIZE), bool)
+    lung[20:180, 20:180] = True
+    return lung, np.tile((np.arange(SIZE) // 10 % 2 == 0)[:, None].astype(np.float32), (1, SIZE))
+
+
+# --- Shapes and places -------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("shape", lesions.SHAPES)
+def test_every_shape_is_about_as_wide_as_asked_and_as_thick_as_a_ball(shape):
+    diameter, pixel = 3.0, 0.05
+    pieces = [lesions.thickness(shape, diameter, pixel, np.random.default_rng(seed)) for seed in range(12)]
+    for piece in pieces:
+        assert piece.dtype == np.float32 and np.isfinite(piece).all() and piece.min() >= 0
+        assert max(piece[0].max(), piece[-1].max(), piece[:, 0].max(), piece[:, -1].max()) < 0.02  # nothing is cut off
+    areas = [(piece > 0.1).sum() * pixel ** 2 for piece in pieces]
+    assert 0.5 * diameter < np.mean(2 * np.sqrt(np.array(areas) / np.pi)) < 1.5 * diameter
+    assert 0.15 * diameter < np.mean([piece.max() for piece in pieces]) < 2.5 * diameter
+
+
+def test_a_round_lesion_weighs_what_a_ball_of_its_size_and_density_weighs():
+    diameter, pixel = 2.0, 0.04
+    masses = [lesions.thickness("round", diameter, pixel, np.random.default_rng(seed)).sum() * pixel ** 2 for seed in range(60)]
+    assert np.mean(masses) == pytest.approx(np.mean(lesions.DENSITY) * np.pi / 6 * diameter ** 3, rel=0.25)
+
+
+def test_a_cavitated_lesion_is_thinner_inside_and_a_calcified_one_denser():
+    def profile(shape):  # mean of the middle over that of the body
+        pieces = [lesions.thickness(shape, 3.0, 0.05, np.random.default_rng(seed)) for seed in range(20)]
+        half = len(pieces[0]) // 2
+        return np.mean([piece[half - 4:half + 5, half - 4:half + 5].mean() / piece[piece > 0.1].mean() for piece in pieces])
+    assert profile("cavitated") < profile("round") < profile("calcified")
+
+
+def test_half_of_the_lesions_lie_over_bone_and_all_in_the_lungs(chest):
+    lung, bone = chest
+    found = [lesion for seed in range(60) for lesion in lesions.draw(lung, bone, seed, SIDE)[1]]
+    assert all(lung[lesion.y, lesion.x] for lesion in found)
+    assert all((bone[lesion.y, lesion.x] > 0) == lesion.over_bone for lesion in found)
+    assert np.mean([lesion.over_bone for lesion in found]) == pytest.approx(lesions.OVER_BONE, abs=0.1)
+    diameters = [lesion.diameter for lesion in found]
+    assert lesions.DIAMETER[0] <= min(diameters) < 0.6 and 3 < max(diameters) <= lesions.DIAMETER[1]
+    assert {lesion.shape for lesion in found} == lesions.SHAPES.keys()
+
+
+def test_lesions_are_a_function_of_the_seed_and_add_where_they_are_said_to_be(chest):
+    added, found = lesions.draw(*chest, 3, SIDE)
+    again, _ = lesions.draw(*chest, 3, SIDE)
+    np.testing.assert_array_equal(added, again)
+    assert not np.array_equal(added, lesions.draw(*chest, 4, SIDE)[0])
+    assert added.min() >= 0 and len(found) >= lesions.COUNT[0]
+
+
+def test_a_lung_without_air_has_no_lesions(chest):
+    added, found = lesions.draw(np.zeros_like(chest[0]), chest[1], 0, SIDE)
+    assert not added.any() and found == []
+
+
+def test_what_leaves_the_image_is_cut_off():
+    total = np.zeros((20, 20), np.float32)
+    lesions.add(total, np.ones((9, 9), np.float32), 1, 19)
+    assert total.sum() == 6 * 5 and total[15:, :6].all()
+    lesions.add(total, np.ones((9, 9), np.float32), -30, 5)
+    assert total.sum() == 30
+
+
+# --- Twins -------------------------------------------------------------------------------------------------------------------
+
+def test_a_patient_with_lesions_differs_from_his_twin_by_the_same_lesions_in_both_images():
+    ill, normal = phantom.simulate(5, 128, True), phantom.simulate(5, 128)
+    in_cxr, in_soft = ill.cxr - normal.cxr, ill.soft - normal.soft
+    assert np.abs(in_soft).max() > 0.02
+    assert np.corrcoef(in_cxr.ravel(), in_soft.ravel())[0, 1] > 0.8
+    np.testing.assert_array_equal(ill.mask, normal.mask)
+
+
+def test_a_folder_with_lesions_holds_twins(tmp_path):
+    names = folder.names(7, True)
+    assert names == ["7", "7_normal"] and folder.names(7, False) == ["7"]
+    folder.simulate_patient(tmp_path, 0, 96, True, folder.Job(7, None))
+    for part in lists.FOLDERS:
+        assert sorted(path.stem for path in (tmp_path / part).iterdir()) == names
+
+
+def test_twins_are_recognised_only_if_all_have_one():
+    assert lists.with_twins(["1", "1_normal", "2_normal", "2"]) == ["1", "2"]
+    assert lists.with_twins(["1", "2"]) == [] and lists.with_twins(["1", "1_normal", "2"]) == []
+
+
+def test_batches_hold_each_patients_own_twin():
+    latents = {name: {"cxr": torch.full((1, 2, 2), number), "soft": torch.full((1, 2, 2), -number)}
+               for name, number in {"1": 1.0, "1_normal": 10.0, "2_normal": 20.0, "2": 2.0}.items()}
+    source = datasets.LatentSource(latents)
+    assert source.names == ["1 (cxr)", "2 (cxr)"]
+    batch, = source.batches([[1, 0]])
+    assert {name: stack[:, 0, 0, 0].tolist() for name, stack in batch.items()} == {
+        "cxr": [2, 1], "soft": [-2, -1], "twin_cxr": [20, 10], "twin_soft": [-20, -10]}
+
+
+# --- The loss ----------------------------------------------------------------------------------------------------------------
+
+class Drawn:
+    """The noise source of an objective, in a fixed order."""
+
+    def __init__(self, count):
+        self.count, self.random = count, torch.Generator().manual_seed(0)
+
+    def normal(self, name, *shape):
+        return torch.randn(self.count, *shape, generator=self.random)
+
+    def integers(self, name, high):
+        return torch.randint(high, (self.count,), generator=self.random)
+
+
+def objective_on(answer, **options):
+    """(what is minimised, what is logged) for two patients with a lesion of height 1 in the soft tissue and in the CXR.
+
+    answer(z_t, cxr, t) -> the estimated clean latent.
+    """
+    alpha_bar = schedulers.scaled_linear()
+    twin_soft = torch.zeros(2, 4, 16, 16)
+    lesion = torch.zeros_like(twin_soft)
+    lesion[..., 4:8, 8:12] = 1
+    bone = torch.full_like(lesion, 0.5)
+    batch = {"soft": lesion, "cxr": lesion + bone, "twin_soft": twin_soft, "twin_cxr": bone}
+
+    def unet(x, t):
+        z_t, cxr = x.chunk(2, 1)
+        share = alpha_bar[t].view(-1, 1, 1, 1)
+        return ((z_t - share.sqrt() * answer(z_t, cxr, t)) / (1 - share).sqrt()).repeat(1, 2, 1, 1)
+
+    def snr_weight(t):  # makes the noise's squared error that of z_0
+        return (1 - alpha_bar[t]) / alpha_bar[t]
+
+    losses_of, logged = losses.denoising_objective(alpha_bar, 0.0, snr_weight, **options)({"unet": unet}, batch, Drawn(2))
+    return float(losses_of["unet"]), {name: float(value) for name, value in logged.items()}
+
+
+def test_the_lesion_loss_is_what_of_the_lesion_was_taken_for_bone():
+    share_of_lesion = 16 / 256
+    loss, logged = objective_on(lambda z_t, cxr, t: cxr - 0.5, lesion_weight=3.0)
+    assert loss == pytest.approx(0, abs=1e-6)  # the truth
+    loss, logged = objective_on(lambda z_t, cxr, t: 0.7 * (cxr - 0.5), lesion_weight=3.0)
+    assert logged["lesions"] == pytest.approx(0.3 ** 2 * share_of_lesion, rel=1e-3)
+    assert loss == pytest.approx(logged["loss"] + 3 * logged["lesions"], rel=1e-5)
+
+
+def test_bone_left_in_a_patient_and_his_twin_alike_costs_nothing_in_the_lesion_loss():
+    _, logged = objective_on(lambda z_t, cxr, t: cxr, lesion_weight=3.0)
+    assert logged["lesions"] == pytest.approx(0, abs=1e-6) and logged["loss"] == pytest.approx(0.25, rel=1e-3)
+
+
+def test_timesteps_start_where_they_are_told_to():
+    seen = []
+
+    def answer(z_t, cxr, t):
+        seen.append(t)
+        return cxr
+
+    objective_on(answer, least_timestep=990)
+    assert seen[0].min() >= 990 and torch.equal(seen[0][:2], seen[0][2:])  # a patient and his twin are noised alike
+
+
+def test_parts_are_cut_out_where_lesions_are_and_alike_in_all_latents():
+    cxr, twin = torch.rand(2, 400, 1, 32, 32).unbind()
+    twin = cxr.clone()
+    twin[..., 20:24, 4:8] -= 5  # the lesion
+    cut = losses.crop_latents({"cxr": cxr, "twin_cxr": twin}, 8, torch.randint(losses.CROP_DRAWS, (400,)))
+    assert cut["cxr"].shape == (400, 1, 8, 8)
+    changed = (cut["cxr"] != cut["twin_cxr"]).flatten(1).any(1)
+    assert 0.4 < changed.float().mean() < 0.95
+    alone = losses.crop_latents({"cxr": cxr, "soft": cxr}, 8, torch.randint(losses.CROP_DRAWS, (400,)))
+    assert torch.equal(alone["cxr"], alone["soft"])  # without twins, anywhere
