@@ -26,8 +26,8 @@ from models.runtime import entry
 READS = ("runs", "device", "precision", "compile", "features",
          "data.root", "data.name", "data.lists", "data.image_size", "vqgan.weights", "ldm.weights",
          *config.keys("ldm", config.BsldmSampling),
-         "eval.input", "eval.output", "eval.batch_size", "eval.seed", "eval.samples", "eval.residual", "eval.strength",
-         "eval.dicom", "eval.nodules", "eval.inserted", "metrics.size", "metrics.seed")
+         *(key for key in config.keys("eval", config.Eval) if key != "eval.masks"),  # BS-LDM sees no masks
+         "metrics.size", "metrics.seed")
 
 
 def main() -> int:

@@ -1,6 +1,7 @@
 """The insertion test against methods whose answer is known."""
 import numpy as np
 import pytest
+from conftest import TINY, run_script
 
 from models import images
 from models.evaluation import insertion
@@ -137,3 +138,66 @@ def test_an_evaluation_leaves_the_table_and_a_line_per_nodule(tmp_path, patient)
     assert "half" in written and "0.500" in written and (tmp_path / "insertion.txt").read_text() == written
     lines = (tmp_path / "insertion.csv").read_text().splitlines()
     assert lines[0].startswith("image,nodule,x,y") and len(lines) == 4
+
+
+def test_processes_share_the_x_rays_and_write_what_one_writes(tmp_path, patient, nodules, monkeypatch):
+    cxr, soft, mask = patient
+    cases = []
+    for number in range(3):
+        for kind, pixels in {"cxr": cxr, "soft": soft, "mask": mask.astype(np.float32)}.items():
+            images.write(tmp_path / kind / f"{number}.png", pixels, 16)
+        paths = [tmp_path / kind / f"{number}.png" for kind in ("cxr", "mask", "soft")]
+        cases.append(Case(str(number), *paths))
+
+    def evaluate(folder):
+        return insertion.evaluate(lambda image, names, masks: 0.5 * image, cases, tmp_path / folder, size=SIZE, nodules=nodules, count=2)
+
+    alone = evaluate("alone")
+    shares = []
+
+    def gather(own):
+        shares.append(own)
+        return shares
+
+    monkeypatch.setattr(insertion.processes, "world_size", lambda: 2)
+    monkeypatch.setattr(insertion.processes, "all_gather_objects", gather)
+    monkeypatch.setattr(insertion.processes, "rank", lambda: 1)
+    evaluate("second")
+    assert not (tmp_path / "second").exists()
+    monkeypatch.setattr(insertion.processes, "rank", lambda: 0)
+    assert evaluate("shared") == alone
+    assert [sorted(share) for share in shares] == [[1], [0, 2]]
+    for name in insertion.FILES:
+        assert (tmp_path / "shared" / name).read_bytes() == (tmp_path / "alone" / name).read_bytes()
+
+
+def test_an_evaluation_with_nodules_writes_its_files_and_replaces_no_others(chain):
+    hounsfield = np.full((8, 8, 8), 50, np.int16)
+    np.savez(chain / "nodules.npz", cube_hu=hounsfield, cube_mask=np.ones_like(hounsfield))
+    place = chain / "with_nodules"
+
+    def evaluate(*arguments):
+        return run_script("ldm_eval.py", *TINY, "eval.output=with_nodules", *arguments, folder=chain)
+
+    asked = ["eval.nodules=nodules.npz", "eval.inserted=2"]
+
+    # nodules that are missing, and a file of somebody's, are found before anything is written
+    status, _, told = evaluate("eval.nodules=nowhere.npz")
+    assert status == 2 and "nowhere.npz" in told and not place.exists()
+    place.mkdir()
+    (place / "insertion.csv").write_text("somebody's")
+    status, _, told = evaluate(*asked)
+    assert status == 2 and "insertion.csv is there already" in told
+    (place / "insertion.csv").unlink()
+
+    # the results are the same with and without nodules, so both runs share a folder
+    assert evaluate()[0] == 0
+    results = {path: path.read_bytes() for path in place.glob("*.png")}
+    status, shown, _ = evaluate(*asked)
+    assert status == 0 and results == {path: path.read_bytes() for path in place.glob("*.png")}
+    written = (place / "insertion.txt").read_text()
+    assert "BS-LDM" in written and written in shown
+    assert evaluate(*asked, "ldm.steps=2")[0] == 0  # other results keep other shares of the nodules
+    assert (place / "insertion.txt").read_text() != written
+    assert evaluate("ldm.steps=1")[0] == 0  # which takes the place of results that the files were about
+    assert not (place / "insertion.txt").exists() and not (place / "insertion.csv").exists()

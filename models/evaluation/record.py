@@ -340,7 +340,8 @@ def _common(about: dict) -> dict:
 
 def _has_nodules(about: dict) -> bool:
     """Whether a run put nodules into its X-rays, so that it wrote insertion.FILES."""
-    return bool(about.get("eval", {}).get("nodules"))
+    settings = config.flatten(about.get("settings", {}))
+    return bool(settings.get("eval.nodules"))
 
 
 def _difference(before: dict, now: dict) -> str:
