@@ -8,9 +8,9 @@ reads   the images of metrics.prediction and, by the same names, of metrics.cxr 
         there are any; the cost of each method from the summary.json that its evaluation left
 writes  metrics.output: metrics.txt, .md and .tex (tables of quality, cost, 95 % intervals, paired tests), metrics.csv
         (every image), metrics.json (all), metrics.png (box plots), comparison.png (the first images: CXR | each
-        prediction | truth), examples_<method>.png (its best, median and worst image by MSE, with the signed difference);
-        with metrics.findings=list.csv findings.txt, .md, .csv and .png: the contrast that known findings keep, and a
-        model observer that looks for them
+        prediction | truth), examples_<method>.png (its best, median and worst image by MSE, with the signed difference)
+        with metrics.findings=list.csv also findings.txt, .md, .csv and .png: the contrast that known findings keep, and
+        a model observer that looks for them
 
 Everything is brought to metrics.size x metrics.size first: area average where a side shrinks, cubic where it grows. The
 row "untouched CXR" is what doing nothing scores; a method that does not beat it is never marked as the best. A file of

@@ -53,9 +53,9 @@ if typing.TYPE_CHECKING:
 
 __all__ = (
     "KEYS", "SECTIONS", "AnyTraining", "Augment", "BsldmSampling", "Course", "Data", "Discriminator", "Eval",
-    "GllcmFusion", "GllcmSampling", "ImageAugmentation", "Lcm", "Ldm", "Metrics", "Settings", "Simulate", "Train", "Unet", "Vqgan",
-    "VqganLoss", "VqganNetwork", "check_autoencoder_size", "check_image_size", "check_latent_crop", "flatten", "keys",
-    "load", "parse", "parse_variants", "part", "to_yaml", "values",
+    "GllcmFusion", "GllcmSampling", "ImageAugmentation", "Lcm", "Ldm", "Metrics", "Settings", "Simulate", "Train",
+    "Unet", "Vqgan", "VqganLoss", "VqganNetwork", "check_autoencoder_size", "check_image_size", "check_latent_crop",
+    "flatten", "keys", "load", "parse", "parse_variants", "part", "to_yaml", "values",
 )
 
 ROOT = Path(__file__).resolve().parent.parent  # the folder of the scripts
@@ -461,7 +461,8 @@ def check_latent_crop(settings: Settings, factor: int) -> None:
     side = settings.data.image_size // factor
     crop = settings.train.crop
     if crop % multiple or crop > side:
-        raise UserError(f"train.crop={crop} should be a multiple of {multiple} and at most {side}, the side of a latent")
+        raise UserError(f"train.crop={crop} should be a multiple of {multiple} and at most {side}, "
+                        "the side of a latent")
 
 
 def check_image_size(settings: Settings, factor: int) -> None:

@@ -274,12 +274,13 @@ def denoising_objective(alpha_bar: Tensor, offset: float, weight: Callable[[Tens
 
 
 def lesion_loss(predicted: Tensor, weight: Tensor | None = None) -> Tensor:
-    """The error in what lesions add: || eps_theta(with lesions) - eps_theta(without) ||^2 at the same noise and timestep.
+    """The error in what lesions add: || eps_theta(with lesions) - eps_theta(without) ||^2 at the same noise and
+    timestep.
 
     predicted (2 B, C, h, w): estimated noise of B latents with lesions, then of their twins without. weight: (2 B,), as
-    in `noise_loss`. Returns a mean. The true noise of both is the same, so the true difference is 0. Times
-    (1 - alpha_bar) / alpha_bar the square is that of the difference between the errors in z_0: what of the lesion was
-    taken for bone. Errors that patient and twin share drop out.
+    in `noise_loss`. Returns a mean. The true noise of both is the same, so the true difference is 0. Times (1 -
+    alpha_bar) / alpha_bar the square is that of the difference between the errors in z_0: what of the lesion was taken
+    for bone. Errors that patient and twin share drop out.
     """
     of_patients, of_twins = predicted.float().chunk(2)
     error = (of_patients - of_twins).square().mean((1, 2, 3))  # (B,)

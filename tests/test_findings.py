@@ -10,7 +10,7 @@ from models.runtime.files import UserError
 SIZE = 256
 
 
-# --- The observer ------------------------------------------------------------------------------------------------------------
+# --- The observer -----------------------------------------------------------------------------------------------------
 
 def test_channels_are_orthonormal():
     channels = observer.laguerre_gauss(121, 20.0)
@@ -63,7 +63,7 @@ def test_too_few_images_are_refused():
         observer.cross_validate(np.zeros((3, 6)), np.zeros((3, 6)), np.zeros(3), np.zeros(3))
 
 
-# --- Contrast ----------------------------------------------------------------------------------------------------------------
+# --- Contrast ---------------------------------------------------------------------------------------------------------
 
 def blob(size, x, y, diameter, height=0.2, ground=0.4):
     """An image of one disc with a sharp edge."""
@@ -92,18 +92,20 @@ def test_slope_on_the_target_is_what_the_result_keeps_of_it():
     assert findings.slope_on_target(0.7 * target + 0.1, target, findings.Finding("a", 30, 30, 20)) == pytest.approx(0.7)
 
 
-# --- Files -------------------------------------------------------------------------------------------------------------------
+# --- Files ------------------------------------------------------------------------------------------------------------
 
 def test_both_kinds_of_lists_are_read(tmp_path):
     (tmp_path / "points.csv").write_text("image,x,y,diameter,label\na.png,10,20,6,nodule\nb,30.5,40,12,\n")
-    assert findings.read(tmp_path / "points.csv") == [findings.Finding("a", 10, 20, 6, "nodule"), findings.Finding("b", 30.5, 40, 12)]
+    expected = [findings.Finding("a", 10, 20, 6, "nodule"), findings.Finding("b", 30.5, 40, 12)]
+    assert findings.read(tmp_path / "points.csv") == expected
     (tmp_path / "vindr.csv").write_text("image_id,class_name,rad_id,x_min,y_min,x_max,y_max\n"
                                         "a,Nodule/Mass,R1,10,20,30,50\nb,No finding,R1,,,,\n")
     assert findings.read(tmp_path / "vindr.csv") == [findings.Finding("a", 20, 35, 25, "Nodule/Mass")]
 
 
 @pytest.mark.parametrize("text, complaint", [
-    ("image,x,y\na,1,2\n", "diameter"), ("image,x,y,diameter\na,1,two,3\n", "line 2"), ("image,x,y,diameter\na,1,2,0\n", "line 2"),
+    ("image,x,y\na,1,2\n", "diameter"), ("image,x,y,diameter\na,1,two,3\n", "line 2"),
+    ("image,x,y,diameter\na,1,2,0\n", "line 2"),
     ("image,x,y,diameter\n", "no finding")])
 def test_what_is_wrong_with_a_list_is_said(tmp_path, text, complaint):
     (tmp_path / "list.csv").write_text(text)
@@ -113,11 +115,14 @@ def test_what_is_wrong_with_a_list_is_said(tmp_path, text, complaint):
 
 @pytest.fixture
 def folders(tmp_path):
-    """Four X-rays with two discs each under noise, results that halve the contrast, masks and a list; (folder, findings)."""
+    """Four X-rays with two discs each under noise, results that halve the contrast, masks and a list; (folder,
+    findings)."""
     random = np.random.default_rng(0)
     found, lungs = [], np.ones((SIZE, SIZE), np.float32)
     for number in range(4):
-        places = [(random.integers(40, 100), random.integers(40, 216)), (random.integers(150, 216), random.integers(40, 216))]
+        left = (random.integers(40, 100), random.integers(40, 216))
+        right = (random.integers(150, 216), random.integers(40, 216))
+        places = [left, right]
         soft = 0.4 + sum(blob(SIZE, x, y, 16, ground=0) for x, y in places) + random.normal(0, 0.01, (SIZE, SIZE))
         found += [findings.Finding(str(number), float(x), float(y), 16) for x, y in places]
         for name, pixels in {"CXR": soft, "half": 0.5 * soft + 0.2, "BS": soft, "Mask": lungs}.items():

@@ -18,7 +18,10 @@ def nodules():
         index = np.arange(diameter + 5) - (diameter + 4) / 2
         inside = (diameter / 2) ** 2 - index[None, :] ** 2 - index[:, None] ** 2
         return (2 * np.sqrt(np.maximum(inside, 0)) / 10 * 0.85).astype(np.float32)
-    return [insertion.Nodule(f"{diameter} mm, number {number}", ball(diameter)) for number in range(2) for diameter in (10, 16)]
+    made = []
+    for number in range(2):
+        made += [insertion.Nodule(f"{diameter} mm, number {number}", ball(diameter)) for diameter in (10, 16)]
+    return made
 
 
 @pytest.fixture
@@ -134,7 +137,8 @@ def test_an_evaluation_leaves_the_table_and_a_line_per_nodule(tmp_path, patient)
         assert cxr.shape == (1, 1, SIZE, SIZE) and cxr.min() < 0 and masks[0].dtype == bool
         return 0.5 * cxr
 
-    written = insertion.evaluate(half, [case], tmp_path, size=SIZE, nodules=insertion.read_nodules(tmp_path / "nodules.npz"), count=3, method="half")
+    cubes = insertion.read_nodules(tmp_path / "nodules.npz")
+    written = insertion.evaluate(half, [case], tmp_path, size=SIZE, nodules=cubes, count=3, method="half")
     assert "half" in written and "0.500" in written and (tmp_path / "insertion.txt").read_text() == written
     lines = (tmp_path / "insertion.csv").read_text().splitlines()
     assert lines[0].startswith("image,nodule,x,y") and len(lines) == 4
@@ -149,8 +153,11 @@ def test_processes_share_the_x_rays_and_write_what_one_writes(tmp_path, patient,
         paths = [tmp_path / kind / f"{number}.png" for kind in ("cxr", "mask", "soft")]
         cases.append(Case(str(number), *paths))
 
+    def half(image, names, masks):
+        return 0.5 * image
+
     def evaluate(folder):
-        return insertion.evaluate(lambda image, names, masks: 0.5 * image, cases, tmp_path / folder, size=SIZE, nodules=nodules, count=2)
+        return insertion.evaluate(half, cases, tmp_path / folder, size=SIZE, nodules=nodules, count=2)
 
     alone = evaluate("alone")
     shares = []

@@ -1,4 +1,5 @@
-"""Drawn lesions: their shapes and places, twins with and without them, and the loss that charges bone estimated in them."""
+"""Drawn lesions: their shapes and places, twins with and without them, and the loss that charges bone estimated in
+them."""
 import csv
 import dataclasses
 
@@ -27,7 +28,7 @@ def chest():
     return lung, np.tile((np.arange(SIZE) // 10 % 2 == 0)[:, None].astype(np.float32), (1, SIZE))
 
 
-# --- Shapes and places -------------------------------------------------------------------------------------------------------
+# --- Shapes and places ------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("shape", lesions.SHAPES)
 def test_every_shape_is_about_as_wide_as_asked_and_as_thick_as_a_ball(shape):
@@ -43,7 +44,8 @@ def test_every_shape_is_about_as_wide_as_asked_and_as_thick_as_a_ball(shape):
 
 def test_a_round_lesion_weighs_what_a_ball_of_its_size_and_density_weighs():
     diameter, pixel = 2.0, 0.04
-    masses = [lesions.thickness("round", diameter, pixel, np.random.default_rng(seed)).sum() * pixel ** 2 for seed in range(60)]
+    pieces = [lesions.thickness("round", diameter, pixel, np.random.default_rng(seed)) for seed in range(60)]
+    masses = [piece.sum() * pixel ** 2 for piece in pieces]
     assert np.mean(masses) == pytest.approx(np.mean(lesions.DENSITY) * np.pi / 6 * diameter ** 3, rel=0.25)
 
 
@@ -51,7 +53,8 @@ def test_a_cavitated_lesion_is_thinner_inside_and_a_calcified_one_denser():
     def profile(shape):  # mean of the middle over that of the body
         pieces = [lesions.thickness(shape, 3.0, 0.05, np.random.default_rng(seed)) for seed in range(20)]
         half = len(pieces[0]) // 2
-        return np.mean([piece[half - 4:half + 5, half - 4:half + 5].mean() / piece[piece > 0.1].mean() for piece in pieces])
+        middle = np.s_[half - 4:half + 5, half - 4:half + 5]
+        return np.mean([piece[middle].mean() / piece[piece > 0.1].mean() for piece in pieces])
     assert profile("cavitated") < profile("round") < profile("calcified")
 
 
@@ -87,7 +90,7 @@ def test_what_leaves_the_image_is_cut_off():
     assert total.sum() == 30
 
 
-# --- Twins -------------------------------------------------------------------------------------------------------------------
+# --- Twins ------------------------------------------------------------------------------------------------------------
 
 def test_a_patient_with_lesions_differs_from_his_twin_by_the_same_lesions_in_both_images():
     ill, normal = phantom.simulate(5, 128, True), phantom.simulate(5, 128)
@@ -128,12 +131,14 @@ def test_twins_are_what_is_simulated_with_and_without_lesions():
 def test_lesions_are_put_into_pairs_of_a_ct_too(monkeypatch):
     index = np.arange(96)
     inside = np.hypot(index[:, None] - 48, index[None, :] - 48) < 30
-    layers = (np.where(inside, 8, 20), 0.5 * (index[:, None] // 8 % 2) * inside, np.where(inside, 15, 0))  # water, bone, lung; cm
-    monkeypatch.setattr(ct, "integrals", lambda *_: tuple(layer.astype(np.float32) for layer in layers))
+    water = np.where(inside, 8, 20).astype(np.float32)  # cm, as the next two
+    bone = (0.5 * (index[:, None] // 8 % 2) * inside).astype(np.float32)
+    lung = np.where(inside, 15, 0).astype(np.float32)
+    monkeypatch.setattr(ct, "integrals", lambda *_: (water, bone, lung))
     ill, normal = ct.simulate_twins(None, 1, 96)
     assert_same(ill, ct.simulate(None, 1, 96, True))
     assert_same(normal, ct.simulate(None, 1, 96))
-    added, _ = lesions.draw(normal.mask, layers[1].astype(np.float32), 1, phantom.SIDE)
+    added, _ = lesions.draw(normal.mask, bone, 1, phantom.SIDE)
     thick = added > 0.5
     assert thick.any() and (ill.soft - normal.soft)[thick].mean() > 0.01 and (ill.cxr - normal.cxr)[thick].mean() > 0.01
 
@@ -175,14 +180,14 @@ def test_twins_are_augmented_alike(tmp_path):
         for kind, pixels in {"CXR": pair.cxr, "BS": pair.soft, "Mask": pair.mask.astype(np.float32)}.items():
             images.write(tmp_path / kind / f"{name}.png", pixels)
     changes = augmentation(flip=True, rotate=8, scale=0.1, contrast=0.2, gamma=0.2, noise=0.05, bone=0.5)
-    latents = datasets.cached_latents(lambda batch: batch, "key", lists.find_pairs(tmp_path), 32, True, tmp_path / "latents", 4,
-                                      augmentation=changes, version="0/0")
+    latents = datasets.cached_latents(lambda batch: batch, "key", lists.find_pairs(tmp_path), 32, True,
+                                      tmp_path / "latents", 4, augmentation=changes, version="0/0")
     for variant in datasets.WHOLE + datasets.MASKED:
         assert torch.equal(latents["1"][variant], latents["1_normal"][variant])
         assert not torch.allclose(latents["1"][variant], latents["2"][variant], atol=0.01)
 
 
-# --- The loss ----------------------------------------------------------------------------------------------------------------
+# --- The loss ---------------------------------------------------------------------------------------------------------
 
 class Drawn:
     """The noise source of an objective, in a fixed order."""
@@ -217,7 +222,8 @@ def objective_on(answer, **options):
     def snr_weight(t):  # makes the noise's squared error that of z_0
         return (1 - alpha_bar[t]) / alpha_bar[t]
 
-    losses_of, logged = losses.denoising_objective(alpha_bar, 0.0, snr_weight, **options)({"unet": unet}, batch, Drawn(2))
+    objective = losses.denoising_objective(alpha_bar, 0.0, snr_weight, **options)
+    losses_of, logged = objective({"unet": unet}, batch, Drawn(2))
     return float(losses_of["unet"]), {name: float(value) for name, value in logged.items()}
 
 
@@ -305,7 +311,7 @@ def test_parts_are_cut_out_where_lesions_are_and_alike_in_all_latents():
     assert torch.equal(alone["cxr"], alone["soft"])  # without twins, anywhere
 
 
-# --- Settings and scripts ----------------------------------------------------------------------------------------------------
+# --- Settings and scripts ---------------------------------------------------------------------------------------------
 
 def test_a_lesion_weight_needs_twins(tmp_path):
     for kind in lists.FOLDERS:
@@ -319,7 +325,8 @@ def test_a_lesion_weight_needs_twins(tmp_path):
 
 @pytest.mark.parametrize("crop, fits", [(0, True), (8, True), (32, True), (4, False), (40, False)])
 def test_a_crop_fits_the_unet_and_the_latents(crop, fits):
-    settings = config.parse("", ("train", "unet", "data"), [f"train.crop={crop}", "data.image_size=256", "unet.multipliers=[1,1,1,1]"])
+    changes = [f"train.crop={crop}", "data.image_size=256", "unet.multipliers=[1,1,1,1]"]
+    settings = config.parse("", ("train", "unet", "data"), changes)
     if fits:
         config.check_latent_crop(settings, 8)
         return
@@ -336,8 +343,8 @@ def test_patients_with_twins_through_the_scripts(chain):
     for part in lists.SETS:
         listed = lists.read_list(chain / "runs" / "twins" / "lists" / f"data_{part}.txt")
         assert listed and lists.with_twins(listed), f"{part} parts a patient from the twin"
-    run("ldm_train.py", *places, "runs=runs/twins", "vqgan.weights=runs/demo/vqgan/weights.safetensors", "train.lesion_weight=3",
-        "train.crop=8", "train.least_timestep=500", folder=chain)
+    run("ldm_train.py", *places, "runs=runs/twins", "vqgan.weights=runs/demo/vqgan/weights.safetensors",
+        "train.lesion_weight=3", "train.crop=8", "train.least_timestep=500", folder=chain)
     with (chain / "runs" / "twins" / "ldm" / "log.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert float(rows[0]["lesions"]) == 0  # the last layer starts at 0, and nothing depends on what is seen

@@ -186,8 +186,8 @@ Latents = dict[str, dict[str, torch.Tensor]]    # {name: {variant: latent (C, h,
 class LatentSource:
     """Pairs of latents, for the noise estimators: batches {"cxr", "soft": (B, C, h, w)}; masked pairs count as pairs of their own.
 
-    If every pair has a twin without lesions (see lists.with_twins), the twins are no pairs of their own: each comes in its patient's
-    batch, as {"twin_cxr", "twin_soft": (B, C, h, w)}.
+    If every pair has a twin without lesions (see lists.with_twins), the twins are no pairs of their own: each comes in
+    its patient's batch, as {"twin_cxr", "twin_soft": (B, C, h, w)}.
     versions: what `cached_latents` gave for each augmented version of the images; the epochs take them in turn.
     """
 

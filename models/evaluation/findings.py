@@ -1,11 +1,12 @@
-"""What bone suppression does to findings that are known: contrast kept, contrast to noise, a model observer's AUC, a picture of crops.
+"""What bone suppression does to findings that are known: contrast kept, contrast to noise, a model observer's AUC, a
+picture of crops.
 
     found = findings.read("findings.csv")
     measured = findings.measure({"GL-LCM": "runs/batch_lcm_eval"}, "data/CXR", found)
     print(findings.write(measured, "runs/metrics"))
 
-Contrast: the mean within 0.35 diameters of the centre less the mean of the ring from 0.75 to 1.2 diameters. Everything is measured in
-the X-ray's own pixels; results and targets of another size are brought to it.
+Contrast: the mean within 0.35 diameters of the centre less the mean of the ring from 0.75 to 1.2 diameters. Everything
+is measured in the X-ray's own pixels; results and targets of another size are brought to it.
 """
 import csv
 import io
@@ -53,8 +54,8 @@ class Finding:
 
 @dataclass(frozen=True)
 class Measured:
-    """A finding in one method's result: contrast in the X-ray and in the result, contrast to noise in both, slope of the result on the
-    target inside the finding (NaN without target).
+    """A finding in one method's result: contrast in the X-ray and in the result, contrast to noise in both, slope of
+    the result on the target inside the finding (NaN without target).
     """
     finding: Finding
     before: float
@@ -71,8 +72,9 @@ class Measured:
 
 @dataclass
 class Result:
-    """What `measure` found. rows: {method: a Measured for each finding}, in one order for all methods; observers: {method: Comparison
-    with the untouched CXR}; crops: {method or "CXR" or "target": squares (CROP_SIZE, CROP_SIZE), a finding each}; faults: lines.
+    """What `measure` found. rows: {method: a Measured for each finding}, in one order for all methods; observers:
+    {method: Comparison with the untouched CXR}; crops: {method or "CXR" or "target": squares (CROP_SIZE, CROP_SIZE), a
+    finding each}; faults: lines.
     """
     rows: dict[str, list[Measured]]
     observers: dict[str, observer.Comparison] = field(default_factory=dict)
@@ -80,11 +82,11 @@ class Result:
     faults: list[str] = field(default_factory=list)
 
 
-# --- The list of findings ----------------------------------------------------------------------------------------------------
+# --- The list of findings ---------------------------------------------------------------------------------------------
 
 def read(path) -> list[Finding]:
-    """The findings of a CSV file: columns image (or image_id), x, y, diameter or VinDr's x_min, y_min, x_max, y_max, and label (or
-    class_name), which may be missing. Rows with empty coordinates, VinDr's "No finding", are left out.
+    """The findings of a CSV file: columns image (or image_id), x, y, diameter or VinDr's x_min, y_min, x_max, y_max,
+    and label (or class_name), which may be missing. Rows with empty coordinates, VinDr's "No finding", are left out.
 
     UserError, with the line, for what is missing or no number.
     """
@@ -100,7 +102,8 @@ def read(path) -> list[Finding]:
     label_column = next((columns[name] for name in COLUMNS["label"] if name in columns), None)
     coordinates = next((names for names in (POINT, BOX) if all(name in columns for name in names)), None)
     if image_column is None or coordinates is None:
-        raise UserError(f"{path} has the columns {', '.join(columns) or '(none)'}; a list of findings has image, and x, y, diameter or "
+        shown = ", ".join(columns) or "(none)"
+        raise UserError(f"{path} has the columns {shown}; a list of findings has image, and x, y, diameter or "
                         "x_min, y_min, x_max, y_max")
 
     found = []
@@ -111,21 +114,23 @@ def read(path) -> list[Finding]:
         try:
             numbers = [float(entry) for entry in entries]
         except ValueError:
-            raise UserError(f"{path}, line {line}: {', '.join(coordinates)} are {', '.join(entries)}; numbers are expected") from None
+            raise UserError(f"{path}, line {line}: {', '.join(coordinates)} are {', '.join(entries)}; "
+                            "numbers are expected") from None
         if coordinates is BOX:
             x_min, y_min, x_max, y_max = numbers
             numbers = [(x_min + x_max) / 2, (y_min + y_max) / 2, (x_max - x_min + y_max - y_min) / 2]
-        if not (all(map(math.isfinite, numbers)) and numbers[2] > 0):
+        x, y, diameter = numbers
+        if not (all(map(math.isfinite, numbers)) and diameter > 0):
             raise UserError(f"{path}, line {line}: the finding has no positive size ({', '.join(entries)})")
         name = images.stem((row[image_column] or "").strip())
         label = (row[label_column] or "").strip() if label_column else ""
-        found.append(Finding(name, *numbers, label))
+        found.append(Finding(name, x, y, diameter, label))
     if not found:
         raise UserError(f"{path} lists no finding")
     return found
 
 
-# --- Measuring one finding ---------------------------------------------------------------------------------------------------
+# --- Measuring one finding --------------------------------------------------------------------------------------------
 
 def contrast(image: np.ndarray, finding: Finding) -> tuple[float, float]:
     """(contrast, contrast to noise) of a finding in an image, float (H, W): noise is the ring's standard deviation.
@@ -143,7 +148,8 @@ def contrast(image: np.ndarray, finding: Finding) -> tuple[float, float]:
 
 
 def slope_on_target(result: np.ndarray, target: np.ndarray, finding: Finding) -> float:
-    """Least-squares slope, with intercept, of the result on the target, float (H, W), inside the finding; NaN for a constant target."""
+    """Least-squares slope, with intercept, of the result on the target, float (H, W), inside the finding; NaN for a
+    constant target."""
     inside = _distance(result.shape, finding) <= max(WHOLE * finding.diameter, 1)
     x = target[inside] - target[inside].mean() if inside.any() else np.zeros(1)
     if not (x * x).sum() > 0:
@@ -156,14 +162,16 @@ def _distance(shape: tuple[int, int], finding: Finding) -> np.ndarray:
     return np.hypot(np.arange(shape[1])[None, :] - finding.x, np.arange(shape[0])[:, None] - finding.y)
 
 
-# --- Measuring folders -------------------------------------------------------------------------------------------------------
+# --- Measuring folders ------------------------------------------------------------------------------------------------
 
 def measure(predictions: dict[str, str | Path], cxr, found: list[Finding], *, target=None, masks=None, seed: int = 0,
             side_mm: float = insertion.SIDE_MM) -> Result:
-    """Measure findings in {method: folder of results}; cxr, target, masks: folders of X-rays, of true soft tissue and of lung masks.
+    """Measure findings in {method: folder of results}; cxr, target, masks: folders of X-rays, of true soft tissue and
+    of lung masks.
 
-    target, masks: None, or without an image of the name: no slope, lungs are found. side_mm: what an X-ray's longer side shows. seed: of
-    the normal places and the bootstrap. Images that a folder lacks are faults, and their findings are left out; UserError where none is left.
+    target, masks: None, or without an image of the name: no slope, lungs are found. side_mm: what an X-ray's longer
+    side shows. seed: of the normal places and the bootstrap. Images that a folder lacks are faults, and their findings
+    are left out; UserError where none is left.
     """
     sources = {"CXR": images.find(cxr)} | {method: images.find(folder) for method, folder in predictions.items()}
     targets = images.find(target) if target is not None and Path(target).is_dir() else {}
@@ -207,9 +215,12 @@ def measure(predictions: dict[str, str | Path], cxr, found: list[Finding], *, ta
         names[1].extend([image] * len(normal))
 
         # Crops for the picture.
-        for label, pixels in {"CXR": untouched, **{method: shown[method] for method in predictions}, "target": truth}.items():
+        cropped = {"CXR": untouched, **{method: shown[method] for method in predictions}, "target": truth}
+        for label, pixels in cropped.items():
             crops = result.crops.setdefault(label, [])
-            crops.extend(np.zeros((CROP_SIZE, CROP_SIZE), np.float32) if pixels is None else _crop(pixels, finding) for finding in own)
+            for finding in own:
+                black = np.zeros((CROP_SIZE, CROP_SIZE), np.float32)
+                crops.append(black if pixels is None else _crop(pixels, finding))
 
     if not result.rows[UNTOUCHED]:
         raise UserError(f"no finding lies in an image that all folders hold ({lists.shown_names(result.faults, '; ')})")
@@ -220,19 +231,24 @@ def measure(predictions: dict[str, str | Path], cxr, found: list[Finding], *, ta
 def _observe(result: Result, responses: dict, names: tuple[list, list], seed: int) -> None:
     """Fill in result.observers, or a fault that says why there are none."""
     images_present, images_absent = (np.array(each) for each in names)
-    scores = {}
+    observed = {}  # {method: scores of the places}
     try:
         for method, (present, absent) in responses.items():
-            scores[method] = observer.cross_validate(np.concatenate(present), np.concatenate(absent), images_present, images_absent, seed)
+            outputs_present = np.concatenate(present)
+            outputs_absent = np.concatenate(absent)
+            observed[method] = observer.cross_validate(outputs_present, outputs_absent, images_present, images_absent,
+                                                       seed)
     except ValueError as error:
         result.faults.append(f"no model observer: {error}")
         return
-    for method, after in scores.items():
-        result.observers[method] = observer.compare(scores[UNTOUCHED], after, images_present, images_absent, seed)
+    for method, after in observed.items():
+        result.observers[method] = observer.compare(observed[UNTOUCHED], after, images_present, images_absent, seed)
 
 
-def normal_places(mask: np.ndarray, findings: list[Finding], pixel_mm: float, random: np.random.Generator) -> np.ndarray:
-    """(n, 2) columns and rows of up to NORMAL_PLACES places in the lungs, mask bool (H, W), away from findings and from each other."""
+def normal_places(mask: np.ndarray, findings: list[Finding], pixel_mm: float,
+                  random: np.random.Generator) -> np.ndarray:
+    """(n, 2) columns and rows of up to NORMAL_PLACES places in the lungs, mask bool (H, W), away from findings and from
+    each other."""
     inside = np.argwhere(mask)
     taken: list[tuple[float, float]] = [(finding.x, finding.y) for finding in findings]
     count = len(taken)
@@ -245,20 +261,24 @@ def normal_places(mask: np.ndarray, findings: list[Finding], pixel_mm: float, ra
     return np.array(taken[count:], int).reshape(-1, 2)
 
 
-# --- Tables and pictures -----------------------------------------------------------------------------------------------------
+# --- Tables and pictures ----------------------------------------------------------------------------------------------
 
 def tables(result: Result) -> list[Table]:
     """What is kept of the findings, and what the observer sees, a row per method."""
     contrasts = Table(f"Findings ({len(result.rows[UNTOUCHED])}): contrast in the result over that in the CXR",
-                      ["method", "median kept", "quartiles", "lost more than a fifth", "CNR before", "CNR after", "slope on target"], [])
+                      ["method", "median kept", "quartiles", "lost more than a fifth", "CNR before", "CNR after",
+                       "slope on target"], [])
     for method, rows in result.rows.items():
         kept = np.array([row.kept for row in rows])
         kept = kept[np.isfinite(kept)]
         lost = float(np.mean(kept < 1 - insertion.LARGE_LOSS)) if len(kept) else math.nan
-        contrasts.rows.append([method, _number(_median(kept)), _quartiles(kept), _percent(lost),
-                               _number(_median([row.noise_before for row in rows])), _number(_median([row.noise_after for row in rows])),
-                               _number(_median([row.slope for row in rows]))])
-    observers = Table("Channelized Hotelling observer: AUC of findings against normal places in the lungs, 95 % interval of the difference",
+        noise_before = _median([row.noise_before for row in rows])
+        noise_after = _median([row.noise_after for row in rows])
+        slope = _median([row.slope for row in rows])
+        contrasts.rows.append([method, _number(_median(kept)), _quartiles(kept), _percent(lost), _number(noise_before),
+                               _number(noise_after), _number(slope)])
+    observers = Table("Channelized Hotelling observer: AUC of findings against normal places in the lungs, "
+                      "95 % interval of the difference",
                       ["method", "AUC", "difference from the untouched CXR", "interval"], [])
     for method, comparison in result.observers.items():
         if method == UNTOUCHED:
@@ -270,8 +290,8 @@ def tables(result: Result) -> list[Table]:
 
 
 def write(result: Result, output) -> str:
-    """Write findings.txt, findings.md, findings.csv (every finding in every method) and findings.png (crops, worst first) into a folder;
-    the text of the tables.
+    """Write findings.txt, findings.md, findings.csv (every finding in every method) and findings.png (crops, worst
+    first) into a folder; the text of the tables.
     """
     output = Path(output)
     shown = tables(result)
@@ -296,13 +316,13 @@ def crops_worst_first(result: Result) -> list[dict[str, np.ndarray]]:
 def _rows_as_csv(result: Result) -> str:
     lines = io.StringIO()
     writer = csv.writer(lines, lineterminator="\n")
-    writer.writerow(["image", "x", "y", "diameter", "label", "method", "contrast_before", "contrast_after", "kept", "cnr_before",
-                     "cnr_after", "slope_on_target"])
+    writer.writerow(["image", "x", "y", "diameter", "label", "method", "contrast_before", "contrast_after", "kept",
+                     "cnr_before", "cnr_after", "slope_on_target"])
     for method, rows in result.rows.items():
         for row in rows:
             finding = row.finding
-            writer.writerow([finding.image, finding.x, finding.y, finding.diameter, finding.label, method, row.before, row.after, row.kept,
-                             row.noise_before, row.noise_after, row.slope])
+            writer.writerow([finding.image, finding.x, finding.y, finding.diameter, finding.label, method, row.before,
+                             row.after, row.kept, row.noise_before, row.noise_after, row.slope])
     return lines.getvalue()
 
 

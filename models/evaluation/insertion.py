@@ -4,8 +4,9 @@
     rows = insertion.test(method, {"scan": cxr}, nodules, count=20)
     print(insertion.table({"GL-LCM": rows}))
 
-Each nodule is added to the X-ray at a known place. The method runs with and without it; the slope of (result with - result without)
-on what was added is 1 if the nodule survives whole and 0 if it is taken for bone. No truth is needed, so any X-ray and any weights do.
+Each nodule is added to the X-ray at a known place. The method runs with and without it; the slope of (result with -
+result without) on what was added is 1 if the nodule survives whole and 0 if it is taken for bone. No truth is needed,
+so any X-ray and any weights do.
 """
 import csv
 import dataclasses
@@ -29,7 +30,7 @@ FILES = ("insertion.txt", "insertion.csv")  # what `evaluate` writes
 
 SIDE_MM = 400.0          # mm that an X-ray's side shows where nobody says; a 35 x 43 cm cassette, about
 LUNG_HU = -850.0         # Hounsfield units of the lung that a nodule displaces
-RATE = 0.25              # growth of log(g / (1 - g)) of the grey level g per cm of water: 5 to 6 % of the grey scale in the middle
+RATE = 0.25              # growth of log(g / (1 - g)) of a grey level g per cm of water: 6 % of the scale at g = 0.5
 SUPPORT = 0.05           # a nodule reaches as far as this share of the most that it adds
 MARGIN = 1.0             # of the nodule's diameter, around it: the ground that the slope is measured against
 TOGETHER = 4             # nodules in one run of the method, far from each other
@@ -44,7 +45,8 @@ LARGE_LOSS = 0.2         # a nodule that lost more than this counts as lost
 
 @dataclass(frozen=True, eq=False)
 class Nodule:
-    """name; water: (h, w) float32, cm of water that it adds, in pixels of 1 mm as a radiograph from the front shows them."""
+    """name; water: (h, w) float32, cm of water that it adds, in pixels of 1 mm as a radiograph from the front shows
+    them."""
     name: str
     water: np.ndarray
 
@@ -56,7 +58,8 @@ class Nodule:
 
 @dataclass(frozen=True)
 class Row:
-    """One nodule at one place. x, y: pixels; diameter: mm; contrast: the most that it added, of the grey scale; slope: share kept."""
+    """One nodule at one place. x, y: pixels; diameter: mm; contrast: the most that it added, of the grey scale; slope:
+    share kept."""
     image: str
     nodule: str
     x: int
@@ -67,10 +70,11 @@ class Row:
     slope: float
 
 
-# --- Nodules -----------------------------------------------------------------------------------------------------------------
+# --- Nodules ----------------------------------------------------------------------------------------------------------
 
 def read_nodules(path) -> list[Nodule]:
-    """The nodules of an .npz file (<name>_hu, int (D, H, W) of 1 mm voxels with axes z, y, x, beside <name>_mask), or of a folder of them.
+    """The nodules of an .npz file (<name>_hu, int (D, H, W) of 1 mm voxels with axes z, y, x, beside <name>_mask), or
+    of a folder of them.
 
     Raises UserError where there is none.
     """
@@ -85,38 +89,45 @@ def read_nodules(path) -> list[Nodule]:
         except (OSError, ValueError, KeyError) as error:
             raise UserError(f"cannot read the nodules of {file}: {error}") from None
     if not found:
-        raise UserError(f"no nodules in {path}; expected an .npz file with arrays <name>_hu and <name>_mask, or a folder of such files")
+        raise UserError(f"no nodules in {path}; expected an .npz file with arrays <name>_hu and <name>_mask, "
+                        "or a folder of such files")
     return found
 
 
 def project(hounsfield: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """(D, H, W) of 1 mm voxels -> (D, W) float32, cm of water that the nodule adds along each ray from the back to the front."""
+    """(D, H, W) of 1 mm voxels -> (D, W) float32, cm of water that the nodule adds along each ray from the back to the
+    front."""
     extra = np.clip((hounsfield.astype(np.float32) - LUNG_HU) / 1000, 0, None) * (mask > 0)  # g / cm^3
     return extra.sum(1) / 10
 
 
 def insert(cxr: np.ndarray, water: np.ndarray) -> np.ndarray:
-    """The X-ray, float (H, W) in [0, 1], behind so many cm of water more: log(g / (1 - g)) grows by RATE per cm, black stays black.
+    """The X-ray, float (H, W) in [0, 1], behind so many cm of water more: log(g / (1 - g)) grows by RATE per cm, black
+    stays black.
 
-    The tone curve of a display is unknown; where it is a logistic function of the log exposure, this is what more tissue does. Its slope,
-    g (1 - g), makes a nodule fainter where the image is nearly black or white, and keeps the detail that lies over it.
+    The tone curve of a display is unknown; where it is a logistic function of the log exposure, this is what more
+    tissue does. Its slope, g (1 - g), makes a nodule fainter where the image is nearly black or white, and keeps the
+    detail that lies over it.
     """
     odds = np.exp(RATE * water)
     return cxr * odds / (1 - cxr + cxr * odds)
 
 
-# --- Places ------------------------------------------------------------------------------------------------------------------
+# --- Places -----------------------------------------------------------------------------------------------------------
 
 def ribs(bone: np.ndarray, side_mm: float = SIDE_MM) -> tuple[np.ndarray, np.ndarray]:
-    """(on ribs, between them), bool (S, S) each; bone: (S, S), CXR - soft tissue, true or estimated. What is neither lies at edges."""
+    """(on ribs, between them), bool (S, S) each; bone: (S, S), CXR - soft tissue, true or estimated. What is neither
+    lies at edges."""
     pixel = side_mm / len(bone)  # mm
     excess = cv2.GaussianBlur(bone, (0, 0), FINE_MM / pixel) - cv2.GaussianBlur(bone, (0, 0), RIB_MM / pixel)
     spread = float(np.std(excess)) / 4
     return excess > spread, excess < -spread
 
 
-def places(mask: np.ndarray, bone: np.ndarray, nodules: list[Nodule], seed: str, side_mm: float = SIDE_MM) -> list[tuple]:
-    """[(nodule, x, y, over_bone), ...]: seeded centres inside the lungs, ribs and gaps in turn, APART_MM from each other.
+def places(mask: np.ndarray, bone: np.ndarray, nodules: list[Nodule], seed: str,
+           side_mm: float = SIDE_MM) -> list[tuple]:
+    """[(nodule, x, y, over_bone), ...]: seeded centres inside the lungs, ribs and gaps in turn, APART_MM from each
+    other.
 
     mask: bool (S, S), the lungs; bone: as in `ribs`. A nodule for which there is no room is left out.
     """
@@ -145,7 +156,7 @@ def water_map(nodule: Nodule, x: int, y: int, size: int, side_mm: float = SIDE_M
     return np.maximum(cv2.warpAffine(wide, move, (size, size), flags=cv2.INTER_LINEAR), 0)
 
 
-# --- The test ----------------------------------------------------------------------------------------------------------------
+# --- The test ---------------------------------------------------------------------------------------------------------
 
 Method = Callable[[np.ndarray, str], np.ndarray]  # (X-ray float32 (S, S) in [0, 1], name) -> soft tissue, likewise
 
@@ -164,8 +175,9 @@ def test(method: Method, cxr: np.ndarray, name: str, nodules: list[Nodule], mask
          target: np.ndarray | None = None, seed: int = 0, side_mm: float = SIDE_MM) -> list[Row]:
     """Put nodules into one X-ray and measure what the method leaves of each: a row per nodule that found room.
 
-    cxr: float (S, S) in [0, 1]. mask: bool (S, S), the lungs; None: found. target: the true soft tissue, which tells where ribs are;
-    None: the method's own result does. Places are functions of (seed, name). The same noise is used with and without nodules.
+    cxr: float (S, S) in [0, 1]. mask: bool (S, S), the lungs; None: found. target: the true soft tissue, which tells
+    where ribs are; None: the method's own result does. Places are functions of (seed, name). The same noise is used
+    with and without nodules.
     """
     without = method(cxr, name)
     mask = lungs.lung_mask(cxr) if mask is None else mask
@@ -176,16 +188,19 @@ def test(method: Method, cxr: np.ndarray, name: str, nodules: list[Nodule], mask
         if not placed:
             continue
         waters = [water_map(nodule, x, y, len(cxr), side_mm) for nodule, x, y, _ in placed]
-        with_nodules = insert(cxr, sum(waters))
+        with_nodules = insert(cxr, np.sum(waters, axis=0))
         change = method(with_nodules, name) - without
         for (nodule, x, y, over_bone), water in zip(placed, waters):
             added = insert(cxr, water) - cxr
-            rows.append(Row(name, nodule.name, x, y, nodule.diameter, over_bone, float(added.max()), slope(change, added)))
+            contrast = float(added.max())
+            kept = slope(change, added)
+            rows.append(Row(name, nodule.name, x, y, nodule.diameter, over_bone, contrast, kept))
     return rows
 
 
 def slope(change: np.ndarray, added: np.ndarray) -> float:
-    """Least-squares slope of the change of a result on what was added to the X-ray, with an intercept, on the nodule and its surroundings."""
+    """Least-squares slope of the change of a result on what was added to the X-ray, with an intercept, on the nodule
+    and its surroundings."""
     window = surroundings(added)
     x = added[window].astype(np.float64)
     y = change[window].astype(np.float64)
@@ -198,7 +213,11 @@ def surroundings(added: np.ndarray) -> tuple[slice, slice]:
     rows, columns = np.nonzero(added > SUPPORT * added.max())
     width = max(np.ptp(rows), np.ptp(columns)) + 1
     margin = int(np.ceil(MARGIN * width))
-    return tuple(slice(max(0, int(places.min()) - margin), int(places.max()) + margin + 1) for places in (rows, columns))
+
+    def widened(places: np.ndarray) -> slice:
+        return slice(max(0, int(places.min()) - margin), int(places.max()) + margin + 1)
+
+    return widened(rows), widened(columns)
 
 
 def evaluate(pipeline, cases: list[Case], output: Path, *, size: int, nodules: list[Nodule], count: int, seed: int = 0,
@@ -237,7 +256,7 @@ def evaluate(pipeline, cases: list[Case], output: Path, *, size: int, nodules: l
     return written
 
 
-# --- The table ---------------------------------------------------------------------------------------------------------------
+# --- The table --------------------------------------------------------------------------------------------------------
 
 def summary(rows: Iterable[Row]) -> dict[str, float]:
     """What the table shows of a method's rows; NaN where there is no row."""
@@ -252,8 +271,10 @@ def summary(rows: Iterable[Row]) -> dict[str, float]:
 
 def table(methods: dict[str, list[Row]]) -> Table:
     """A row per method of {method: rows of `test`, of all X-rays together}."""
-    headings = ["method", "nodules", "median", "worst tenth", "median on ribs", "median between ribs", "lost more than a fifth"]
-    shown = Table("Inserted nodules: slope of (result with - result without) on what was added; 1: all kept", headings, [])
+    headings = ["method", "nodules", "median", "worst tenth", "median on ribs", "median between ribs",
+                "lost more than a fifth"]
+    title = "Inserted nodules: slope of (result with - result without) on what was added; 1: all kept"
+    shown = Table(title, headings, [])
     for method, rows in methods.items():
         values = summary(rows)
         count, *slopes, lost = values.values()

@@ -1,8 +1,10 @@
-"""A model observer: how well a channelized Hotelling observer tells lesions from normal places, before and after suppression.
+"""A model observer: how well a channelized Hotelling observer tells lesions from normal places, before and after
+suppression.
 
-Myers & Barrett (JOSA A 1987); the channels are Laguerre-Gauss functions, Gallas & Barrett (JOSA A 2003), eq. 9. A patch g gives the
-channel outputs v = U' g; the observer's score is w' v with w = S^-1 (mean of v with lesions - mean of v without), S the covariance
-within the two classes. Scores are cross-validated by image: no patch is scored by an observer that saw its image.
+Myers & Barrett (JOSA A 1987); the channels are Laguerre-Gauss functions, Gallas & Barrett (JOSA A 2003), eq. 9. A patch
+g gives the channel outputs v = U' g; the observer's score is w' v with w = S^-1 (mean of v with lesions - mean of v
+without), S the covariance within the two classes. Scores are cross-validated by image: no patch is scored by an
+observer that saw its image.
 """
 from dataclasses import dataclass
 
@@ -19,7 +21,8 @@ RESAMPLES = 2000       # of the bootstrap
 
 @dataclass(frozen=True)
 class Comparison:
-    """AUCs of two observers on the same places, the difference after - before, and its 95 % bootstrap interval over images."""
+    """AUCs of two observers on the same places, the difference after - before, and its 95 % bootstrap interval over
+    images."""
     before: float
     after: float
     difference: float
@@ -41,8 +44,8 @@ def laguerre_gauss(side: int, width: float, count: int = CHANNELS) -> np.ndarray
 def outputs(image: np.ndarray, centres: np.ndarray, pixel_mm: float, count: int = CHANNELS) -> np.ndarray:
     """(n, count) channel outputs of an image, float (H, W), at centres (n, 2) of columns and rows.
 
-    Each patch has its own mean taken out, so that the grey level of the place does not count; beyond the border the image goes on
-    as at its border.
+    Each patch has its own mean taken out, so that the grey level of the place does not count; beyond the border the
+    image goes on as at its border.
     """
     side = 2 * round(PATCH_MM / pixel_mm / 2) + 1
     channels = laguerre_gauss(side, WIDTH_MM / pixel_mm, count)
@@ -56,7 +59,8 @@ def outputs(image: np.ndarray, centres: np.ndarray, pixel_mm: float, count: int 
 
 
 def template(present: np.ndarray, absent: np.ndarray) -> np.ndarray:
-    """The Hotelling template w (c,) of channel outputs (n, c) with lesions and (m, c) without; needs two patches of each."""
+    """The Hotelling template w (c,) of channel outputs (n, c) with lesions and (m, c) without; needs two patches of
+    each."""
     covariance = (np.cov(present, rowvar=False) + np.cov(absent, rowvar=False)) / 2
     covariance = np.atleast_2d(covariance)
     ridge = RIDGE * np.trace(covariance) / len(covariance) + np.finfo(float).tiny
@@ -65,10 +69,11 @@ def template(present: np.ndarray, absent: np.ndarray) -> np.ndarray:
 
 def cross_validate(present: np.ndarray, absent: np.ndarray, images_present: np.ndarray, images_absent: np.ndarray,
                    seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Scores (n,) and (m,) of patches with and without lesions, each from an observer that saw no patch of the same image.
+    """Scores (n,) and (m,) of patches with and without lesions, each from an observer that saw no patch of the same
+    image.
 
-    images_present, images_absent: the image of each patch, any labels. ValueError where there are fewer than two images, or where the
-    rest of the images does not hold two patches of each class.
+    images_present, images_absent: the image of each patch, any labels. ValueError where there are fewer than two
+    images, or where the rest of the images does not hold two patches of each class.
     """
     names = np.unique(np.concatenate([images_present, images_absent]))
     if len(names) < 2:
@@ -80,7 +85,8 @@ def cross_validate(present: np.ndarray, absent: np.ndarray, images_present: np.n
         held_present = np.isin(images_present, fold)
         held_absent = np.isin(images_absent, fold)
         if (~held_present).sum() < 2 or (~held_absent).sum() < 2:
-            raise ValueError("too few patches to train an observer on; two with lesions and two without are needed in other images")
+            raise ValueError("too few patches to train an observer on; "
+                             "two with lesions and two without are needed in other images")
         w = template(present[~held_present], absent[~held_absent])
         scores_present[held_present] = present[held_present] @ w
         scores_absent[held_absent] = absent[held_absent] @ w
@@ -88,15 +94,18 @@ def cross_validate(present: np.ndarray, absent: np.ndarray, images_present: np.n
 
 
 def auc(present: np.ndarray, absent: np.ndarray) -> float:
-    """The share of pairs (one score with a lesion, one without) that are in the right order, ties counted half (Mann & Whitney)."""
+    """The share of pairs (one score with a lesion, one without) that are in the right order, ties counted half (Mann &
+    Whitney)."""
     ordered = np.sort(absent)
     below = np.searchsorted(ordered, present, side="left")
     not_above = np.searchsorted(ordered, present, side="right")
     return float((below + not_above).mean() / (2 * len(absent)))
 
 
-def compare(before: tuple, after: tuple, images_present: np.ndarray, images_absent: np.ndarray, seed: int = 0) -> Comparison:
-    """before, after: (scores with lesions, scores without) of the same places; whole images are resampled, with their patches."""
+def compare(before: tuple, after: tuple, images_present: np.ndarray, images_absent: np.ndarray,
+            seed: int = 0) -> Comparison:
+    """before, after: (scores with lesions, scores without) of the same places; whole images are resampled, with their
+    patches."""
     names = np.unique(np.concatenate([images_present, images_absent]))
     rows_present = [np.flatnonzero(images_present == name) for name in names]
     rows_absent = [np.flatnonzero(images_absent == name) for name in names]

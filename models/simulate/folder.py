@@ -29,7 +29,7 @@ class Scan:
 
 @dataclass(frozen=True)
 class Job:
-    """One patient to be simulated. parts: file with the CT, taken apart, that the images come from; None: the phantom."""
+    """One patient to be simulated. parts: file with the CT, taken apart, that is shown; None: the phantom."""
     index: int
     parts: Path | None
 

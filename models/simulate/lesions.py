@@ -1,9 +1,11 @@
-"""Drawn lung lesions: nodules, masses and patches of consolidation, as thickness maps that both images of a pair contain.
+"""Drawn lung lesions: nodules, masses and patches of consolidation, as thickness maps that both images of a pair
+contain.
 
     added, found = lesions.draw(lung, bone, seed=0, side=43.0)
 
-A lesion is drawn in projection: the chord of a ball, changed into the shapes that radiologists name. Half of the lesions lie over bone,
-where bone suppression takes them away most easily. Sizes and shapes are drawn here; no patient's lesion is copied.
+A lesion is drawn in projection: the chord of a ball, changed into the shapes that radiologists name. Half of the
+lesions lie over bone, where bone suppression takes them away most easily. Sizes and shapes are drawn here; no patient's
+lesion is copied.
 """
 from dataclasses import dataclass
 
@@ -12,7 +14,8 @@ import numpy as np
 
 from .field import blur, generator
 
-SHAPES = {"round": 0.26, "lobulated": 0.24, "spiculated": 0.2, "part-solid": 0.12, "cavitated": 0.08, "calcified": 0.1}  # rates
+# Rates of the shapes
+SHAPES = {"round": 0.26, "lobulated": 0.24, "spiculated": 0.2, "part-solid": 0.12, "cavitated": 0.08, "calcified": 0.1}
 COUNT = (3, 9)                # nodules and masses per patient, from and to
 DIAMETER = (0.4, 4.0)         # cm, from and to; drawn uniformly in the logarithm
 DENSITY = (0.55, 0.95)        # of the lesion's tissue, less that of the lung that it displaces, relative to water
@@ -21,8 +24,8 @@ OVER_BONE = 0.5               # share of the lesions whose centre lies over bone
 PATCH = 0.15                  # share of the patients who also have a patch of consolidation
 PATCH_WIDTH = (3.0, 10.0)     # cm
 PATCH_DEPTH = (0.5, 3.0)      # cm of water
-RIB = 0.02                    # sigma, in units of the side, of the blur that bone is compared with to tell ribs from gaps
-REACH = 2.2                   # half the side of the square that a lesion is drawn in, in radii: spicules leave the lesion
+RIB = 0.02                    # sigma, in units of the side, of the blur that bone is compared with to find ribs
+REACH = 2.2                   # half the side of the square that a lesion is drawn in, in radii: spicules reach out
 APART = 0.7                   # two centres are at least this share of the sum of the two radii apart
 TRIES = 30                    # places that are tried for a lesion before it is left out
 
@@ -40,7 +43,8 @@ class Lesion:
 def draw(lung: np.ndarray, bone: np.ndarray, seed: int, side: float) -> tuple[np.ndarray, list[Lesion]]:
     """Patient `seed`'s lesions: (cm of water that they add, float32 (S, S); one Lesion each). A pure function.
 
-    lung: bool (S, S), true where rays cross aerated lung. bone: (S, S), thickness of bone in any unit. side: side of the image, cm.
+    lung: bool (S, S), true where rays cross aerated lung. bone: (S, S), thickness of bone in any unit. side: side of
+    the image, cm.
     """
     random = generator(seed, "lesions")
     pixel = side / len(lung)  # cm
@@ -56,7 +60,8 @@ def draw(lung: np.ndarray, bone: np.ndarray, seed: int, side: float) -> tuple[np
 
 
 def thickness(shape: str, diameter: float, pixel: float, random: np.random.Generator) -> np.ndarray:
-    """One lesion in the middle of a square, float32 (2 h + 1, 2 h + 1): cm of water that it adds. diameter, pixel: cm."""
+    """One lesion in the middle of a square, float32 (2 h + 1, 2 h + 1): cm of water that it adds. diameter, pixel:
+    cm."""
     radius = diameter / 2
     half = int(np.ceil(REACH * radius / pixel)) + 2
     index = np.arange(-half, half + 1) * pixel
@@ -76,10 +81,14 @@ def thickness(shape: str, diameter: float, pixel: float, random: np.random.Gener
         core = _ball(x, y, radius * random.uniform(0.3, 0.65), random)
         body = random.uniform(0.25, 0.5) * body + 0.6 * core
     elif shape == "cavitated":
-        hollow = _ball(x - random.normal(0, 0.1) * radius, y - random.normal(0, 0.1) * radius, radius * random.uniform(0.5, 0.8), random)
+        hollow_x = x - random.normal(0, 0.1) * radius
+        hollow_y = y - random.normal(0, 0.1) * radius
+        hollow = _ball(hollow_x, hollow_y, radius * random.uniform(0.5, 0.8), random)
         body = np.maximum(body - hollow, 0)
     elif shape == "calcified":
-        core = _ball(x - random.normal(0, 0.2) * radius, y - random.normal(0, 0.2) * radius, radius * random.uniform(0.3, 0.7), random)
+        core_x = x - random.normal(0, 0.2) * radius
+        core_y = y - random.normal(0, 0.2) * radius
+        core = _ball(core_x, core_y, radius * random.uniform(0.3, 0.7), random)
         body = body + random.uniform(0.5, 2.0) * core
 
     sigma = random.uniform(*EDGE) / pixel  # pixels
@@ -88,7 +97,8 @@ def thickness(shape: str, diameter: float, pixel: float, random: np.random.Gener
 
 
 def add(total: np.ndarray, piece: np.ndarray, x: int, y: int) -> None:
-    """Add a square piece (2 h + 1, 2 h + 1) to total (S, S) in place, its middle at column x, row y; what leaves the image is cut off."""
+    """Add a square piece (2 h + 1, 2 h + 1) to total (S, S) in place, its middle at column x, row y; what leaves the
+    image is cut off."""
     half = len(piece) // 2
     top = max(0, y - half)
     left = max(0, x - half)
@@ -99,7 +109,8 @@ def add(total: np.ndarray, piece: np.ndarray, x: int, y: int) -> None:
 
 
 def over_ribs(bone: np.ndarray) -> np.ndarray:
-    """bool (S, S): where there is more bone than in the neighbourhood, which tells ribs and clavicles from the gaps between them."""
+    """bool (S, S): where there is more bone than in the neighbourhood, which tells ribs and clavicles from the gaps
+    between them."""
     return bone > blur(bone.astype(np.float32), RIB)
 
 
@@ -116,11 +127,16 @@ def _place(lung: np.ndarray, bone: np.ndarray, random: np.random.Generator, pixe
             continue
         for _ in range(TRIES):
             y, x = (int(value) for value in random.choice(candidates[over_bone]))
-            distances = [(np.hypot(x - other.x, y - other.y) * pixel, (diameter + other.diameter) / 2) for other in placed]
-            if all(distance > APART * radii for distance, radii in distances):
+            if all(_are_apart(x, y, diameter, other, pixel) for other in placed):
                 placed.append(Lesion(x, y, diameter, shape, over_bone))
                 break
     return placed
+
+
+def _are_apart(x: int, y: int, diameter: float, other: Lesion, pixel: float) -> bool:
+    """Whether a lesion of a diameter, cm, would not lie on top of another one."""
+    distance = np.hypot(x - other.x, y - other.y) * pixel  # cm
+    return bool(distance > APART * (diameter + other.diameter) / 2)
 
 
 def _ball(x: np.ndarray, y: np.ndarray, radius: float, random: np.random.Generator) -> np.ndarray:
@@ -136,7 +152,8 @@ def _ball(x: np.ndarray, y: np.ndarray, radius: float, random: np.random.Generat
 
 
 def _lobes(x: np.ndarray, y: np.ndarray, radius: float, random: np.random.Generator) -> np.ndarray:
-    """Chords through several balls that have grown together: nearly the longest chord at each place, with soft notches between."""
+    """Chords through several balls that have grown together: nearly the longest chord at each place, with soft notches
+    between."""
     fourth = np.zeros(x.shape)
     for _ in range(random.integers(3, 6)):
         share = random.uniform(0.45, 0.75)
