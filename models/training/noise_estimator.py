@@ -62,10 +62,11 @@ def train(settings, chosen, method: str, schedule: str, masked: bool, pipeline: 
         identity = {"unet": asdict(settings.unet), "data.image_size": size, "training images": lists.describe(pairs),
                     "validation images": lists.describe(validation), "vqgan.weights": key, "train.seed": settings.train.seed,
                     "noise schedule": [round(float(a), 6) for a in alpha_bar[::333]], "offset_noise": chosen.offset_noise}
+        on_lesions = {name: getattr(settings.train, name) for name in ("lesion_weight", "least_timestep", "crop")}
         plan = training.make_plan(folder, chosen, settings.train, rates, precision, epsilon=chosen.epsilon, compiled=compiled,
-                                  lesion_weight=settings.train.lesion_weight, least_timestep=settings.train.least_timestep, crop=settings.train.crop, **{f"augment.{name}": value for name, value in asdict(settings.augment).items()})
+                                  **on_lesions, **{f"augment.{name}": value for name, value in asdict(settings.augment).items()})
         objective = losses.denoising_objective(alpha_bar, chosen.offset_noise, unet.loss_weight if settings.unet.prior else None,
-                                                lesion_weight=settings.train.lesion_weight, least_timestep=settings.train.least_timestep, crop=settings.train.crop)
+                                                **on_lesions)
         return training.Trainer(plan, {"unet": unet}, optimizers, objective, *sources, identity, picture).run()
 
 
