@@ -36,7 +36,7 @@ def call(folder, *settings, status=0, process=False):
         out, err, returned = done.stdout, done.stderr, done.returncode
     else:
         streams = io.StringIO(), io.StringIO()
-        with mock.patch("sys.argv", argv), mock.patch.object(workers, "ALONE", 99), pytest.raises(SystemExit) as end:
+        with mock.patch("sys.argv", argv), mock.patch.object(workers, "FEW", 99), pytest.raises(SystemExit) as end:
             with contextlib.redirect_stdout(streams[0]), contextlib.redirect_stderr(streams[1]):
                 entry.run(dataSegmentation.main)
         out, err, returned = streams[0].getvalue(), streams[1].getvalue(), end.value.code
