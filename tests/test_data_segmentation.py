@@ -76,7 +76,8 @@ def refused(folder, *settings, lines=1, process=False):
 
 def test_simulated_pairs_are_the_phantoms(simulated):
     assert json.loads((simulated / "set" / "simulated.json").read_text()) == {
-        "seed": 0, "size": SIZE, "count": 5, "source": "phantom", "cts": [], "version": {"phantom": phantom.VERSION}}
+        "seed": 0, "size": SIZE, "count": 5, "source": "phantom", "lesions": False, "cts": [],
+        "version": {"phantom": phantom.VERSION}}
     pair = phantom.simulate(3, SIZE)
     for part, pixels in (("CXR", pair.cxr), ("BS", pair.soft), ("Mask", pair.mask)):
         assert sorted(images.find(simulated / "set" / part)) == list("01234")
