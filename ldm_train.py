@@ -4,27 +4,29 @@
     python ldm_train.py --profile demo           small, minutes on a CPU (after: vq-gan_train.py --profile demo)
     torchrun --nproc_per_node=8 ldm_train.py     eight GPUs
 
-Reads vqgan.weights, <data.root>/CXR, BS and the split lists; writes <runs>/ldm/. The same command goes on where it was stopped.
+Reads vqgan.weights, <data.root>/CXR, BS and the split lists; writes <runs>/ldm/.
+The same command goes on where it was stopped.
 """
-from models import config, pipelines
+from models import config
 from models.runtime import entry
-from models.training import noise_estimator as estimator
 
-READS = ("runs", "device", "precision", "compile", "data.root", "data.name", "data.lists", "data.image_size", "vqgan.weights", "unet",
-         "ldm.qkv_by_head", "ldm.clip", "ldm.clip_rate", "ldm.offset_noise", "ldm.epochs", "ldm.batch_size", "ldm.learning_rate",
-         "ldm.epsilon", "ldm.milestones", "ldm.gamma", "ldm.average", "ldm.start", "augment", "train")
+READS = ("device", "precision", "compile", "runs",
+         "data.root", "data.name", "data.lists", "data.image_size", "vqgan.weights", "unet",
+         "ldm.qkv_by_head", "ldm.offset_noise", "ldm.epsilon", *config.keys("ldm", config.Course),
+         # for the sample pictures, and for the weights, which say what they work with
+         *config.keys("ldm", config.BsldmSampling), "eval.residual", "eval.strength",
+         "augment", *(key for key in config.keys("train", config.Train) if key != "train.workers"))
 PICTURE_STEPS = 50  # DDPM steps of the sample pictures
 
 
 def main() -> int:
     settings = config.parse(__doc__, READS)
-    config.check_image_size(settings)
-    config.keep(settings, f"{settings.runs}/ldm")
 
-    def pipeline(vqgan, unet):
-        return pipelines.BSLDM(vqgan, unet, steps=PICTURE_STEPS, clip=settings.ldm.clip, clip_rate=settings.ldm.clip_rate)
-
-    return estimator.train(settings, settings.ldm, "ldm", "squared_cosine", masked=False, pipeline=pipeline)
+    # torch is imported only after the settings: --help and a mistyped key answer at once
+    from models import pipelines
+    from models.training import noise_estimator
+    sampling = {"steps": PICTURE_STEPS, "clip": settings.ldm.clip, "clip_rate": settings.ldm.clip_rate}
+    return noise_estimator.train(settings, settings.ldm, pipelines.BSLDM, masked=False, sampling=sampling, reads=READS)
 
 
 if __name__ == "__main__":

@@ -1,50 +1,66 @@
-"""Compare predicted soft-tissue images with the truth: BSR, MSE, PSNR, LPIPS, SSIM, and what bone suppression needs besides.
+"""Compare predicted soft-tissue images with the truth: BSR, MSE, PSNR, LPIPS, SSIM, and what bone suppression needs.
 
     python metrics.py metrics.prediction=runs/batch_lcm_eval
     python metrics.py metrics.prediction=[runs/ldm_eval,runs/batch_lcm_eval]
     python metrics.py metrics.images=runs/lists/data_testset.txt        only these; what lacks a prediction is named
 
-reads   the images of metrics.prediction and, by the same names, of metrics.cxr and metrics.target; lung masks where there are any;
-        the cost of each method from the summary.json that its evaluation left
-writes  metrics.output: metrics.txt, .md and .tex (tables of quality, cost, 95 % intervals, paired tests), metrics.csv (every image),
-        metrics.json (all), metrics.png (box plots), comparison.png (the first images: CXR | each prediction | truth),
-        examples_<method>.png (its best, median and worst image by MSE, with the signed difference); with metrics.findings=list.csv
-        findings.txt, .md, .csv and .png: the contrast that known findings keep, and a model observer that looks for them
+reads   the images of metrics.prediction and, by the same names, of metrics.cxr and metrics.target; lung masks where
+        there are any; the cost of each method from the summary.json that its evaluation left
+writes  metrics.output: metrics.txt, .md and .tex (tables of quality, cost, 95 % intervals, paired tests), metrics.csv
+        (every image), metrics.json (all), metrics.png (box plots), comparison.png (the first images: CXR | each
+        prediction | truth), examples_<method>.png (its best, median and worst image by MSE, with the signed
+        difference); with metrics.findings=list.csv findings.txt, .md, .csv and .png: the contrast that known findings
+        keep, and a model observer that looks for them
 
-Everything is brought to metrics.size x metrics.size first: area average where a side shrinks, cubic where it grows. The row
-"untouched CXR" is what doing nothing scores. Exit status 1 where a file was missing or unreadable; the rest is scored and written.
-A tiny run, seconds on a CPU (an untouched X-ray as the prediction):
+Everything is brought to metrics.size x metrics.size first: area average where a side shrinks, cubic where it grows. The
+row "untouched CXR" is what doing nothing scores; a method that does not beat it is never marked as the best. A file of
+another aspect ratio than its truth is a fault. Exit status 1 where a file was missing or unreadable; the rest is scored
+and written. A tiny run, seconds on a CPU (an untouched X-ray as the prediction):
 
     python metrics.py metrics.prediction=data/CXR metrics.size=64 metrics.output=runs/tiny
 """
 import sys
+from pathlib import Path
 
 from models import config
-from models.data import lists
-from models.evaluation import findings, report
 from models.runtime import entry
-from models.runtime.device import pick_device
+
+READS = ("runs", "device", "features", "data.root", "metrics")
 
 
 def main() -> int:
     # settings
-    settings = config.parse(__doc__, reads=("runs", "device", "features", "data.root", "metrics"))
-    chosen = settings.metrics
-    folders = report.name_methods(chosen.prediction)
-    names = lists.read_list(chosen.images) if chosen.images else None
+    settings = config.parse(__doc__, READS)
+
+    # torch is imported only after the settings: --help and a mistyped key answer at once
+    from models.data import lists
+    from models.evaluation import findings, report, scoring
+    from models.runtime.device import pick_device
+
+    # predictions
+    folders = scoring.name_methods(settings.metrics.prediction)
+    names = lists.read_list(settings.metrics.images) if settings.metrics.images else None
+    masks = settings.metrics.masks or scoring.masks_beside(settings.metrics.cxr)
+
+    # a place that cannot be written, or holds other files of these names, is refused before the work
+    report.refuse_foreign(Path(settings.metrics.output), list(folders), [], "metrics.output")
+    for line in scoring.doubtful(folders):
+        print(line, file=sys.stderr)
 
     # scores
-    scored = report.score_folders(folders, chosen.cxr, chosen.target, masks=chosen.masks or report.masks_beside(chosen.cxr), names=names,
-                                  size=chosen.size, device=pick_device(settings.device), features=settings.features)
+    device = pick_device(settings.device)
+    scored = scoring.score_folders(folders, settings.metrics.cxr, settings.metrics.target, masks=masks, names=names,
+                                   size=settings.metrics.size, device=device, features=settings.features)
 
     # tables and pictures
-    print(report.write(scored, chosen.output, folders, chosen.seed))
-    if chosen.findings:
-        measured = findings.measure(folders, chosen.cxr, findings.read(chosen.findings), target=chosen.target,
-                                    masks=chosen.masks or report.masks_beside(chosen.cxr), seed=chosen.seed)
-        print(findings.write(measured, chosen.output))
+    print(report.write(scored, settings.metrics.output, folders, settings.metrics.seed))
+    if settings.metrics.findings is not None:
+        known = findings.read(settings.metrics.findings)
+        measured = findings.measure(folders, settings.metrics.cxr, known, target=settings.metrics.target, masks=masks,
+                                    seed=settings.metrics.seed)
+        print(findings.write(measured, settings.metrics.output))
         scored.faults.extend(measured.faults)
-    print(f"written to {chosen.output}; intervals and paired tests are in metrics.txt")
+    print(f"written to {settings.metrics.output}; intervals and paired tests are in metrics.txt")
     for fault in scored.faults:
         print(fault, file=sys.stderr)
     return 1 if scored.faults else 0

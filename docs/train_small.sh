@@ -23,8 +23,8 @@ CTS="${1:+simulate.ct=$1}"
 COMMON="--profile small runs=$RUNS data.root=$RUNS/data data.lists=$RUNS/lists vqgan.weights=weights/vqgan.safetensors
         augment.versions=1 augment.bone_flat=[0.2,1] train.least_timestep=250"
 
-# BS-LDM, from the shipped weights, on whole images: on parts of 64 latent pixels (train.crop=64) an epoch takes a quarter of the time, but
-# the group normalisation then sees other statistics than in a whole X-ray, and more bone stays.
+# BS-LDM, from the shipped weights, on whole latents. (Parts of 64 x 64 were tried: group normalisation then sees other statistics than in a
+# whole X-ray, and more bone stays.)
 "$PYTHON" ldm_train.py $COMMON ldm.start=weights/bsldm.safetensors ldm.batch_size=1 ldm.epochs=4 'ldm.milestones=[3]' \
     ldm.learning_rate=2e-4 ldm.average=0.99 train.lesion_weight=40
 

@@ -1,492 +1,462 @@
-"""config.yaml + profile + key=value -> frozen dataclasses. Refuses what it does not know.
+"""config.yaml, a profile and key=value from the command line -> frozen, checked settings (models/schema.py).
 
-A setting is one line of config.yaml (value, meaning, source) and one field here (its type). Scripts call `parse` first and
-start through `run`; nothing else of the project imports this file.
+Scripts call `parse` before they import anything heavy, so that --help and a mistyped key are answered at once.
+Therefore this module and the schema import neither torch nor NumPy.
 """
 import argparse
+import csv
 import dataclasses
 import difflib
 import itertools
-import math
+import json
 import re
 import sys
-import types
 import typing
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 import yaml
+from pydantic import ValidationError
 
-from .runtime.entry import RANK
-from .runtime.files import UserError, replacing
+from .runtime.entry import RANK, limit_threads
+from .runtime.files import UserError
+from .schema import (
+    KEYS,
+    SECTIONS,
+    Augment,
+    BsldmSampling,
+    Course,
+    Data,
+    Discriminator,
+    Eval,
+    GllcmFusion,
+    GllcmSampling,
+    ImageAugmentation,
+    Lcm,
+    Ldm,
+    List,
+    Metrics,
+    Settings,
+    Simulate,
+    Train,
+    Unet,
+    Vqgan,
+    VqganLoss,
+    VqganNetwork,
+)
+
+if typing.TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+__all__ = (
+    "KEYS", "SECTIONS", "Augment", "BsldmSampling", "Course", "Data", "Discriminator", "Eval", "GllcmFusion",
+    "GllcmSampling", "ImageAugmentation", "Lcm", "Ldm", "Metrics", "Settings", "Simulate", "Train", "Unet", "Vqgan",
+    "VqganLoss", "VqganNetwork", "check_autoencoder_size", "check_image_size", "flatten", "keys", "load",
+    "parse", "parse_variants", "part", "to_yaml", "values",
+)
 
 ROOT = Path(__file__).resolve().parent.parent  # the folder of the scripts
+BASE_PROFILE = "szch"                          # the name of the settings file without a profile
+READ_BY_ALL = ("threads",)                     # what `parse` itself puts into force
+NAME_IN_BRACES = re.compile(r"\{([a-z_.]+)\}")  # stands for another setting's value
+LONGEST_SHOWN = 200                            # characters of a value in a message
+WORDING = {  # what is wrong with a value, by the type of pydantic's error
+    "int_parsing": "should be a whole number",
+    "int_type": "should be a whole number",
+    "int_from_float": "should be a whole number",
+    "int_parsing_size": "should be a smaller number",
+    "float_parsing": "should be a number",
+    "float_type": "should be a number",
+    "finite_number": "should be a finite number",
+    "greater_than_equal": "should be at least {ge}",
+    "less_than_equal": "should be at most {le}",
+    "less_than": "should be less than {lt}",
+    "literal_error": "should be {expected}",
+    "too_short": "should be a list of at least {min_length}",
+    "too_long": "should be a list of at most {max_length}",
+}
 
 
-@dataclass(frozen=True)
-class Data:
-    root: str
-    name: str
-    lists: str
-    image_size: int
-    split: tuple[float, ...]
-    seed: int
-    write_masks: bool
-    skip_faulty: bool
-    source: str | None
-    patient: str | None
+# --- The command line ------------------------------------------------------------------------------------------------
 
-
-@dataclass(frozen=True)
-class Simulate:
-    count: int
-    seed: int
-    source: Literal["phantom", "ct", "both"]
-    ct: str | None
-    lesions: bool
-
-
-@dataclass(frozen=True)
-class VqganNetwork:
-    channels: tuple[int, ...]
-    residual_channels: int
-    residual_layers: int
-    codes: int
-    code_channels: int
-    decay: float
-    commitment: float
-    restart: bool
-
-
-@dataclass(frozen=True)
-class Discriminator:
-    channels: int
-    layers: int
-
-
-@dataclass(frozen=True)
-class VqganLoss:
-    pixel: Literal["mse", "l1"]
-    perceptual: float
-    adversarial: float
-    ms_ssim: float
-
-
-@dataclass(frozen=True)
-class Course:
-    """The settings that every training has."""
-    epochs: int
-    batch_size: int
-    learning_rate: float
-    milestones: tuple[int, ...]
-    gamma: float
-    average: float
-    start: str | None
-
-
-@dataclass(frozen=True)
-class Vqgan(Course):
-    weights: str
-    network: VqganNetwork
-    discriminator: Discriminator
-    loss: VqganLoss
-    masked: bool
-    crop: int
-    discriminator_learning_rate: float
-    unit_latent: bool
-
-
-@dataclass(frozen=True)
-class Unet:
-    width: int
-    multipliers: tuple[int, ...]
-    blocks: int
-    heads: int
-    attention: tuple[int, ...]
-    prior: float
-
-
-@dataclass(frozen=True)
-class Ldm(Course):
-    weights: str
-    qkv_by_head: bool
-    sampler: Literal["ddpm", "ddim", "dpmpp"]
-    steps: int
-    clip: float
-    clip_rate: float
-    clip_lag: int
-    offset_noise: float
-    epsilon: float
-
-
-@dataclass(frozen=True)
-class Lcm(Course):
-    weights: str
-    qkv_by_head: bool
-    steps: int
-    guidance: Literal["leg", "leg_shared", "cfg", "vanilla"]
-    alpha: float
-    clip_global: float
-    clip_local: float
-    clip_rate: float
-    fusion: Literal["poisson", "alpha", "autoencoder", "none"]
-    blend: float
-    offset_noise: float
-    epsilon: float
-
-
-@dataclass(frozen=True)
-class Augment:
-    versions: int
-    flip: bool
-    rotate: float
-    scale: float
-    contrast: float
-    gamma: float
-    sharpen: float
-    noise: float
-    bone: float
-    bone_flat: tuple[float, float]
-    bone_wide: tuple[float, float]
-    bone_edge: float
-
-
-@dataclass(frozen=True)
-class Train:
-    seed: int
-    workers: int
-    accumulate: int
-    checkpointing: bool
-    validate_every: int
-    sample_every: int
-    save_every: float
-    lesion_weight: float
-    least_timestep: int
-    crop: int
-
-
-@dataclass(frozen=True)
-class Eval:
-    input: str
-    output: str
-    batch_size: int
-    seed: int
-    samples: int
-    residual: bool
-    strength: float
-    dicom: bool
-    masks: str | None
-    nodules: str | None
-    inserted: int
-
-
-@dataclass(frozen=True)
-class Metrics:
-    cxr: str
-    target: str
-    prediction: tuple[str, ...]
-    images: str | None
-    findings: str | None
-    masks: str | None
-    output: str
-    seed: int
-    size: int
-
-
-@dataclass(frozen=True)
-class Settings:
-    runs: str
-    device: str
-    precision: Literal["auto", "bf16", "float32"]
-    compile: Literal["auto", True, False]
-    features: str | None
-    data: Data
-    simulate: Simulate
-    vqgan: Vqgan
-    unet: Unet
-    ldm: Ldm
-    lcm: Lcm
-    augment: Augment
-    train: Train
-    eval: Eval
-    metrics: Metrics
-
-
-AT_LEAST_ONE = {"image_size", "batch_size", "epochs", "steps", "codes", "code_channels", "accumulate", "validate_every",
-                "sample_every", "width", "blocks", "heads", "size", "channels", "residual_channels", "multipliers", "versions", "samples", "inserted"}
-AT_LEAST = {"augment.bone_wide": 0.001}
-AT_MOST = {"ldm.steps": 1000, "lcm.steps": 50,  # the full walks
-           "augment.rotate": 180, "augment.scale": 0.5, "augment.contrast": 0.9, "augment.bone": 1,
-           "augment.bone_flat": 1, "augment.bone_wide": 0.5, "eval.strength": 1}
-
-
-def parse(description: str, reads: tuple[str, ...], argv: list[str] | None = None) -> Settings:
+def parse(description: str, reads: Sequence[str], argv: list[str] | None = None) -> Settings:
     """The settings of a run, from its command line.
 
-    description: the script's docstring, shown by --help. reads: the dotted paths (keys or whole sections) that the script
-    reads; --help lists them. argv: the command line, by default the process's own.
-    Raises UserError for an unknown key or profile, a value of the wrong kind, or a config file that cannot be read.
+    description: the script's docstring, shown by --help.
+    reads: the dotted paths (keys or whole sections) that the script reads; --help lists them.
+    argv: the command line, by default the process's own.
+    Raises UserError for an unknown key or profile, a value out of its bounds, or a settings file that cannot be read.
     """
-    options, script = _command_line(description, reads, argv)
-    return _settle(options, script, [*map(_pair, options.overrides)])
+    command_line = _read_command_line(description, reads, argv)
+    settings = _build({**command_line.file, **command_line.changes}, command_line.script)
+    limit_threads(settings.threads)
+    return settings
 
 
-def parse_variants(description: str, reads: tuple[str, ...], argv: list[str] | None = None) -> dict[str, Settings]:
-    """As `parse`, but a list given to a key that takes one value means each of them: {what differs, such as "steps=4": settings}.
+def parse_variants(description: str, reads: Sequence[str], argv: list[str] | None = None) -> dict[str, Settings]:
+    """As `parse`, but a list given to a key that takes one value means each of its values in turn.
 
-    Several such keys give all combinations. Without any: {"": settings}.
+    Returns {what differs, such as "steps=4": settings}; several such keys give all combinations, none {"": settings}.
     """
-    options, script = _command_line(description, reads, argv)
-    choices = []
-    for key, value in map(_pair, options.overrides):
-        several = isinstance(value, list) and value and not _takes_list(key)
-        choices.append([(key, item, several) for item in value] if several else [(key, value, False)])
+    command_line = _read_command_line(description, reads, argv)
+    changes = command_line.changes
+    varied = [key for key, value in changes.items() if isinstance(value, list) and value and not _takes_list(key)]
+    if "threads" in varied:
+        raise UserError("threads takes one value, since all variants run in the same process")
     variants = {}
-    for combination in itertools.product(*choices):
-        name = " ".join(f"{key.rsplit('.', 1)[-1]}={_show(value)}" for key, value, several in combination if several)
-        variants[name] = _settle(options, script, [(key, value) for key, value, _ in combination])
+    for combination in itertools.product(*(changes[key] for key in varied)):
+        variation = dict(zip(varied, combination))
+        name = " ".join(f"{key.rsplit('.', 1)[-1]}={_as_typed(value)}" for key, value in variation.items())
+        variants[name] = _build({**command_line.file, **changes, **variation}, command_line.script)
+        limit_threads(variants[name].threads)
     return variants
 
 
-def _command_line(description: str, reads: tuple[str, ...], argv: list[str] | None) -> tuple[argparse.Namespace, str]:
-    """(what was asked for, the script's name), after --help, and a note for each key that the script does not read."""
-    parser = argparse.ArgumentParser(description=description, add_help=False, allow_abbrev=False,
-                                     usage="python %(prog)s [--config FILE] [--profile NAME] [key=value ...]",
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+@dataclasses.dataclass(frozen=True)
+class _CommandLine:
+    """What was typed: values by dotted key, as the settings file with its profile and as key=value has them."""
+    script: str
+    file: dict[str, Any]
+    changes: dict[str, Any]
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> typing.NoReturn:
+        raise UserError(f"{_show(message)} (see --help)")
+
+
+def _read_command_line(description: str, reads: Sequence[str], argv: list[str] | None) -> _CommandLine:
+    """--help ends the process here; a key that the script does not read is accepted with a note."""
+    parser = _Parser(description=description, add_help=False, allow_abbrev=False,
+                     usage="python %(prog)s [--config FILE] [--profile NAME] [key=value ...]",
+                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-h", "--help", action="store_true", help="this text")
-    parser.add_argument("--config", default=str(ROOT / "config.yaml"), metavar="FILE", help="settings file (config.yaml)")
-    parser.add_argument("--profile", default="szch", metavar="NAME", help="profile of the settings file (szch)")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings to change, for example lcm.batch_size=8")
+    parser.add_argument("--config", default=str(ROOT / "config.yaml"), metavar="FILE",
+                        help="settings file (config.yaml)")
+    parser.add_argument("--profile", default=BASE_PROFILE, metavar="NAME",
+                        help=f"profile of the settings file ({BASE_PROFILE})")
+    parser.add_argument("changes", nargs="*", metavar="key=value",
+                        help="settings to change, for example lcm.batch_size=8")
     options = parser.parse_intermixed_args(argv)  # key=value before and after --profile
-    known = flatten(load(options.config, options.profile, options.overrides))
-    for key, _ in map(_pair, options.overrides):
-        if not any(key == path or key.startswith(path + ".") or path.startswith(key + ".") for path in reads):
-            if not RANK:
-                print(f"note: {parser.prog} does not read {key}", file=sys.stderr)
+
+    # the settings file, and the command line over it
+    values = load(options.config, options.profile)
+    changes = {}
+    for text in options.changes:
+        key, value = _read_change(text, reads)
+        changes[key] = value
+    _refuse_unknown(changes, "the command line")
+
+    # notes and help
+    typed = {**values, **changes}
+    keys_read = list_read([*READ_BY_ALL, *reads], typed)
+    for key in changes:
+        if key not in keys_read and RANK == 0:
+            print(f"note: {parser.prog} does not read {key}", file=sys.stderr)
     if options.help:
-        parser.print_help()
-        print("\nsettings that this script reads (value in this profile, meaning):")
-        meanings = _meanings(Path(options.config).read_text(encoding="utf-8"))
-        for key, value in known.items():
-            if any(key == path or key.startswith(path + ".") for path in reads):
-                print(f"  {key}={_show(value)}  {meanings.get(key, '')}".rstrip())
+        shown = {key: value for key, value in typed.items() if key in keys_read}
+        print(parser.format_help())
+        print(_describe(shown, options.config))
         raise SystemExit(0)
-    return options, Path(parser.prog).stem
+    return _CommandLine(Path(parser.prog).stem, values, changes)
 
 
-def _settle(options: argparse.Namespace, script: str, changes: list[tuple[str, object]]) -> Settings:
-    tree = _change(load(options.config, options.profile), changes)
-    _interpolate(tree, script)
-    return _build(Settings, tree, "")
+def list_read(paths: Iterable[str], values: Mapping[str, Any]) -> list[str]:
+    """The keys below these dotted paths, and those whose names in braces stand in the values of such keys."""
+    keys_read = [key for key in values if _is_below(key, paths)]
+    for key in keys_read:  # grows on the way
+        for name in NAME_IN_BRACES.findall(str(values[key])):
+            referred = name if name in values else name.removesuffix(".name")
+            if referred in values and referred not in keys_read:
+                keys_read.append(referred)
+    return keys_read
+
+
+def _read_change(text: str, reads: Sequence[str]) -> tuple[str, Any]:
+    """'lcm.steps=4' -> ('lcm.steps', '4'); a list in brackets becomes a list of texts, and null becomes None.
+
+    Values stay texts, which the type of each setting reads; YAML would make 7 of a folder named 007.
+    """
+    key, equals, value = text.partition("=")
+    shown = _show(text)
+    if not equals or not key:
+        if _is_below("eval.input", reads):
+            raise UserError(f"'{shown}' is not key=value; an image or a folder is given as eval.input={shown}")
+        raise UserError(f"'{shown}' is not key=value (for example lcm.batch_size=8)")
+    if not value:
+        raise UserError(f"{shown} has no value (where a setting can do without one: {_show(key)}=null)")
+    if not (value.startswith("[") and value.endswith("]")):
+        return key, _none_or_text(value)
+    try:
+        rows = list(csv.reader([value[1:-1]], skipinitialspace=True))  # "a,b" in quotes is one item
+    except csv.Error as error:
+        raise UserError(f"{shown} is not a list: {error}") from None
+    return key, [_none_or_text(item.strip()) for item in itertools.chain(*rows)]
+
+
+def _none_or_text(text: str) -> str | None:
+    return None if text == "null" else text
 
 
 def _takes_list(key: str) -> bool:
-    """Whether a dotted path is a setting with several values."""
-    hint = Settings
-    for part in key.split("."):
-        hint = typing.get_type_hints(hint)[part]
-    return typing.get_origin(hint) is tuple
+    """Whether a setting has several values."""
+    return List in getattr(KEYS[key], "__metadata__", ())
 
 
-def load(path: str, profile: str = "szch", overrides: list[str] = ()) -> dict:
-    """The nested dictionary of a settings file after a profile and key=value changes, names in braces left as they are."""
+def _describe(values: Mapping[str, Any], config: str) -> str:
+    """What --help says of some settings, and of the profiles of a settings file."""
+    meanings = _read_meanings(Path(config).read_text(encoding="utf-8"))
+    lines = ["settings that this script reads (value in this profile, meaning):"]
+    for key, value in values.items():
+        lines.append(f"  {key}={_show(value)}  {meanings.get(key, '')}".rstrip())
+    profiles = [path for path in meanings if re.fullmatch(r"profiles\.[^.]+", path)]
+    if profiles:
+        lines += ["", "profiles (--profile NAME):"]
+    for path in profiles:
+        lines.append(f"  {path.removeprefix('profiles.')}  {meanings[path]}".rstrip())
+    return "\n".join(lines)
+
+
+def _read_meanings(text: str) -> dict[str, str]:
+    """The comment behind each key of a settings file, by dotted path."""
+    meanings: dict[str, str] = {}
+    sections: list[str] = []
+    for line in text.splitlines():
+        match = re.match(r"^( *)([a-z_]+):(.*?)(?:\s#\s*(.*))?$", line)
+        if match:
+            depth = len(match[1]) // 2
+            sections = [*sections[:depth], match[2]]
+            meanings[".".join(sections)] = match[4] or ""
+    return meanings
+
+
+def _as_typed(value: Any) -> str:
+    """A value as it is typed on the command line."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, (list, tuple)):
+        return f"[{','.join(map(_as_typed, value))}]"
+    return str(value)
+
+
+def _show(value: Any) -> str:
+    """A value for a message: as it is typed, on one line, cut where it is very long."""
+    text = _as_typed(value)
+    if len(text) > LONGEST_SHOWN:
+        text = f"{text[:LONGEST_SHOWN]}..."
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
+
+
+# --- The settings file -----------------------------------------------------------------------------------------------
+
+_SafeLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # by libyaml, where it is there: ten times faster
+
+
+class _Loader(_SafeLoader):
+    """YAML's safe loader, which also refuses a key given twice instead of taking the last value."""
+
+    def construct_mapping(self, node, deep=False):
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                raise UserError(f"'{_show(key.value)}' is given a second time in line {key.start_mark.line + 1}")
+            if isinstance(key, yaml.ScalarNode):
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def load(path: str | Path, profile: str = BASE_PROFILE) -> dict[str, Any]:
+    """{dotted key: value} of a settings file with one of its profiles over it; names in braces stay as they are."""
+    tree = _read_yaml(path)
+    profiles = tree.pop("profiles", None) or {}
+    if not isinstance(profiles, dict):
+        raise UserError(f"profiles in {path} holds no profiles, but the value {_show(profiles)}")
+    if profile not in profiles and profile != BASE_PROFILE:
+        raise UserError(f"no profile '{_show(profile)}' in {path}; it has: {', '.join(map(_show, profiles))}")
+    changes = profiles.get(profile) or {}
+    if not isinstance(changes, dict):
+        raise UserError(f"profile {profile} in {path} holds no settings, but the value {_show(changes)}")
+
     try:
-        text = Path(path).read_text(encoding="utf-8")
-        tree = yaml.safe_load(text)
+        base = flatten(tree)
+        over = flatten(changes)
+    except RecursionError:
+        raise UserError(f"{path} is nested too deep to be read") from None
+    _refuse_unknown(base, str(path))
+    _refuse_unknown(over, f"profile {profile}")
+    return {**base, **over}
+
+
+def _read_yaml(path: str | Path) -> dict:
+    """The nested dictionary of a settings file, or UserError."""
+    try:
+        tree = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read the settings file {path}: {error}") from None
     except yaml.YAMLError as error:
         raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    except RecursionError:
+        raise UserError(f"{path} is nested too deep to be read") from None
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
     if not isinstance(tree, dict):
         raise UserError(f"{path} holds no settings (expected sections such as data:, vqgan:, ldm:)")
-    profiles = tree.pop("profiles", None) or {}
-    if profile not in profiles and profile != "szch":
-        raise UserError(f"no profile '{profile}' in {path}; it has: {', '.join(sorted(profiles))}")
-    shape = _shape(Settings)
-    _refuse_unknown(tree, shape, path)
-    _merge(tree, profiles.get(profile) or {}, shape, f"profile {profile}")
-    return _change(tree, map(_pair, overrides))
-
-
-def _change(tree: dict, changes) -> dict:
-    """The tree after changes (dotted path, value)."""
-    for key, value in changes:
-        change: dict = {}
-        level = change
-        *sections, leaf = key.split(".")
-        for section in sections:
-            level = level.setdefault(section, {})
-        level[leaf] = value
-        _merge(tree, change, _shape(Settings), "the command line")
     return tree
 
 
-def flatten(tree: dict, prefix: str = "") -> dict:
+def flatten(tree: Mapping, prefix: str = "") -> dict[str, Any]:
     """{'data': {'root': 'x'}} -> {'data.root': 'x'}."""
     flat = {}
     for key, value in tree.items():
-        flat.update(flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value})
+        if isinstance(value, dict):
+            flat.update(flatten(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value
     return flat
 
 
-def to_yaml(settings: Settings) -> str:
-    """The resolved settings as a file that --config takes again."""
-    return yaml.safe_dump(_plain(dataclasses.asdict(settings)), sort_keys=False)
+def _refuse_unknown(values: Mapping[str, Any], where: str) -> None:
+    """Raise UserError for the first dotted key that is no setting, with the nearest one that is."""
+    for key in values:
+        if key in KEYS:
+            continue
+        if key in SECTIONS:
+            raise UserError(f"{key} in {where} is a section, not a value; it has: {_list_names(SECTIONS[key])}")
+        near = difflib.get_close_matches(key, [*KEYS, *SECTIONS], 1)
+        section = key.rpartition(".")[0]
+        if near:
+            hint = f"did you mean {near[0]}?"
+        elif section in SECTIONS:
+            hint = f"{section} has: {_list_names(SECTIONS[section])}"
+        else:
+            hint = f"the top level has: {_list_names(Settings)}"
+        raise UserError(f"unknown setting {_show(key)} in {where}; {hint}")
 
 
-def check_image_size(settings: Settings) -> None:
-    """Raise UserError where the networks of these settings cannot halve the images as often as they do."""
-    least = 2 ** (len(settings.vqgan.network.channels) + len(settings.unet.multipliers) - 1)
-    if settings.data.image_size % least:
-        raise UserError(f"data.image_size={settings.data.image_size} is not a multiple of {least}, which these networks need")
-    crop, halvings = settings.vqgan.crop, 2 ** len(settings.vqgan.network.channels)
-    if crop % halvings or crop > settings.data.image_size:
-        raise UserError(f"vqgan.crop={crop} should be a multiple of {halvings} and at most data.image_size={settings.data.image_size}")
+def _list_names(section: type) -> str:
+    return ", ".join(field.name for field in fields(section))
 
 
-def keep(settings: Settings, folder: str | Path) -> None:
-    """Write the resolved settings to <folder>/config.yaml, once however many processes there are."""
-    if RANK:
-        return
-    with replacing(Path(folder) / "config.yaml") as temporary:
-        temporary.write_text(to_yaml(settings), encoding="utf-8")
+# --- From values to settings -----------------------------------------------------------------------------------------
 
-
-def _pair(text: str) -> tuple[str, object]:
-    """'lcm.steps=4' -> ('lcm.steps', 4)."""
-    key, equals, value = text.partition("=")
-    if not equals or not key:
-        raise UserError(f"'{text}' is not key=value (for example lcm.batch_size=8)")
+def _build(values: Mapping[str, Any], script: str) -> Settings:
+    """The settings of {dotted key: value}, or UserError for the first value that its type does not take."""
+    values = _interpolate(values, script)
+    tree: dict[str, Any] = {}
+    for key, value in values.items():
+        *sections, name = key.split(".")
+        level = tree
+        for section in sections:
+            level = level.setdefault(section, {})
+        level[name] = value
     try:
-        return key, value if value.startswith("{") else yaml.safe_load(value)  # a name in braces, not a YAML mapping
-    except yaml.YAMLError:
-        return key, value
+        return Settings(**tree)
+    except ValidationError as error:
+        raise UserError(_explain(error, values)) from None
 
 
-def _shape(kind: type) -> dict:
-    """The keys that a settings class knows, nested."""
-    hints = typing.get_type_hints(kind)
-    return {f.name: _shape(hints[f.name]) if dataclasses.is_dataclass(hints[f.name]) else None for f in dataclasses.fields(kind)}
+def _interpolate(values: Mapping[str, Any], script: str) -> dict[str, Any]:
+    """The values with each {name} in a text replaced by that setting's value.
 
+    {script} is the running script's name, {project} its folder, {data.root.name} the last part of a path. On a command
+    line ${...} would be the shell's.
+    """
 
-def _refuse_unknown(tree: dict, shape: dict, where: str, prefix: str = "") -> None:
-    for key, value in tree.items():
-        if key not in shape:
-            known = flatten({k: (v or 0) for k, v in shape.items()}) if shape else {}
-            near = difflib.get_close_matches(str(key), list(shape) + list(known), 1)
-            hint = f"; did you mean {prefix}{near[0]}?" if near else f"; {prefix[:-1] or 'the top level'} has: {', '.join(shape)}"
-            raise UserError(f"unknown setting {prefix}{key} in {where}{hint}")
-        if isinstance(shape[key], dict):
-            if not isinstance(value, dict):
-                raise UserError(f"{prefix}{key} in {where} is a section, not a value; it has: {', '.join(shape[key])}")
-            _refuse_unknown(value, shape[key], where, f"{prefix}{key}.")
+    def expand(value: Any, within: tuple[str, ...]) -> Any:
+        if isinstance(value, list):
+            return [expand(item, within) for item in value]
+        if isinstance(value, str):
+            return NAME_IN_BRACES.sub(lambda match: look_up(match[1], within), value)
+        return value
 
-
-def _merge(tree: dict, change: dict, shape: dict, where: str) -> None:
-    _refuse_unknown(change, shape, where)
-
-    def merge(base: dict, update: dict, shape: dict) -> None:
-        for key, value in update.items():
-            if shape[key] is not None:
-                merge(base.setdefault(key, {}), value, shape[key])
-            else:
-                base[key] = value
-
-    merge(tree, change, shape)
-
-
-def _interpolate(tree: dict, script: str) -> None:
-    """Replace {names} in all texts, in place."""
-
-    def lookup(name: str, seen: tuple) -> str:
+    def look_up(name: str, within: tuple[str, ...]) -> str:
+        """within: the settings that are being expanded."""
+        path = name.removesuffix(".name")
         if name == "script":
             return script
         if name == "project":
             return str(ROOT)
-        if name in seen:
+        if name in within:
             raise UserError(f"the setting {name} refers to itself")
-        if name.endswith(".name") and name[:-5] in flat:
-            return Path(lookup(name[:-5], seen)).resolve().name
-        if name not in flat:
-            raise UserError(f"{{{name}}} names no setting")
-        return expand(str(flat[name]), (*seen, name))
+        if name in values:
+            return _as_typed(expand(values[name], (*within, name)))
+        if path in values:
+            return Path(look_up(path, within)).expanduser().resolve().name
+        raise UserError(f"{{{name}}} names no setting")
 
-    def expand(text: str, seen: tuple) -> str:
-        return re.sub(r"\{([a-z_.]+)\}", lambda match: lookup(match.group(1), seen), text)
-
-    def walk(level: dict, prefix: str) -> None:
-        for key, value in level.items():
-            if isinstance(value, dict):
-                walk(value, f"{prefix}{key}.")
-            elif isinstance(value, str):
-                level[key] = expand(value, (prefix + key,))
-
-    flat = flatten(tree)
-    walk(tree, "")
+    return {key: expand(value, (key,)) for key, value in values.items()}
 
 
-def _build(kind: type, tree: dict, prefix: str):
-    values = {}
-    for name, hint in typing.get_type_hints(kind).items():
-        path = prefix + name
-        if name not in tree:
-            raise UserError(f"the setting {path} is missing from the settings file")
-        values[name] = _build(hint, tree[name], path + ".") if dataclasses.is_dataclass(hint) else _convert(tree[name], hint, path)
-    return kind(**values)
+def _explain(error: ValidationError, values: Mapping[str, Any]) -> str:
+    """The first thing that pydantic found, in one line, such as 'lcm.steps=0 should be at least 1'."""
+    found = error.errors()[0]
+    key = ".".join(name for name in found["loc"] if isinstance(name, str))  # numbers count the items of a list
+    if found["type"] == "missing":
+        return f"the setting {key} is missing from the settings file"
+    wording = WORDING.get(found["type"], found["msg"])
+    bounds = {name: _show_bound(bound) for name, bound in found.get("ctx", {}).items()}
+    return f"{key}={_show(values[key])} {wording.format(**bounds)}"
 
 
-def _convert(value, hint, path: str):
-    """A YAML value as the type of its field, or UserError. YAML 1.1 reads 1e-4 as text; here it is a number."""
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin is types.UnionType:
-        return None if value is None else _convert(value, arguments[0], path)
-    if origin is Literal:
-        if not any(value is known or value == known and isinstance(value, str) for known in arguments):  # 1 is not true
-            raise UserError(f"{path}={_show(value)} is not one of: {', '.join(map(_show, arguments))}")
-        return value
-    if origin is tuple:
-        items = value if isinstance(value, list) else [value]
-        if arguments[-1] is not ... and len(items) != len(arguments):
-            raise UserError(f"{path}={_show(value)} is not a list of {len(arguments)} numbers")
-        return tuple(_convert(item, arguments[0], path) for item in items)
-    if hint is bool and isinstance(value, bool):
-        return value
-    if hint is str and value is not None and not isinstance(value, (list, dict, bool)):
-        return str(value)
-    if hint in (int, float) and not isinstance(value, bool):
-        try:
-            number = float(value)
-        except (TypeError, ValueError):
-            number = math.nan
-        least = AT_LEAST.get(path, int(path.rsplit(".", 1)[-1] in AT_LEAST_ONE))
-        most = AT_MOST.get(path, math.inf)
-        if math.isfinite(number) and least <= number <= most and (hint is float or number == int(number)):
-            return hint(number)
-        raise UserError(f"{path}={_show(value)} is not a {'whole ' if hint is int else ''}number of at least {least}"
-                        + (f" and at most {most}" if path in AT_MOST else ""))
-    expected = {bool: "true or false", str: "a text"}.get(hint, hint)
-    raise UserError(f"{path}={_show(value)} is not {expected}")
+def _show_bound(bound: Any) -> str:
+    """1.0 -> '1', and "'auto', True or False" -> 'auto, true or false', as they are typed."""
+    if isinstance(bound, (int, float)):
+        return f"{bound:g}"
+    return str(bound).replace("'", "").lower()
 
 
-def _meanings(text: str) -> dict[str, str]:
-    """The comment behind each key of a settings file, by dotted path."""
-    meanings, sections = {}, []
-    for line in text.splitlines():
-        match = re.match(r"^( *)([a-z_]+):(.*?)(?:\s#\s*(.*))?$", line)
-        if match:
-            depth = len(match.group(1)) // 2
-            sections = sections[:depth] + [match.group(2)]
-            meanings[".".join(sections)] = match.group(4) or ""
-    return meanings
+# --- What others ask of settings -------------------------------------------------------------------------------------
+
+Keywords = typing.TypeVar("Keywords", bound="DataclassInstance")
 
 
-def _show(value) -> str:
-    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+def part(section: Any, keywords: type[Keywords]) -> Keywords:
+    """The object that a section contains, such as part(settings.lcm, GllcmSampling)."""
+    return keywords(**{field.name: getattr(section, field.name) for field in fields(keywords)})
 
 
-def _plain(value):
-    """Tuples as lists, for YAML."""
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+def keys(section: str, keywords: "type[DataclassInstance]") -> tuple[str, ...]:
+    """The dotted keys of a class in a section, for READS: keys("lcm", GllcmFusion) is ("lcm.fusion", "lcm.blend")."""
+    return tuple(f"{section}.{field.name}" for field in fields(keywords))
+
+
+def values(settings: Settings, reads: Sequence[str]) -> dict[str, Any]:
+    """{dotted key: value} of the settings below these dotted paths."""
+    return {key: value for key, value in flatten(asdict(settings)).items() if _is_below(key, reads)}
+
+
+def _is_below(key: str, paths: Iterable[str]) -> bool:
+    """Whether a dotted key is one of these paths or in a section among them."""
+    return any(key == path or key.startswith(f"{path}.") for path in paths)
+
+
+def to_yaml(settings: Settings) -> str:
+    """The resolved settings as a file that --config takes again."""
+    plain = json.loads(json.dumps(asdict(settings)))  # tuples as lists, the only ones that YAML has
+    return yaml.safe_dump(plain, sort_keys=False)
+
+
+def check_autoencoder_size(settings: Settings) -> None:
+    """Raise UserError if the autoencoder cannot halve the images, or the crops of them, as often as it has levels."""
+    factor = 2 ** len(settings.vqgan.network.channels)
+    size = settings.data.image_size
+    crop = settings.vqgan.crop
+    if size % factor:
+        raise UserError(f"data.image_size={size} is not a multiple of {factor}, which this autoencoder needs")
+    if crop % factor or crop > size:
+        raise UserError(f"vqgan.crop={crop} should be a multiple of {factor} and at most data.image_size={size}")
+
+
+def check_image_size(settings: Settings, factor: int) -> None:
+    """Raise UserError if the U-Net cannot halve the latents of the images as often as it has levels.
+
+    factor: side of an image over side of its latent, as the autoencoder's weights say.
+    """
+    multiple = factor * 2 ** (len(settings.unet.multipliers) - 1)
+    size = settings.data.image_size
+    if size % multiple:
+        raise UserError(f"data.image_size={size} is not a multiple of {multiple}, which these networks need")

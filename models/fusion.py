@@ -1,68 +1,92 @@
-"""Global-local fusion of two soft-tissue images under a lung mask (GL-LCM), in floating point.
+"""Fusion of the global and the local soft-tissue image under a lung mask (GL-LCM), in floating point.
 
-Fusion in the autoencoder's latent is not here but where the latents are (pipelines.py).
+Fusion in the autoencoder's latent space is in pipelines.py, where the latents are.
 """
 import cv2
 import numpy as np
 from scipy import fft
 
-MIN_PIXELS = 100  # smaller parts of a mask are dropped
-EROSIONS = 3      # of the mask, 3x3, before gradients are taken over
+METHODS = ("poisson", "alpha", "none")
+MIN_PIXELS = 100  # connected regions of a mask with fewer pixels are dropped
+EROSIONS = 3      # of the mask by 3 x 3 pixels, so that no gradient across its border is copied
 
 
-def fuse(global_soft: np.ndarray, local_soft: np.ndarray, mask: np.ndarray, method: str = "poisson", weight: float = 0.5) -> np.ndarray:
-    """One image of two: float (H, W) in [0, 1] each, boolean mask (H, W), true in the lungs -> float (H, W) in [0, 1].
+def fuse(global_soft: np.ndarray, local_soft: np.ndarray, mask: np.ndarray, method: str = "poisson",
+         blend: float = 0.5) -> np.ndarray:
+    """One soft-tissue image from two, (H, W) each.
 
-    method: "poisson"; "alpha": the mean weighted by `weight` for the local image, in the mask; "none": the global image.
-    Raises ValueError for another method, other shapes or a mask that is not boolean.
+    global_soft, local_soft: float in [0, 1]. mask: boolean, true in the lungs. Returns float in [0, 1].
+    method: "poisson", see `poisson`; "alpha": in the mask the mean in which the local image has the weight `blend`;
+    "none": the global image.
+    Raises ValueError for another method, for shapes that differ or a mask that is not boolean.
     """
-    if method not in ("poisson", "alpha", "none"):
-        raise ValueError(f"unknown fusion '{method}'; there are poisson, alpha, none")
-    if mask.dtype != bool or not global_soft.shape == local_soft.shape == mask.shape or mask.ndim != 2:
+    if method not in METHODS:
+        raise ValueError(f"unknown fusion '{method}'; there are {', '.join(METHODS)}")
+    same_shape = global_soft.shape == local_soft.shape == mask.shape
+    if mask.dtype != bool or mask.ndim != 2 or not same_shape:
         raise ValueError(f"expected two images (H, W) and a boolean mask of their size, got {global_soft.shape}, "
                          f"{local_soft.shape} and {mask.dtype} {mask.shape}")
+
     if method == "none":
         return global_soft.copy()
     if method == "alpha":
-        return np.where(mask, (1 - weight) * global_soft + weight * local_soft, global_soft)
-    return np.clip(poisson(global_soft, local_soft, drop_small_parts(mask)), 0, 1)
+        mean = (1 - blend) * global_soft + blend * local_soft
+        return np.where(mask, mean, global_soft)
+    fused = poisson(global_soft, local_soft, drop_small_regions(mask))
+    return np.clip(fused, 0, 1)
 
 
 def poisson(global_soft: np.ndarray, local_soft: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Gradient-domain fusion (Perez 2003, eq. 3): inside the mask's bounding box the image whose gradient is the local one's
-    in the eroded mask and the global one's elsewhere, with the global image on the box's border and outside.
+    """Gradient-domain fusion (Perez 2003, eq. 3), solved exactly: float (H, W), not clipped.
 
-    Solved exactly by the discrete sine transform of the five-point Laplacian. Not clipped.
+    Inside the mask's bounding box: the image whose gradient is the local image's in the eroded mask and the global
+    image's elsewhere. On the box's border and outside it: the global image. A mask less than 3 pixels high or wide
+    changes nothing. global_soft, local_soft: float (H, W). mask: boolean (H, W).
     """
-    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    rows = np.flatnonzero(mask.any(1))
+    columns = np.flatnonzero(mask.any(0))
     if not len(rows) or rows[-1] - rows[0] < 2 or columns[-1] - columns[0] < 2:
         return global_soft.copy()
     box = np.s_[rows[0]:rows[-1] + 1, columns[0]:columns[-1] + 1]
-    inside = cv2.erode(mask.astype(np.uint8), np.ones((3, 3), np.uint8), iterations=EROSIONS).astype(bool)[box]
+
+    # eroded before it is cut to the box, because cv2.erode leaves the border of an image alone
+    eroded = cv2.erode(mask.astype(np.uint8), np.ones((3, 3), np.uint8), iterations=EROSIONS)
+    inside = eroded.astype(bool)[box]
+
+    # The global image satisfies the equation outside the mask, so only the change to it has to be solved for: its
+    # Laplacian is the divergence of the masked gradient of (local - global), and it is zero on the border.
     base = global_soft[box].astype(np.float64)
-    change = np.zeros_like(base)  # what has to be added to the global image: zero on the border
-    change[1:-1, 1:-1] = _solve(_divergence(local_soft[box].astype(np.float64) - base, inside)[1:-1, 1:-1])
+    difference = local_soft[box].astype(np.float64) - base
+    laplacian = _masked_divergence(difference, inside)
+    change = np.zeros_like(base)
+    change[1:-1, 1:-1] = _solve(laplacian[1:-1, 1:-1])
+
     fused = global_soft.copy()
     fused[box] += change.astype(fused.dtype)
     return fused
 
 
-def drop_small_parts(mask: np.ndarray, least: int = MIN_PIXELS) -> np.ndarray:
-    """The mask without its connected parts of fewer than `least` pixels."""
+def drop_small_regions(mask: np.ndarray, least: int = MIN_PIXELS) -> np.ndarray:
+    """The boolean mask (H, W) without its connected regions of fewer than `least` pixels."""
     _, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8))
-    return mask & (stats[labels, cv2.CC_STAT_AREA] >= least)
+    areas = np.asarray(stats)[:, cv2.CC_STAT_AREA]  # (regions,)
+    return mask & (areas[labels.astype(int)] >= least)
 
 
-def _divergence(difference: np.ndarray, inside: np.ndarray) -> np.ndarray:
-    """The divergence of the gradient of (local - global) kept inside the mask: forward, then backward differences."""
-    along_y = np.diff(difference, axis=0, append=difference[-1:]) * inside
-    along_x = np.diff(difference, axis=1, append=difference[:, -1:]) * inside
-    return np.diff(along_y, axis=0, prepend=0) + np.diff(along_x, axis=1, prepend=0)
+def _masked_divergence(image: np.ndarray, inside: np.ndarray) -> np.ndarray:
+    """The divergence (H, W) of an image's gradient (H, W) that is kept where `inside` and zero elsewhere.
+
+    Gradient by forward, divergence by backward differences: together the five-point Laplacian.
+    """
+    gradient_y = np.diff(image, axis=0, append=image[-1:]) * inside
+    gradient_x = np.diff(image, axis=1, append=image[:, -1:]) * inside
+    return np.diff(gradient_y, axis=0, prepend=0) + np.diff(gradient_x, axis=1, prepend=0)
 
 
 def _solve(laplacian: np.ndarray) -> np.ndarray:
-    """u (H, W), zero just outside, with the given five-point Laplacian."""
+    """The image u (H, W), zero just outside, with this five-point Laplacian: by the discrete sine transform."""
     height, width = laplacian.shape
-    eigenvalues = (2 * np.cos(np.pi * np.arange(1, height + 1) / (height + 1)) - 2)[:, None] \
-        + (2 * np.cos(np.pi * np.arange(1, width + 1) / (width + 1)) - 2)
-    return fft.idstn(fft.dstn(laplacian, type=1) / eigenvalues, type=1)
+    along_y = 2 * np.cos(np.pi * np.arange(1, height + 1) / (height + 1)) - 2  # (H,)
+    along_x = 2 * np.cos(np.pi * np.arange(1, width + 1) / (width + 1)) - 2    # (W,)
+    eigenvalues = along_y[:, None] + along_x
+    return np.asarray(fft.idstn(np.asarray(fft.dstn(laplacian, type=1)) / eigenvalues, type=1))

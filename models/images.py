@@ -1,9 +1,11 @@
-"""Image files <-> arrays in [0, 1] <-> what the networks see, (1, S, S) in [-1, 1]. Pixel ranges change here and nowhere else.
+"""Image files <-> arrays in [0, 1] <-> what the networks see, (1, S, S) in [-1, 1]. Pixel ranges change here and
+nowhere else.
 
-Reads PNG, TIFF and JPEG (grey or colour), NumPy arrays, DICOM and JSRT's raw .IMG; writes 8- and 16-bit PNG, and DICOM derived from
-DICOM. Bit depth is kept: float32 in between. A non-square image is padded to a square, never squeezed, and cut back afterwards.
+Reads PNG, TIFF, JPEG, BMP, GIF, WebP, JPEG 2000 and PGM (grey or colour), NumPy arrays, DICOM and JSRT's raw .IMG;
+writes 8- and 16-bit PNG, and DICOM derived from DICOM. Bit depth is kept: float32 in between. A non-square image is
+padded to a square, never squeezed, and cut back afterwards. The decoders of the formats are in raster.py and dicom.py.
 """
-import io
+import os
 import re
 import warnings
 import zlib
@@ -15,66 +17,188 @@ import numpy as np
 import torch
 from PIL import Image
 
+from . import dicom, raster
+from .raster import Limits, Scale
 from .runtime.files import UserError, replacing
 
-SUFFIXES = {".png", ".tif", ".tiff", ".jpg", ".jpeg", ".npy", ".dcm", ".dicom", ".img"}
-MAX_PIXELS = 2 ** 26            # four times the largest detectors; a header that claims more is damaged or hostile
+SUFFIXES = {
+    ".png",
+    ".tif",
+    ".tiff",
+    ".jpg",
+    ".jpeg",
+    ".bmp",
+    ".gif",
+    ".webp",
+    ".jp2",
+    ".j2k",
+    ".pgm",
+    ".ppm",
+    ".pnm",
+    ".npy",
+    ".dcm",
+    ".dicom",
+    ".img",
+}
+# Endings of images and volumes that are not read; a folder's are named instead of being passed over in silence.
+FOREIGN = {
+    ".heic",
+    ".heif",
+    ".avif",
+    ".jxl",
+    ".jls",
+    ".jpx",
+    ".svg",
+    ".pdf",
+    ".psd",
+    ".xcf",
+    ".exr",
+    ".hdr",
+    ".dng",
+    ".raw",
+    ".nii",
+    ".gz",
+    ".mha",
+    ".mhd",
+    ".nrrd",
+    ".npz",
+    ".mat",
+    ".h5",
+    ".zip",
+    ".tar",
+    ".rar",
+    ".7z",
+}
 MAX_BYTES = 2 ** 31             # of a file, packed or unpacked
-GREY = (0.299, 0.587, 0.114)    # luma of red, green, blue (Rec. 601)
-JSRT_SIDE, JSRT_BITS = 2048, 12  # of the database's .IMG files: big-endian, 16 bits each, bones dark
-THUMB = 64                      # side at which polarity is judged
-TIFF_BITS, TIFF_PHOTOMETRIC, TIFF_FORMAT, TIFF_SMAX = 258, 262, 339, 341  # tag numbers (TIFF 6.0)
-
-
-SOURCE_GREYS = (                # DICOM attributes that describe the grey values or the coding of one file's own pixels
-    "WindowCenter", "WindowWidth", "WindowCenterWidthExplanation", "VOILUTFunction", "VOILUTSequence", "ModalityLUTSequence",
-    "RescaleSlope", "RescaleIntercept", "RescaleType", "PixelPaddingValue", "PixelPaddingRangeLimit", "SmallestImagePixelValue",
-    "LargestImagePixelValue", "PlanarConfiguration", "NumberOfFrames", "IconImageSequence", "PixelData", "SourceImageSequence",
-    "DigitalSignaturesSequence")
+THUMB = 64                      # side at which polarity is judged, pixels
 
 
 @dataclass(frozen=True, eq=False)
 class Picture:
-    """An image file's content. pixels: float32 (H, W) in [0, 1], as a viewer shows them; bits: the significant ones, 8 to 16."""
+    """An image file's content. pixels: float32 (H, W) in [0, 1], as a viewer shows them; bits: the significant ones, 8
+    to 16.
+
+    scale: the grey values of black and white in the file, where they are not the least and the largest that it can
+    hold. orientation: EXIF's, of the file's pixels; those here are turned upright. note: what the user should know of
+    the reading.
+    """
     pixels: np.ndarray
     bits: int
     path: Path
+    scale: Scale | None = None
+    orientation: int = 1
+    note: str = ""
 
 
-# --- Reading -----------------------------------------------------------------------------------------------------------------
+# --- Reading ----------------------------------------------------------------------------------------------------------
 
-def read(path) -> Picture:
-    """The image in a file. An EXIF orientation is ignored (results lie as their inputs do), an alpha channel is dropped.
+def read(path, limits: Limits = "auto") -> Picture:
+    """The image in a file, turned as its EXIF orientation says; an alpha channel is dropped.
 
-    Raises UserError, which names the file, for what is missing, empty, damaged, truncated, too large, no image, several images or
-    not finite.
+    limits: which grey values are black and white. "auto": as the file declares; a DICOM through its window, else from
+    its least to its largest value, as viewers do; of other files, as many bits as are used (with a note). "container":
+    the least and the largest value that the file can hold. (black, white): these, in the file's own values, a DICOM's
+    in units of the modality.
+
+    Raises UserError, which names the file, for what is missing, empty, damaged, truncated, too large, no image, several
+    images or not finite, and for a name that is not UTF-8, which neither lists nor results could carry.
     """
     path = Path(path)
+    refuse_name(path)
     if not path.is_file():
         raise UserError(f"no image file {path}")
     try:
-        if not 0 < path.stat().st_size <= MAX_BYTES:
-            raise ValueError("the file is empty" if path.stat().st_size == 0 else f"the file has more than {MAX_BYTES} bytes")
-        with warnings.catch_warnings():
+        size = path.stat().st_size
+        if size == 0:
+            raise ValueError("the file is empty")
+        if size > MAX_BYTES:
+            raise ValueError(f"the file has more than {MAX_BYTES} bytes")
+        decode = _decoder(path)
+        with warnings.catch_warnings(), np.errstate(all="ignore"):
             warnings.simplefilter("ignore")  # what matters raises; decoders also warn about harmless oddities
-            pixels, bits = _reader(path)(path)
-        if not np.isfinite(pixels).all():
+            decoded = decode(path, limits)
+        if not np.isfinite(decoded.pixels).all():
             raise ValueError("it holds values that are not finite (NaN or infinity)")
     except Exception as error:  # decoders raise anything, from struct.error to SyntaxError, on a damaged file
         raise UserError(f"cannot read {path}: {_one_line(error)}") from None
-    return Picture(np.ascontiguousarray(pixels, dtype=np.float32), min(max(bits, 8), 16), path)
+    pixels = np.ascontiguousarray(decoded.pixels, dtype=np.float32)
+    bits = min(max(decoded.bits, 8), 16)
+    return Picture(pixels, bits, path, decoded.scale, decoded.orientation, decoded.note)
+
+
+def parse_limits(text: str) -> Limits:
+    """eval.range -> limits of `read`: "auto", "container", "4095" (white, black being 0) or "-1000..3000"
+    (black..white)."""
+    if text in ("auto", "container"):
+        return text
+    number = r"[+-]?\d+(?:\.\d+)?"
+    match = re.fullmatch(rf"(?:({number})\.\.)?({number})", text.strip())
+    if match is None:
+        raise UserError(
+            f"eval.range={text} is neither auto, nor container, nor the value of white, such as 4095, nor BLACK..WHITE"
+        )
+    black = float(match[1] or 0)
+    white = float(match[2])
+    if black >= white:
+        raise UserError(f"eval.range={text}: black, {black:g}, should be below white, {white:g}")
+    return black, white
 
 
 def read_mask(path) -> np.ndarray:
-    """A mask file as bool (H, W), true above half of its largest value (masks of 0 and 1 exist). An empty one is refused."""
+    """A mask file as bool (H, W), true above half of its largest value (masks of 0 and 1 exist). An empty one is
+    refused."""
     values = read(path).pixels
     if not values.any():
         raise UserError(f"the mask {path} is empty (all black); white is inside")
     return values > values.max() / 2
 
 
+def is_dicom(path) -> bool:
+    """Whether a file is read as DICOM."""
+    return _decoder(Path(path)) is dicom.read_dicom
+
+
+def refuse_name(path: Path) -> None:
+    """Raise UserError for a name of other bytes than UTF-8, as old archives leave them."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise UserError(f"the file name {os.fsencode(path)!r} is not UTF-8; rename the file") from None
+
+
+def _decoder(path: Path):
+    """The function that reads a file: its content decides, and its ending where the content has no signature."""
+    head = _head(path)
+    ending = path.suffix.lower()
+    if dicom.is_dicom_head(head) or ending in (".dcm", ".dicom"):
+        return dicom.read_dicom
+    if ending == ".img":
+        return raster.read_jsrt
+    if head.startswith(b"\x93NUMPY"):
+        return raster.read_array
+    return raster.read_picture
+
+
+def _head(path: Path) -> bytes:
+    """The bytes that hold a file's signature."""
+    with open(path, "rb") as file:
+        return file.read(132)
+
+
+def _one_line(error: Exception) -> str:
+    """What an exception says, in one line, without Python's names of open files."""
+    text = " ".join(str(error).split())
+    return re.sub(r" <_io\.[^>]*>", "", text) or type(error).__name__
+
+
+# --- Finding ----------------------------------------------------------------------------------------------------------
+
 def find(folder) -> dict[str, Path]:
-    """{stem: path} of the images directly in a folder, in natural order (2 before 10). Hidden files and others are skipped."""
+    """{stem: path} of the images directly in a folder, in natural order (2 before 10). Hidden files and others are
+    skipped.
+
+    Raises UserError where there is none, where two have one name, and for names that are not UTF-8.
+    """
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"no folder {folder}")
@@ -82,22 +206,31 @@ def find(folder) -> dict[str, Path]:
     for path in sorted(folder.iterdir(), key=lambda path: natural(path.name)):
         if not _named_as_image(path):
             continue
-        if stem(path) in found:
-            raise UserError(f"{found[stem(path)]} and {path.name} have the same name but for the ending; keep one of them")
-        found[stem(path)] = path
+        name = stem(path)
+        refuse_name(path)
+        if name in found:
+            raise UserError(f"{found[name]} and {path.name} have the same name but for the ending; keep one of them")
+        found[name] = path
     if not found:
-        raise UserError(f"no image in {folder} (looked for {', '.join(sorted(SUFFIXES))})")
+        others = foreign(folder)
+        there = f"; {others[0].name} is of a kind that is not read" if others else ""
+        raise UserError(f"no image in {folder} (looked for {', '.join(sorted(SUFFIXES))}){there}")
     return found
+
+
+def foreign(folder) -> list[Path]:
+    """The images directly in a folder that `find` passes over, since they are of a kind that is not read, in natural
+    order."""
+    paths = [
+        path for path in Path(folder).iterdir() if path.suffix.lower() in FOREIGN and not path.name.startswith(".")
+    ]
+    return sorted(paths, key=lambda path: natural(path.name))
 
 
 def natural(text: str) -> list:
     """Sorting key by which 2 comes before 10."""
-    return [(0, int(part), part) if part.isdecimal() else (1, 0, part) for part in re.split(r"(\d+)", text) if part]
-
-
-def is_dicom(path) -> bool:
-    """Whether a file is read as DICOM."""
-    return _reader(Path(path)) is _read_dicom
+    pieces = [piece for piece in re.split(r"(\d+)", text) if piece]
+    return [(0, int(piece), piece) if piece.isdecimal() else (1, 0, piece) for piece in pieces]
 
 
 def stem(path) -> str:
@@ -107,320 +240,139 @@ def stem(path) -> str:
 
 
 def _named_as_image(path: Path) -> bool:
+    """Whether a file of a folder is taken for an image: by its ending, or as DICOM by its content."""
     if path.name.startswith(".") or not path.is_file():
         return False
-    return path.suffix.lower() in SUFFIXES or (path.name != "DICOMDIR" and _head(path)[128:] == b"DICM")
+    if path.suffix.lower() in SUFFIXES:
+        return True
+    return path.name != "DICOMDIR" and dicom.is_dicom_head(_head(path))
 
 
-def _head(path: Path) -> bytes:
-    with open(path, "rb") as file:
-        return file.read(132)
-
-
-def _reader(path: Path):
-    head = _head(path)
-    if head[128:] == b"DICM" or path.suffix.lower() in (".dcm", ".dicom"):
-        return _read_dicom
-    if path.suffix.lower() == ".img":
-        return _read_jsrt
-    return _read_npy if head.startswith(b"\x93NUMPY") else _read_raster
-
-
-def _read_raster(path: Path) -> tuple[np.ndarray, int]:
-    """PNG, TIFF, JPEG. Pillow notices truncated data; OpenCV reads the one thing that Pillow cuts to 8 bits, 16-bit colour."""
-    content = path.read_bytes()
-    with Image.open(io.BytesIO(content), formats=("PNG", "JPEG", "TIFF")) as picture:  # the header only
-        _refuse_size(picture.height, picture.width)
-        if getattr(picture, "n_frames", 1) > 1:
-            raise ValueError(f"it holds {picture.n_frames} images; one is expected")
-        depth, maximum = _declared_range(content, picture)
-        picture.load()
-        tags = picture.tag_v2 if picture.format == "TIFF" else {}
-        if picture.mode == "F":
-            return _unit_floats(np.asarray(picture))
-        if picture.mode.startswith("I"):
-            if depth > 16 or tags.get(TIFF_FORMAT, (1,)) not in (1, (1,)):
-                raise ValueError(f"{depth}-bit or signed integers have no known range; save it as 8- or 16-bit unsigned")
-            levels = np.asarray(picture)
-            if tags.get(TIFF_PHOTOMETRIC) == 0:  # white is zero; Pillow turns 8 bits only
-                levels = maximum - levels.astype(np.int64)
-        elif depth == 16:
-            levels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
-            if levels is None or levels.dtype != np.uint16:
-                raise ValueError("this kind of 16-bit colour is not supported; save it as 16-bit grey")
-            levels = _grey(levels[..., 2::-1] if levels.ndim == 3 else levels)
-        else:
-            depth, maximum = 8, 255
-            levels = np.asarray(picture.convert("L") if picture.mode in ("1", "L", "LA") else picture.convert("RGB"))
-            levels = _grey(levels)
-    if picture.format == "PNG" and levels.max() <= 2 ** depth - 1 < maximum:
-        maximum = 2 ** depth - 1
-    if levels.max() > maximum:
-        raise ValueError(f"its largest value {levels.max():.0f} is above what its header declares, {maximum}")
-    return levels / np.float64(maximum), depth
-
-
-def _declared_range(content: bytes, picture) -> tuple[int, int]:
-    """(significant bits, value of white) as the header says, never as the content suggests: a pair's images must be scaled alike.
-
-    PNG's sBIT says how many bits count in values that the standard wants scaled to the full 16; writers that leave them unscaled
-    are common, and the caller tells them by values that all fit in sBIT bits.
-    """
-    if picture.format == "PNG":
-        chunks = _png_chunks(content)
-        depth, container = chunks[b"IHDR"][8], chunks[b"IHDR"][8]
-        if container == 16 and b"sBIT" in chunks:
-            depth = min(max(chunks[b"sBIT"][0], 1), 16)
-        return depth, 2 ** container - 1
-    if picture.format == "TIFF":
-        def largest(tag, default):
-            return int(np.max(picture.tag_v2.get(tag, default)))
-        container = largest(TIFF_BITS, 1)
-        depth = min(container, max(largest(TIFF_SMAX, 2 ** container - 1), 1).bit_length())
-        return (depth, 2 ** depth - 1) if container > 8 else (container, 2 ** container - 1)
-    return 8, 255
-
-
-def _png_chunks(content: bytes) -> dict[bytes, bytes]:
-    """{type: first chunk's data}; ValueError for a wrong checksum or a missing end."""
-    chunks, position = {}, 8
-    while b"IEND" not in chunks:
-        length = int.from_bytes(content[position:position + 4], "big")
-        kind, data = content[position + 4:position + 8], content[position + 8:position + 8 + length]
-        checksum = content[position + 8 + length:position + 12 + length]
-        if len(checksum) < 4:
-            raise ValueError("the PNG is truncated")
-        if zlib.crc32(kind + data) != int.from_bytes(checksum, "big"):
-            raise ValueError("the PNG is damaged (wrong checksum)")
-        chunks.setdefault(kind, data)
-        position += 12 + length
-    return chunks
-
-
-def _read_npy(path: Path) -> tuple[np.ndarray, int]:
-    values = np.load(path, mmap_mode="r", allow_pickle=False)  # the header only
-    if values.ndim == 3 and 1 in (values.shape[0], values.shape[2]):
-        values = values[0] if values.shape[0] == 1 else values[..., 0]
-    if values.ndim not in (2, 3) or (values.ndim == 3 and values.shape[2] not in (3, 4)):
-        raise ValueError(f"its shape {values.shape} is not one image, (H, W) or (H, W, 3)")
-    _refuse_size(*values.shape[:2])
-    if values.dtype == bool:
-        return _grey(values), 8
-    if values.dtype in (np.uint8, np.uint16):
-        return _grey(values) / np.float64(np.iinfo(values.dtype).max), values.dtype.itemsize * 8
-    if values.dtype.kind != "f":
-        raise ValueError(f"{values.dtype} has no known range; save it as uint8, uint16 or as floats from 0 to 1")
-    return _unit_floats(_grey(values))
-
-
-def _read_jsrt(path: Path) -> tuple[np.ndarray, int]:
-    levels = np.fromfile(path, ">u2")
-    if path.stat().st_size != 2 * JSRT_SIDE ** 2:
-        raise ValueError(f"it has {path.stat().st_size} bytes; a JSRT image has {2 * JSRT_SIDE ** 2}")
-    white = 2 ** JSRT_BITS - 1
-    if levels.max() > white:
-        raise ValueError(f"its largest value {levels.max()} is above {white}; JSRT images have {JSRT_BITS} bits, big-endian")
-    return 1 - levels.reshape(JSRT_SIDE, JSRT_SIDE) / np.float64(white), JSRT_BITS
-
-
-def _unit_floats(values: np.ndarray) -> tuple[np.ndarray, int]:
-    if np.isfinite(values).all() and not 0 <= values.min() <= values.max() <= 1:
-        raise ValueError(f"its floats run from {values.min():g} to {values.max():g}; expected 0 to 1")
-    return values, 16
-
-
-def _grey(levels: np.ndarray) -> np.ndarray:
-    """(H, W) or (H, W, 3 or 4), red first -> (H, W)."""
-    return levels if levels.ndim == 2 else levels[..., :3].astype(np.float64) @ np.float64(GREY)
-
-
-def _refuse_size(height: int, width: int) -> None:
-    if height * width > MAX_PIXELS:
-        raise ValueError(f"it claims {width} x {height} pixels, more than {MAX_PIXELS}")
-
-
-def _one_line(error: Exception) -> str:
-    return re.sub(r" <_io\.[^>]*>", "", " ".join(str(error).split())) or type(error).__name__  # without Python's names of open files
-
-
-# --- DICOM (PS3.3 C.11: modality LUT, then VOI LUT, then the photometric interpretation) ----------------------------------------
-
-def _read_dicom(path: Path) -> tuple[np.ndarray, int]:
-    import pydicom
-    from pydicom.pixels import apply_modality_lut, apply_voi
-    _refuse_deflated(path)
-    dataset = pydicom.dcmread(path, force=True)
-    _refuse_dicom(dataset)
-    bits, signed = int(dataset.BitsStored), bool(dataset.PixelRepresentation)
-    try:
-        stored = dataset.pixel_array  # pydicom has cleared the bits above BitsStored, where old files keep overlays
-    except (RuntimeError, NotImplementedError) as error:
-        if not re.search("missing dependencies|does not support", str(error)):
-            raise
-        name = dataset.file_meta.TransferSyntaxUID.name
-        raise ValueError(f"no decoder for {name}; pip install pylibjpeg pylibjpeg-libjpeg pylibjpeg-openjpeg") from None
-    if stored.ndim == 3:
-        return _grey(stored) / (2.0 ** bits - 1), bits
-    low, high = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2 ** bits - 1)
-    values = apply_modality_lut(stored, dataset).astype(np.float64)
-    if "ModalityLUTSequence" in dataset:
-        low, high = 0, 2 ** int(dataset.ModalityLUTSequence[0].LUTDescriptor[2]) - 1
-    else:
-        slope, intercept = float(dataset.get("RescaleSlope") or 1), float(dataset.get("RescaleIntercept") or 0)
-        low, high = sorted((low * slope + intercept, high * slope + intercept))
-    if "VOILUTSequence" in dataset:
-        table = dataset.VOILUTSequence[0]
-        values = apply_voi(np.rint(values).astype(np.int64), dataset) / (2.0 ** int(table.LUTDescriptor[2]) - 1)
-    elif dataset.get("WindowCenter") not in (None, "") and dataset.get("WindowWidth") not in (None, ""):
-        values = _window(values, dataset)
-    else:
-        values = (values - low) / (high - low)
-    values = np.clip(values, 0, 1)
-    return (1 - values if dataset.PhotometricInterpretation == "MONOCHROME1" else values), bits
-
-
-def _window(values: np.ndarray, dataset) -> np.ndarray:
-    """PS3.3 C.11.2.1.2, the output in [0, 1]; the first of several windows."""
-    centre, width = (float(np.ravel(dataset[key].value)[0]) for key in ("WindowCenter", "WindowWidth"))
-    function = dataset.get("VOILUTFunction") or "LINEAR"
-    if width < (1 if function == "LINEAR" else 1e-9):
-        raise ValueError(f"its window width {width:g} is too small")
-    if function == "SIGMOID":
-        return 1 / (1 + np.exp(-4 * (values - centre) / width))
-    if function == "LINEAR_EXACT":
-        return (values - centre) / width + 0.5
-    return np.where(values <= centre - 0.5, 0.0, 1.0) if width == 1 else (values - (centre - 0.5)) / (width - 1) + 0.5
-
-
-def _refuse_dicom(dataset) -> None:
-    """What is no single grey or colour image of a sane size, from the header alone, before anything is unpacked."""
-    if "PixelData" not in dataset or "Rows" not in dataset:
-        raise ValueError("it is no DICOM image (no pixel data)")
-    _refuse_size(int(dataset.Rows), int(dataset.Columns))
-    if int(dataset.get("NumberOfFrames") or 1) != 1:
-        raise ValueError(f"it holds {dataset.NumberOfFrames} frames; one is expected")
-    if dataset.PhotometricInterpretation == "PALETTE COLOR":
-        raise ValueError("palette colour is not a radiograph")
-    if not 1 <= int(dataset.BitsStored) <= int(dataset.BitsAllocated) <= 16:
-        raise ValueError(f"{dataset.BitsStored} of {dataset.BitsAllocated} bits a pixel are not supported (at most 16)")
-    syntax = dataset.file_meta.get("TransferSyntaxUID") if hasattr(dataset, "file_meta") else None
-    if syntax is None:
-        from pydicom.uid import ImplicitVRLittleEndian  # the standard's default, which files without a header have
-        dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian
-    elif syntax.is_encapsulated and syntax.name == "RLE Lossless":
-        _refuse_rle(dataset)
-
-
-def _refuse_rle(dataset) -> None:
-    """Two bytes of RLE can unpack to 128: count them before pydicom unpacks without a limit."""
-    from pydicom.encaps import generate_frames
-    frame = next(generate_frames(dataset.PixelData, number_of_frames=1))
-    samples = int(dataset.Rows) * int(dataset.Columns) * int(dataset.get("SamplesPerPixel", 1))
-    limit = 2 * samples * int(dataset.BitsAllocated) // 8
-    position, unpacked = 64, 0  # behind the table of segments
-    while position < len(frame) and unpacked <= limit:
-        count = frame[position]
-        unpacked += 257 - count if count > 128 else count + 1 if count < 128 else 0
-        position += 2 if count > 128 else count + 2 if count < 128 else 1
-    if unpacked > limit:
-        raise ValueError("its packed pixels unpack to more than its size says")
-
-
-def _refuse_deflated(path: Path) -> None:
-    """A deflated DICOM is unpacked whole when it is opened: see first how large it becomes."""
-    from pydicom.filereader import read_file_meta_info
-    from pydicom.uid import DeflatedExplicitVRLittleEndian
-    if _head(path)[128:] != b"DICM":
-        return
-    meta = read_file_meta_info(path)
-    if meta.get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:
-        start = 132 + 12 + int(meta.FileMetaInformationGroupLength)  # preamble and magic, then the length's own element
-        unpacker = zlib.decompressobj(-zlib.MAX_WBITS)
-        if len(unpacker.decompress(path.read_bytes()[start:], 4 * MAX_PIXELS)) >= 4 * MAX_PIXELS:
-            raise ValueError(f"it unpacks to more than {4 * MAX_PIXELS} bytes")
-
-
-# --- Writing -----------------------------------------------------------------------------------------------------------------
+# --- Writing ----------------------------------------------------------------------------------------------------------
 
 def write(path, pixels: np.ndarray, bits: int = 8) -> None:
-    """A PNG of float pixels (H, W) in [0, 1], clipped and rounded: 8-bit, or 16-bit for more than 8 bits. `read` gives them back.
+    """A PNG of float pixels (H, W) in [0, 1], clipped and rounded: 8-bit, or 16-bit for more than 8 bits. `read` gives
+    them back.
 
     The file is written beside its place and moved into it; folders are made. Raises UserError where that fails.
     """
-    _write_png(Path(path), pixels, bits)
+    container = 16 if bits > 8 else 8
+    _write_png(Path(path), pixels, Scale(0, 2 ** container - 1, container))
+
+
+def write_like(path, pixels: np.ndarray, source: Picture) -> None:
+    """As `write`, but in the depth, the range of grey values and the orientation of a picture that was read: 12 bits
+    stay 12."""
+    if source.scale is None and source.orientation == 1:
+        write(path, pixels, source.bits)
+        return
+    container = 16 if source.bits > 8 else 8
+    scale = source.scale or Scale(0, 2 ** container - 1, container)
+    _write_png(Path(path), raster.as_stored(pixels, source.orientation), scale, source.orientation)
 
 
 def write_rgb(path, pixels: np.ndarray) -> None:
     """An 8-bit colour PNG of float pixels (H, W, 3) in [0, 1], red first; otherwise as `write`."""
-    _write_png(Path(path), np.asarray(pixels)[..., ::-1], 8)  # OpenCV has blue first
+    _write_png(Path(path), np.asarray(pixels)[..., ::-1], Scale(0, 255, 8))  # OpenCV has blue first
 
 
-def write_dicom(path, pixels: np.ndarray, source, description: str) -> None:
-    """A DICOM of float pixels (H, W) in [0, 1], derived from the DICOM file `source`: its patient and study, its depth, new UIDs.
-
-    description: of the series, as a viewer shows it (at most 64 letters). What described the source's own grey values, its
-    windows, tables and paddings, is left out. Raises UserError as `read` and `write` do.
-    """
-    import pydicom
-    from pydicom.uid import ExplicitVRLittleEndian, generate_uid
-    bits = read(source).bits
-    dataset = pydicom.dcmread(source, force=True)
-    if missing := [keyword for keyword in ("SOPClassUID", "SOPInstanceUID") if not dataset.get(keyword)]:
-        raise UserError(f"{source} has no {' and no '.join(missing)}, which a DICOM result needs")
-    origin = pydicom.Dataset()
-    origin.ReferencedSOPClassUID, origin.ReferencedSOPInstanceUID = dataset.SOPClassUID, dataset.SOPInstanceUID
-    for keyword in SOURCE_GREYS:
-        if keyword in dataset:
-            delattr(dataset, keyword)
-    dataset.SourceImageSequence = pydicom.Sequence([origin])
-    dataset.ImageType = ["DERIVED", "SECONDARY"]
-    dataset.SeriesDescription = dataset.DerivationDescription = description
-    dataset.SOPInstanceUID, dataset.SeriesInstanceUID = generate_uid(), generate_uid()
-    dataset.SamplesPerPixel, dataset.PhotometricInterpretation, dataset.PresentationLUTShape = 1, "MONOCHROME2", "IDENTITY"
-    dataset.BitsAllocated, dataset.PixelRepresentation = 8 if bits == 8 else 16, 0
-    dataset.BitsStored, dataset.HighBit = bits, bits - 1
-    dataset.Rows, dataset.Columns = pixels.shape
-    levels = np.rint(np.clip(np.asarray(pixels, dtype=np.float64), 0, 1) * (2 ** bits - 1)).astype("<u1" if bits == 8 else "<u2")
-    dataset.add_new("PixelData", "OB" if bits == 8 else "OW", levels.tobytes())
-    dataset.file_meta = pydicom.dataset.FileMetaDataset()
-    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    buffer = io.BytesIO()
-    dataset.save_as(buffer, implicit_vr=False, little_endian=True, enforce_file_format=True)
-    write_file(Path(path), buffer.getvalue())
-
-
-def _write_png(path: Path, pixels: np.ndarray, bits: int) -> None:
+def _write_png(path: Path, pixels: np.ndarray, scale: Scale, orientation: int = 1) -> None:
+    """pixels: (H, W) or (H, W, 3) in [0, 1], as they are to lie in the file."""
     if path.suffix.lower() != ".png":
         raise ValueError(f"{path}: results are written as .png")
     if not np.isfinite(pixels).all():
         raise ValueError(f"{path}: pixels that are not finite")
-    maximum, kind = (65535, np.uint16) if bits > 8 else (255, np.uint8)
-    levels = np.rint(np.clip(np.asarray(pixels, dtype=np.float64), 0, 1) * maximum).astype(kind)
-    done, content = cv2.imencode(".png", levels)
-    if not done:
+    integers = np.uint16 if scale.container > 8 else np.uint8
+    unit = np.clip(np.asarray(pixels, dtype=np.float64), 0, 1)
+    levels = np.rint(scale.black + unit * (scale.white - scale.black)).astype(integers)
+    encoded, content = cv2.imencode(".png", levels)
+    if not encoded:
         raise ValueError(f"{path}: OpenCV cannot encode an array of shape {levels.shape}")
-    write_file(path, content.tobytes())
+    write_file(path, _with_chunks(content.tobytes(), scale, orientation))
+
+
+def _with_chunks(png: bytes, scale: Scale, orientation: int) -> bytes:
+    """A PNG that declares its range and its orientation, so that no reader has to guess them from the content.
+
+    sBIT says how many bits are used; other limits stand in a text that `read` knows. Plain 8-bit files stay as they
+    are.
+    """
+    chunks = []
+    bits = int(scale.white).bit_length()
+    whole_bits = scale.black == 0 and scale.white == 2 ** bits - 1
+    if scale.container > 8:
+        chunks.append((b"sBIT", bytes([bits if whole_bits else 16])))
+    if not whole_bits or bits < scale.container == 8:
+        text = f"{scale.black:.0f}..{scale.white:.0f}".encode()
+        chunks.append((b"tEXt", raster.RANGE_KEYWORD + b"\0" + text))
+    if orientation != 1:
+        exif = Image.Exif()
+        exif[raster.TIFF_ORIENTATION] = orientation
+        chunks.append((b"eXIf", exif.tobytes().removeprefix(b"Exif\0\0")))
+    end_of_header = 33  # signature and IHDR, behind which all of these may stand
+    added = b"".join(_chunk(name, data) for name, data in chunks)
+    return png[:end_of_header] + added + png[end_of_header:]
+
+
+def _chunk(name: bytes, data: bytes) -> bytes:
+    checksum = zlib.crc32(name + data)
+    return len(data).to_bytes(4, "big") + name + data + checksum.to_bytes(4, "big")
+
+
+def require_dicom_source(path) -> None:
+    """Raise UserError for a DICOM file that no result can be derived from; reads the header only."""
+    dicom.require_source(Path(path))
+
+
+def write_dicom(
+    path, pixels: np.ndarray, source, description: str, software: tuple[str, ...] = (), limits: Limits = "auto"
+) -> None:
+    """A DICOM of float pixels (H, W) in [0, 1], derived from the DICOM file `source`: its patient, its study, its
+    depth.
+
+    The values written are the source's own, changed by what `pixels` differs from what `read` shows of it, so that a
+    viewer shows `pixels` through the source's window and any other window can be set. description: of the series, as a
+    viewer shows it (at most 64 letters). software: the method, then what else tells versions apart, such as digests of
+    weights. UIDs follow from the source's, the software and the content: the same result twice is one image, and the
+    results of a series are one series. limits: those that the source was read with. Raises UserError as `read` and
+    `write` do.
+    """
+    picture = read(source, limits)
+    if pixels.shape != picture.pixels.shape:
+        raise ValueError(f"{path}: a result of shape {pixels.shape} for {source} of {picture.pixels.shape}")
+    try:
+        with warnings.catch_warnings(), np.errstate(all="ignore"):
+            warnings.simplefilter("ignore")
+            content = dicom.derive(Path(source), pixels, description, software, limits)
+    except UserError:
+        raise
+    except Exception as error:  # pydicom raises anything on headers that its reader let pass
+        raise UserError(f"cannot derive a DICOM from {source}: {_one_line(error)}") from None
+    write_file(Path(path), content)
 
 
 def write_file(path: Path, content: bytes) -> None:
-    """Write beside the place and move into it: a file is whole or not there. Folders are made. UserError where that fails."""
+    """Write beside the place and move into it: a file is whole or not there. Folders are made. UserError where that
+    fails."""
     with replacing(path) as temporary:
         temporary.write_bytes(content)
 
 
-# --- Sizes and ranges --------------------------------------------------------------------------------------------------------
+# --- Sizes and ranges -------------------------------------------------------------------------------------------------
 
 def resize(pixels: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """(h, w) -> float32 (H, W) = shape, in [0, 1]: area average along a side that shrinks, cubic along one that grows."""
+    """(h, w) -> float32 (H, W) = shape, in [0, 1]: area average along sides that shrink, cubic along others."""
     height, width = shape
     pixels = np.ascontiguousarray(pixels, dtype=np.float32)
-    smaller = (min(width, pixels.shape[1]), min(height, pixels.shape[0]))
-    if smaller != pixels.shape[::-1]:
-        pixels = cv2.resize(pixels, smaller, interpolation=cv2.INTER_AREA)
+    # First the sides that shrink, by area, then those that grow.
+    smaller = (min(height, pixels.shape[0]), min(width, pixels.shape[1]))
+    if smaller != pixels.shape:
+        pixels = cv2.resize(pixels, smaller[::-1], interpolation=cv2.INTER_AREA)
     if pixels.shape != (height, width):
         # Keys' kernel, which keeps straight lines; OpenCV's cubic changes their slope by a fifth from pixel to pixel
         batch = torch.from_numpy(pixels)[None, None]  # (1, 1, h, w)
-        pixels = torch.nn.functional.interpolate(batch, (height, width), mode="bicubic", antialias=True)[0, 0].numpy()
+        grown = torch.nn.functional.interpolate(batch, (height, width), mode="bicubic", antialias=True)
+        pixels = grown[0, 0].numpy()  # (H, W)
     return np.clip(pixels, 0, 1)
 
 
@@ -441,35 +393,43 @@ def to_signed(unit):
 
 def to_network(pixels: np.ndarray, size: int) -> torch.Tensor:
     """(H, W) in [0, 1] -> float32 (1, size, size) in [-1, 1]: centred on a black square, then resized."""
-    return torch.from_numpy(to_signed(resize(_pad(np.asarray(pixels, dtype=np.float32)), (size, size)))).unsqueeze(0)
+    square = _pad(np.asarray(pixels, dtype=np.float32))
+    signed = to_signed(resize(square, (size, size)))
+    return torch.from_numpy(signed).unsqueeze(0)  # (1, size, size)
 
 
 def from_network(image: torch.Tensor, shape: tuple[int, int]) -> np.ndarray:
     """Inverse of `to_network`: (1, S, S) or (S, S) in [-1, 1] -> float32 (H, W) = shape, in [0, 1]."""
     square = image.detach().float().cpu().reshape(image.shape[-2:]).numpy()
+    height, width = shape
     top, left, side = _margins(shape)
-    return resize(to_unit(square), (side, side))[top:top + shape[0], left:left + shape[1]].copy()
+    unit = resize(to_unit(square), (side, side))
+    return unit[top:top + height, left:left + width].copy()
 
 
 def mask_to_network(mask: np.ndarray, size: int) -> np.ndarray:
     """bool (H, W) -> bool (size, size), placed as `to_network` places its image."""
-    return resize_mask(_pad(np.asarray(mask, dtype=bool)), (size, size))
+    square = _pad(np.asarray(mask, dtype=bool))
+    return resize_mask(square, (size, size))
 
 
 def _margins(shape: tuple[int, int]) -> tuple[int, int, int]:
     """(rows above, columns to the left, side) of an image that is centred on a square."""
+    height, width = shape
     side = max(shape)
-    return (side - shape[0]) // 2, (side - shape[1]) // 2, side
+    return (side - height) // 2, (side - width) // 2, side
 
 
 def _pad(pixels: np.ndarray) -> np.ndarray:
+    """(H, W) -> (S, S) with S the longer side, centred, black (or False) around."""
+    height, width = pixels.shape
     top, left, side = _margins(pixels.shape)
     square = np.zeros((side, side), pixels.dtype)
-    square[top:top + pixels.shape[0], left:left + pixels.shape[1]] = pixels
+    square[top:top + height, left:left + width] = pixels
     return square
 
 
-# --- Plausibility ------------------------------------------------------------------------------------------------------------
+# --- Plausibility -----------------------------------------------------------------------------------------------------
 
 def constant(pixels: np.ndarray) -> bool:
     """Whether all pixels are the same: no radiograph."""
@@ -486,14 +446,21 @@ def check(picture: Picture) -> Picture:
 def inverted(pixels: np.ndarray) -> bool:
     """Whether a frontal chest X-ray (H, W) has bright air and dark bones.
 
-    Spine and mediastinum must be brighter than the lungs beside them, the abdomen brighter than the lungs above it, and the air
-    beside the neck and the trunk darker than the middle. Each is a difference, so an image and its inverse get opposite answers.
+    Spine and mediastinum must be brighter than the lungs beside them, the abdomen brighter than the lungs above it, and
+    the air beside the neck and the trunk darker than the middle. Each is a difference, so an image and its inverse get
+    opposite answers.
     """
     thumb = resize(pixels, (THUMB, THUMB))
 
-    def mean(top, bottom, left, right):  # of a part, in hundredths of the sides
-        return thumb[top * THUMB // 100:bottom * THUMB // 100, left * THUMB // 100:right * THUMB // 100].mean()
+    def mean(top: int, bottom: int, left: int, right: int) -> float:
+        """Mean grey value of a rectangle that is given in hundredths of the sides."""
+        rows = slice(top * THUMB // 100, bottom * THUMB // 100)
+        columns = slice(left * THUMB // 100, right * THUMB // 100)
+        return thumb[rows, columns].mean()
 
     lungs = (mean(25, 60, 20, 38) + mean(25, 60, 62, 80)) / 2
+    spine = mean(30, 75, 42, 58)
+    abdomen = mean(80, 95, 30, 70)
+    # Beside the neck and beside the trunk; the median, since a corner may hold a marker, an arm or a collimator's edge.
     air = np.median([mean(0, 10, 2, 12), mean(0, 10, 88, 98), mean(80, 95, 0, 6), mean(80, 95, 94, 100)])
-    return bool(2 * (mean(30, 75, 42, 58) - lungs) + (mean(80, 95, 30, 70) - lungs) + (thumb.mean() - air) / 2 < 0)
+    return bool(2 * (spine - lungs) + (abdomen - lungs) + (thumb.mean() - air) / 2 < 0)

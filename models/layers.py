@@ -1,4 +1,4 @@
-"""Blocks that more than one network uses."""
+"""Blocks that more than one network uses, and activation checkpointing."""
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -8,7 +8,10 @@ GROUPS = 32  # of every group normalisation in the noise estimator
 
 
 class GroupNorm32(nn.GroupNorm):
-    """Group normalisation over 32 groups, computed in float32 whatever the autocast. x: (B, C, ...) -> the same."""
+    """Group normalisation over 32 groups, computed in float32 whatever the autocast. x: (B, C, ...) -> the same.
+
+    Raises ValueError if the channels are not a multiple of 32.
+    """
 
     def __init__(self, channels: int):
         if channels % GROUPS:
@@ -17,18 +20,19 @@ class GroupNorm32(nn.GroupNorm):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         with torch.autocast(x.device.type, enabled=False):
-            return F.group_norm(x.float(), self.num_groups, self.weight, self.bias, self.eps).to(x.dtype)
+            normalised = F.group_norm(x.float(), self.num_groups, self.weight, self.bias, self.eps)
+        return normalised.to(x.dtype)
 
 
-def frugally(block: nn.Module, *inputs: torch.Tensor, enabled: bool) -> torch.Tensor:
-    """Run a block; when enabled and training, forget its activations and compute them again in the backward pass."""
+def checkpointed(block: nn.Module, *inputs: torch.Tensor, enabled: bool) -> torch.Tensor:
+    """block(*inputs). If enabled and training, its activations are computed again in the backward pass, not kept."""
     if enabled and torch.is_grad_enabled():
         return checkpoint(block, *inputs, use_reentrant=False)
     return block(*inputs)
 
 
 def checkpoint_activations(network: nn.Module, enabled: bool) -> None:
-    """Switch activation checkpointing on or off in all parts of a network that know it."""
+    """Switch activation checkpointing on or off in all modules of a network that have the attribute `checkpointing`."""
     for module in network.modules():
         if hasattr(module, "checkpointing"):
-            module.checkpointing = enabled
+            module.checkpointing = enabled  # pyright: ignore[reportArgumentType]

@@ -13,51 +13,66 @@ from . import schedulers
 from .features import lpips_network
 
 WINDOW = 11                                                # pixels; SSIM's Gaussian window
-SIGMA = 1.5                                                # pixels
-K_1, K_2 = 0.01, 0.03                                      # SSIM's constants
-SCALE_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)   # beta_1 ... beta_5 of MS-SSIM
-CROP_STEP = 4                                              # latent pixels between the places where a part can be cut out
-CROP_FLOOR = 0.5                                           # probability of parts without lesions, of the mean part's
-CROP_DRAWS = 1 << 24                                       # random integers that decide about places lie below
+SIGMA = 1.5                                                # pixels, its standard deviation
+K_1 = 0.01                                                 # SSIM's constant of the luminance term
+K_2 = 0.03                                                 # SSIM's constant of the contrast-structure term
+SCALE_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)   # beta_1 ... beta_5 of MS-SSIM, finest scale first
+MS_SSIM_MIN_SIDE = (WINDOW - 1) * 2 ** (len(SCALE_WEIGHTS) - 1) + 1  # pixels, so that the coarsest scale holds a window
 LOGIT_SLOPE = 0.05                                         # LeakyReLU before the least squares [S]
 
 
 def ms_ssim(prediction: Tensor, target: Tensor, data_range: float = 2.0, as_published: bool = True) -> Tensor:
     """Multi-scale structural similarity, Wang, Simoncelli & Bovik (Asilomar 2003), eq. 7; 1 for equal images.
 
-    prediction, target: (B, C, H, W), sides above 160. data_range: largest minus smallest possible value. as_published: take
-    1 for 2 at a scale where averaging left nothing below -0.5, as the script does [S]; that happens in noise, not in X-rays.
-    Contrast-structure terms of five scales and the luminance of the coarsest; negative terms are cut at 0 and pass no gradient.
-    float32 under autocast. Raises ValueError for unequal shapes and for images too small for five scales.
+    prediction, target: (B, C, H, W), sides of at least MS_SSIM_MIN_SIDE. data_range: largest minus smallest possible
+    value. as_published: use 1 instead of 2 as the range at a scale where averaging left no value below -0.5, as the
+    script does [S]; that happens in noise, not in X-rays.
+    The product runs over the contrast-structure terms of five scales and the luminance of the coarsest; a negative term
+    counts as 0 and passes no gradient. Computed in float32 under autocast.
+    Raises ValueError for unequal shapes and for images too small for five scales.
     """
-    least = (WINDOW - 1) * 2 ** (len(SCALE_WEIGHTS) - 1) + 1
     if prediction.shape != target.shape:
-        raise ValueError(f"prediction is {tuple(prediction.shape)}, target {tuple(target.shape)}: they must be of one shape")
-    if min(prediction.shape[-2:]) < least:
+        raise ValueError(f"prediction is {tuple(prediction.shape)}, target {tuple(target.shape)}: "
+                         "they must be of one shape")
+    if min(prediction.shape[-2:]) < MS_SSIM_MIN_SIDE:
         raise ValueError(f"images of {prediction.shape[-2]} x {prediction.shape[-1]} are too small for MS-SSIM: "
-                         f"both sides must be at least {least}, or set its weight to 0")
+                         f"both sides must be at least {MS_SSIM_MIN_SIDE}, or set its weight to 0")
+    coarsest = len(SCALE_WEIGHTS) - 1
     with torch.autocast(prediction.device.type, enabled=False):
-        precision = torch.promote_types(prediction.dtype, torch.float32)
-        x, y = prediction.to(precision), target.to(precision)
+        precision = torch.promote_types(prediction.dtype, torch.float32)  # bf16 -> float32, float64 stays
+        x = prediction.to(precision)
+        y = target.to(precision)
         terms = []
         for scale in range(len(SCALE_WEIGHTS)):
             if scale > 0:  # ceil_mode: a last odd row is averaged alone, not with zeros
-                x, y = (F.avg_pool2d(image, 2, ceil_mode=True) for image in (x, y))
-            scale_range = torch.where(x.min() < -0.5, 2.0, 1.0) if as_published and data_range == 2 else data_range
+                x = F.avg_pool2d(x, 2, ceil_mode=True)  # (B, C, H/2, W/2)
+                y = F.avg_pool2d(y, 2, ceil_mode=True)
+            scale_range = data_range
+            if as_published and data_range == 2:
+                scale_range = torch.where(x.min() < -0.5, 2.0, 1.0)
             luminance, contrast_structure = _ssim_terms(x, y, scale_range)
-            last = scale == len(SCALE_WEIGHTS) - 1
-            terms.append((luminance * contrast_structure if last else contrast_structure).mean(dim=(2, 3)))  # (B, C)
-        terms = torch.relu(torch.stack(terms, dim=-1))  # (B, C, 5); stops the infinite slope of 0 ** 0.0448
-        return (terms ** terms.new_tensor(SCALE_WEIGHTS)).prod(dim=-1).mean()
+            similarity = luminance * contrast_structure if scale == coarsest else contrast_structure
+            terms.append(similarity.mean(dim=(2, 3)))  # (B, C)
+        stacked = torch.relu(torch.stack(terms, dim=-1))  # (B, C, 5); relu stops the infinite slope of 0 ** 0.0448
+        weighted = stacked ** stacked.new_tensor(SCALE_WEIGHTS)
+        return weighted.prod(dim=-1).mean()
 
 
-def _ssim_terms(x: Tensor, y: Tensor, data_range: float) -> tuple[Tensor, Tensor]:
-    """SSIM's luminance and contrast-structure maps, Wang et al. (TIP 2004), eq. 6 and 9 with C_3 = C_2 / 2; (B, C, H-10, W-10)."""
-    c_1, c_2 = (K_1 * data_range) ** 2, (K_2 * data_range) ** 2
-    mu_x, mu_y, xx, yy, xy = _gaussian_blur(torch.stack([x, y, x * x, y * y, x * y])).unbind()
-    variance_x, variance_y, covariance = xx - mu_x * mu_x, yy - mu_y * mu_y, xy - mu_x * mu_y
+def _ssim_terms(x: Tensor, y: Tensor, data_range: float | Tensor) -> tuple[Tensor, Tensor]:
+    """SSIM's luminance and contrast-structure maps, both (B, C, H-10, W-10).
+
+    Wang et al. (TIP 2004), eq. 6 and 9 with C_3 = C_2 / 2.
+    """
+    c_1 = (K_1 * data_range) ** 2
+    c_2 = (K_2 * data_range) ** 2
+    # the five means of every window in one convolution
+    mu_x, mu_y, mean_xx, mean_yy, mean_xy = _gaussian_blur(torch.stack([x, y, x * x, y * y, x * y])).unbind()
+    variance_x = mean_xx - mu_x * mu_x
+    variance_y = mean_yy - mu_y * mu_y
+    covariance = mean_xy - mu_x * mu_y
     luminance = (2 * mu_x * mu_y + c_1) / (mu_x * mu_x + mu_y * mu_y + c_1)
-    return luminance, (2 * covariance + c_2) / (variance_x + variance_y + c_2)
+    contrast_structure = (2 * covariance + c_2) / (variance_x + variance_y + c_2)
+    return luminance, contrast_structure
 
 
 def _gaussian_blur(images: Tensor) -> Tensor:
@@ -65,13 +80,17 @@ def _gaussian_blur(images: Tensor) -> Tensor:
     offsets = torch.arange(WINDOW, device=images.device, dtype=images.dtype) - WINDOW // 2
     kernel = torch.exp(-offsets ** 2 / (2 * SIGMA ** 2))
     kernel = kernel / kernel.sum()
-    flat = images.reshape(-1, 1, *images.shape[-2:])
-    blurred = F.conv2d(F.conv2d(flat, kernel.view(1, 1, -1, 1)), kernel.view(1, 1, 1, -1))
+    flat = images.reshape(-1, 1, *images.shape[-2:])         # (N, 1, H, W)
+    columns = F.conv2d(flat, kernel.view(1, 1, -1, 1))       # (N, 1, H-10, W); a Gaussian is separable
+    blurred = F.conv2d(columns, kernel.view(1, 1, 1, -1))    # (N, 1, H-10, W-10)
     return blurred.reshape(*images.shape[:-2], *blurred.shape[-2:])
 
 
 class Perceptual(nn.Module):
-    """LPIPS of (B, 1 or 3, H, W) images in [-1, 1], the grey channel broadcast to three: Zhang et al. (CVPR 2018). Frozen."""
+    """LPIPS of (B, 1 or 3, H, W) images in [-1, 1], Zhang et al. (CVPR 2018); frozen.
+
+    A grey channel is broadcast to three.
+    """
 
     def __init__(self, net: str = "vgg", features: str | None = None):
         """net: "vgg" or "alex". features: folder with the network's weights, see models/features.py."""
@@ -79,138 +98,175 @@ class Perceptual(nn.Module):
         self.network = lpips_network(net, features)
 
     def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
-        colours = (-1, 3, -1, -1)
+        """The mean distance over the batch, a scalar."""
+        colours = (-1, 3, -1, -1)  # (B, 1 or 3, H, W) -> (B, 3, H, W)
         return self.network(prediction.expand(colours), target.expand(colours)).mean()
 
     def train(self, mode: bool = True) -> nn.Module:
-        return super().train(False)  # in training mode LPIPS drops features at random
+        """Stay in evaluation mode whatever is asked: in training mode LPIPS drops features at random."""
+        return super().train(False)
 
 
 def least_squares(logits: Tensor, label: float) -> Tensor:
-    """Distance of a discriminator's logits from a label, Mao et al. (ICCV 2017), eq. 2, after a LeakyReLU of slope 0.05 [S]."""
+    """Squared distance of a discriminator's logits from a label, Mao et al. (ICCV 2017), eq. 2.
+
+    The logits pass a LeakyReLU of slope 0.05 first [S].
+    """
     return (F.leaky_relu(logits.float(), LOGIT_SLOPE) - label).square().mean()
 
 
 def generator_adversarial(fake_logits: Tensor) -> Tensor:
-    """What the generator lowers: its images should be taken for real (1)."""
+    """The generator's loss: its images should be taken for real (1)."""
     return least_squares(fake_logits, 1)
 
 
 def discriminator_adversarial(fake_logits: Tensor, real_logits: Tensor) -> Tensor:
-    """What the discriminator lowers: half the sum for generated (0) and real (1) images."""
+    """The discriminator's loss: half the sum over generated (label 0) and real (label 1) images."""
     return 0.5 * (least_squares(fake_logits, 0) + least_squares(real_logits, 1))
 
 
 class HybridLoss(nn.Module):
-    """ML-VQGAN's multi-level hybrid loss [B, G]: pixel + commitment + w_p LPIPS + w_a adversarial + w_m (1 - MS-SSIM)."""
+    """ML-VQGAN's multi-level hybrid loss [B, G].
+
+    pixel + commitment + w_p LPIPS + w_a adversarial + w_m (1 - MS-SSIM)
+    """
 
     def __init__(self, *, pixel: Literal["mse", "l1"], perceptual: float, adversarial: float, ms_ssim: float,
                  features: str | None = None):
-        """pixel: which pixel loss. The others: weights; a term of weight 0 is not computed. features: see models/features.py."""
+        """pixel: which pixel loss. perceptual, adversarial, ms_ssim: weights; a term of weight 0 is not computed.
+
+        features: folder with VGG16's weights, see models/features.py.
+        """
         super().__init__()
         self.pixel = {"mse": F.mse_loss, "l1": F.l1_loss}[pixel]
-        self.weights = {"pixel": 1.0, "commitment": 1.0, "perceptual": perceptual, "adversarial": adversarial, "ms_ssim": ms_ssim}
+        self.weights = {
+            "pixel": 1.0,
+            "commitment": 1.0,
+            "perceptual": perceptual,
+            "adversarial": adversarial,
+            "ms_ssim": ms_ssim,
+        }
         self.perceptual = Perceptual("vgg", features) if perceptual else None
 
     def forward(self, reconstruction: Tensor, image: Tensor, commitment: Tensor,
                 discriminator: Callable[[Tensor], Tensor] | None = None) -> tuple[Tensor, dict[str, Tensor]]:
-        """-> (the loss to lower, its terms by name: unweighted, detached, for the log).
+        """-> (the weighted sum, its terms by name: unweighted, detached, for the log).
 
-        reconstruction, image: (B, 1, H, W) in [-1, 1]. commitment: the VQGAN's commitment loss, already times its own factor.
-        discriminator: images -> logits; needed where the adversarial weight is not 0.
+        reconstruction, image: (B, 1, H, W) in [-1, 1]. commitment: the VQGAN's commitment loss, already times its own
+        factor. discriminator: images -> logits; needed where the adversarial weight is not 0.
         """
         terms = {"pixel": self.pixel(reconstruction.float(), image.float()), "commitment": commitment}
-        if self.weights["perceptual"]:
+        if self.perceptual is not None:
             terms["perceptual"] = self.perceptual(reconstruction, image)
         if self.weights["adversarial"]:
+            if discriminator is None:
+                raise ValueError("an adversarial weight above 0 needs a discriminator")
             terms["adversarial"] = generator_adversarial(discriminator(reconstruction))
         if self.weights["ms_ssim"]:
             terms["ms_ssim"] = 1 - ms_ssim(reconstruction, image)
-        loss = sum(self.weights[name] * term for name, term in terms.items())
-        return loss, {name: term.detach() for name, term in terms.items()}
+        weighted = [self.weights[name] * term for name, term in terms.items()]
+        loss = sum(weighted[1:], weighted[0])
+        for_the_log = {name: term.detach() for name, term in terms.items()}
+        return loss, for_the_log
 
     def discriminator_loss(self, fake_logits: Tensor, real_logits: Tensor) -> Tensor:
-        """The discriminator's loss, at the weight of the adversarial term [S]; fake_logits: of the detached reconstruction."""
+        """The discriminator's loss, at the weight of the adversarial term [S].
+
+        fake_logits: those of the detached reconstruction.
+        """
         return self.weights["adversarial"] * discriminator_adversarial(fake_logits, real_logits)
 
 
 def noise_loss(predicted: Tensor, noise: Tensor, weight: Tensor | None = None) -> Tensor:
-    """|| eps - eps_theta(z_t, t, c) ||^2 as a mean: DDPM, Ho et al. (NeurIPS 2020), eq. 14, on the (offset) noise that was added.
+    """|| eps - eps_theta(z_t, t, c) ||^2 as a mean: DDPM, Ho et al. (NeurIPS 2020), eq. 14.
 
-    noise: (B, 4, h, w). predicted: (B, 8, h, w), of which the first 4 channels count [S]. weight: (B,), of each image's error.
+    noise: (B, 4, h, w), with the offset noise. predicted: (B, 8, h, w), of which the first 4 channels count [S].
+    weight: (B,), of each image's error.
     """
     channels = noise.shape[1]
     if predicted.shape[1] < channels or predicted.shape[2:] != noise.shape[2:] or len(predicted) != len(noise):
-        raise ValueError(f"predicted is {tuple(predicted.shape)}, noise {tuple(noise.shape)}: it needs at least the noise's "
-                         "channels and the same batch and size")
+        raise ValueError(f"predicted is {tuple(predicted.shape)}, noise {tuple(noise.shape)}: "
+                         "it needs at least the noise's channels and the same batch and size")
+    estimate = predicted[:, :channels].float()  # (B, 4, h, w)
     if weight is None:
-        return F.mse_loss(predicted[:, :channels].float(), noise.float())
-    return ((predicted[:, :channels].float() - noise.float()).square().mean((1, 2, 3)) * weight).mean()
+        return F.mse_loss(estimate, noise.float())
+    error = (estimate - noise.float()).square().mean((1, 2, 3))  # (B,)
+    return (error * weight).mean()
 
 
-def denoising_objective(alpha_bar: Tensor, offset: float, weight: Callable[[Tensor], Tensor] | None = None, *,
-                        lesion_weight: float = 0.0, least_timestep: int = 0, crop: int = 0) -> Callable:
-    """The update of both noise estimators: noise a soft-tissue latent to a random timestep, predict the noise beside the CXR's latent.
+def autoencoder_objective(hybrid: HybridLoss) -> Callable:
+    """The update of ML-VQGAN: lower a reconstruction's hybrid loss; teach the discriminator to tell it from the image.
 
-    alpha_bar (1000,): the schedule. offset: coefficient of the offset noise. weight: timesteps (B,) -> weights (B,) of the images'
-    errors; None, as published: all 1. lesion_weight: of `lesion_loss`, for batches that bring twins without lesions.
-    least_timestep: timesteps are drawn from here to 999. crop: side of the part cut out of each latent, see `crop_latents`; 0: all of
-    it. The result is what models/training.py calls with
-    networks {"unet": ...}, batch {"soft", "cxr": latents (B, C, h, w)} and its source of noise; also "twin_soft", "twin_cxr".
+    The result is an objective of models/training/loop.py, called with networks {"vqgan", "discriminator"}, batch
+    {"image": (B, 1, H, W) in [-1, 1]} and a source of noise, which it does not use. With an adversarial weight of 0
+    there is no update of the discriminator.
     """
 
     def objective(networks: dict, batch: dict[str, Tensor], noise) -> tuple[dict, dict]:
-        if crop:
-            batch = crop_latents(batch, crop, noise.integers("crop", CROP_DRAWS))
-        soft, cxr = batch["soft"], batch["cxr"]
-        shape = soft.shape[1:]
-        t = least_timestep + noise.integers("timestep", len(alpha_bar) - least_timestep)  # (B,)
-        eps = schedulers.offset_noise(noise.normal("noise", *shape), noise.normal("offset", shape[0], 1, 1), offset)
-
-        # A patient and his twin without lesions get the same timestep and noise, so that the estimates differ by the lesions alone.
-        twins = "twin_soft" in batch
-        if twins:
-            soft, cxr = torch.cat([soft, batch["twin_soft"]]), torch.cat([cxr, batch["twin_cxr"]])  # (2 B, C, h, w)
-            t, eps = t.repeat(2), eps.repeat(2, 1, 1, 1)
-
-        z_t = schedulers.add_noise(soft, eps, alpha_bar.to(soft.device)[t])
-        predicted = networks["unet"](torch.cat([z_t, cxr], 1), t)  # (B or 2 B, 2 C, h, w)
-        weights = weight(t) if weight else None
-        loss = noise_loss(predicted, eps, weights)
-        if not twins:
-            return {"unet": loss}, {"loss": loss}
-        lesions = lesion_loss(predicted[:, :shape[0]], weights)
-        return {"unet": loss + lesion_weight * lesions}, {"loss": loss, "lesions": lesions}
+        image = batch["image"]
+        discriminator = networks["discriminator"]
+        reconstruction, commitment = networks["vqgan"](image)
+        loss, terms = hybrid(reconstruction, image, commitment, discriminator)
+        minimised = {"vqgan": loss}
+        if hybrid.weights["adversarial"]:
+            fake_logits = discriminator(reconstruction.detach())  # no gradient reaches the generator here
+            real_logits = discriminator(image)
+            terms["discriminator"] = hybrid.discriminator_loss(fake_logits, real_logits)
+            minimised["discriminator"] = terms["discriminator"]
+        return minimised, {"loss": loss, **terms}
 
     return objective
 
 
-def crop_latents(batch: dict[str, Tensor], side: int, draws: Tensor) -> dict[str, Tensor]:
-    """The same part (B, C, side, side) of all latents of a pair and its twin; draws: (B,), uniform integers below CROP_DRAWS.
-
-    If there are twins, a part's probability grows with what lesions change in it, above a floor: most of an X-ray shows no lesion.
-    """
-    cxr = batch["cxr"]
-    twin = batch.get("twin_cxr", cxr)
-    change = F.avg_pool2d((cxr - twin).square().mean(1, keepdim=True), side, CROP_STEP)  # (B, 1, n, m): of each part
-    flat = change.flatten(1)  # (B, n m)
-    probability = flat + CROP_FLOOR * flat.mean(1, keepdim=True) + 1e-12
-    cumulative = (probability / probability.sum(1, keepdim=True)).cumsum(1)
-    share = (draws.double() / CROP_DRAWS).to(cumulative.dtype)[:, None]
-    places = (cumulative < share).sum(1).clamp(max=flat.shape[1] - 1).tolist()
-    columns = change.shape[-1]
-    corners = [(place // columns * CROP_STEP, place % columns * CROP_STEP) for place in places]
-    return {name: torch.stack([latent[:, top:top + side, left:left + side] for latent, (top, left) in zip(latents, corners)])
-            for name, latents in batch.items()}
-
-
 def lesion_loss(predicted: Tensor, weight: Tensor | None = None) -> Tensor:
-    """The error in what lesions add, a mean: || eps_theta(with lesions) - eps_theta(without) ||^2 at the same noise and timestep.
+    """The error in what lesions add: || eps_theta(with lesions) - eps_theta(without) ||^2 as a mean.
 
-    predicted (2 B, C, h, w): estimated noise of B latents with lesions, then of their twins without. weight: (2 B,), as in `noise_loss`.
-    Both were noised alike, so the true noise is the same and the true difference 0. Divided by the signal-to-noise ratio the
-    difference is that of the errors in z_0: what of the lesion was taken for bone, the patient's own errors taken out.
+    predicted (2 B, C, h, w): the estimated noise of B latents with lesions, then of their twins without. Both were noised
+    alike, so the true difference is 0; the difference of the estimates is, up to the factor between noise and z_0, what
+    of the lesions was taken for bone. The patient's own errors, which are the same in both, do not count.
+    weight: (2 B,), as in `noise_loss`.
     """
-    ill, twin = predicted.float().chunk(2)
-    error = (ill - twin).square().mean((1, 2, 3))
-    return error.mean() if weight is None else (error * weight[:len(error)]).mean()
+    with_lesions, without = predicted.float().chunk(2)
+    error = (with_lesions - without).square().mean((1, 2, 3))  # (B,)
+    if weight is None:
+        return error.mean()
+    return (error * weight[:len(error)]).mean()
+
+
+def denoising_objective(alpha_bar: Tensor, offset: float, weight: Callable[[Tensor], Tensor] | None = None, *,
+                        lesion_weight: float = 0.0, least_timestep: int = 0) -> Callable:
+    """The update of both noise estimators: estimate the noise in a soft-tissue latent, beside the CXR's latent.
+
+    The latent is noised to a timestep drawn for each image. alpha_bar (1000,): the schedule. offset: coefficient of the
+    offset noise. weight: timesteps (B,) -> weights (B,) of the images' errors; None, as published: all 1. lesion_weight: of `lesion_loss`, for batches that also hold twins without lesions,
+    {"twin_soft", "twin_cxr"}. least_timestep: timesteps are drawn from here on; 0 as published.
+    The result is an objective of models/training/loop.py, called with networks {"unet"}, batch {"soft", "cxr": latents
+    (B, C, h, w)} and a source of noise.
+    """
+
+    def objective(networks: dict, batch: dict[str, Tensor], noise) -> tuple[dict, dict]:
+        z_0 = batch["soft"]
+        cxr = batch["cxr"]
+        channels = z_0.shape[1]
+        t = least_timestep + noise.integers("timestep", len(alpha_bar) - least_timestep)  # (B,)
+        white = noise.normal("noise", *z_0.shape[1:])
+        eps = schedulers.offset_noise(white, noise.normal("offset", channels, 1, 1), offset)
+
+        # A patient and the twin without lesions get the same timestep and noise, so the estimates differ by lesions alone.
+        twins = "twin_soft" in batch
+        if twins:
+            z_0 = torch.cat([z_0, batch["twin_soft"]])  # (2 B, C, h, w)
+            cxr = torch.cat([cxr, batch["twin_cxr"]])
+            t = t.repeat(2)
+            eps = eps.repeat(2, 1, 1, 1)
+
+        z_t = schedulers.add_noise(z_0, eps, alpha_bar.to(z_0.device)[t])
+        predicted = networks["unet"](torch.cat([z_t, cxr], 1), t)  # (B, 2 C, h, w)
+        weights = None if weight is None else weight(t)
+        loss = noise_loss(predicted, eps, weights)
+        if not twins:
+            return {"unet": loss}, {"loss": loss}
+        lesions = lesion_loss(predicted[:, :channels], weights)
+        return {"unet": loss + lesion_weight * lesions}, {"loss": loss, "lesions": lesions}
+
+    return objective

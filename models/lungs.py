@@ -1,9 +1,9 @@
-"""The two lung fields of a frontal chest X-ray, for data sets that bring no masks, by a small U-Net that saw simulated patients only.
+"""The two lung fields of a frontal chest X-ray, found by a small U-Net trained on simulated patients.
 
-1. Features: ranks of grey values, and how they differ from those nearby; gamma, window and equalisation hardly matter.
-2. Network: models/lungnet.py on the image and on its mirror image, at a small size; the mean counts.
-3. A second look at the box around the lungs alone, so that borders and margins do not cost resolution; the mean of both looks decides.
-4. Shape: the two largest parts, without holes.
+1. Features: the rank of each grey value, and how it differs from the ranks nearby, so gamma and window hardly matter.
+2. Network: a small U-Net, run at a small size on the image and on its mirror image; the two answers are averaged.
+3. A second look at the box around the lungs, so that wide borders do not cost resolution; the sum of both decides.
+4. Shape: the two largest connected regions, without holes.
 The weights in weights/lungs.safetensors come from tools/train_lungs.py.
 """
 from functools import cache
@@ -15,128 +15,208 @@ import safetensors
 import torch
 from safetensors.torch import load_file
 from scipy import ndimage
+from torch import nn
+from torch.nn import functional as F
 
-from .lungnet import LungNet
 from .runtime.files import UserError
 
-WEIGHTS = Path(__file__).resolve().parents[1] / 'weights' / 'lungs.safetensors'
-MIN_SIZE = 64           # px, smaller images do not show a chest wall
-WORK_SIZE = 512         # px, longer side of the image that the outlines are found in
-NET_SIZE = 128          # px, longer side of the image that the network sees: a rib is 2 to 3 px wide
+WEIGHTS = Path(__file__).resolve().parents[1] / "weights" / "lungs.safetensors"
 
-NOISE_SIGMA = .5        # px, blur before ranking
-LOCAL_SIGMA = 8.        # px, neighbourhood of the local contrast: about two rib spaces
-FLAT = .02              # spread of ranks below which a neighbourhood is noise, not anatomy
-CLIP = 3.               # local standard deviations
+# Sizes, pixels.
+MIN_SIZE = 64      # smaller images do not show a chest wall
+WORK_SIZE = 512    # longer side of the image in which the outlines are found
+NET_SIZE = 128     # longer side of the image that the network sees: a rib is 2 to 3 pixels wide
+STRIDE = 16        # the network's sides must be multiples: it works at half size, and there are three more halvings
+NORM_GROUPS = 8    # of every group normalisation
 
-EDGE_SIGMA = 1.         # px of the network's image, smoothing of what it says
-MARGIN = .1             # of the lungs' longer side, around the box of the second look
-LEAST_PART = .1         # of the larger lung's area, below it a second part is a speck
+# Features.
+NOISE_SIGMA = 0.5  # pixels of the network's image, blur before ranking
+LOCAL_SIGMA = 8.0  # pixels, neighbourhood of the local contrast: about two rib spaces
+FLAT = 0.02        # added to the spread of ranks: a neighbourhood with less is noise, not anatomy
+CLIP = 3.0         # local contrast is cut off at so many standard deviations
+
+# Shape.
+EDGE_SIGMA = 1.0   # pixels of the network's image, smoothing of its answer
+MARGIN = 0.1       # margin of the second look around the lungs, as a fraction of their longer side
+LEAST_SHARE = 0.1  # a second region smaller than this fraction of the largest is a speck, not a lung
+
+# What a plausible mask looks like, for `lung_faults`.
+PLAUSIBLE_SHARE = (0.10, 0.55)  # fraction of the image that the lungs cover
+SPECK_SHARE = 0.1               # regions below this fraction of the mask are not counted
+LEAST_RATIO = 0.4               # area of the smaller lung over the larger one's
 
 
-def lung_mask(cxr):
+class TooSmall(UserError, ValueError):
+    """An X-ray in which no lungs are looked for. Wherever it comes from, it is a matter of the settings."""
+
+
+def lung_mask(cxr: np.ndarray) -> np.ndarray:
     """Both aerated lung fields of a frontal chest X-ray, without what heart and diaphragm hide.
 
-    cxr: float (H, W) in [0, 1], bones bright, H and W >= 64. Returns bool (H, W). Raises ValueError for anything else, UserError
-    without the network's weights.
+    cxr: float (H, W) in [0, 1], bones bright, H and W >= 64. Returns bool (H, W).
+    Raises ValueError for anything else (TooSmall, which is also a UserError, for its size) and UserError if the
+    network's weights are missing.
     """
     _check(cxr)
     work = _resize(cxr.astype(np.float32), min(1, WORK_SIZE / max(cxr.shape)))
-    first = _look(work)                                     # (h, w)
+
+    # the first look at the whole image, the second at the box around the lungs found in it
+    first = _look(work)  # (h, w)
     box = _box_around(_two_lungs(first > 0))
     logits = first.copy()
     logits[box] += _look(work[box])
-    if not (logits > 0).any():                              # a strip that shows no chest
+    if not (logits > 0).any():  # the second look may see no chest at all, for example in a narrow strip
         logits = first
-    logits[_two_lungs(logits > 0) != (logits > 0)] *= -1    # specks and holes
+
+    # Specks and holes change their sign, so that the outline stays smooth when the logits are enlarged.
+    found = logits > 0
+    logits[_two_lungs(found) != found] *= -1
     return cv2.resize(logits, cxr.shape[::-1], interpolation=cv2.INTER_LINEAR) > 0
 
 
-def lung_faults(mask):
-    """What looks wrong with a lung mask by its shape: short phrases with the numbers, an empty list when plausible. mask: bool (H, W)."""
+def lung_faults(mask: np.ndarray) -> list[str]:
+    """What looks wrong with the shape of a lung mask, bool (H, W): short phrases with the numbers, or none."""
     faults = []
-    if not .10 <= mask.mean() <= .55:
-        faults.append(f'lungs cover {mask.mean():.1%} of the image, expected 10-55%')
-    labels, _ = ndimage.label(mask)
+    low, high = PLAUSIBLE_SHARE
+    if not low <= mask.mean() <= high:
+        faults.append(f"lungs cover {mask.mean():.1%} of the image, expected {100 * low:.0f}-{100 * high:.0f}%")
+
+    # the number and the areas of its regions
+    labels, _ = ndimage.label(mask)  # pyright: ignore[reportGeneralTypeIssues]
     areas = np.sort(np.bincount(labels.ravel())[1:])[::-1]
-    large = areas[areas > .1 * areas.sum()]                 # specks are not counted
+    large = areas[areas > SPECK_SHARE * areas.sum()]
     if len(large) != 2:
-        faults.append(f'{len(large)} large part{"s" * (len(large) != 1)}, expected 2')
-    elif large[1] < .4 * large[0]:
-        faults.append(f'unequal lungs: the smaller has {large[1] / large[0]:.0%} of the larger, expected at least 40%')
-    rim = int(np.concatenate([mask[0], mask[-1], mask[1:-1, 0], mask[1:-1, -1]]).sum())
-    if rim:
-        faults.append(f'lungs touch the image border in {rim} pixels')
+        plural = "" if len(large) == 1 else "s"
+        faults.append(f"{len(large)} large part{plural}, expected 2")
+    elif large[1] < LEAST_RATIO * large[0]:
+        faults.append(f"unequal lungs: the smaller has {large[1] / large[0]:.0%} of the larger, "
+                      f"expected at least {LEAST_RATIO:.0%}")
+
+    rim = np.concatenate([mask[0], mask[-1], mask[1:-1, 0], mask[1:-1, -1]])
+    if rim.any():
+        faults.append(f"lungs touch the image border in {int(rim.sum())} pixels")
     return faults
 
 
-def _check(cxr):
+def _check(cxr: np.ndarray) -> None:
     if not isinstance(cxr, np.ndarray) or not np.issubdtype(cxr.dtype, np.floating):
-        raise ValueError(f'lung_mask got {getattr(cxr, "dtype", type(cxr).__name__)}, expected a float array in [0, 1]: '
-                         "divide by the largest grey value")
-    if cxr.ndim != 2 or min(cxr.shape) < MIN_SIZE:
-        raise ValueError(f'lung_mask got shape {cxr.shape}, expected (H, W) with both sides >= {MIN_SIZE}')
+        found = getattr(cxr, "dtype", type(cxr).__name__)
+        raise ValueError(f"lung_mask got {found}, expected a float array in [0, 1]: divide by the largest grey value")
+    if cxr.ndim != 2:
+        raise ValueError(f"lung_mask got shape {cxr.shape}, expected (H, W) with both sides >= {MIN_SIZE}")
+    if min(cxr.shape) < MIN_SIZE:
+        raise TooSmall(f"no lungs can be found in an X-ray of {cxr.shape[0]} x {cxr.shape[1]}, expected both sides >= "
+                       f"{MIN_SIZE}; raise data.image_size, or give masks (Mask/ beside the X-rays, or eval.masks=)")
     if not (cxr.min() >= 0 and cxr.max() <= 1):
-        raise ValueError(f'lung_mask got values from {cxr.min()} to {cxr.max()}, expected [0, 1]')
+        raise ValueError(f"lung_mask got values from {cxr.min()} to {cxr.max()}, expected [0, 1]")
 
 
-def _look(cxr):
-    """What the network says of float (h, w) and its mirror image: float32 (h, w), above 0 in the lungs."""
+def _look(cxr: np.ndarray) -> np.ndarray:
+    """The network's answer for float (h, w) and its mirror image, added: float32 (h, w), above 0 in the lungs."""
     small = _resize(cxr, NET_SIZE / max(cxr.shape))
-    both = np.stack([features(small), features(np.ascontiguousarray(small[:, ::-1]))])
-    with torch.inference_mode():
-        there, mirrored = _network()(torch.from_numpy(both))[:, 0, :small.shape[0], :small.shape[1]].numpy()
-    logits = cv2.GaussianBlur(there + mirrored[:, ::-1], (0, 0), EDGE_SIGMA)
+    height, width = small.shape
+    mirrored = np.ascontiguousarray(small[:, ::-1])
+    both = torch.from_numpy(np.stack([features(small), features(mirrored)]))  # (2, 2, NET_SIZE, NET_SIZE)
+    with torch.inference_mode(), torch.autocast("cpu", enabled=False):  # the caller's networks may run in bf16
+        answers = _network()(both)[:, 0, :height, :width].numpy()  # (2, height, width)
+
+    # the sum is as good as the mean: only its sign counts
+    logits = cv2.GaussianBlur(answers[0] + answers[1][:, ::-1], (0, 0), EDGE_SIGMA)
     return cv2.resize(logits, cxr.shape[::-1], interpolation=cv2.INTER_CUBIC)
 
 
-def _box_around(mask):
-    """The slices of a box around a mask, with a margin; of the whole where it is empty."""
+def _box_around(mask: np.ndarray) -> tuple[slice, slice]:
+    """The two slices of a box around a mask (H, W), with a margin; of the whole image if the mask is empty."""
     if not mask.any():
         return np.s_[:, :]
-    ends = [np.flatnonzero(mask.any(axis))[[0, -1]] for axis in (1, 0)]
-    margin = round(MARGIN * max(np.ptp(end) for end in ends))
-    return tuple(slice(max(0, first - margin), last + margin + 1) for first, last in ends)
+    rows = np.flatnonzero(mask.any(1))
+    columns = np.flatnonzero(mask.any(0))
+    margin = round(MARGIN * max(np.ptp(rows), np.ptp(columns)))
+    top = max(0, rows[0] - margin)
+    left = max(0, columns[0] - margin)
+    return np.s_[top:rows[-1] + margin + 1, left:columns[-1] + margin + 1]
 
 
-@cache
-def _network():
-    try:
-        network = LungNet()
-        network.load_state_dict({name: value.float() for name, value in load_file(WEIGHTS).items()})
-    except (OSError, RuntimeError, safetensors.SafetensorError) as error:
-        raise UserError(f"{WEIGHTS} is missing or damaged, get it back from the repository ({' '.join(str(error).split())[:100]})") from None
-    return network.eval()
+def _resize(cxr: np.ndarray, scale: float) -> np.ndarray:
+    height, width = cxr.shape
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    return cv2.resize(cxr, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
 
 
-def _resize(cxr, scale):
-    height, width = (max(1, round(side * scale)) for side in cxr.shape)
-    return cv2.resize(cxr, (width, height), interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
+def features(cxr: np.ndarray) -> np.ndarray:
+    """The network's input for float (h, w) with sides up to NET_SIZE: float32 (2, NET_SIZE, NET_SIZE).
 
-
-def features(cxr):
-    """What the network sees of float (h, w), sides up to NET_SIZE: float32 (2, NET_SIZE, NET_SIZE), zero beyond the image.
-
-    First the share of darker pixels, from -1 to 1, which is blind to every monotone change of grey values; then its local z-scores.
+    The first channel is the fraction of darker pixels, scaled to [-1, 1], which no monotone change of grey values
+    alters; the second is its local z-score, in [-CLIP, CLIP]. Both are zero beyond the image.
     """
     ranks = _ranks(cv2.GaussianBlur(cxr, (0, 0), NOISE_SIGMA))
     mean = cv2.GaussianBlur(ranks, (0, 0), LOCAL_SIGMA)
     spread = np.sqrt(cv2.GaussianBlur((ranks - mean) ** 2, (0, 0), LOCAL_SIGMA)) + FLAT
+    height, width = cxr.shape
     result = np.zeros((2, NET_SIZE, NET_SIZE), np.float32)
-    result[0, :cxr.shape[0], :cxr.shape[1]] = 2 * ranks - 1
-    result[1, :cxr.shape[0], :cxr.shape[1]] = np.clip((ranks - mean) / spread, -CLIP, CLIP)
+    result[0, :height, :width] = 2 * ranks - 1
+    result[1, :height, :width] = np.clip((ranks - mean) / spread, -CLIP, CLIP)
     return result
 
 
-def _ranks(cxr):
-    """The share of pixels that are darker, float32 in [0, 1]."""
-    known = np.sort(cxr, axis=None)
-    return (np.searchsorted(known, cxr.ravel()) / len(known)).reshape(cxr.shape).astype(np.float32)
+def _ranks(cxr: np.ndarray) -> np.ndarray:
+    """The fraction of pixels that are darker, float32 (h, w) in [0, 1]."""
+    ascending = np.sort(cxr, axis=None)
+    darker = np.searchsorted(ascending, cxr.ravel())
+    return (darker / len(ascending)).reshape(cxr.shape).astype(np.float32)
 
 
-def _two_lungs(mask):
-    """The two largest parts of bool (H, W), without specks and holes."""
-    labels, count = ndimage.label(mask)
-    areas = np.bincount(labels.ravel(), minlength=count + 1)[1:]
-    kept = [label for label in np.argsort(areas)[::-1][:2] if areas[label] > LEAST_PART * areas.max()]
-    return ndimage.binary_fill_holes(np.isin(labels, np.array(kept, int) + 1))
+def _two_lungs(mask: np.ndarray) -> np.ndarray:
+    """The two largest connected regions of bool (H, W), without holes; a second region that is a speck is left out."""
+    labels, count = ndimage.label(mask)  # pyright: ignore[reportGeneralTypeIssues]
+    areas = np.bincount(labels.ravel(), minlength=count + 1)[1:]  # without the background
+    largest = np.argsort(areas)[::-1][:2]
+    lungs = [region + 1 for region in largest if areas[region] > LEAST_SHARE * areas.max()]
+    return np.asarray(ndimage.binary_fill_holes(np.isin(labels, np.array(lungs, int))))
+
+
+@cache
+def _network() -> "LungNet":
+    """The trained network, read once per process."""
+    try:
+        network = LungNet()
+        network.load_state_dict({name: value.float() for name, value in load_file(WEIGHTS).items()})
+    except (OSError, RuntimeError, safetensors.SafetensorError) as error:
+        reason = " ".join(str(error).split())[:100]
+        raise UserError(f"{WEIGHTS} is missing or damaged, get it back from the repository ({reason})") from None
+    return network.eval()
+
+
+class LungNet(nn.Module):
+    """A small U-Net, x (B, 2, H, W) -> logits (B, 1, H, W); H and W must be multiples of STRIDE.
+
+    It works at half the image's size and below, and returns to the full size by sub-pixel shuffling.
+    widths: channels at 1/2, 1/4, 1/8 and 1/16 of the size.
+    """
+
+    def __init__(self, in_channels: int = 2, widths: tuple[int, ...] = (16, 32, 64, 128)):
+        super().__init__()
+        before = (4 * in_channels, *widths[:-1])
+        self.down = nn.ModuleList(_block(channels, width) for channels, width in zip(before, widths))
+        self.up = nn.ModuleList(_block(deeper + width, width) for width, deeper in zip(widths[:-1], widths[1:]))
+        self.head = nn.Conv2d(widths[0], 4, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = F.pixel_unshuffle(x, 2)  # (B, 8, H/2, W/2)
+        skips = []
+        for level, block in enumerate(self.down):
+            if level > 0:
+                x = F.max_pool2d(x, 2)
+            x = block(x)
+            skips.append(x)
+        for block, skip in zip(reversed(self.up), reversed(skips[:-1])):
+            x = F.interpolate(x, scale_factor=2, mode="nearest")
+            x = block(torch.cat([skip, x], dim=1))
+        return F.pixel_shuffle(self.head(x), 2)  # (B, 1, H, W)
+
+
+def _block(channels: int, width: int) -> nn.Sequential:
+    """Two 3 x 3 convolutions, each with group normalisation and SiLU: (B, channels, h, w) -> (B, width, h, w)."""
+    return nn.Sequential(
+        nn.Conv2d(channels, width, 3, padding=1, bias=False), nn.GroupNorm(NORM_GROUPS, width), nn.SiLU(inplace=True),
+        nn.Conv2d(width, width, 3, padding=1, bias=False), nn.GroupNorm(NORM_GROUPS, width), nn.SiLU(inplace=True))

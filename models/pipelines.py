@@ -1,51 +1,181 @@
-"""CXR in, soft tissue out: encode, sample, decode, fuse, in batches. What the eval scripts and a notebook call."""
+"""CXR in, soft tissue out: encode, sample, decode, fuse, in batches. What the evaluation and a notebook call."""
 import hashlib
+from dataclasses import asdict, fields
 from pathlib import Path
 
 import numpy as np
 import torch
+from pydantic import TypeAdapter
+from torch.nn import functional as F
 
-from . import fusion, images, lungs, sampling
+from . import config, fusion, images, lungs, sampling
 from .runtime import checkpoint, compiling, processes
 from .runtime.device import autocast
 from .runtime.files import UserError
+from .schema import BsldmSampling, GllcmFusion, GllcmSampling, ResultForm, Side
 from .unet import ConditionalUNet
 from .vqgan import MLVQGAN
 
-FINE, AROUND = 1.0, 2.0  # pixels: of the finest detail, and of the neighbourhood in which its energy counts
-LEAST_ENERGY = 4e-9      # of detail on [-1, 1]: far below that of any grain
+# Gaussian sigmas of the residual form, pixels (see `bone_share`).
+FINE_SIGMA = 1.0    # what a blur of this width removes is an image's finest detail
+ENERGY_SIGMA = 2.0  # the detail's energy is averaged over this neighbourhood
+LEAST_ENERGY = 4e-9  # of detail on [-1, 1], far below that of any grain: a ratio of two zeros becomes zero
 
 
 class Pipeline:
-    """The two networks of a method with the options of its sampler; call it with X-rays.
+    """A method: the two networks, and how its sampler and its results are set. Call it with X-rays.
 
-    vqgan, unet: in eval mode. seed: of the sampling noise, which is drawn from (seed, image name, draw name), so that an image's
-    result depends on nothing else. precision: "float32" or "bf16". compiled: see models/compiling.py. residual: see `image`.
-    strength: share in [0, 1] of the estimated bone that is taken away.
+    vqgan, unet: in eval mode. seed: of the sampling noise, which is drawn from (seed, image name, draw name), so that
+    an image's result depends on nothing else. precision: "float32" or "bf16". compiled: see runtime/compiling.py.
+    residual: see `image`. strength: fraction in [0, 1] of the estimated bone that is removed.
+    image_size: side of the square at which `suppress_image` shows X-rays to the networks, pixels.
     options: keywords of the method's sampler.
     """
-    qkv_by_head: bool  # attention order of the method's released checkpoints
-    sampler: str       # where the options name none
+    title: str         # the method's name in reports and in the headers of weights
+    section: str       # its section of the settings
+    schedule: str      # its noise schedule, a name in schedulers.SCHEDULES
+    qkv_by_head: bool  # the attention order of its released checkpoints
+    sampler: str       # its sampler, unless the options name another
+    keywords: tuple[type, ...]  # the classes of schema.py whose fields are keywords of its constructor
 
-    def __init__(self, vqgan: MLVQGAN, unet: ConditionalUNet, *, seed: int = 0, precision: str = "float32", compiled: bool = False,
-                 residual: bool = False, strength: float = 1.0, **options):
-        self.vqgan, self.unet, self.seed, self.precision, self.options = vqgan, unet, seed, precision, options
-        self.residual, self.strength = residual, strength
+    def __init__(self, vqgan: MLVQGAN, unet: ConditionalUNet, *, seed: int = 0, precision: str = "float32",
+                 compiled: bool = False, residual: bool = False, strength: float = 1.0, image_size: int = 1024,
+                 **options):
+        for name in options:
+            if name not in self.keyword_names():
+                known = ", ".join(self.keyword_names())
+                raise TypeError(f"{type(self).__name__} has no keyword {name}; its sampler has: {known}")
+        self.vqgan = vqgan
+        self.unet = unet
+        self.seed = seed
+        self.precision = precision
+        self.residual = residual
+        self.strength = strength
+        self.image_size = image_size
+        self.options = options
         self.device = next(vqgan.parameters()).device
-        self.parts = [compiling.Compiled(network, processes.say) if compiled else network for network in (unet, vqgan.encode, vqgan.decode)]
+
+        # what is called: the networks themselves, or each of them compiled
+        self.parts = [unet, vqgan.encode, vqgan.decode]
+        if compiled:
+            self.parts = [compiling.Compiled(network, processes.say) for network in self.parts]
         self.estimator, self.encoder, self.decoder = self.parts
 
     @classmethod
     def load(cls, vqgan_path: str | Path, unet_path: str | Path, device: str | torch.device = "cpu", *,
              precision: str = "float32", compiled: bool = False, **keywords) -> "Pipeline":
-        """From two weights files, of this project or released. Raises UserError for missing, damaged or unfitting ones."""
+        """The method with the networks of two weights files, of this project or released ones.
+
+        keywords: of the constructor. Those not given are the ones that the noise estimator's header says it works with,
+        or, without a header, the paper's. Raises UserError for files that are missing, damaged or do not belong
+        together.
+        """
         checkpoint.require(vqgan_path, unet_path)
-        vqgan, unet = MLVQGAN.load(vqgan_path), ConditionalUNet.load(unet_path, default_qkv_by_head=cls.qkv_by_head)
-        latent, noisy = vqgan.settings["code_channels"], unet.settings["in_channels"]
-        if noisy != 2 * latent:
-            raise UserError(f"{unet_path} takes {noisy} channels, but twice the latent of {vqgan_path} is {2 * latent}")
-        vqgan, unet = (compiling.settle(network, torch.device(device), precision, compiled).to(device) for network in (vqgan, unet))
+        vqgan = MLVQGAN.load(vqgan_path)
+        unet = ConditionalUNet.load(unet_path, defaults={"qkv_by_head": cls.qkv_by_head})
+
+        # the noise estimator sees a noisy latent and the CXR's latent
+        latent_channels = vqgan.settings["code_channels"]
+        in_channels = unet.settings["in_channels"]
+        if in_channels != 2 * latent_channels:
+            raise UserError(f"{unet_path} takes {in_channels} channels, but twice the latent of {vqgan_path} is "
+                            f"{2 * latent_channels}")
+        cls.check_belonging(unet, unet_path, vqgan, vqgan_path)
+
+        # what the weights were made to work with, unless the caller says otherwise
+        keywords = {**cls.read_keywords(unet.notes, unet_path), **keywords}
+
+        for network in (vqgan, unet):
+            compiling.prepare_for_inference(network, torch.device(device), precision, compiled)
+            network.to(device)
         return cls(vqgan, unet, precision=precision, compiled=compiled, **keywords)
+
+    @classmethod
+    def from_settings(cls, settings: config.Settings, device: str | torch.device = "cpu", precision: str = "float32",
+                      compiled: bool = False, **changes) -> "Pipeline":
+        """The method as the settings have it: its weights, its sampler, and what section eval says of results.
+
+        changes: keywords of the constructor that replace those of the settings. Raises UserError as `load`.
+        """
+        unet_path = getattr(settings, cls.section).weights
+        keywords = {"seed": settings.eval.seed, **cls.working_keywords(settings), **changes}
+        return cls.load(settings.vqgan.weights, unet_path, device, precision=precision, compiled=compiled, **keywords)
+
+    @classmethod
+    def keyword_names(cls) -> list[str]:
+        """The names of the constructor's keywords that belong to the sampler and to the fusion."""
+        names = []
+        for group in cls.keywords:
+            names += [field.name for field in fields(group)]
+        return names
+
+    @classmethod
+    def sampling_keywords(cls, settings: config.Settings) -> dict:
+        """The constructor's keywords in the method's section of the settings: those of sampler and fusion."""
+        section = getattr(settings, cls.section)
+        return {name: getattr(section, name) for name in cls.keyword_names()}
+
+    @classmethod
+    def working_keywords(cls, settings: config.Settings) -> dict:
+        """The constructor's keywords that weights are made to work with: sampler, fusion, form of the result, size."""
+        form = asdict(config.part(settings.eval, ResultForm))
+        return {**cls.sampling_keywords(settings), **form, "image_size": settings.data.image_size}
+
+    # What a file of weights says of the method it was trained for. Released checkpoints say nothing, and what a header
+    # does not say is not checked.
+
+    @classmethod
+    def notes(cls, settings: config.Settings, vqgan: MLVQGAN) -> dict:
+        """The header's entries for a noise estimator that is trained with these settings on the latents of `vqgan`.
+
+        They belong into its `Network.notes`. vqgan: in float32, as it was loaded.
+        """
+        return {"method": cls.title, "schedule": cls.schedule, "vqgan": checkpoint.tensor_digest(vqgan),
+                "works_with": cls.working_keywords(settings)}
+
+    @classmethod
+    def check_belonging(cls, unet: ConditionalUNet, unet_path, vqgan: MLVQGAN, vqgan_path) -> None:
+        """Raise UserError if the header of a noise estimator names another method, schedule or autoencoder."""
+        method = unet.notes.get("method", cls.title)
+        if method != cls.title:
+            raise UserError(f"{unet_path} holds weights of {method}, not of {cls.title}; name those of {cls.title} in "
+                            f"{cls.section}.weights=")
+
+        # a network with a prior has its noise schedule among its settings, also in files of earlier versions
+        schedule = unet.notes.get("schedule", cls.schedule)
+        if unet.prior:
+            schedule = unet.settings["schedule"]
+        if schedule != cls.schedule:
+            raise UserError(f"{unet_path} was trained on the noise schedule {schedule}, but {cls.title} has "
+                            f"{cls.schedule}; name weights of {cls.title} in {cls.section}.weights=")
+
+        if "vqgan" in unet.notes:
+            expected = unet.notes["vqgan"]
+            found = checkpoint.tensor_digest(vqgan)
+            if found != expected:
+                raise UserError(f"{unet_path} was trained on the latents of another autoencoder than {vqgan_path} "
+                                f"(digest of its tensors {expected}, here {found}); name that autoencoder in "
+                                "vqgan.weights=, or train the noise estimator again")
+
+    @classmethod
+    def read_keywords(cls, notes: dict, path: str | Path) -> dict:
+        """The constructor's keywords in a header, checked; none if the header does not say. Raises UserError."""
+        if "works_with" not in notes:
+            return {}
+        found = notes["works_with"]
+        try:
+            checked = {"image_size": TypeAdapter(Side).validate_python(found["image_size"])}
+            for group in (*cls.keywords, ResultForm):
+                checked.update(asdict(group(**{field.name: found[field.name] for field in fields(group)})))
+        except (KeyError, TypeError, ValueError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(f"the header of {path} does not say what {cls.title} works with ({reason}); it is damaged "
+                            "or of another version of this project") from None
+        unknown = sorted(set(found) - set(checked))
+        if unknown:
+            raise UserError(f"the header of {path} sets {', '.join(unknown)}, which this version of the project does "
+                            "not know; use a newer one")
+        return checked
 
     @property
     def compiled(self) -> bool:
@@ -54,145 +184,249 @@ class Pipeline:
 
     @property
     def multiple(self) -> int:
-        """Sides of images must be multiples of this."""
+        """The sides of images must be multiples of this."""
         return self.vqgan.factor * 2 ** (self.unet.levels - 1)
 
     def describe(self) -> dict:
-        """What summary.json says of the networks and the sampler, for the table of cost."""
-        parameters = sum(p.numel() for network in (self.vqgan, self.unet) for p in network.parameters())
-        return {"sampler": self.options.get("sampler", self.sampler).upper(), "steps": self.options.get("steps"), "parameters": parameters}
+        """What summary.json says of the sampler and the networks, for the table of costs."""
+        parameters = 0
+        for network in (self.vqgan, self.unet):
+            parameters += sum(parameter.numel() for parameter in network.parameters())
+        sampler = self.options.get("sampler", self.sampler)
+        return {"sampler": sampler.upper(), "steps": self.options.get("steps"), "parameters": parameters}
 
     def check_size(self, *sides: int) -> None:
-        """Raise UserError where the networks cannot take images of these sides."""
+        """Raise UserError if the networks cannot take images with these sides."""
         if any(side % self.multiple for side in sides):
-            raise UserError(f"images of {' x '.join(map(str, sides))} do not fit these networks; data.image_size must be a multiple of "
-                            f"{self.multiple}")
+            raise UserError(f"images of {' x '.join(map(str, sides))} do not fit these networks; data.image_size must "
+                            f"be a multiple of {self.multiple}")
 
     @torch.inference_mode()
-    def __call__(self, cxr: torch.Tensor, names: list[str], masks=None, progress: sampling.Progress = iter) -> torch.Tensor:
-        """Soft tissue (B, 1, H, W) in [-1, 1] of X-rays (B, 1, H, W) in [-1, 1].
+    def __call__(self, cxr: torch.Tensor, names: list[str], masks=None,
+                 progress: sampling.Progress = iter) -> torch.Tensor:
+        """The soft tissue (B, 1, H, W) in [-1, 1] of X-rays (B, 1, H, W) in [-1, 1].
 
-        names: one a image, unique; the noise depends on it. masks: boolean (H, W) for each image, true in the lungs; where None,
-        for all or for one, they are found in the X-ray (GL-LCM; BS-LDM needs none). Raises UserError for a size that the networks cannot take.
+        names: one unique name per image, on which its noise depends. masks: one boolean (H, W) per image, true in the
+        lungs. If masks is None, or one of them is, GL-LCM finds the lungs in the X-ray; BS-LDM needs none. progress:
+        wraps the sampling steps. Raises UserError for a size that the networks cannot take.
         """
         self.check_size(*cxr.shape[-2:])
         if len(names) != len(cxr):
             raise ValueError(f"{len(cxr)} images, but {len(names)} names")
         with autocast(self.device, self.precision):
             soft = self.suppress(cxr.to(self.device), names, masks, progress).cpu()
-        return torch.lerp(cxr.cpu(), soft, self.strength) if self.strength < 1 else soft
+        if not torch.isfinite(soft).all():
+            raise UserError(f"the result of {', '.join(names)[:100]} has pixels that are not finite numbers: the "
+                            f"sampler's settings are too extreme ({self.options}), or the weights' training diverged")
+        if self.strength < 1:
+            soft = torch.lerp(cxr.cpu(), soft, self.strength)
+        return soft
 
-    def suppress(self, cxr, names, masks, progress):
+    def suppress_image(self, pixels: np.ndarray, name: str = "image", mask: np.ndarray | None = None) -> np.ndarray:
+        """The soft tissue of one X-ray at its own size: float (H, W) in [0, 1], bones bright -> the same.
+
+        It is seen at `image_size`, as the evaluation scripts do it. name: on which the noise depends, there the file's
+        name without its suffix. mask: boolean (H, W), true in the lungs; without it GL-LCM finds the lungs.
+        """
+        cxr = images.to_network(pixels, self.image_size)  # (1, S, S)
+        masks = None if mask is None else [images.mask_to_network(mask, self.image_size)]
+        soft = self(cxr[None], [name], masks)[0]
+        return at_full_size(pixels, cxr, soft, self.residual)
+
+    def suppress(self, cxr: torch.Tensor, names: list[str], masks, progress: sampling.Progress) -> torch.Tensor:
+        """As `__call__`, on the method's device and at full strength."""
         raise TypeError("a pipeline is BSLDM or GLLCM")
 
     def encode(self, x: torch.Tensor) -> torch.Tensor:
-        """Latents, an image at a time: the autoencoder's activations are what takes memory."""
-        return torch.cat([self.vqgan.quantize(self.encoder(image))[0] for image in x.split(1)]).float()
+        """Images (B, 1, H, W) -> quantised latents (B, C, h, w), one at a time: activations take much memory."""
+        latents = [self.vqgan.quantize(self.encoder(image))[0] for image in x.split(1)]
+        return torch.cat(latents).float()
 
     def decode(self, z: torch.Tensor) -> torch.Tensor:
-        return torch.cat([self.decoder(latent) for latent in z.split(1)]).float()
+        """Latents (B, C, h, w) -> images (B, 1, H, W), one image at a time."""
+        decoded = [self.decoder(latent) for latent in z.split(1)]
+        return torch.cat(decoded).float()
 
     def image(self, soft: torch.Tensor, cxr: torch.Tensor, latent: torch.Tensor) -> torch.Tensor:
-        """The image of a sampled soft-tissue latent: D(soft), as published, or, if residual, D(soft) + (1 - w) (CXR - D(latent)).
+        """The image (B, 1, H, W) of a sampled soft-tissue latent `soft` (B, C, h, w).
 
-        cxr, latent: what it was sampled for. In the residual form what the autoencoder cannot reproduce of the CXR is kept, less the
-        share w of it that belongs to bone (see `bone_share`). Where no bone is taken away the result is the CXR.
+        As published it is D(soft), with the decoder D. In the residual form it is D(soft) + (1 - w) (CXR - D(latent)):
+        what the autoencoder cannot reproduce of the CXR is kept, but for the fraction w that belongs to bone (see
+        `bone_share`). If no bone is removed, soft = latent, and the residual form gives the CXR itself.
+        cxr (B, 1, H, W), latent (B, C, h, w): the X-ray, and its latent for which `soft` was sampled.
         """
         if not self.residual:
             return self.decode(soft)
-        seen, suppressed = self.decode(latent), self.decode(soft)
-        return suppressed + (1 - bone_share(seen - suppressed, suppressed)) * (cxr - seen)
+        reproduced = self.decode(latent)
+        suppressed = self.decode(soft)
+        lost = cxr - reproduced
+        return suppressed + (1 - bone_share(reproduced - suppressed, suppressed)) * lost
 
     def draw(self, names: list[str], shape: torch.Size) -> sampling.Draw:
-        """Noise by (seed, image name, draw name), the same on every device."""
+        """The noise of a batch of latents of this shape (B, C, h, w), as a function of the draw's name.
+
+        Each image's noise depends on (seed, image name, draw name) alone and is the same on every device.
+        """
 
         def noise(image: str, draw: str) -> torch.Tensor:
-            seed = hashlib.sha256(f"{self.seed}/{image}/{draw}".encode()).digest()[:8]
-            return torch.randn(shape[1:], generator=torch.Generator().manual_seed(int.from_bytes(seed) >> 1))
+            # "surrogatepass": Python has file names that are not UTF-8 as texts with lone surrogates
+            key = hashlib.sha256(f"{self.seed}/{image}/{draw}".encode("utf-8", "surrogatepass")).digest()
+            seed = int.from_bytes(key[:8]) >> 1  # torch takes 63 bits
+            return torch.randn(shape[1:], generator=torch.Generator().manual_seed(seed))
 
-        def together(draw: str) -> torch.Tensor:
-            drawn = torch.stack([noise(name, draw) for name in names])
-            return drawn.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else drawn  # pageable memory waits
+        def noise_of_all(draw: str) -> torch.Tensor:
+            drawn = torch.stack([noise(name, draw) for name in names])  # (B, C, h, w)
+            if self.device.type != "cuda":
+                return drawn
+            # copying from pageable memory would wait for the GPU
+            return drawn.pin_memory().to(self.device, non_blocking=True)
 
-        return together
+        return noise_of_all
 
 
 class BSLDM(Pipeline):
-    """BS-LDM. options: keywords of sampling.sample_bsldm (steps, sampler, clip, clip_rate, clip_lag)."""
+    """BS-LDM. options: the keywords of sampling.sample_bsldm (steps, sampler, clip, clip_rate, clip_lag)."""
+    title = "BS-LDM"
+    section = "ldm"
+    schedule = "squared_cosine"
     qkv_by_head = True
     sampler = "ddpm"
+    keywords = (BsldmSampling,)
 
     def suppress(self, cxr, names, masks, progress):
         latent = self.encode(cxr)
-        soft = sampling.sample_bsldm(self.estimator, latent, self.draw(names, latent.shape), progress=progress, **self.options)
+        draw = self.draw(names, latent.shape)
+        soft = sampling.sample_bsldm(self.estimator, latent, draw, progress=progress, **self.options)
         return self.image(soft, cxr, latent).clamp(-1, 1)
 
 
 class GLLCM(Pipeline):
-    """GL-LCM. options: keywords of sampling.sample_gllcm (steps, guidance, alpha, clip_global, clip_local, clip_rate);
-    method: how the two paths are fused (poisson, alpha, autoencoder, none); weight: of the local image in alpha fusion.
+    """GL-LCM. options: the keywords of sampling.sample_gllcm (steps, guidance, alpha, clip_global, clip_local,
+    clip_rate).
+
+    fusion: how the global and the local path are fused: "poisson", "alpha" or "none", see fusion.fuse; "autoencoder":
+    the two latents are averaged by the mask, then decoded. blend: weight of the local image in alpha fusion.
     """
+    title = "GL-LCM"
+    section = "lcm"
+    schedule = "scaled_linear"
     qkv_by_head = False
     sampler = "lcm"
+    keywords = (GllcmSampling, GllcmFusion)
 
-    def __init__(self, vqgan, unet, *, fusion: str = "poisson", blend: float = 0.5, **keywords):
+    def __init__(self, vqgan: MLVQGAN, unet: ConditionalUNet, *, fusion: str = "poisson", blend: float = 0.5,
+                 **keywords):
         super().__init__(vqgan, unet, **keywords)
-        self.method, self.blend = fusion, blend
+        self.fusion = fusion
+        self.blend = blend
 
     def suppress(self, cxr, names, masks, progress):
         unit = images.to_unit(cxr)  # (B, 1, H, W) in [0, 1]
-        found = [lungs.lung_mask(image[0].cpu().numpy()) if mask is None else mask
-                 for image, mask in zip(unit, [None] * len(unit) if masks is None else masks)]
-        masks = torch.as_tensor(np.stack(found), dtype=torch.bool).to(self.device)[:, None]  # (B, 1, H, W)
+        masks = self.lung_masks(unit, masks)  # (B, 1, H, W)
+
+        # sample both paths, for the whole X-ray and for the lungs alone
         masked_cxr = images.to_signed(unit * masks)
-        latent, masked_latent = self.encode(cxr), self.encode(masked_cxr)
-        paths = sampling.sample_gllcm(self.estimator, latent, masked_latent, self.draw(names, latent.shape), progress=progress, **self.options)
-        if self.method == "autoencoder":
-            weight = torch.nn.functional.adaptive_avg_pool2d(masks.float(), latent.shape[-2:])
-            blended = self.image(torch.lerp(*paths, weight), cxr, torch.lerp(latent, masked_latent, weight))
+        latent = self.encode(cxr)
+        masked_latent = self.encode(masked_cxr)
+        draw = self.draw(names, latent.shape)
+        global_latent, local_latent = sampling.sample_gllcm(self.estimator, latent, masked_latent, draw,
+                                                            progress=progress, **self.options)
+
+        # fusion of the latents
+        if self.fusion == "autoencoder":
+            height, width = latent.shape[-2:]
+            weight = F.adaptive_avg_pool2d(masks.float(), (height, width))  # (B, 1, h, w)
+            fused_latent = torch.lerp(global_latent, local_latent, weight)
+            blended = self.image(fused_latent, cxr, torch.lerp(latent, masked_latent, weight))
             fused = images.to_unit(blended).clamp(0, 1)
             return images.to_signed(fused * (unit > 0))
-        decoded = self.image(paths[0], cxr, latent), self.image(paths[1], masked_cxr, masked_latent)
-        global_soft, local_soft = (images.to_unit(soft).clamp(0, 1) for soft in decoded)
+
+        # Or of the images. What is black in the X-ray, such as padding, stays black.
+        global_soft = images.to_unit(self.image(global_latent, cxr, latent)).clamp(0, 1)
+        local_soft = images.to_unit(self.image(local_latent, masked_cxr, masked_latent)).clamp(0, 1)
         local_soft = match_brightness(global_soft, local_soft, masks)
-        global_soft, local_soft = (soft * (unit > 0) for soft in (global_soft, local_soft))
-        fused = [fusion.fuse(*(part[0].cpu().numpy() for part in parts), method=self.method, weight=self.blend)
-                 for parts in zip(global_soft, local_soft, masks)]
+        global_soft = global_soft * (unit > 0)
+        local_soft = local_soft * (unit > 0)
+        fused = []
+        for whole, local, mask in zip(global_soft.cpu().numpy(), local_soft.cpu().numpy(), masks.cpu().numpy()):
+            fused.append(fusion.fuse(whole[0], local[0], mask[0], method=self.fusion, blend=self.blend))  # (H, W)
         return images.to_signed(torch.from_numpy(np.stack(fused))[:, None])
+
+    def lung_masks(self, unit: torch.Tensor, masks) -> torch.Tensor:
+        """Boolean (B, 1, H, W) on the method's device: the given masks, or, for each that is None, the lungs found in
+        the X-ray.
+
+        unit: X-rays (B, 1, H, W) in [0, 1]. masks: a boolean (H, W) or None per image, or None.
+        """
+        if masks is None:
+            masks = [None] * len(unit)
+        complete = []
+        for image, mask in zip(unit, masks):
+            complete.append(lungs.lung_mask(image[0].cpu().numpy()) if mask is None else mask)
+        return torch.as_tensor(np.stack(complete), dtype=torch.bool).to(self.device)[:, None]
 
 
 def bone_share(bone: torch.Tensor, soft: torch.Tensor) -> torch.Tensor:
-    """The share in [0, 1] of an image's finest detail that is bone's: e_b / (e_b + e_s), (B, 1, H, W) as its two parts.
+    """The fraction in [0, 1] of an image's finest detail that belongs to its bone: e_b / (e_b + e_s), all (B, 1, H, W).
 
-    e: the local energy of a part's detail, G_2 * (x - G_1 * x)^2 with Gaussians of FINE and AROUND pixels. What an autoencoder loses lies
-    just beyond the detail that it shows, and is taken to belong to the parts in the same ratio (Wiener's filter, two signals).
+    bone, soft: the image's two components, on [-1, 1]. e is the local energy of a component's detail, G_2 * (x - G_1 *
+    x)^2 with Gaussians of ENERGY_SIGMA and FINE_SIGMA pixels. The detail that an autoencoder loses is just finer than
+    the finest that it reproduces, and is taken to belong to the two components in the same ratio (Wiener's filter for
+    two signals).
     """
-    def energy(part: torch.Tensor) -> torch.Tensor:
-        return _blur((part - _blur(part, FINE)).square(), AROUND)
+    bone_energy = _detail_energy(bone)
+    soft_energy = _detail_energy(soft)
+    return bone_energy / (bone_energy + soft_energy + LEAST_ENERGY)
 
-    of_bone = energy(bone)
-    return of_bone / (of_bone + energy(soft) + LEAST_ENERGY)
+
+def _detail_energy(x: torch.Tensor) -> torch.Tensor:
+    """The local energy (B, 1, H, W) of an image's finest detail."""
+    detail = x - _blur(x, FINE_SIGMA)
+    return _blur(detail.square(), ENERGY_SIGMA)
 
 
 def _blur(x: torch.Tensor, sigma: float) -> torch.Tensor:
-    from torchvision.transforms.functional import gaussian_blur  # here, since it takes a second
+    """Gaussian blur, cut off at four sigma."""
+    from torchvision.transforms.functional import gaussian_blur  # imported here, since it takes a second
 
-    return gaussian_blur(x, 2 * round(4 * sigma) + 1, sigma)
+    side = 2 * round(4 * sigma) + 1
+    return gaussian_blur(x, [side, side], [sigma, sigma])
 
 
 def match_brightness(global_soft: torch.Tensor, local_soft: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
-    """The local image (B, 1, H, W), shifted inside the lungs so that its mean there is the global one's (GL-LCM's script)."""
-    area = masks.sum((2, 3), keepdim=True).clamp(min=1)
+    """The local image, shifted inside the lungs so that its mean there is the global image's (GL-LCM's script). (B, 1,
+    H, W) each.
+    """
+    area = masks.sum((2, 3), keepdim=True).clamp(min=1)  # (B, 1, 1, 1)
     shift = ((global_soft - local_soft) * masks).sum((2, 3), keepdim=True) / area
     return local_soft + shift * masks
 
 
-def result_options(chosen) -> dict:
-    """The keywords of any pipeline in the settings of section eval."""
-    return {name: getattr(chosen, name) for name in ("seed", "residual", "strength")}
+def at_full_size(scan: np.ndarray, cxr: torch.Tensor, result: torch.Tensor, residual: bool) -> np.ndarray:
+    """A method's result (1, S, S) in [-1, 1] at the size of its input: (H, W) in [0, 1].
+
+    scan: the input (H, W) in [0, 1]; cxr: the input as the network saw it, (1, S, S) in [-1, 1]. residual: whether the
+    result is the CXR less an estimate of bone (Pipeline.image has that form at the network's size). If so, the estimate
+    alone is brought to full size, and the input keeps its full-resolution detail: input + (result - CXR).
+    """
+    soft = images.from_network(result, scan.shape)
+    if not residual:
+        return soft
+    change = soft - images.from_network(cxr, scan.shape)
+    return np.clip(scan + change, 0, 1)
 
 
-def gllcm_options(lcm) -> dict:
-    """The keywords of GLLCM in the settings of section lcm."""
-    names = ("steps", "guidance", "alpha", "clip_global", "clip_local", "clip_rate", "fusion", "blend")
-    return {name: getattr(lcm, name) for name in names}
+METHODS = {"bsldm": BSLDM, "gllcm": GLLCM}
+
+
+def load(profile: str = config.BASE_PROFILE, method: str = "gllcm", device: str | torch.device = "cpu", *,
+         precision: str = "float32", compiled: bool = False, **changes) -> Pipeline:
+    """A method as a profile of config.yaml has it, for a notebook: load("small").suppress_image(pixels).
+
+    method: "gllcm" or "bsldm". changes: keywords of the method's constructor that replace the profile's, such as steps.
+    Raises UserError for an unknown profile and for weights that are missing or damaged.
+    """
+    if method not in METHODS:
+        raise UserError(f"unknown method '{method}'; there are {', '.join(METHODS)}")
+    settings = config.parse("", (), ["--profile", profile])
+    return METHODS[method].from_settings(settings, device, precision, compiled, **changes)

@@ -1,88 +1,129 @@
-"""The reverse walks in the latent space: BS-LDM's diffusion and GL-LCM's two consistency paths. The network is passed in.
+"""The reverse walks in latent space: BS-LDM's diffusion and GL-LCM's two consistency paths. The network is an argument.
 
-cxr, masked_cxr: (B, C, h, w) latents of the X-ray and of the X-ray times its lung mask. draw(name) gives standard normal noise
-of that shape for "initial", "global/<j>", "local/<j>", "unconditional/<j>" (j counts the steps from 0).
+Names used throughout: cxr and masked_cxr are the latents (B, C, h, w) of the X-ray and of the X-ray times its lung
+mask. draw(name) returns standard normal noise of that shape for the names "initial", "global/<j>", "local/<j>" and
+"unconditional/<j>", where j counts the steps from 0.
 """
 from collections.abc import Callable, Iterable
+from functools import partial
 
 import torch
 
 from . import schedulers
 from .schedulers import LCM_STEPS, TRAIN_STEPS
 
+Estimator = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # unet.ConditionalUNet, plain or compiled
 Draw = Callable[[str], torch.Tensor]
-Progress = Callable[[Iterable], Iterable]  # wraps the steps, for a progress bar
+Progress = Callable[[Iterable], Iterable]  # wraps the list of steps, for a progress bar
 
 
-def estimate(unet: torch.nn.Module, latents: list[torch.Tensor], t: int, conditions: list[torch.Tensor]) -> list[torch.Tensor]:
-    """The predicted noise for each (noisy latent, condition), all in one pass through the network, in float32."""
+def estimate(unet: Estimator, latents: list[torch.Tensor], t: int,
+             conditions: list[torch.Tensor]) -> list[torch.Tensor]:
+    """The predicted noise of several (noisy latent, condition) pairs, computed in one pass through the network.
+
+    latents, conditions: n tensors (B, C, h, w) each. Returns n tensors (B, C, h, w) in float32.
+    """
+    channels = latents[0].shape[1]
     x = torch.cat([torch.cat(latents), torch.cat(conditions)], 1)  # (n B, 2 C, h, w)
-    eps = unet(x, torch.full((len(x),), t, device=x.device))
-    return eps[:, :latents[0].shape[1]].float().chunk(len(latents))  # the first half is the noise
+    timesteps = torch.full((len(x),), t, device=x.device)
+    output = unet(x, timesteps)  # (n B, 2 C, h, w)
+    eps = output[:, :channels]   # the first half is the noise; no sampler reads the other
+    return list(eps.float().chunk(len(latents)))
 
 
 @torch.no_grad()
-def sample_bsldm(unet: torch.nn.Module, cxr: torch.Tensor, draw: Draw, *, steps: int = 1000, sampler: str = "ddpm",
-                 clip: float = 1.4, clip_rate: float = 0.003, clip_lag: int = 0, progress: Progress = iter) -> torch.Tensor:
-    """BS-LDM: the soft-tissue latent (B, C, h, w) for a CXR's latent, with temporal adaptive thresholding.
+def sample_bsldm(unet: Estimator, cxr: torch.Tensor, draw: Draw, *, steps: int = 1000, sampler: str = "ddpm",
+                 clip: float = 1.4, clip_rate: float = 0.003, clip_lag: int = 0,
+                 progress: Progress = iter) -> torch.Tensor:
+    """BS-LDM: sample the soft-tissue latent (B, C, h, w) of a CXR latent, with temporal adaptive thresholding.
 
+    sampler: a name in schedulers.DIFFUSION_SAMPLERS.
+    clip, clip_rate, clip_lag: the bound on |z_0|, see schedulers.threshold.
     Raises ValueError for an unknown sampler or a number of steps outside 1..1000.
     """
     if sampler not in schedulers.DIFFUSION_SAMPLERS:
         raise ValueError(f"unknown sampler '{sampler}'; there are {', '.join(schedulers.DIFFUSION_SAMPLERS)}")
-    take_step, noisy = schedulers.DIFFUSION_SAMPLERS[sampler]
-    walk = schedulers.walk(schedulers.squared_cosine(), schedulers.trailing_timesteps(steps), TRAIN_STEPS)
-    z, before = draw("initial"), None
+    take_step, draws_noise = schedulers.DIFFUSION_SAMPLERS[sampler]
+    alpha_bar = schedulers.squared_cosine()
+    walk = schedulers.walk(alpha_bar, schedulers.trailing_timesteps(steps), TRAIN_STEPS)
+
+    z = draw("initial")
+    previous = None
     for j, step in enumerate(progress(walk)):
-        eps, = estimate(unet, [z], step.t, [cxr])
-        z_0 = schedulers.predict_z_0(z, eps, step, schedulers.threshold(step.position, clip, clip_rate, clip_lag))
-        z = take_step(z, z_0, step, draw(f"global/{j}") if noisy and not step.last else None, before)
-        before = step, z_0
+        eps = estimate(unet, [z], step.t, [cxr])[0]
+        bound = schedulers.threshold(step.position, clip, clip_rate, clip_lag)
+        z_0 = schedulers.predict_z_0(z, eps, step, bound)
+        noise = draw(f"global/{j}") if draws_noise and not step.last else None
+        z = take_step(z, z_0, step, noise, previous)
+        previous = (step, z_0)
     return z
 
 
 @torch.no_grad()
-def sample_gllcm(unet: torch.nn.Module, cxr: torch.Tensor, masked_cxr: torch.Tensor, draw: Draw, *, steps: int = 50,
+def sample_gllcm(unet: Estimator, cxr: torch.Tensor, masked_cxr: torch.Tensor, draw: Draw, *, steps: int = 50,
                  guidance: str = "leg", alpha: float = 3.0, clip_global: float = 2.0, clip_local: float = 3.5,
                  clip_rate: float = 0.025, progress: Progress = iter) -> tuple[torch.Tensor, torch.Tensor]:
-    """GL-LCM: dual-path sampling from one start noise -> (global, local) soft-tissue latents, each (B, C, h, w).
+    """GL-LCM: dual-path sampling from one initial noise -> (global, local) soft-tissue latents, (B, C, h, w) each.
 
+    guidance: a name in GUIDANCE. alpha: its scale.
+    clip_global, clip_local, clip_rate: the bounds on |z_0| of the two paths, see schedulers.threshold.
     Raises ValueError for an unknown guidance or a number of steps outside 1..50.
     """
     if guidance not in GUIDANCE:
         raise ValueError(f"unknown guidance '{guidance}'; there are {', '.join(GUIDANCE)}")
-    walk = schedulers.walk(schedulers.scaled_linear(), schedulers.lcm_timesteps(steps), LCM_STEPS)
-    z_g = z_l = draw("initial")
+    guide = GUIDANCE[guidance]
+    alpha_bar = schedulers.scaled_linear()
+    walk = schedulers.walk(alpha_bar, schedulers.lcm_timesteps(steps), LCM_STEPS)
+
+    z_g = draw("initial")
+    z_l = z_g  # both paths start from the same noise
     for j, step in enumerate(progress(walk)):
-        eps_g, eps_l = GUIDANCE[guidance](unet, z_g, z_l, step.t, cxr, masked_cxr, alpha, lambda j=j: draw(f"unconditional/{j}"))
-        z_0g = schedulers.predict_z_0(z_g, eps_g, step, schedulers.threshold(step.position, clip_global, clip_rate))
-        z_0l = schedulers.predict_z_0(z_l, eps_l, step, schedulers.threshold(step.position, clip_local, clip_rate))
-        z_g = schedulers.lcm_step(z_g, z_0g, step, None if step.last else draw(f"global/{j}"))
-        z_l = schedulers.lcm_step(z_l, z_0l, step, None if step.last else draw(f"local/{j}"))
+        eps_g, eps_l = guide(unet, z_g, z_l, step.t, cxr, masked_cxr, alpha, partial(draw, f"unconditional/{j}"))
+
+        # the global path
+        bound = schedulers.threshold(step.position, clip_global, clip_rate)
+        z_0 = schedulers.predict_z_0(z_g, eps_g, step, bound)
+        z_g = schedulers.lcm_step(z_g, z_0, step, None if step.last else draw(f"global/{j}"))
+
+        # the local path
+        bound = schedulers.threshold(step.position, clip_local, clip_rate)
+        z_0 = schedulers.predict_z_0(z_l, eps_l, step, bound)
+        z_l = schedulers.lcm_step(z_l, z_0, step, None if step.last else draw(f"local/{j}"))
     return z_g, z_l
 
 
+# The guidances: (network, latents of both paths, timestep, both conditions, scale, fresh_noise() -> (B, C, h, w)) ->
+# (eps of the global path, eps of the local path). They differ in what the local path is pushed away from.
+
 def leg(unet, z_g, z_l, t, cxr, masked_cxr, alpha, fresh_noise):
-    """Local-enhanced guidance (GL-LCM): eps_l = (1 - alpha) eps(z_l, CXR) + alpha eps(z_l, masked CXR); three estimates."""
+    """Local-enhanced guidance (GL-LCM): eps_l = (1 - alpha) eps(z_l, CXR) + alpha eps(z_l, masked CXR).
+
+    Three estimates per step.
+    """
     eps_g, whole, masked = estimate(unet, [z_g, z_l, z_l], t, [cxr, cxr, masked_cxr])
-    return eps_g, (1 - alpha) * whole + alpha * masked
+    eps_l = (1 - alpha) * whole + alpha * masked
+    return eps_g, eps_l
 
 
 def leg_shared(unet, z_g, z_l, t, cxr, masked_cxr, alpha, fresh_noise):
-    """Local-enhanced guidance with the global path's own estimate as the first term; two estimates."""
+    """Local-enhanced guidance with the global path's own estimate in place of eps(z_l, CXR). Two estimates."""
     eps_g, masked = estimate(unet, [z_g, z_l], t, [cxr, masked_cxr])
-    return eps_g, (1 - alpha) * eps_g + alpha * masked
+    eps_l = (1 - alpha) * eps_g + alpha * masked
+    return eps_g, eps_l
 
 
 def cfg(unet, z_g, z_l, t, cxr, masked_cxr, alpha, fresh_noise):
-    """What the released script runs: fresh noise over the local estimate's standard deviation as the first term."""
+    """What the released script runs: fresh noise, over the local estimate's deviation, in place of eps(z_l, CXR)."""
     eps_g, masked = estimate(unet, [z_g, z_l], t, [cxr, masked_cxr])
-    return eps_g, (1 - alpha) * fresh_noise() / masked.std((1, 2, 3), keepdim=True) + alpha * masked
+    unconditional = (1 - alpha) * fresh_noise() / masked.std((1, 2, 3), keepdim=True)
+    eps_l = unconditional + alpha * masked
+    return eps_g, eps_l
 
 
 def vanilla(unet, z_g, z_l, t, cxr, masked_cxr, alpha, fresh_noise):
-    """The masked CXR's estimate alone."""
-    return estimate(unet, [z_g, z_l], t, [cxr, masked_cxr])
+    """No guidance: eps(z_l, masked CXR) alone."""
+    eps_g, eps_l = estimate(unet, [z_g, z_l], t, [cxr, masked_cxr])
+    return eps_g, eps_l
 
 
 GUIDANCE = {"leg": leg, "leg_shared": leg_shared, "cfg": cfg, "vanilla": vanilla}

@@ -1,154 +1,210 @@
 """Noise schedules, offset noise, thresholds, and the sampler steps of both methods, all pure functions.
 
-Symbols: alpha_bar_t, the share of the signal's variance left at timestep t (0 = cleanest, 999 = noisiest); z_t the noisy
-latent, z_0 the clean one, eps the noise; z_t = sqrt(alpha_bar_t) z_0 + sqrt(1 - alpha_bar_t) eps (Ho 2020, eq. 4).
+Symbols: alpha_bar_t is the fraction of the signal's variance that is left at timestep t (0 = cleanest, 999 = noisiest),
+z_t the noisy latent, z_0 the clean latent, eps the noise:
+z_t = sqrt(alpha_bar_t) z_0 + sqrt(1 - alpha_bar_t) eps (Ho 2020, eq. 4).
+
 Tables and coefficients are float32 scalars on the CPU, as in the published scripts: near t = 0 the rounding of
-1 - alpha_bar moves a whole BS-LDM walk by 3e-4, and the published numbers have it. No step waits for the device.
-To add a sampler, write its step here and name it in DIFFUSION_SAMPLERS.
+1 - alpha_bar moves a whole BS-LDM walk by 3e-4, and the published numbers include it. No step waits for the device.
+To add a sampler to BS-LDM, write its step here and name it in DIFFUSION_SAMPLERS.
 """
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
-TRAIN_STEPS = 1000            # timesteps of both schedules
-LCM_STEPS = 50                # steps of the full consistency walk
-LCM_SIGMA, LCM_SCALE = 0.5, 10.0   # sigma_data and the timestep scaling of the boundary condition (Luo 2023)
+TRAIN_STEPS = 1000  # timesteps of both schedules
+LCM_STEPS = 50      # steps of the full consistency walk
+LCM_SIGMA = 0.5     # sigma_data of the consistency model's boundary condition (Luo 2023)
+LCM_SCALE = 10.0    # timestep scaling of the boundary condition (Luo 2023)
 
 
 @dataclass(frozen=True)
 class Step:
-    """One step of a walk down: from timestep t to the next one."""
-    t: int                        # timestep that the network is told
-    alpha_bar: torch.Tensor       # at t
-    alpha_bar_prev: torch.Tensor  # at the timestep that follows; 1 at the last step, where z_0 itself is reached
-    position: float               # steps of the full walk already behind, 0 at the noisiest
-    last: bool
+    """One step of a walk from noise to a clean latent: from timestep t to the next, cleaner one."""
+    t: int                        # the timestep, an input of the network
+    alpha_bar: torch.Tensor       # alpha_bar_t, a scalar
+    alpha_bar_prev: torch.Tensor  # at the cleaner timestep that follows; 1 in the last step, which reaches z_0 itself
+    position: float               # how many steps of the full walk lie behind, 0 at the noisiest timestep
+    last: bool                    # whether the walk ends with this step
 
 
 def squared_cosine(offset: float = 0.008, beta_max: float = 0.999) -> torch.Tensor:
     """alpha_bar (1000,) of BS-LDM: beta_t = min(1 - f(t + 1) / f(t), 0.999) (Nichol & Dhariwal 2021, eq. 17)."""
-    f = np.cos((np.arange(TRAIN_STEPS + 1) / TRAIN_STEPS + offset) / (1 + offset) * np.pi / 2) ** 2
-    return _accumulate(torch.from_numpy(np.minimum(1 - f[1:] / f[:-1], beta_max)).float())
+    time = np.arange(TRAIN_STEPS + 1) / TRAIN_STEPS
+    f = np.cos((time + offset) / (1 + offset) * np.pi / 2) ** 2
+    betas = np.minimum(1 - f[1:] / f[:-1], beta_max)
+    return _accumulate(torch.from_numpy(betas).float())
 
 
 def scaled_linear(beta_start: float = 0.00085, beta_end: float = 0.012) -> torch.Tensor:
     """alpha_bar (1000,) of GL-LCM: betas whose square roots are evenly spaced (Rombach 2022)."""
-    return _accumulate(torch.linspace(beta_start ** 0.5, beta_end ** 0.5, TRAIN_STEPS) ** 2)
+    roots = torch.linspace(beta_start ** 0.5, beta_end ** 0.5, TRAIN_STEPS)
+    return _accumulate(roots ** 2)
+
+
+def _accumulate(betas: torch.Tensor) -> torch.Tensor:
+    """alpha_bar_t = product of (1 - beta_s) over s <= t, in float32, as the published trainings had it to the bit."""
+    return torch.cumprod(1 - betas, 0)
 
 
 SCHEDULES = {"squared_cosine": squared_cosine, "scaled_linear": scaled_linear}
 
 
-def _accumulate(betas: torch.Tensor) -> torch.Tensor:
-    """The products of (1 - beta) in float32: to the bit the tables that the published weights were trained with."""
-    return torch.cumprod(1 - betas, 0)
-
-
 def trailing_timesteps(steps: int) -> list[int]:
-    """`steps` of the 1000 timesteps, evenly spaced from 999 down (Lin 2024)."""
+    """`steps` of the 1000 timesteps, evenly spaced from 999 down ("trailing", Lin 2024). ValueError outside 1..1000."""
     _check_steps(steps, TRAIN_STEPS)
     return [round(TRAIN_STEPS - i * TRAIN_STEPS / steps) - 1 for i in range(steps)]
 
 
 def lcm_timesteps(steps: int) -> list[int]:
-    """`steps` of the 50 timesteps 999, 979, ..., 19 of the consistency walk (Luo 2023)."""
+    """`steps` of the 50 timesteps 999, 979, ..., 19 of the consistency walk (Luo 2023). ValueError outside 1..50."""
     _check_steps(steps, LCM_STEPS)
     stride = TRAIN_STEPS // LCM_STEPS
     return [TRAIN_STEPS - 1 - stride * (i * LCM_STEPS // steps) for i in range(steps)]
 
 
+def _check_steps(steps: int, most: int) -> None:
+    if not 1 <= steps <= most:
+        raise ValueError(f"the number of sampling steps must be 1 to {most}, got {steps}")
+
+
 def walk(alpha_bar: torch.Tensor, timesteps: list[int], full: int) -> list[Step]:
-    """The steps through `timesteps` (descending); `full`: number of steps of the whole walk, the unit of `position`."""
-    following = [*alpha_bar[timesteps[1:]], torch.ones(())]
-    return [Step(t, alpha_bar[t], after, (TRAIN_STEPS - 1 - t) * full / TRAIN_STEPS, i == len(timesteps) - 1)
-            for i, (t, after) in enumerate(zip(timesteps, following))]
+    """The steps of a walk through `timesteps`.
+
+    alpha_bar: (1000,). timesteps: descending. full: number of steps of the full walk, the unit of `Step.position`.
+    """
+    steps = []
+    for i, t in enumerate(timesteps):
+        last = i == len(timesteps) - 1
+        alpha_bar_prev = torch.ones(()) if last else alpha_bar[timesteps[i + 1]]
+        position = (TRAIN_STEPS - 1 - t) * full / TRAIN_STEPS
+        steps.append(Step(t, alpha_bar[t], alpha_bar_prev, position, last))
+    return steps
 
 
 def threshold(position: float, start: float, rate: float, lag: int = 0) -> float:
-    """Temporal adaptive thresholding (BS-LDM): the bound c_j = start + rate * j of |z_0| at position j.
+    """Temporal adaptive thresholding (BS-LDM): the bound c_j = start + rate * j on |z_0| at position j.
 
-    j counts steps of the full walk, so a walk of fewer steps meets the same bound at the same noise level. With lag 1 the
-    first two steps use c_0, as in the published loop.
+    j counts steps of the full walk, so a walk of fewer steps applies the same bound at the same noise level. With lag 1
+    the first two steps use c_0, as the published loop does.
     """
     return start + rate * max(position - lag, 0)
 
 
 def add_noise(z_0: torch.Tensor, noise: torch.Tensor, alpha_bar: torch.Tensor) -> torch.Tensor:
-    """z_t for each image: z_0, noise (B, C, h, w), alpha_bar (B,) at its timestep (Ho 2020, eq. 4)."""
-    alpha_bar = alpha_bar.view(-1, 1, 1, 1)
+    """z_t of each image (Ho 2020, eq. 4). z_0, noise: (B, C, h, w). alpha_bar: (B,), at each image's timestep."""
+    alpha_bar = alpha_bar.view(-1, 1, 1, 1)  # (B, 1, 1, 1)
     return alpha_bar.sqrt() * z_0 + (1 - alpha_bar).sqrt() * noise
 
 
 def offset_noise(noise: torch.Tensor, offset: torch.Tensor, coefficient: float) -> torch.Tensor:
-    """Gaussian noise (B, C, h, w) plus coefficient times one normal draw (B, C, 1, 1) a channel (BS-LDM, offset noise)."""
+    """Offset noise (BS-LDM): noise (B, C, h, w) + coefficient * offset (B, C, 1, 1), all standard normal."""
     return noise + coefficient * offset
 
 
-def precondition(variance: torch.Tensor, alpha_bar: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(k, c_in, c_out) for a clean latent that is the CXR's plus something of this variance; alpha_bar: of any shape, as the results.
+def precondition(variance: float, alpha_bar: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """EDM preconditioning about the CXR latent: (k, c_in, c_out), each of alpha_bar's shape.
 
-    The mean of z_0 given z_t is then CXR + k d with d = z_t / sqrt(alpha_bar) - CXR; c_in d and (z_0 - mean) / c_out have unit variance.
-    Karras et al. (NeurIPS 2022), table 1, about the CXR instead of 0, at the noise variance v = (1 - alpha_bar) / alpha_bar.
+    Karras et al. (NeurIPS 2022), table 1: k = c_skip, c_in and c_out with sigma_data^2 = variance and sigma^2 = v,
+    where v = (1 - alpha_bar) / alpha_bar is the noise variance of z_t / sqrt(alpha_bar). EDM's data vary about 0; here
+    the clean latent z_0 varies about the CXR's latent: z_0 - CXR ~ N(0, variance).
+    With d = z_t / sqrt(alpha_bar) - CXR the mean of z_0 given z_t is CXR + k d, and both c_in d and
+    (z_0 - mean) / c_out have unit variance.
     """
     v = (1 - alpha_bar) / alpha_bar
-    return variance / (variance + v), (variance + v).rsqrt(), (variance * v / (variance + v)).sqrt()
+    k = variance / (variance + v)
+    c_in = (variance + v).rsqrt()
+    c_out = (variance * v / (variance + v)).sqrt()
+    return k, c_in, c_out
 
 
 def predict_z_0(z_t: torch.Tensor, eps: torch.Tensor, step: Step, bound: float) -> torch.Tensor:
-    """z_0 = (z_t - sqrt(1 - alpha_bar) eps) / sqrt(alpha_bar), clipped to [-bound, bound]."""
-    return ((z_t - (1 - step.alpha_bar) ** 0.5 * eps) / step.alpha_bar ** 0.5).clamp(-bound, bound)
+    """z_0 = (z_t - sqrt(1 - alpha_bar) eps) / sqrt(alpha_bar), clipped to [-bound, bound]. z_t, eps: (B, C, h, w)."""
+    z_0 = (z_t - (1 - step.alpha_bar) ** 0.5 * eps) / step.alpha_bar ** 0.5
+    return z_0.clamp(-bound, bound)
 
 
-Before = tuple[Step, torch.Tensor]  # the step before and its z_0, for samplers of second order
+# The sampler steps: from z_t and the predicted z_0, each (B, C, h, w), to the latent at the next, cleaner timestep.
+# noise: standard normal, for samplers that draw noise; None in the last step. previous: for samplers of second order.
+
+Previous = tuple[Step, torch.Tensor]  # the step taken before, and the z_0 that was predicted in it
 
 
-def ddpm_step(z_t: torch.Tensor, z_0: torch.Tensor, step: Step, noise: torch.Tensor | None, before: Before | None = None) -> torch.Tensor:
-    """Ancestral step with the posterior's mean and variance (Ho 2020, eq. 6 and 7; "fixed small"), no noise in the last."""
+def ddpm_step(z_t: torch.Tensor, z_0: torch.Tensor, step: Step, noise: torch.Tensor | None,
+              previous: Previous | None = None) -> torch.Tensor:
+    """Ancestral step with the posterior's mean and variance (Ho 2020, eq. 6 and 7; "fixed small").
+
+    The last step adds no noise.
+    """
     alpha = step.alpha_bar / step.alpha_bar_prev
-    beta, beta_bar, beta_bar_prev = 1 - alpha, 1 - step.alpha_bar, 1 - step.alpha_bar_prev
+    beta = 1 - alpha
+    beta_bar = 1 - step.alpha_bar
+    beta_bar_prev = 1 - step.alpha_bar_prev
     mean = step.alpha_bar_prev ** 0.5 * beta / beta_bar * z_0 + alpha ** 0.5 * beta_bar_prev / beta_bar * z_t
-    return mean if step.last else mean + (beta * beta_bar_prev / beta_bar) ** 0.5 * noise
+    if step.last:
+        return mean
+    assert noise is not None, "all steps but the last need noise"
+    variance = beta * beta_bar_prev / beta_bar
+    return mean + variance ** 0.5 * noise
 
 
-def ddim_step(z_t: torch.Tensor, z_0: torch.Tensor, step: Step, noise: torch.Tensor | None, before: Before | None = None) -> torch.Tensor:
-    """Deterministic step (Song 2021, eq. 12 with sigma 0), with the noise that agrees with the thresholded z_0."""
+def ddim_step(z_t: torch.Tensor, z_0: torch.Tensor, step: Step, noise: torch.Tensor | None,
+              previous: Previous | None = None) -> torch.Tensor:
+    """Deterministic step (Song 2021, eq. 12 with sigma = 0), with the noise that agrees with the thresholded z_0."""
     eps = (z_t - step.alpha_bar ** 0.5 * z_0) / (1 - step.alpha_bar) ** 0.5
     return step.alpha_bar_prev ** 0.5 * z_0 + (1 - step.alpha_bar_prev) ** 0.5 * eps
 
 
-def dpmpp_step(z_t: torch.Tensor, z_0: torch.Tensor, step: Step, noise: torch.Tensor | None, before: Before | None = None) -> torch.Tensor:
-    """DPM-Solver++(2M), deterministic, second order, for few steps (Lu 2022, algorithm 2); first order in the first and last step.
+def dpmpp_step(z_t: torch.Tensor, z_0: torch.Tensor, step: Step, noise: torch.Tensor | None,
+               previous: Previous | None = None) -> torch.Tensor:
+    """DPM-Solver++(2M): deterministic, second order, for few steps (Lu 2022, algorithm 2).
 
-    lambda = log(sqrt(alpha_bar) / sqrt(1 - alpha_bar)); z_0 is extrapolated over the two last steps in lambda.
+    lambda = log(sqrt(alpha_bar) / sqrt(1 - alpha_bar)); z_0 is extrapolated over the last two steps in lambda. The
+    first step and the last are of first order.
     """
     if step.last:
         return z_0
-    h = _half_log_snr(step.alpha_bar_prev) - _half_log_snr(step.alpha_bar)
-    if before is not None:
-        r = (_half_log_snr(step.alpha_bar) - _half_log_snr(before[0].alpha_bar)) / h
-        z_0 = (1 + 1 / (2 * r)) * z_0 - 1 / (2 * r) * before[1]
+    lambda_now = _half_log_snr(step.alpha_bar)
+    h = _half_log_snr(step.alpha_bar_prev) - lambda_now
+    if previous is not None:
+        previous_step, previous_z_0 = previous
+        r = (lambda_now - _half_log_snr(previous_step.alpha_bar)) / h
+        z_0 = (1 + 1 / (2 * r)) * z_0 - 1 / (2 * r) * previous_z_0
     ratio = ((1 - step.alpha_bar_prev) / (1 - step.alpha_bar)) ** 0.5
     return ratio * z_t - step.alpha_bar_prev ** 0.5 * torch.expm1(-h) * z_0
 
 
 def _half_log_snr(alpha_bar: torch.Tensor) -> torch.Tensor:
+    """lambda of Lu 2022: half the logarithm of the signal-to-noise ratio."""
     return (alpha_bar.log() - (1 - alpha_bar).log()) / 2
 
 
 def lcm_step(z_t: torch.Tensor, z_0: torch.Tensor, step: Step, noise: torch.Tensor | None) -> torch.Tensor:
-    """Consistency step: d = c_out z_0 + c_skip z_t, noised again to the next timestep; d itself at the last (Luo 2023)."""
+    """Consistency step (Luo 2023): d = c_out z_0 + c_skip z_t, noised again to the next timestep.
+
+    The last step returns d itself.
+    """
     scaled = LCM_SCALE * step.t
     c_skip = LCM_SIGMA ** 2 / (scaled ** 2 + LCM_SIGMA ** 2)
     c_out = scaled / (scaled ** 2 + LCM_SIGMA ** 2) ** 0.5
     d = c_out * z_0 + c_skip * z_t
-    return d if step.last else step.alpha_bar_prev ** 0.5 * d + (1 - step.alpha_bar_prev) ** 0.5 * noise
+    if step.last:
+        return d
+    assert noise is not None, "all steps but the last need noise"
+    return step.alpha_bar_prev ** 0.5 * d + (1 - step.alpha_bar_prev) ** 0.5 * noise
 
 
-# name: (step, whether it draws noise); all walk down the squared-cosine schedule of BS-LDM
-DIFFUSION_SAMPLERS = {"ddpm": (ddpm_step, True), "ddim": (ddim_step, False), "dpmpp": (dpmpp_step, False)}
+class Sampler(NamedTuple):
+    """A sampler of BS-LDM, on the squared-cosine schedule."""
+    step: Callable[..., torch.Tensor]  # (z_t, z_0, step, noise, previous) -> the next latent
+    draws_noise: bool                  # whether its steps, but for the last, need noise
 
 
-def _check_steps(steps: int, most: int) -> None:
-    if not 1 <= steps <= most:
-        raise ValueError(f"the number of sampling steps must be 1 to {most}, got {steps}")
+DIFFUSION_SAMPLERS = {
+    "ddpm": Sampler(ddpm_step, draws_noise=True),
+    "ddim": Sampler(ddim_step, draws_noise=False),
+    "dpmpp": Sampler(dpmpp_step, draws_noise=False),
+}

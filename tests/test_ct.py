@@ -397,7 +397,7 @@ def script(run_here, tmp_path):
 def test_simulating_from_cts(script, chest, tmp_path):
     write_nifti(tmp_path / "scans" / "a" / "one.nii.gz", chest[0])
     status, out, _ = script("simulate.count=4", "simulate.source=both")
-    assert status == 0 and "trainset" in out and not (tmp_path / "set" / "prepared").exists()
+    assert status == 0 and "trainset" in out and not (tmp_path / "set" / ".simulated_cts").exists()
     record = json.loads((tmp_path / "set" / "simulated.json").read_text())
     assert record["source"] == "both" and len(record["cts"]) == 1 and record["version"] == {"phantom": 1, "ct": ct.VERSION}
     files = {path: path.read_bytes() for path in (tmp_path / "set").rglob("*.png")}

@@ -2,10 +2,10 @@
 import numpy as np
 import pytest
 import torch
+from test_augment import augmentation
 
 from models import images
 from models.data import datasets, lists
-from models.data.augment import Augmentation
 from models.runtime.files import UserError
 from models.simulate import phantom
 
@@ -23,14 +23,19 @@ def root(tmp_path):
 
 
 def upper_half(cxr):
-    """Stands for the lungs."""
+    """Stands for the lungs, which are not to be found in images this small."""
     return np.arange(len(cxr))[:, None] * np.ones_like(cxr) < len(cxr) / 2
+
+
+@pytest.fixture(autouse=True)
+def lungs_in_the_upper_half(monkeypatch):
+    monkeypatch.setattr(datasets.lungs, "lung_mask", upper_half)
 
 
 def test_image_source_gives_whole_and_masked_images(root):
     pairs = lists.find_pairs(root)
-    source = datasets.ImageSource(pairs, 32, True, upper_half, workers=0)
-    assert len(source.names) == 12 and len(datasets.ImageSource(pairs, 32, False, upper_half, workers=0).names) == 6
+    source = datasets.ImageSource(pairs, 32, True, workers=0)
+    assert len(source.names) == 12 and len(datasets.ImageSource(pairs, 32, False, workers=0).names) == 6
     batches = list(source.batches([[0, 2], [11]]))
     assert [tuple(batch["image"].shape) for batch in batches] == [(2, 1, 32, 32), (1, 1, 32, 32)]
     soft = images.read(root / "BS" / "2.png").pixels
@@ -42,7 +47,7 @@ def test_image_source_gives_whole_and_masked_images(root):
 
 def test_workers_load_the_same_as_the_process_itself(root):
     pairs = lists.find_pairs(root)
-    alone, helped = (datasets.ImageSource(pairs, 32, False, upper_half, workers=workers) for workers in (0, 2))
+    alone, helped = (datasets.ImageSource(pairs, 32, False, workers=workers) for workers in (0, 2))
     index_lists = [[3, 1], [0, 5], [2]]
     for a, b in zip(alone.batches(index_lists), helped.batches(index_lists)):
         assert torch.equal(a["image"], b["image"])
@@ -57,7 +62,7 @@ def encoder(calls):
 
 def test_latents_are_encoded_once_and_anew_when_an_image_changes(root, tmp_path):
     pairs, calls = lists.find_pairs(root), []
-    arguments = (encoder(calls), "key", pairs, 32, True, upper_half, tmp_path / "latents", 5)
+    arguments = (encoder(calls), "key", pairs, 32, True, tmp_path / "latents", 5)
     first = datasets.cached_latents(*arguments)
     assert sum(calls) == 12 and set(first["0"]) == set(datasets.WHOLE + datasets.MASKED)
     second = datasets.cached_latents(*arguments)
@@ -71,14 +76,14 @@ def test_latents_are_encoded_once_and_anew_when_an_image_changes(root, tmp_path)
 
 def test_processes_share_the_encoding(root, tmp_path):
     pairs, calls = lists.find_pairs(root), []
-    arguments = (encoder(calls), "key", pairs, 32, False, upper_half, tmp_path / "latents", 4)
-    assert datasets.cached_latents(*arguments, mine=slice(0, None, 2)) == {} and sum(calls) == 3
+    arguments = (encoder(calls), "key", pairs, 32, False, tmp_path / "latents", 4)
+    assert datasets.cached_latents(*arguments, shard=slice(0, None, 2)) == {} and sum(calls) == 3
     datasets.cached_latents(*arguments)
     assert sum(calls) == 6
 
 
 def test_a_damaged_latent_is_named(root, tmp_path):
-    arguments = (encoder([]), "key", lists.find_pairs(root), 32, False, upper_half, tmp_path / "latents", 4)
+    arguments = (encoder([]), "key", lists.find_pairs(root), 32, False, tmp_path / "latents", 4)
     datasets.cached_latents(*arguments)
     broken = sorted((tmp_path / "latents").rglob("*.npy"))[0]
     broken.write_bytes(b"")
@@ -97,31 +102,31 @@ def test_latent_source_pairs_whole_with_whole_and_masked_with_masked():
 
 
 def test_augmented_images_change_with_the_epoch_and_with_nothing_else(root):
-    pairs, how = lists.find_pairs(root), Augmentation(flip=True, rotate=5, scale=0.1, contrast=0.1, gamma=0.1)
-    alone, helped = (datasets.ImageSource(pairs, 32, True, upper_half, workers, how, seed=1) for workers in (0, 2))
+    pairs, changes = lists.find_pairs(root), augmentation(flip=True, rotate=5, scale=0.1, contrast=0.1, gamma=0.1)
+    alone, helped = (datasets.ImageSource(pairs, 32, True, workers, changes, seed=1) for workers in (0, 2))
     index_lists = [[0, 1, 2, 3]]
     epochs = [next(alone.batches(index_lists, epoch))["image"] for epoch in (0, 1, 0)]
     assert torch.equal(epochs[0], epochs[2]) and not torch.allclose(epochs[0], epochs[1], atol=0.01)
     assert torch.equal(next(helped.batches(index_lists, 1))["image"], epochs[1])
-    expected = datasets.augmented(lambda kind: datasets.load(pairs["0"], kind, 32, upper_half), "masked_soft", how, "1/1/0")
+    expected = datasets.augmented(lambda kind: datasets.load(pairs["0"], kind, 32), "masked_soft", changes, "1/1/0")
     assert torch.equal(epochs[1][3], expected)  # all four images of a patient alike
 
 
 def test_latents_of_augmented_versions_are_kept_apart_and_taken_in_turn(root, tmp_path):
     pairs, calls = lists.find_pairs(root), []
-    how = Augmentation(rotate=5, scale=0.1, contrast=0.1, gamma=0.1, bone=0.9)
-    arguments = (encoder(calls), "key", pairs, 32, False, upper_half, tmp_path / "latents", 4)
+    changes = augmentation(rotate=5, scale=0.1, contrast=0.1, gamma=0.1, bone=0.9)
+    arguments = (encoder(calls), "key", pairs, 32, False, tmp_path / "latents", 4)
     plain = datasets.cached_latents(*arguments)
-    versions = [datasets.cached_latents(*arguments, how=how, version=version) for version in ("0/0", "0/1")]
+    versions = [datasets.cached_latents(*arguments, augmentation=changes, version=version) for version in ("0/0", "0/1")]
     assert sum(calls) == 18 and len(list((tmp_path / "latents").rglob("*.npy"))) == 18
-    again = datasets.cached_latents(*arguments, how=how, version="0/1")
+    again = datasets.cached_latents(*arguments, augmentation=changes, version="0/1")
     assert sum(calls) == 18 and torch.equal(again["1"]["soft"], versions[1]["1"]["soft"])
     source = datasets.LatentSource(*versions)
     batches = [next(source.batches([[1, 0]], epoch)) for epoch in range(3)]
     for epoch, batch in enumerate(batches):
         assert torch.equal(batch["cxr"][0], versions[epoch % 2]["1"]["cxr"]) and torch.equal(batch["soft"][1], versions[epoch % 2]["0"]["soft"])
     assert not torch.equal(batches[0]["cxr"], batches[1]["cxr"]) and not torch.equal(plain["1"]["cxr"], versions[0]["1"]["cxr"])
-    expected = datasets.augmented(lambda kind: datasets.load(pairs["1"], kind, 32, upper_half), "cxr", how, "0/1/1")
+    expected = datasets.augmented(lambda kind: datasets.load(pairs["1"], kind, 32), "cxr", changes, "0/1/1")
     assert torch.equal(encoder([])(expected[None])[0], versions[1]["1"]["cxr"])
 
 
@@ -147,24 +152,24 @@ def test_what_is_evaluated(root, tmp_path):
 
 
 def test_truth_and_mask_are_looked_for_beside_a_cxr_folder_only(root, tmp_path):
-    assert lists.beside(root / "CXR" / "1.png", "BS") == root / "BS" / "1.png"
-    assert lists.beside(root / "CXR" / "2.png", "Mask") is None
+    assert lists.neighbour(root / "CXR" / "1.png", "BS") == root / "BS" / "1.png"
+    assert lists.neighbour(root / "CXR" / "2.png", "Mask") is None
     images.write(tmp_path / "elsewhere" / "1.png", np.eye(64))
-    assert lists.beside(tmp_path / "elsewhere" / "1.png", "BS") is None
+    assert lists.neighbour(tmp_path / "elsewhere" / "1.png", "BS") is None
 
 
 def test_training_images_are_cut_and_their_bone_changed_alike_in_every_process(root):
     """A part of the image, another one in each epoch; without bone a CXR is its soft tissue."""
-    pairs, no_bone = lists.find_pairs(root), Augmentation(bone=1.0)
-    alone, helped = (datasets.ImageSource(pairs, 64, True, upper_half, workers, no_bone, 24, seed=4) for workers in (0, 1))
+    pairs, no_bone = lists.find_pairs(root), augmentation(bone=1.0)
+    alone, helped = (datasets.ImageSource(pairs, 64, True, workers, no_bone, 24, seed=4) for workers in (0, 1))
     index_lists = [[0, 4], [8]]
     for epoch in (0, 1):
         for a, b in zip(alone.batches(index_lists, epoch), helped.batches(index_lists, epoch)):
             assert a["image"].shape[1:] == (1, 24, 24) and torch.equal(a["image"], b["image"])
     assert not torch.equal(alone[0, 0], alone[0, 1])
-    whole, key = datasets.ImageSource(pairs, 64, True, upper_half, 0, no_bone, 0, seed=4), "4/0/0"
-    cxr, soft, plain = whole[0, 0], whole[1, 0], datasets.load(pairs["0"], "cxr", 64, upper_half)
+    whole, key = datasets.ImageSource(pairs, 64, True, 0, no_bone, 0, seed=4), "4/0/0"
+    cxr, soft, plain = whole[0, 0], whole[1, 0], datasets.load(pairs["0"], "cxr", 64)
     share = (cxr - soft).sum() / (plain - soft).sum()
     assert 0 < share < 1 and torch.allclose(cxr, torch.lerp(soft, plain, share), atol=1e-3)
     places = [(top, left) for top in range(41) for left in range(41) if torch.equal(cxr[:, top:top + 24, left:left + 24], alone[0, 0])]
-    assert len(places) == 1 and torch.equal(datasets.cut(cxr, 24, f"{key}/cxr"), alone[0, 0])
+    assert len(places) == 1 and torch.equal(datasets.crop(cxr, 24, f"{key}/cxr"), alone[0, 0])

@@ -9,12 +9,15 @@ from pathlib import Path
 from unittest import mock
 
 import numpy as np
+import pydicom
 import pytest
+from pydicom.uid import DigitalXRayImageStorageForPresentation, ExplicitVRLittleEndian, generate_uid
 
 import dataSegmentation
 from models import images
 from models.data import lists
 from models.runtime import entry, workers
+from models.simulate import phantom
 
 ROOT = Path(__file__).resolve().parents[1]
 SZCH = ROOT.parent / "shared" / "szch"
@@ -72,7 +75,6 @@ def refused(folder, *settings, lines=1, process=False):
 
 
 def test_simulated_pairs_are_the_phantoms(simulated):
-    from models.simulate import phantom
     assert json.loads((simulated / "set" / "simulated.json").read_text()) == {
         "seed": 0, "size": SIZE, "count": 5, "source": "phantom", "cts": [], "version": {"phantom": phantom.VERSION}}
     pair = phantom.simulate(3, SIZE)
@@ -108,6 +110,25 @@ def test_simulation_never_goes_among_other_images(folder):
     assert "at least 64" in refused(folder, "simulate.count=1", "data.image_size=32", f"data.root={folder}/other")[0]
 
 
+def test_what_the_script_did_not_write_stays_as_it_is(simulated, tmp_path):
+    """A picture in the place of a pair to come, a folder of another name's, a file in the place of the masks' overview."""
+    shutil.copytree(simulated, tmp_path, dirs_exist_ok=True)
+    own = tmp_path / "set" / "CXR" / "7.png"
+    images.write(own, np.eye(SIZE))
+    assert "did not simulate, such as" in refused(tmp_path, "simulate.count=9")[0]
+    own.unlink()
+    (tmp_path / "set" / "prepared").mkdir()
+    (tmp_path / "set" / "prepared" / "notes.txt").write_text("mine")
+    call(tmp_path, "simulate.count=6")
+    assert (tmp_path / "set" / "prepared" / "notes.txt").read_text() == "mine"
+    page = tmp_path / "lists" / "set_masks_1.png"
+    images.write(page, np.eye(100))
+    assert "set_masks_1.png is in the way" in refused(tmp_path, "data.write_masks=true")[0]
+    page.unlink()
+    call(tmp_path, "data.write_masks=true")
+    call(tmp_path, "data.write_masks=true")  # its own overview it may draw again
+
+
 def test_missing_folders_and_partners(folder):
     (folder / "set" / "BS" / "1.png").unlink()
     (folder / "set" / "CXR" / "2.png").unlink()
@@ -132,7 +153,8 @@ def test_all_faults_are_listed_and_can_be_left_out(folder):
     for line, words in zip(errors, expected):
         assert all(word in line for word in words), line
     out, errors = call(folder, "data.skip_faulty=true")
-    assert len(errors) == 4 and "4 faulty left out, 2 pairs kept" in out
+    assert len(errors) == 5 and "4 faulty left out, 2 pairs kept" in out
+    assert "no image for validation: 2 pairs are too few" in errors[4]
     assert "3.png" in (folder / "lists" / "set_trainset.txt").read_text() + (folder / "lists" / "set_testset.txt").read_text()
 
 
@@ -142,6 +164,121 @@ def test_inverted_images_are_named(folder):
         images.write(path, 1 - images.read(path).pixels)
     _, errors = call(folder)
     assert len(errors) == 1 and "bones look dark" in errors[0] and "in 3 (of 5)" in errors[0]
+
+
+def test_exchanged_folders_are_noted(folder):
+    (folder / "set" / "CXR").rename(folder / "set" / "x")
+    (folder / "set" / "BS").rename(folder / "set" / "CXR")
+    (folder / "set" / "x").rename(folder / "set" / "BS")
+    _, errors = call(folder)
+    assert len(errors) == 1 and "more bone than the CXR in 0, 1, 2, 3, 4 (of 5)" in errors[0]
+
+
+def test_the_same_image_in_two_pairs_is_a_fault_also_if_nearly(folder):
+    place = folder / "set"
+    shutil.copy(place / "BS" / "4.png", place / "BS" / "5.png")  # one soft-tissue image for two CXRs
+    cxr = images.read(place / "CXR" / "4.png").pixels
+    soft = images.read(place / "BS" / "4.png").pixels
+    images.write(place / "CXR" / "5.png", cxr + 0.3 * (cxr - soft))
+    images.write(place / "CXR" / "6.png", images.read(place / "CXR" / "2.png").pixels + 1 / 255)
+    images.write(place / "BS" / "6.png", images.read(place / "BS" / "2.png").pixels + 1 / 255)
+    errors = refused(folder, lines=3)
+    assert f"{place}/BS/5.png is the same image as {place}/BS/4.png" in errors[0]
+    assert f"{place}/CXR/6.png is nearly the same image as {place}/CXR/2.png" in errors[1]
+
+
+def test_twins_of_a_simulated_patient_may_be_nearly_equal_and_stay_together(folder):
+    for part in ("CXR", "BS"):
+        for index in range(5):
+            pixels = images.read(folder / "set" / part / f"{index}.png").pixels
+            images.write(folder / "set" / part / f"{index}_normal.png", pixels + 1 / 255)
+    assert call(folder)[1] == []
+    for text in contents(folder / "lists").values():
+        patients = [line.removesuffix(b".png").removesuffix(b"_normal") for line in text.split()]
+        assert sorted(patients) == sorted(2 * sorted(set(patients)))  # each twice
+
+
+@pytest.mark.parametrize("count, empty", [(1, "training and validation: 1 pairs"), (2, "validation: 2 pairs"), (3, None)])
+def test_a_set_without_images_is_noted(folder, count, empty):
+    for part in ("CXR", "BS", "Mask"):
+        for index in range(count, 5):
+            (folder / "set" / part / f"{index}.png").unlink()
+    _, errors = call(folder)
+    assert errors == [] if empty is None else len(errors) == 1 and f"no image for {empty} are too few" in errors[0]
+    shutil.rmtree(folder / "lists")
+    assert call(folder, "data.split=[0,0,1]")[1] == []  # nobody asked for the others
+
+
+def test_names_that_no_list_can_hold_are_faults_before_anything_is_written(folder):
+    for part in ("CXR", "BS", "Mask"):
+        (folder / "set" / part / "3.png").rename(folder / "set" / part / "3 \n.png")
+    errors = refused(folder, lines=3)
+    assert all("a split list cannot hold this name" in line for line in errors[:2])
+    call(folder, "data.skip_faulty=true")
+    call(folder, "data.skip_faulty=true")  # and again: the lists are read back
+
+
+def dicom_pairs(root, numbers):
+    """Pairs 0.dcm, 1.dcm, ... of these PatientIDs; None: an empty one."""
+    for index, number in enumerate(numbers):
+        pair = phantom.simulate(index, SIZE)
+        for part, pixels in (("CXR", pair.cxr), ("BS", pair.soft)):
+            dataset = pydicom.Dataset()
+            dataset.SOPClassUID = DigitalXRayImageStorageForPresentation
+            dataset.SOPInstanceUID = generate_uid()
+            dataset.PatientID = number
+            dataset.Rows, dataset.Columns = pixels.shape
+            dataset.SamplesPerPixel = 1
+            dataset.PhotometricInterpretation = "MONOCHROME2"
+            dataset.BitsAllocated = dataset.BitsStored = 8
+            dataset.HighBit = 7
+            dataset.PixelRepresentation = 0
+            dataset.WindowCenter, dataset.WindowWidth = 128, 256
+            dataset.PixelData = np.rint(255 * pixels).astype(np.uint8).tobytes()
+            dataset.file_meta = pydicom.dataset.FileMetaDataset()
+            dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+            (root / part).mkdir(parents=True, exist_ok=True)
+            dataset.save_as(root / part / f"{index}.dcm", enforce_file_format=True)
+
+
+def listed(folder):
+    """The names in each of the three lists."""
+    texts = [(folder / "lists" / f"set_{part}.txt").read_text() for part in ("trainset", "valset", "testset")]
+    return [{Path(line).stem for line in text.split()} for text in texts]
+
+
+def test_the_patient_id_of_dicom_files_keeps_patients_together(tmp_path):
+    dicom_pairs(tmp_path / "set", ["P0", "P1", "P0", "P1", "P2", "P0", None, "P2"])
+    assert call(tmp_path)[1] == []
+    sets = listed(tmp_path)
+    for patient in ({"0", "2", "5"}, {"1", "3"}, {"4", "7"}):
+        assert sum(bool(patient & names) for names in sets) == 1
+    assert sum(map(len, sets)) == 8
+
+    # lists that were split by image, as earlier versions did
+    for part, names in (("trainset", "012346"), ("valset", "7"), ("testset", "5")):
+        (tmp_path / "lists" / f"set_{part}.txt").write_text("".join(f"{name}.dcm\n" for name in names))
+    errors = refused(tmp_path)
+    assert "the same patient in several sets: 0, 4;" in errors[0] and "P0" not in errors[0]
+    shutil.rmtree(tmp_path / "lists")
+    call(tmp_path, "data.patient=^(.*)$")  # who says otherwise is believed
+
+
+def test_one_patient_id_for_all_is_refused_until_somebody_says_whose_they_are(tmp_path):
+    dicom_pairs(tmp_path / "set", ["anonymous"] * 4)
+    errors = refused(tmp_path)
+    assert "the same PatientID" in errors[0] and "data.patient='^(.*)$'" in errors[0]
+    call(tmp_path, "data.patient=^(.*)$")
+    assert [len(names) for names in listed(tmp_path)] == [2, 1, 1]
+
+
+def test_two_patients_in_one_pair_are_a_fault(tmp_path):
+    dicom_pairs(tmp_path / "set", ["P0", "P1", "P2"])
+    path = tmp_path / "set" / "BS" / "1.dcm"
+    dataset = pydicom.dcmread(path)
+    dataset.PatientID = "P7"
+    dataset.save_as(path)
+    assert "BS/1.dcm has another PatientID" in refused(tmp_path, lines=2)[0]
 
 
 def test_converting_turns_shrinks_and_never_overwrites(folder):
@@ -206,6 +343,8 @@ def test_patients_by_pattern_and_by_table(folder):
     assert "p0_1" in refused(folder, f"data.patient={table}")[0]
     table.write_text("who;what\n")
     assert "columns" in refused(folder, f"data.patient={table}")[0]
+    table.write_text("name,patient\n" + "".join(f"p{index // 2}_{index}.png,p{index // 2}\n" for index in range(5)) + "p0_1,p7\n")
+    assert "names p0_1 twice, with the patients 'p0' and 'p7'" in refused(folder, f"data.patient={table}")[0]
     assert "does not tell" in refused(folder, "data.patient=^(x)")[0]
     for pattern in ("^p[0-9]", "^(p"):
         assert "pattern" in refused(folder, f"data.patient={pattern}")[0]

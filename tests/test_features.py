@@ -1,4 +1,6 @@
-"""ImageNet features for LPIPS: every way of finding them gives the same network; a file that is not plain arrays is refused."""
+"""ImageNet features for LPIPS: every way of finding them gives the same network; a file that is not plain arrays is
+refused.
+"""
 import os
 import pickle
 import sys
@@ -71,7 +73,9 @@ def test_names_and_places_are_torchvisions():
         assert weights.IMAGENET1K_V1.url.endswith("/" + features.DOWNLOADS[net])
         with torch.device("meta"):
             layers = models.get_model(features.NAMES[net], weights=None).features
-        assert features.CONVOLUTIONS[net] == tuple(i for i, layer in enumerate(layers) if isinstance(layer, torch.nn.Conv2d))
+        assert features.CONVOLUTIONS[net] == tuple(
+            i for i, layer in enumerate(layers) if isinstance(layer, torch.nn.Conv2d)
+        )
 
 
 def test_order_is_folder_then_cache_then_package(alexnet, tmp_path, nowhere, monkeypatch):
@@ -114,8 +118,11 @@ def test_a_damaged_or_wrong_file_is_named(alexnet, tmp_path, nowhere):
     write(path.parent, path.name, alexnet)  # not the file whose hash the name promises
     with pytest.raises(UserError, match=f"{path} is damaged: its SHA-256 starts with [0-9a-f]{{8}}, not 7be5be79"):
         features.lpips_network("alex")
-    for name, content, message in (("alexnet.ckpt", b"\x80\x04", "cannot read"), ("alexnet.safetensors", b"text", "cannot read"),
-                                   ("alexnet.ckpt", pickle.dumps({"VGG16_0": {}}), "AlexNet_0' is missing")):
+    for name, content, message in (
+        ("alexnet.ckpt", b"\x80\x04", "cannot read"),
+        ("alexnet.safetensors", b"text", "cannot read"),
+        ("alexnet.ckpt", pickle.dumps({"VGG16_0": {}}), "AlexNet_0' is missing"),
+    ):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(UserError, match=message):
             features.read(tmp_path / name, "alex")

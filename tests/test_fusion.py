@@ -22,7 +22,9 @@ def case():
 
 def opencv(global_soft, local_soft, mask):
     """The published fusion: seamlessClone in 8 bits, its centre such that nothing shifts."""
-    bgr = [cv2.cvtColor(np.rint(image * 255).astype(np.uint8), cv2.COLOR_GRAY2BGR) for image in (global_soft, local_soft)]
+    bgr = [
+        cv2.cvtColor(np.rint(image * 255).astype(np.uint8), cv2.COLOR_GRAY2BGR) for image in (global_soft, local_soft)
+    ]
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     centre = (int(columns[0] + columns[-1] + 1) // 2, int(rows[0] + rows[-1] + 1) // 2)
     clone = cv2.seamlessClone(bgr[1], bgr[0], mask.astype(np.uint8) * 255, centre, cv2.MONOCHROME_TRANSFER)
@@ -33,7 +35,9 @@ def test_poisson_is_opencvs_to_a_grey_level_away_from_the_rim(case):
     mask = case[2]
     global_soft, local_soft = (np.rint(image * 255) / 255 for image in case[:2])  # what OpenCV sees
     found, expected = fusion.fuse(global_soft, local_soft, mask), opencv(*case)
-    rim = cv2.dilate(mask.astype(np.uint8), np.ones((3, 3)), iterations=2) - cv2.erode(mask.astype(np.uint8), np.ones((3, 3)), iterations=5)
+    rim = cv2.dilate(mask.astype(np.uint8), np.ones((3, 3)), iterations=2) - cv2.erode(
+        mask.astype(np.uint8), np.ones((3, 3)), iterations=5
+    )
     away = ~rim.astype(bool)
     assert np.abs(found - expected)[away].max() < 1.05 / 255  # OpenCV cuts off to whole grey levels
     assert np.abs(found - global_soft)[mask].max() > 5 / 255  # it did something
@@ -71,22 +75,27 @@ def test_masks_that_touch_the_border(case, where):
     assert np.isfinite(fused).all() and np.array_equal(fused[0], global_soft[0])
     inner = cv2.erode(mask.astype(np.uint8), np.ones((9, 9)), borderValue=0).astype(bool)
     difference = np.diff(fused, axis=1) - np.diff(local_soft, axis=1)
-    assert np.abs(difference)[inner[:, 1:] & inner[:, :-1]].mean() < np.abs(np.diff(global_soft - local_soft, axis=1)).mean()
+    assert (
+        np.abs(difference)[inner[:, 1:] & inner[:, :-1]].mean()
+        < np.abs(np.diff(global_soft - local_soft, axis=1)).mean()
+    )
 
 
 def test_small_parts_are_dropped_and_empty_masks_change_nothing(case):
     global_soft, local_soft, mask = case
     speck = np.zeros_like(mask)
     speck[150:155, 5:15] = True
-    assert np.array_equal(fusion.drop_small_parts(mask | speck), mask)
+    assert np.array_equal(fusion.drop_small_regions(mask | speck), mask)
     assert np.array_equal(fusion.fuse(global_soft, local_soft, speck), global_soft)
     assert np.array_equal(fusion.fuse(global_soft, local_soft, np.zeros_like(mask)), global_soft)
 
 
 def test_alpha_and_none(case):
     global_soft, local_soft, mask = case
-    found = fusion.fuse(global_soft, local_soft, mask, "alpha", weight=0.25)
-    assert np.allclose(found[mask], 0.75 * global_soft[mask] + 0.25 * local_soft[mask]) and np.array_equal(found[~mask], global_soft[~mask])
+    found = fusion.fuse(global_soft, local_soft, mask, "alpha", blend=0.25)
+    assert np.allclose(found[mask], 0.75 * global_soft[mask] + 0.25 * local_soft[mask]) and np.array_equal(
+        found[~mask], global_soft[~mask]
+    )
     assert np.array_equal(fusion.fuse(global_soft, local_soft, mask, "none"), global_soft)
 
 
@@ -99,6 +108,10 @@ def test_the_callers_arrays_stay(case):
 
 def test_what_does_not_fit_is_refused(case):
     global_soft, local_soft, mask = case
-    for arguments in ((global_soft, local_soft, mask.astype(np.uint8)), (global_soft, local_soft[1:], mask), (global_soft, local_soft, mask, "mean")):
+    for arguments in (
+        (global_soft, local_soft, mask.astype(np.uint8)),
+        (global_soft, local_soft[1:], mask),
+        (global_soft, local_soft, mask, "mean"),
+    ):
         with pytest.raises(ValueError, match="expected two images|unknown fusion"):
             fusion.fuse(*arguments)

@@ -6,42 +6,18 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import pydicom
 import pytest
 import tifffile
 import torch
-from PIL import Image
-from pydicom.data import get_testdata_file
-from pydicom.dataset import FileDataset, FileMetaDataset
-from pydicom.pixels import apply_modality_lut, apply_windowing
-from pydicom.uid import ExplicitVRLittleEndian, RLELossless, SecondaryCaptureImageStorage, generate_uid
+from image_files import GREY8, GREY12, GREY16, close, make_dicom, refused, save_any
+from PIL import Image, ImageOps
 
 from models import images
 from models.runtime.files import UserError
 
 SZCH = Path(__file__).resolve().parents[2] / "shared" / "szch"
-RNG = np.random.default_rng(0)
-GREY8 = RNG.integers(0, 256, (21, 34), dtype=np.uint8)
-GREY16 = RNG.integers(0, 65536, (21, 34), dtype=np.uint16)
-GREY12 = (GREY16 >> 4).astype(np.uint16)
+RNG = np.random.default_rng(1)
 COLOUR8 = RNG.integers(0, 256, (21, 34, 3), dtype=np.uint8)
-
-
-def refused(path, *words):
-    """The one-line refusal of a file, which names it and holds the words."""
-    with pytest.raises(UserError) as error:
-        images.read(path)
-    text = str(error.value)
-    assert str(path) in text and "\n" not in text, text
-    for word in words:
-        assert word in text, text
-
-
-def close(path, expected, bits, tolerance=1e-7):
-    picture = images.read(path)
-    assert picture.pixels.dtype == np.float32 and picture.pixels.shape == expected.shape
-    assert picture.bits == bits and picture.path == path
-    np.testing.assert_allclose(picture.pixels, expected, rtol=0, atol=tolerance)
 
 
 def insert_chunk(png: bytes, kind: bytes, data: bytes) -> bytes:
@@ -81,11 +57,6 @@ def test_png_significant_bits_scaled_as_the_standard_says_and_unscaled(tmp_path)
     plain.write_bytes(insert_chunk(png_bytes(GREY12), b"sBIT", bytes([12])))
     close(scaled, GREY12 / 4095, 12, 2e-5)
     close(plain, GREY12 / 4095, 12)
-
-
-def test_dark_16_bit_png_without_sbit_is_not_stretched(tmp_path):
-    Image.fromarray(GREY12).save(tmp_path / "a.png")
-    close(tmp_path / "a.png", GREY12 / 65535, 16)
 
 
 @pytest.mark.parametrize("ending, tolerance", [("png", 1e-6), ("tif", 1e-6)])
@@ -151,11 +122,224 @@ def test_numpy_arrays(tmp_path):
     for name, values in cases.items():
         np.save(tmp_path / f"{name}.npy", values)
         close(tmp_path / f"{name}.npy", GREY8 / 255, 16)
-    bad = {"wide": (GREY8 / 200, "expected 0 to 1"), "ints": (np.int32(GREY8), "int32"), "pickle": (np.array([{}]), "pickle"),
-           "stack": (np.zeros((5, 8, 9)), "one image"), "holes": (np.where(GREY8 > 9, GREY8 / 255, np.nan), "NaN")}
+    bad = {
+        "wide": (GREY8 / 200, "expected 0 to 1"),
+        "ints": (np.int32(GREY8), "int32"),
+        "pickle": (np.array([{}]), "pickle"),
+        "stack": (np.zeros((5, 8, 9)), "one image"),
+        "holes": (np.where(GREY8 > 9, GREY8 / 255, np.nan), "NaN"),
+    }
     for name, (values, word) in bad.items():
         np.save(tmp_path / f"{name}.npy", values)
         refused(tmp_path / f"{name}.npy", word)
+
+
+@pytest.mark.parametrize("ending", ["bmp", "gif", "webp", "jp2", "j2k", "pgm", "pnm"])
+def test_other_eight_bit_files(tmp_path, ending):
+    path = tmp_path / f"a.{ending}"
+    keywords = {"webp": {"lossless": True}, "pnm": {"format": "PPM"}}.get(ending, {})
+    Image.fromarray(GREY8).save(path, **keywords)
+    close(path, GREY8 / 255, 8, 1e-6)
+    assert list(images.find(tmp_path)) == ["a"]
+
+
+@pytest.mark.parametrize("ending", ["gif", "webp"])
+def test_animations_are_refused(tmp_path, ending):
+    path = tmp_path / f"a.{ending}"
+    Image.fromarray(GREY8).save(path, save_all=True, append_images=[Image.fromarray(255 - GREY8)])
+    refused(path, "2 images")
+
+
+def test_16_bit_pgm_and_jpeg_2000(tmp_path):
+    height, width = GREY16.shape
+    for white, levels, bits in ((65535, GREY16, 16), (4095, GREY12, 12)):
+        path = tmp_path / f"{white}.pgm"
+        path.write_bytes(f"P5\n# a comment\n{width} {height}\n{white}\n".encode() + levels.astype(">u2").tobytes())
+        close(path, levels / white, bits)
+        path.write_bytes(path.read_bytes()[:-2])
+        refused(path)
+        text = tmp_path / f"text{white}.pgm"
+        text.write_text(f"P2 {width} {height} {white}\n" + "\n".join(str(level) for level in levels.ravel()))
+        close(text, levels / white, bits, 1e-5)
+    Image.fromarray(GREY16).save(tmp_path / "a.jp2", irreversible=False)
+    close(tmp_path / "a.jp2", GREY16 / 65535, 16)
+    # A codestream of 12 bits: the precision is byte 42 behind its start.
+    content = bytearray((tmp_path / "a.jp2").read_bytes())
+    start = content.index(b"\xff\x4f\xff\x51")
+    assert content[start + 42] == 15
+    content[start + 42] = 11
+    (tmp_path / "b.jp2").write_bytes(content)
+    assert images.read(tmp_path / "b.jp2").bits == 12
+
+
+@pytest.mark.parametrize("number", [np.float16, np.float32, np.float64])
+def test_float_tiff_of_any_width(tmp_path, number):
+    values = (GREY8 / 255).astype(number)
+    tifffile.imwrite(tmp_path / "a.tif", values)
+    close(tmp_path / "a.tif", values.astype(np.float64), 16)
+    tifffile.imwrite(tmp_path / "stack.tif", np.stack([values] * 2), photometric="minisblack")
+    refused(tmp_path / "stack.tif", "2 images")
+
+
+def test_big_endian_numpy_arrays(tmp_path):
+    np.save(tmp_path / "a.npy", GREY16.astype(">u2"))
+    close(tmp_path / "a.npy", GREY16 / 65535, 16)
+    np.save(tmp_path / "b.npy", (GREY16 / 65535).astype(">f8"))
+    close(tmp_path / "b.npy", GREY16 / 65535, 16)
+
+
+# --- Ranges
+
+def save_16(path, levels):
+    if path.suffix == ".npy":
+        np.save(path, levels)
+    elif path.suffix == ".pgm":
+        path.write_bytes(f"P5 {levels.shape[1]} {levels.shape[0]} 65535\n".encode() + levels.astype(">u2").tobytes())
+    else:
+        Image.fromarray(levels).save(path)
+
+
+@pytest.mark.parametrize("ending", ["png", "tif", "npy", "pgm", "jp2"])
+@pytest.mark.parametrize("largest, bits", [(200, 8), (900, 10), (2500, 12), (4095, 12), (4096, 14), (16383, 14)])
+def test_few_bits_in_16_are_found_and_said(tmp_path, ending, largest, bits):
+    path = tmp_path / f"a.{ending}"
+    levels = (GREY16.astype(np.float64) / GREY16.max() * largest).round().astype(np.uint16)
+    assert levels.max() == largest
+    save_16(path, levels)
+    white = 2 ** bits - 1
+    close(path, levels / white, bits)
+    picture = images.read(path)
+    assert f"read as {bits} bits" in picture.note and f"above {white} of 65535" in picture.note
+    assert "\n" not in picture.note and "eval.range" in picture.note
+    whole = images.read(path, "container")
+    np.testing.assert_allclose(whole.pixels, levels / 65535, atol=1e-7)
+    assert whole.note == "" and whole.bits == 16
+
+
+def test_what_uses_a_quarter_of_its_range_stays_as_it_is(tmp_path):
+    levels = (GREY16 >> 2).astype(np.uint16)
+    levels[0, 0] = 16384
+    Image.fromarray(levels).save(tmp_path / "a.png")
+    close(tmp_path / "a.png", levels / 65535, 16)
+    assert images.read(tmp_path / "a.png").note == ""
+    Image.fromarray((GREY8 >> 4)).save(tmp_path / "b.png")  # 8 bits are never stretched
+    close(tmp_path / "b.png", (GREY8 >> 4) / 255, 8)
+    assert images.read(tmp_path / "b.png").note == ""
+
+
+def test_white_is_zero_in_few_bits(tmp_path):
+    tifffile.imwrite(tmp_path / "a.tif", GREY12, photometric="miniswhite")
+    close(tmp_path / "a.tif", 1 - GREY12 / 4095, 12)
+
+
+def test_16_bit_colour_of_few_bits(tmp_path):
+    cv2.imwrite(str(tmp_path / "a.png"), np.repeat(GREY12[..., None], 3, -1))
+    close(tmp_path / "a.png", GREY12 / 4095, 12, 1e-6)
+
+
+def test_tiff_maximum_as_declared_or_as_counted(tmp_path):
+    for declared, bits in ((4095, 12), (3900, 12), (65535, 16)):
+        levels = np.minimum(GREY12, 3900)
+        tifffile.imwrite(tmp_path / "a.tif", levels, photometric="minisblack", extratags=[(281, 3, 1, declared, True)])
+        close(tmp_path / "a.tif", levels / (2 ** bits - 1), bits)
+        assert images.read(tmp_path / "a.tif").note == ""
+
+
+def test_given_limits(tmp_path):
+    Image.fromarray(GREY12).save(tmp_path / "a.png")
+    picture = images.read(tmp_path / "a.png", (1000, 3000))
+    np.testing.assert_allclose(picture.pixels, np.clip((GREY12 - 1000.0) / 2000, 0, 1), atol=1e-7)
+    assert "eval.range" in picture.note and "%" in picture.note
+    assert images.read(tmp_path / "a.png", (0, 4095)).note == ""
+    signed = GREY12.astype(np.int16) - 2048
+    tifffile.imwrite(tmp_path / "signed.tif", signed)
+    np.save(tmp_path / "signed.npy", signed)
+    np.save(tmp_path / "float.npy", signed.astype(np.float64))
+    for name in ("signed.tif", "signed.npy", "float.npy"):
+        refused(tmp_path / name)
+        np.testing.assert_allclose(images.read(tmp_path / name, (-2048, 2047)).pixels, GREY12 / 4095, atol=1e-7)
+    Image.fromarray(GREY8).save(tmp_path / "eight.png")
+    with pytest.raises(UserError, match="hold at most 255"):
+        images.read(tmp_path / "eight.png", (0, 4095))
+
+
+def test_limits_as_a_setting():
+    assert images.parse_limits("auto") == "auto" and images.parse_limits("container") == "container"
+    assert images.parse_limits("4095") == (0, 4095)
+    assert images.parse_limits("-1024..3071") == (-1024, 3071) and images.parse_limits("0..1.5") == (0, 1.5)
+    for wrong in ("automatic", "", "5..", "..5", "3..3", "9..2", "-5", "0", "nan", "1e3"):
+        with pytest.raises(UserError, match="eval.range="):
+            images.parse_limits(wrong)
+
+
+@pytest.mark.parametrize("ending", ["png", "tif", "npy", "pgm"])
+def test_few_bits_are_written_back_as_few_bits(tmp_path, ending):
+    """The result's grey values are the input's: an unchanged image comes back to the number, and is read to the same
+    pixels."""
+    path = tmp_path / f"a.{ending}"
+    save_16(path, GREY12)
+    for limits in ("auto", "container", (0, 4095), (100, 4000)):
+        picture = images.read(path, limits)
+        images.write_like(tmp_path / "out.png", picture.pixels, picture)
+        written = np.asarray(Image.open(tmp_path / "out.png"))
+        expected = np.clip(GREY12, 100, 4000) if limits == (100, 4000) else GREY12
+        assert written.dtype == np.uint16 and np.array_equal(written, expected), limits
+        again = images.read(tmp_path / "out.png")
+        assert np.array_equal(again.pixels, picture.pixels) and again.note == "", limits
+        assert np.array_equal(cv2.imread(str(tmp_path / "out.png"), cv2.IMREAD_UNCHANGED), written)
+
+
+def test_eight_bits_are_written_back_between_given_limits(tmp_path):
+    Image.fromarray(GREY8).save(tmp_path / "a.png")
+    picture = images.read(tmp_path / "a.png", (20, 127))
+    images.write_like(tmp_path / "out.png", picture.pixels, picture)
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "out.png")), np.clip(GREY8, 20, 127))
+    assert np.array_equal(images.read(tmp_path / "out.png").pixels, picture.pixels)
+
+
+def test_dark_results_are_not_taken_for_few_bits(tmp_path):
+    """What this project writes declares its range, so that a dark picture, as of a deviation, is read as it is."""
+    images.write(tmp_path / "a.png", GREY8 / 255 * 0.05, 16)
+    close(tmp_path / "a.png", GREY8 / 255 * 0.05, 16, 1e-5)
+    assert images.read(tmp_path / "a.png").note == ""
+
+
+# --- Orientation
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("ending", ["png", "tif", "webp", "jpg", "16.png", "16.tif", "colour16.tif"])
+def test_exif_orientation_is_turned_and_turned_back(tmp_path, ending, orientation):
+    """Upright as Pillow turns it; the result lies as the file does and says so."""
+    exif = Image.Exif()
+    exif[274] = orientation
+    path = tmp_path / f"a.{ending}"
+    smooth = cv2.GaussianBlur(np.kron(GREY8, np.ones((8, 8), np.uint8)), (0, 0), 8)
+    levels = smooth.astype(np.uint16) * 257 if "16" in ending else smooth
+    if ending == "colour16.tif":
+        tifffile.imwrite(
+            path, np.repeat(levels[..., None], 3, -1), photometric="rgb", extratags=[(274, 3, 1, orientation, True)]
+        )
+    else:
+        keywords = {"jpg": {"quality": 98}, "webp": {"lossless": True}}.get(ending, {})
+        Image.fromarray(levels).save(path, exif=exif, **keywords)
+    stored = Image.fromarray(smooth)
+    stored.info["exif"] = exif.tobytes()
+    stored.getexif()[274] = orientation
+    upright = np.asarray(ImageOps.exif_transpose(stored))
+    picture = images.read(path)
+    assert picture.pixels.shape == upright.shape
+    np.testing.assert_allclose(picture.pixels, upright / 255, atol=0.02 if ending == "jpg" else 1e-6)
+    images.write_like(tmp_path / "out.png", picture.pixels, picture)
+    with Image.open(tmp_path / "out.png") as result:
+        assert result.getexif().get(274, 1) == orientation
+        assert result.size == smooth.shape[::-1]
+    again = images.read(tmp_path / "out.png")
+    np.testing.assert_allclose(again.pixels, picture.pixels, atol=0.51 / 255)
+
+
+def test_damaged_exif_is_no_orientation(tmp_path):
+    (tmp_path / "a.png").write_bytes(insert_chunk(png_bytes(GREY8), b"eXIf", b"II*\0\xff\xff\xff\xff"))
+    close(tmp_path / "a.png", GREY8 / 255, 8)
 
 
 # --- Damage
@@ -172,7 +356,7 @@ def test_missing_empty_folder_and_no_image(tmp_path):
     assert "object at 0x" not in str(told.value)
 
 
-@pytest.mark.parametrize("ending", ["png", "jpg", "tif", "npy", "dcm"])
+@pytest.mark.parametrize("ending", ["png", "jpg", "tif", "npy", "dcm", "bmp", "gif", "webp", "jp2", "pgm"])
 def test_truncated_files_are_noticed_at_any_length(tmp_path, ending, capfd):
     whole = tmp_path / f"whole.{ending}"
     save_any(whole, np.kron(GREY8, np.ones((4, 4), np.uint8)))
@@ -208,131 +392,33 @@ def test_claimed_sizes_are_refused_from_the_header(tmp_path):
     refused(tmp_path / "a.npy", "9000 x 9000")
 
 
-# --- DICOM
-
-def make_dicom(path, stored, bits=12, **tags):
-    meta = FileMetaDataset()
-    meta.TransferSyntaxUID, meta.MediaStorageSOPClassUID = ExplicitVRLittleEndian, SecondaryCaptureImageStorage
-    meta.MediaStorageSOPInstanceUID = generate_uid(entropy_srcs=[path.name])
-    dataset = FileDataset(path, {}, file_meta=meta, preamble=b"\0" * 128)
-    dataset.SOPClassUID, dataset.SOPInstanceUID = meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID
-    dataset.Rows, dataset.Columns = stored.shape
-    dataset.SamplesPerPixel, dataset.PhotometricInterpretation = 1, "MONOCHROME2"
-    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = 8 * stored.dtype.itemsize, bits, bits - 1
-    dataset.PixelRepresentation, dataset.PixelData = int(stored.dtype.kind == "i"), stored.tobytes()
-    for key, value in tags.items():
-        setattr(dataset, key, value)
-    dataset.save_as(path, enforce_file_format=True)
-    return dataset
+@pytest.mark.parametrize("width, height", [(30000, 1000), (1, 60_000_000), (8193, 1)])
+def test_thin_images_are_refused_since_they_are_padded_to_squares(tmp_path, width, height):
+    header = width.to_bytes(4, "big") + height.to_bytes(4, "big") + bytes([8, 0, 0, 0, 0])
+    content = png_bytes(GREY8)
+    path = tmp_path / "a.png"
+    path.write_bytes(content[:8] + insert_chunk(content[:33], b"IHDR", header)[33:] + content[33:])
+    refused(path, f"{width} x {height}", "square")
+    np.save(tmp_path / "long.npy", np.zeros((1, 8192), np.uint8))
+    images.read(tmp_path / "long.npy")
 
 
-def save_any(path, levels):
-    if path.suffix == ".dcm":
-        make_dicom(path, levels, 8)
-    elif path.suffix == ".npy":
-        np.save(path, levels)
-    else:
-        Image.fromarray(levels).save(path)
+@pytest.mark.parametrize("shape", [(0, 5), (5, 0), (0, 0), (0, 4, 3)])
+def test_empty_arrays_are_refused(tmp_path, shape):
+    np.save(tmp_path / "a.npy", np.zeros(shape))
+    refused(tmp_path / "a.npy", "no pixels")
 
 
-def test_dicom_without_window_uses_the_range_of_its_bits(tmp_path):
-    make_dicom(tmp_path / "a.dcm", GREY12)
-    close(tmp_path / "a.dcm", GREY12 / 4095, 12)
-    make_dicom(tmp_path / "b.dcm", GREY12, RescaleSlope=2, RescaleIntercept=-1000)
-    close(tmp_path / "b.dcm", GREY12 / 4095, 12)
-    make_dicom(tmp_path / "c.dcm", GREY12 | 0xF000)  # overlays in the unused bits
-    close(tmp_path / "c.dcm", GREY12 / 4095, 12)
-    signed = GREY12.astype(np.int16) - 2048
-    make_dicom(tmp_path / "d.dcm", signed)
-    close(tmp_path / "d.dcm", GREY12 / 4095, 12)
-
-
-@pytest.mark.parametrize("function", ["LINEAR", "LINEAR_EXACT", "SIGMOID"])
-def test_dicom_window_as_pydicom_applies_it(tmp_path, function):
-    dataset = make_dicom(tmp_path / "a.dcm", GREY12, RescaleSlope=2, RescaleIntercept=-1000, WindowCenter=[2500, 40],
-                         WindowWidth=[1800, 400], VOILUTFunction=function)
-    expected = apply_windowing(apply_modality_lut(GREY12, dataset), dataset)  # in the range of the rescaled values
-    low, high = -1000, 4095 * 2 - 1000
-    close(tmp_path / "a.dcm", (expected - low) / (high - low), 12, 1e-6)
-
-
-def test_dicom_monochrome1_is_inverted_after_the_window(tmp_path):
-    window = {"WindowCenter": 3000, "WindowWidth": 1000}
-    make_dicom(tmp_path / "one.dcm", GREY12, PhotometricInterpretation="MONOCHROME1", **window)
-    make_dicom(tmp_path / "two.dcm", GREY12, **window)
-    two = images.read(tmp_path / "two.dcm").pixels
-    assert 0.3 < (two == 0).mean() < 0.8  # the window cuts, so the order matters
-    close(tmp_path / "one.dcm", 1 - two, 12)
-
-
-def test_dicom_voi_table(tmp_path):
-    table = pydicom.Dataset()
-    curve = (np.sqrt(np.arange(4096) / 4095) * 1023).astype(np.uint16)
-    table.LUTDescriptor, table.LUTData = [4096, 0, 10], curve.tolist()
-    table["LUTDescriptor"].VR, table["LUTData"].VR = "US", "US"
-    make_dicom(tmp_path / "a.dcm", GREY12, VOILUTSequence=pydicom.Sequence([table]))
-    close(tmp_path / "a.dcm", curve[GREY12] / 1023, 12)
-
-
-def test_dicom_refusals_come_before_unpacking(tmp_path):
-    make_dicom(tmp_path / "frames.dcm", GREY12, NumberOfFrames=2)
-    refused(tmp_path / "frames.dcm", "2 frames")
-    make_dicom(tmp_path / "giant.dcm", GREY12, Rows=60000, Columns=60000)
-    refused(tmp_path / "giant.dcm", "60000 x 60000")
-    make_dicom(tmp_path / "zero.dcm", GREY12, WindowCenter=1, WindowWidth=0)
-    refused(tmp_path / "zero.dcm", "window width")
-    dataset = make_dicom(tmp_path / "bomb.dcm", GREY8, 8)
-    segment = bytes([129, 0]) * 500_000  # 128 zeros each: 64 MB for 714 pixels
-    header = np.array([1, 64] + [0] * 14, "<u4").tobytes()
-    dataset.PixelData = pydicom.encaps.encapsulate([header + segment])
-    dataset["PixelData"].is_undefined_length = True
-    dataset.file_meta.TransferSyntaxUID = RLELossless
-    dataset.save_as(tmp_path / "bomb.dcm", enforce_file_format=True)
-    refused(tmp_path / "bomb.dcm", "unpack")
-
-
-def test_pydicoms_own_files():
-    plain, packed = (images.read(get_testdata_file(name)).pixels for name in ("MR_small.dcm", "MR_small_RLE.dcm"))
-    assert np.array_equal(plain, packed) and not images.constant(plain)
-    images.read(get_testdata_file("image_dfl.dcm"))  # deflated
-    refused(get_testdata_file("rtplan.dcm"), "no pixel data")
-    refused(get_testdata_file("MR_truncated.dcm"))
-
-
-def test_missing_decoder_names_what_to_install(monkeypatch):
-    path = get_testdata_file("MR_small_jpeg_ls_lossless.dcm")
-    from pydicom.pixels.decoders import JPEGLSLosslessDecoder
-    monkeypatch.setattr(JPEGLSLosslessDecoder, "_available", {})
-    refused(path, "pip install pylibjpeg", "JPEG-LS")
-
-
-def test_derived_dicom_keeps_patient_depth_and_size_and_is_new(tmp_path):
-    source = make_dicom(tmp_path / "in.dcm", GREY12, PatientName="Doe^Jane", PatientID="7", StudyInstanceUID=generate_uid(),
-                        SeriesInstanceUID=generate_uid(), WindowCenter=2000, WindowWidth=3000, PixelPaddingValue=0,
-                        PixelSpacing=[0.2, 0.2], PhotometricInterpretation="MONOCHROME1")
-    before = (tmp_path / "in.dcm").read_bytes()
-    result = RNG.random(GREY12.shape)
-    images.write_dicom(tmp_path / "out" / "a.dcm", result, tmp_path / "in.dcm", "bone-suppressed, not for diagnosis")
-    close(tmp_path / "out" / "a.dcm", result, 12, 0.51 / 4095)
-    derived = pydicom.dcmread(tmp_path / "out" / "a.dcm")
-    for keyword in ("PatientName", "PatientID", "StudyInstanceUID", "PixelSpacing", "SOPClassUID"):
-        assert derived[keyword].value == source[keyword].value
-    for keyword in ("SOPInstanceUID", "SeriesInstanceUID"):
-        assert derived[keyword].value != source[keyword].value
-    assert derived.file_meta.MediaStorageSOPInstanceUID == derived.SOPInstanceUID
-    assert derived.ImageType == ["DERIVED", "SECONDARY"] and derived.SeriesDescription == "bone-suppressed, not for diagnosis"
-    assert derived.SourceImageSequence[0].ReferencedSOPInstanceUID == source.SOPInstanceUID
-    assert (tmp_path / "in.dcm").read_bytes() == before and os.listdir(tmp_path / "out") == ["a.dcm"]
-    make_dicom(tmp_path / "odd.dcm", GREY8[:, :33], 8)
-    images.write_dicom(tmp_path / "odd out.dcm", GREY8[:, :33] / 255, tmp_path / "odd.dcm", "x")
-    close(tmp_path / "odd out.dcm", GREY8[:, :33] / 255, 8)
-    packed = get_testdata_file("MR_small_RLE.dcm")
-    images.write_dicom(tmp_path / "packed.dcm", images.read(packed).pixels, packed, "x")
-    close(tmp_path / "packed.dcm", images.read(packed).pixels, 16, 1e-5)
-    colour = get_testdata_file("SC_rgb_small_odd.dcm")
-    images.write_dicom(tmp_path / "grey.dcm", images.read(colour).pixels, colour, "x")
-    close(tmp_path / "grey.dcm", images.read(colour).pixels, 8, 0.51 / 255)
-    assert "PlanarConfiguration" not in pydicom.dcmread(tmp_path / "grey.dcm")
+def test_names_that_are_not_utf8_are_refused_in_one_line(tmp_path):
+    name = os.fsdecode(os.fsencode(tmp_path) + b"/bad\xff.png")
+    try:
+        Image.fromarray(GREY8).save(name)
+    except OSError:
+        pytest.skip("this file system takes UTF-8 only")
+    for ask in (lambda: images.read(name), lambda: images.find(tmp_path)):
+        with pytest.raises(UserError, match="not UTF-8; rename") as error:
+            ask()
+        str(error.value).encode()
 
 
 def test_raw_jsrt_files(tmp_path):
@@ -400,6 +486,11 @@ def test_find_in_natural_order_and_its_refusals(tmp_path):
         (tmp_path / name).write_bytes(b"\0" * 128 + b"DICM" if name == "DICOMDIR" else b"x")
     make_dicom(tmp_path / "1.2.840.7", GREY12)
     (tmp_path / "3.png").mkdir()
+    assert list(images.find(tmp_path)) == ["1.2.840.7", "2", "10", "a1"]
+    assert images.foreign(tmp_path) == []
+    for name in ("lateral.heic", "ct.nii.gz", ".hidden.heic"):
+        (tmp_path / name).touch()
+    assert [path.name for path in images.foreign(tmp_path)] == ["ct.nii.gz", "lateral.heic"]
     assert list(images.find(tmp_path)) == ["1.2.840.7", "2", "10", "a1"]
     (tmp_path / "2.png").touch()
     with pytest.raises(UserError, match="same name"):
@@ -479,7 +570,7 @@ def test_constant_images_are_refused(tmp_path):
 
 
 def test_polarity_of_simulated_patients():
-    phantom = pytest.importorskip("models.phantom")
+    phantom = pytest.importorskip("models.simulate.phantom")
     for seed in range(6):
         cxr = phantom.simulate(seed, 96).cxr
         assert not images.inverted(cxr) and images.inverted(1 - cxr)

@@ -4,7 +4,7 @@ import pytest
 
 from models import images
 from models.evaluation import insertion
-from models.evaluation.run import Case
+from models.evaluation.cases import Case
 from models.runtime.files import UserError
 
 SIZE = 256
@@ -133,7 +133,7 @@ def test_an_evaluation_leaves_the_table_and_a_line_per_nodule(tmp_path, patient)
         assert cxr.shape == (1, 1, SIZE, SIZE) and cxr.min() < 0 and masks[0].dtype == bool
         return 0.5 * cxr
 
-    written = insertion.evaluate(half, [case], tmp_path, size=SIZE, nodules=str(tmp_path / "nodules.npz"), count=3, method="half")
+    written = insertion.evaluate(half, [case], tmp_path, size=SIZE, nodules=str(tmp_path / "nodules.npz"), count=3, title="half")
     assert "half" in written and "0.500" in written and (tmp_path / "insertion.txt").read_text() == written
     lines = (tmp_path / "insertion.csv").read_text().splitlines()
     assert lines[0].startswith("image,nodule,x,y") and len(lines) == 4

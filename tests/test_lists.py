@@ -1,14 +1,16 @@
 """Split lists, the matching of files into pairs, and the faults of a pair."""
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from skimage.data import camera
 from skimage.transform import resize
 
 from models import images
-from models.data import lists
+from models.data import checks, duplicates, lists, splits
 from models.runtime.files import UserError
+from models.simulate import phantom
 
 SZCH = Path(__file__).resolve().parents[2] / "shared" / "szch"
 NAMES = [f"{index}.png" for index in range(741)]
@@ -22,21 +24,21 @@ PICTURE = resize(camera(), (96, 80), anti_aliasing=True).astype(np.float32)  # a
                                                   (10, (0.8, 0.0, 0.2), [8, 0, 2]), (9, (1.0, 0.0, 0.0), [9, 0, 0]),
                                                   (100, (0.29, 0.57, 0.14), [29, 57, 14])])
 def test_split_sizes(count, shares, sizes):
-    sets = lists.split(NAMES[:count], shares, 0)
+    sets = splits.split(NAMES[:count], shares, 0)
     assert [len(names) for names in sets] == sizes
     assert sorted(sum(sets, [])) == sorted(NAMES[:count])  # nothing twice, nothing lost
 
 
 def test_split_depends_on_the_seed_and_not_on_the_order():
-    first = lists.split(NAMES, (0.8, 0.1, 0.1), 3)
-    assert first == lists.split(reversed(NAMES), (0.8, 0.1, 0.1), 3)
-    assert first != lists.split(NAMES, (0.8, 0.1, 0.1), 4)
+    first = splits.split(NAMES, (0.8, 0.1, 0.1), 3)
+    assert first == splits.split(reversed(NAMES), (0.8, 0.1, 0.1), 3)
+    assert first != splits.split(NAMES, (0.8, 0.1, 0.1), 4)
     assert first[0] != sorted(first[0], key=images.natural)
 
 
 def test_a_patients_images_stay_together():
     patients = {name: f"patient {index // 3}" for index, name in enumerate(NAMES)}  # 247 patients
-    sets = lists.split(NAMES, (0.8, 0.1, 0.1), 0, patients)
+    sets = splits.split(NAMES, (0.8, 0.1, 0.1), 0, patients)
     homes = [{patients[name] for name in names} for names in sets]
     assert [len(home) for home in homes] == [197, 24, 26] and sum(map(len, sets)) == 741
     assert not homes[0] & homes[1] and not homes[0] & homes[2] and not homes[1] & homes[2]
@@ -45,7 +47,7 @@ def test_a_patients_images_stay_together():
 @pytest.mark.parametrize("shares", [(0.8, 0.1), (0.8, 0.3, 0.1), (1.1, -0.2, 0.1)])
 def test_wrong_shares_are_refused(shares):
     with pytest.raises(UserError, match="data.split"):
-        lists.split(NAMES, shares, 0)
+        splits.split(NAMES, shares, 0)
 
 
 # --- Lists
@@ -104,6 +106,39 @@ def test_names_must_lie_in_the_folder(tmp_path):
     refused(path, "lead out", folder)
 
 
+UNLISTABLE = ["a\nb.png", " a.png", "a.png ", "\x0ba.png", "a\x0b.png", "a\u2028b.png", "\ufeffa.png", "bad\udcff.png", "sub/a.png"]
+
+
+@pytest.mark.parametrize("name", UNLISTABLE)
+def test_a_name_that_would_not_be_read_back_is_not_written(tmp_path, name):
+    path = tmp_path / "list.txt"
+    with pytest.raises(UserError, match="rename"):
+        lists.write_list(path, ["0.png", name])
+    assert not path.exists()
+
+
+def test_odd_names_that_a_list_can_hold_come_back(tmp_path):
+    names = ["a b.png", "Röntgen.png", "#1.png", "a,b;c.png", "-.png"]
+    lists.write_list(tmp_path / "list.txt", names)
+    assert lists.read_list(tmp_path / "list.txt") == [Path(name).stem for name in names]
+
+
+# --- Folders
+
+def test_images_in_sub_folders_are_counted(tmp_path, capsys):
+    images.write(tmp_path / "0.png", PICTURE)
+    assert list(lists.inputs(tmp_path, tmp_path)) == ["0"] and capsys.readouterr().err == ""
+    for name in ("a/1.png", "a/b/2.png", ".hidden/3.png"):
+        images.write(tmp_path / name, PICTURE)
+    (tmp_path / "a" / "notes.txt").write_text("no image")
+    assert list(lists.inputs(tmp_path, tmp_path)) == ["0"]
+    assert f"2 images lie in sub-folders of {tmp_path} and are not read" in capsys.readouterr().err
+    (tmp_path / "0.png").unlink()
+    with pytest.raises(UserError, match="no image in .*2 images lie in sub-folders") as error:
+        lists.inputs(tmp_path, tmp_path)
+    assert "\n" not in str(error.value)
+
+
 # --- Pairs
 
 def make_pairs(root, names=("0", "1", "2")):
@@ -146,7 +181,7 @@ def faults_of(tmp_path, cxr, soft, mask=None):
     for path, pixels in zip(paths, (cxr, soft, mask)):
         if pixels is not None:
             images.write(path, pixels)
-    return lists.check_pair(*paths[:2], paths[2] if mask is not None else None)
+    return checks.check_pair(*paths[:2], paths[2] if mask is not None else None)
 
 
 def test_a_good_pair_has_no_faults(tmp_path):
@@ -171,12 +206,62 @@ def test_each_fault_of_a_pair_is_told(tmp_path, name, change, word):
 def test_all_faults_of_a_pair_are_told_at_once(tmp_path):
     (tmp_path / "soft.png").write_text("no image")
     images.write(tmp_path / "cxr.png", PICTURE * 0)
-    assert len(lists.check_pair(tmp_path / "cxr.png", tmp_path / "soft.png")) == 2
+    assert len(checks.check_pair(tmp_path / "cxr.png", tmp_path / "soft.png")) == 2
+
+
+def test_names_that_no_list_can_hold_are_faults(tmp_path):
+    images.write(tmp_path / "CXR" / "a\nb.png", PICTURE)
+    images.write(tmp_path / "BS" / "a\nb.png", PICTURE ** 2)
+    faults = checks.check_pair(tmp_path / "CXR" / "a\nb.png", tmp_path / "BS" / "a\nb.png")
+    assert len(faults) == 2 and all("rename" in fault and "\n" not in fault for fault in faults)
+
+
+# --- The same image twice
+
+def jpeg(pixels):
+    _, content = cv2.imencode(".jpg", np.rint(255 * pixels).astype(np.uint8), [cv2.IMWRITE_JPEG_QUALITY, 80])
+    return cv2.imdecode(content, cv2.IMREAD_GRAYSCALE).astype(np.float32) / 255
+
+
+NEAR = {"a grey more": lambda pixels: np.clip(pixels + 1 / 255, 0, 1), "darker": lambda pixels: 0.9 * pixels,
+        "half the size": lambda pixels: images.resize(pixels, (128, 128)), "JPEG": jpeg,
+        "noise": lambda pixels: np.clip(pixels + np.random.default_rng(0).normal(0, 0.01, pixels.shape), 0, 1).astype(np.float32)}
+
+
+@pytest.mark.parametrize("change", NEAR)
+def test_nearly_equal_images_are_found(tmp_path, change):
+    finder = duplicates.Finder()
+    for seed in range(3):
+        pixels = phantom.simulate(seed, 256).cxr
+        images.write(tmp_path / f"{seed}.png", pixels, 16)
+        finder.add(str(seed), tmp_path / f"{seed}.png", duplicates.sketch(pixels))
+    near = NEAR[change](phantom.simulate(1, 256).cxr)
+    images.write(tmp_path / "near.png", near, 16)
+    assert finder.find(tmp_path / "near.png", duplicates.sketch(near)) == "1"
+    assert finder.find(tmp_path / "near.png", duplicates.sketch(near), ignored=["1"]) is None
+
+
+def test_other_patients_and_the_mirror_image_are_not_nearly_equal(tmp_path):
+    finder = duplicates.Finder()
+    for seed in range(12):
+        pixels = phantom.simulate(seed, 96).cxr
+        images.write(tmp_path / f"{seed}.png", pixels)
+        assert finder.find(tmp_path / f"{seed}.png", duplicates.sketch(pixels)) is None
+        finder.add(str(seed), tmp_path / f"{seed}.png", duplicates.sketch(pixels))
+        assert not duplicates.nearly_equal(pixels, pixels[:, ::-1])
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_exchanged_images_show_more_bone_in_the_soft_tissue(seed):
+    pair = phantom.simulate(seed, 128)
+    assert not checks.look_exchanged(pair.cxr, pair.soft) and checks.look_exchanged(pair.soft, pair.cxr)
+    assert not checks.look_exchanged(pair.cxr, 0.7 * pair.soft + 0.1)  # another window is no bone
 
 
 @pytest.mark.skipif(not SZCH.is_dir(), reason=f"no real pairs in {SZCH}")
 def test_real_pairs_are_aligned_and_shuffled_ones_are_not():
     pairs = list(lists.find_pairs(SZCH).values())
-    assert [lists.check_pair(*pair) for pair in pairs] == [[]] * 3
+    assert [checks.check_pair(*pair) for pair in pairs] == [[]] * 3
     for pair, other in zip(pairs, pairs[1:] + pairs[:1]):
-        assert "not aligned" in lists.check_pair(pair[0], other[1])[0]
+        assert "not aligned" in checks.check_pair(pair[0], other[1])[0]
+        assert not checks.examine(pair).exchanged and checks.examine((pair[1], pair[0], None)).exchanged

@@ -67,7 +67,7 @@ def reference_ms_ssim(x: np.ndarray, y: np.ndarray, data_range: float) -> float:
         s_xx, s_yy, s_xy = mean(x * x) - m_x ** 2, mean(y * y) - m_y ** 2, mean(x * y) - m_x * m_y
         terms = (2 * s_xy + (0.03 * data_range) ** 2) / (s_xx + s_yy + (0.03 * data_range) ** 2)
         if scale == 4:
-            terms = terms * (2 * m_x * m_y + (0.01 * data_range) ** 2) / (m_x ** 2 + m_y ** 2 + (0.01 * data_range) ** 2)
+            terms = terms * (2 * m_x * m_y + (0.01 * data_range) ** 2) / (m_x**2 + m_y**2 + (0.01 * data_range) ** 2)
         value *= max(terms.mean(), 0) ** weight
     return value
 
@@ -84,7 +84,8 @@ def test_ms_ssim_is_the_definition(images):
 
 def test_ms_ssim_with_the_published_range_gives_the_published_number(images):
     assert float(losses.ms_ssim(*images)) == pytest.approx(EXPECTED["ms_ssim"], rel=1e-4)
-    dark = smooth("losses/x", 192).clamp(max=-0.6)  # the guess is right where every scale reaches below -0.5, as X-rays do
+    # the guess is right where every scale reaches below -0.5, as X-rays do
+    dark = smooth("losses/x", 192).clamp(max=-0.6)
     other = (dark + 0.1 * torch.from_numpy(draw("losses/y", (1, 1, 192, 192)))).clamp(-1, 1)
     assert losses.ms_ssim(dark, other, as_published=False) == losses.ms_ssim(dark, other)
 
@@ -142,7 +143,9 @@ def test_adversarial_terms_give_the_published_numbers(logits):
     assert float(generator) == pytest.approx(EXPECTED["adversarial_generator"], rel=1e-4)
     both = EXPECTED["adversarial_discriminator_fake"] + EXPECTED["adversarial_discriminator_real"]
     assert float(discriminator) == pytest.approx(0.5 * both, rel=1e-4)
-    assert float(losses.least_squares(torch.tensor([-2.0, 3.0]), 1)) == pytest.approx(((-0.1 - 1) ** 2 + (3 - 1) ** 2) / 2)
+    assert float(losses.least_squares(torch.tensor([-2.0, 3.0]), 1)) == pytest.approx(
+        ((-0.1 - 1) ** 2 + (3 - 1) ** 2) / 2
+    )
 
 
 def hybrid(monkeypatch=None, **weights) -> losses.HybridLoss:
@@ -158,8 +161,16 @@ def test_hybrid_loss_is_the_weighted_sum_of_its_terms(images, logits, monkeypatc
     expected = {"pixel": EXPECTED["mse"], "commitment": 0.25, "perceptual": float((images[0] - target).abs().max()),
                 "adversarial": EXPECTED["adversarial_generator"], "ms_ssim": 1 - float(losses.ms_ssim(*images))}
     assert {name: float(term) for name, term in terms.items()} == pytest.approx(expected, rel=1e-4)
-    weighted = (expected["pixel"] + 0.25 + 0.001 * expected["perceptual"] + 0.01 * expected["adversarial"] + 0.5 * expected["ms_ssim"])
-    assert float(total.detach()) == pytest.approx(weighted, rel=1e-4) and not any(term.requires_grad for term in terms.values())
+    weighted = (
+        expected["pixel"]
+        + 0.25
+        + 0.001 * expected["perceptual"]
+        + 0.01 * expected["adversarial"]
+        + 0.5 * expected["ms_ssim"]
+    )
+    assert float(total.detach()) == pytest.approx(weighted, rel=1e-4) and not any(
+        term.requires_grad for term in terms.values()
+    )
     total.backward()
     assert float(prediction.grad.abs().max()) > 0
     halves = EXPECTED["adversarial_discriminator_fake"] + EXPECTED["adversarial_discriminator_real"]
@@ -176,12 +187,49 @@ def test_hybrid_loss_skips_what_weighs_nothing(images, monkeypatch):
     assert set(terms) == {"pixel", "commitment"} and float(total) == pytest.approx(EXPECTED["l1"] + 0.5, rel=1e-4)
 
 
+@pytest.mark.parametrize("weight", [0.5, 0.0])
+def test_autoencoder_objective_updates_each_network_by_its_own_loss(weight):
+    """Two parameters as networks: reconstruction g x, logits d x; every gradient is worked out by hand."""
+    g = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
+    d = torch.tensor(2.0, dtype=torch.float64, requires_grad=True)
+    image = torch.full((3, 1, 4, 4), 0.6, dtype=torch.float64)
+    commitment = 0.25 * g
+    networks = {"vqgan": lambda x: (g * x, commitment), "discriminator": lambda x: d * x}
+    minimised, logged = losses.autoencoder_objective(hybrid(adversarial=weight))(networks, {"image": image}, None)
+    # pixel (0.3 - 0.6)^2, commitment 0.125, adversarial (0.6 - 1)^2 with fake logits of 0.6; computed in float32
+    assert float(logged["loss"].detach()) == pytest.approx(0.09 + 0.125 + weight * 0.16, rel=1e-6)
+    assert minimised["vqgan"] is logged["loss"]
+    slope, = torch.autograd.grad(minimised["vqgan"], g, retain_graph=True)
+    assert float(slope) == pytest.approx(2 * (0.3 - 0.6) * 0.6 + 0.25 + weight * 2 * (0.6 - 1) * 2 * 0.6, rel=1e-6)
+    if not weight:
+        assert set(minimised) == {"vqgan"} and set(logged) == {"loss", "pixel", "commitment"}
+        return
+    # discriminator: half of fake 0.6 against 0 and real 1.2 against 1, and nothing of it reaches the generator
+    assert (
+        float(minimised["discriminator"])
+        == pytest.approx(weight * 0.5 * (0.36 + 0.04), rel=1e-6)
+        == float(logged["discriminator"])
+    )
+    slopes = torch.autograd.grad(minimised["discriminator"], (g, d), allow_unused=True)
+    assert slopes[0] is None and float(slopes[1]) == pytest.approx(weight * (0.6 * 0.3 + 0.2 * 0.6), rel=1e-6)
+
+
 def test_noise_loss_counts_the_noises_channels_only():
-    predicted, noise = torch.from_numpy(draw("losses/predicted", (3, 8, 5, 6))), torch.from_numpy(draw("losses/noise", (3, 4, 5, 6)))
+    predicted, noise = (
+        torch.from_numpy(draw("losses/predicted", (3, 8, 5, 6))),
+        torch.from_numpy(draw("losses/noise", (3, 4, 5, 6))),
+    )
     expected = np.mean((predicted.numpy()[:, :4].astype(float) - noise.numpy()) ** 2)
     assert float(losses.noise_loss(predicted, noise)) == pytest.approx(expected, rel=1e-6)
-    weighted = np.mean([w * np.mean((p - n) ** 2) for w, p, n in zip((2, 0, 0.5), predicted.numpy()[:, :4].astype(float), noise.numpy())])
-    assert float(losses.noise_loss(predicted, noise, torch.tensor([2.0, 0.0, 0.5]))) == pytest.approx(weighted, rel=1e-6)
+    weighted = np.mean(
+        [
+            w * np.mean((p - n) ** 2)
+            for w, p, n in zip((2, 0, 0.5), predicted.numpy()[:, :4].astype(float), noise.numpy())
+        ]
+    )
+    assert float(losses.noise_loss(predicted, noise, torch.tensor([2.0, 0.0, 0.5]))) == pytest.approx(
+        weighted, rel=1e-6
+    )
     assert losses.noise_loss(predicted.bfloat16(), noise).dtype == torch.float32
     for wrong in (predicted[:, :3], predicted[:1], predicted[..., :1]):
         with pytest.raises(ValueError, match="at least the noise's channels"):

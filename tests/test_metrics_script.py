@@ -10,7 +10,7 @@ import pytest
 
 import metrics
 from models import features, images, scores
-from models.evaluation import report
+from models.evaluation import report, scoring
 from models.runtime.files import UserError
 
 SIDE = 64
@@ -101,12 +101,45 @@ def test_missing_folder_ends_in_one_line_with_status_2(folder, run_here):
 
 
 def test_all_done_is_status_0_and_resizing_is_said(folder, monkeypatch, capsys):
-    images.write(folder / "two" / "1.png", np.full((2 * SIDE, SIDE), 0.5))
+    images.write(folder / "two" / "1.png", np.full((2 * SIDE, 2 * SIDE), 0.5))
     assert main(monkeypatch, *arguments(folder, "two")) == 0
     assert f"3 images at {SIDE} x {SIDE}, 1 of them resized to that (area average" in capsys.readouterr().out
     tree = json.loads((folder / "out" / "metrics.json").read_text())
     assert set(tree["summary"]) == {scores.REFERENCE, "two"} and math.isfinite(tree["summary"]["two"]["LPIPS"]["mean"])
-    assert tree["tests"] == []
+    assert len(tree["tests"]) == 8 and {(test["a"], test["b"]) for test in tree["tests"]} == {(scores.REFERENCE, "two")}
+
+
+def test_another_aspect_ratio_is_a_fault_and_not_a_squeeze(folder, monkeypatch, capsys):
+    images.write(folder / "two" / "1.png", np.full((2 * SIDE, SIDE), 0.5))
+    images.write(folder / "two" / "10.png", np.full((2 * SIDE + 1, 2 * SIDE), 0.5))  # rounded to a pixel
+    images.write(folder / "Mask" / "2.png", np.ones((SIDE // 2, SIDE)))
+    assert main(monkeypatch, *arguments(folder, "two")) == 1
+    told = capsys.readouterr().err
+    assert f"1 is not scored: {folder}/two/1.png is {SIDE} x {2 * SIDE}, but the truth {SIDE} x {SIDE}: of another aspect" in told
+    assert f"2 is not scored inside the lungs: {folder}/Mask/2.png is {SIDE} x {SIDE // 2}" in told and "10 is not" not in told
+
+
+def test_images_of_other_runs_in_a_folder_are_noted(folder, monkeypatch, capsys):
+    summary = {"method": "x", "seconds_per_image": {"1": 1.0}, "results_of_earlier_runs": ["2"]}
+    (folder / "two" / "summary.json").write_text(json.dumps(summary))
+    assert main(monkeypatch, *arguments(folder, "two")) == 0
+    told = capsys.readouterr().err
+    assert f"note: {folder}/two holds images that its summary.json does not list, perhaps another method's: 10\n" in told
+    (folder / "two" / "unfinished_0.jsonl").write_text("")
+    assert main(monkeypatch, *arguments(folder, "two")) == 0
+    assert f"note: an evaluation in {folder}/two has not ended" in capsys.readouterr().err
+
+
+def test_a_place_for_tables_that_is_not_ones_own_is_refused_before_the_scoring(folder, monkeypatch):
+    monkeypatch.setattr(scores, "Lpips", lambda *_: pytest.fail("built"))
+    images.write(folder / "CXR" / "comparison.png", np.full((SIDE, SIDE), 0.5))
+    before = (folder / "CXR" / "comparison.png").read_bytes()
+    with pytest.raises(UserError, match="CXR/comparison.png is there already"):
+        main(monkeypatch, *arguments(folder, "two"), f"metrics.output={folder}/CXR")
+    assert (folder / "CXR" / "comparison.png").read_bytes() == before
+    (folder / "file").write_text("")
+    with pytest.raises(UserError, match="cannot write .*file/out"):
+        main(monkeypatch, *arguments(folder, "two"), f"metrics.output={folder}/file/out")
 
 
 def test_a_list_masks_and_their_faults(folder, monkeypatch, capsys):
@@ -146,8 +179,8 @@ def test_nothing_in_common_is_a_users_error_before_the_network_is_built(folder, 
 
 
 def test_methods_are_named_by_their_folder():
-    assert report.name_methods(("runs/ldm_eval", "runs/lcm/")) == {"ldm_eval": "runs/ldm_eval", "lcm": "runs/lcm/"}
-    assert report.name_methods(("a/test", "b/test", "c")) == {"a/test": "a/test", "b/test": "b/test", "c": "c"}
+    assert scoring.name_methods(("runs/ldm_eval", "runs/lcm/")) == {"ldm_eval": "runs/ldm_eval", "lcm": "runs/lcm/"}
+    assert scoring.name_methods(("a/test", "b/test", "c")) == {"a/test": "a/test", "b/test": "b/test", "c": "c"}
     for same in (("a", "./a"), ()):
         with pytest.raises(UserError, match="several different"):
-            report.name_methods(same)
+            scoring.name_methods(same)

@@ -46,7 +46,9 @@ def test_vqgan_parts_and_one_step_of_the_codebook():
     image = draw("vqgan/image", (2, 1, 64, 64)).tanh()
     z_e = vqgan.encode(image)
     z_q, loss, indices = vqgan.quantize(z_e)
-    assert close(z_e, expected["z_e"]) and close(z_q, expected["z_q"]) and (indices.numpy() == expected["indices"]).all()
+    assert (
+        close(z_e, expected["z_e"]) and close(z_q, expected["z_q"]) and (indices.numpy() == expected["indices"]).all()
+    )
     assert close(vqgan.decode(z_q), expected["decode_z_q"]) and close(vqgan.decode(z_e), expected["decode_z_e"])
     assert close(loss, expected["quantization_loss"]) and torch.equal(vqgan.latent(image), z_q)
     _, train_loss = vqgan.train()(image)
@@ -66,7 +68,9 @@ def test_discriminator_logits():
     fill(critic)
     expected = np.load(GOLDEN / "discriminator.npz")
     found = [critic(target), critic(prediction)]
-    assert sorted(expected.files) and all(any(close(logits, expected[key]) for logits in found) for key in expected.files)
+    assert sorted(expected.files) and all(
+        any(close(logits, expected[key]) for logits in found) for key in expected.files
+    )
 
 
 def test_quantisation_is_float32_and_straight_through():
@@ -74,7 +78,9 @@ def test_quantisation_is_float32_and_straight_through():
     z_e = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0), requires_grad=True)
     with torch.autocast("cpu", torch.bfloat16):
         z_q, loss, indices = codebook(z_e)
-    distances = torch.cdist(z_e.detach().permute(0, 2, 3, 1).reshape(-1, 4).double(), codebook.embedding.weight.double())
+    distances = torch.cdist(
+        z_e.detach().permute(0, 2, 3, 1).reshape(-1, 4).double(), codebook.embedding.weight.double()
+    )
     assert z_q.dtype == loss.dtype == torch.float32 and torch.equal(indices.flatten(), distances.argmin(1))
     z_q.sum().backward()
     assert torch.equal(z_e.grad, torch.ones_like(z_e))
@@ -118,7 +124,9 @@ def test_activation_checkpointing_gives_the_same_gradients():
 def test_time_embedding_is_cosines_then_sines():
     found = time_embedding(torch.tensor([0, 7]), 128)
     i = np.arange(64)
-    assert np.allclose(found[1], np.concatenate([np.cos(7 * 10000 ** (-i / 64)), np.sin(7 * 10000 ** (-i / 64))]), atol=1e-6)
+    assert np.allclose(
+        found[1], np.concatenate([np.cos(7 * 10000 ** (-i / 64)), np.sin(7 * 10000 ** (-i / 64))]), atol=1e-6
+    )
 
 
 def test_attention_is_softmax_attention():
@@ -145,14 +153,18 @@ def test_shapes_that_cannot_be_are_refused(call, words):
 
 @pytest.mark.parametrize("t", [5, 100, 400, 950])
 def test_preconditioning_is_the_posterior_of_a_gaussian(t):
-    """Latents that differ from the CXR's by N(0, 0.3^2): k d is the regression of z_0 - CXR on d, and what is left has unit variance."""
+    """Latents that differ from the CXR's by N(0, 0.3^2): k d is the regression of z_0 - CXR on d, and what is left has
+    unit variance.
+    """
     alpha_bar = schedulers.scaled_linear()[t].double()
     k, c_in, c_out = (float(value) for value in schedulers.precondition(0.09, alpha_bar))
     random = np.random.default_rng(0)
     difference, noise = 0.3 * random.standard_normal(400_000), random.standard_normal(400_000)
     d = difference + noise * float(((1 - alpha_bar) / alpha_bar).sqrt())
     assert k == pytest.approx(np.cov(d, difference)[0, 1] / d.var(), rel=0.03, abs=2e-4)
-    assert (c_in * d).std() == pytest.approx(1, rel=0.01) and ((difference - k * d) / c_out).std() == pytest.approx(1, rel=0.01)
+    assert (c_in * d).std() == pytest.approx(1, rel=0.01) and ((difference - k * d) / c_out).std() == pytest.approx(
+        1, rel=0.01
+    )
 
 
 def test_a_network_with_a_prior_starts_at_the_cxr_and_is_judged_by_what_its_layers_get_wrong():
@@ -165,7 +177,11 @@ def test_a_network_with_a_prior_starts_at_the_cxr_and_is_judged_by_what_its_laye
     z_0 = (z_t - (1 - alpha_bar).sqrt() * unet(torch.cat([z_t, cxr], 1), t)[:, :4]) / alpha_bar.sqrt()
     k, c_in, c_out = schedulers.precondition(0.09, alpha_bar)
     assert torch.allclose(z_0[:2], (cxr + k * (z_t / alpha_bar.sqrt() - cxr))[:2], atol=1e-4)  # the layers give 0
-    assert torch.allclose(unet(torch.cat([z_t, cxr], 1), t)[2, :4], ((z_t - alpha_bar.sqrt() * cxr) / (1 - alpha_bar).sqrt())[2], atol=1e-4)
+    assert torch.allclose(
+        unet(torch.cat([z_t, cxr], 1), t)[2, :4],
+        ((z_t - alpha_bar.sqrt() * cxr) / (1 - alpha_bar).sqrt())[2],
+        atol=1e-4,
+    )
     torch.nn.init.normal_(unet.out[2].weight, std=0.05)
     predicted = unet(torch.cat([z_t, cxr], 1), t)
     layers = unet.layers(torch.cat([c_in * (z_t / alpha_bar.sqrt() - cxr), cxr], 1), t)
@@ -178,7 +194,11 @@ def test_a_network_with_a_prior_starts_at_the_cxr_and_is_judged_by_what_its_laye
 def test_a_prior_is_kept_with_the_weights(tmp_path):
     unet = fill(ConditionalUNet(**SMALL_UNET, prior=0.2, schedule="squared_cosine"))
     unet.save(tmp_path / "unet.safetensors")
-    again, x, t = ConditionalUNet.load(tmp_path / "unet.safetensors"), draw("unet/x", (2, 8, 8, 8)), torch.tensor([10, 990])
+    again, x, t = (
+        ConditionalUNet.load(tmp_path / "unet.safetensors"),
+        draw("unet/x", (2, 8, 8, 8)),
+        torch.tensor([10, 990]),
+    )
     assert torch.equal(again(x, t), unet(x, t)) and again.settings["prior"] == 0.2
     assert not torch.allclose(fill(ConditionalUNet(**SMALL_UNET))(x, t), unet(x, t), atol=0.1)
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from scipy.signal import find_peaks
 
-from models.simulate import phantom
+from models.simulate import field, geometry, phantom, skeleton, soft_tissue
+from models.simulate.anatomy import draw_anatomy
 
 SIZE = 128
 SEEDS = range(12)
@@ -21,7 +22,7 @@ def patients():
 @pytest.fixture
 def upright():
     """An anatomy whose pose is the identity, so that patient and image coordinates agree."""
-    return dataclasses.replace(phantom._draw_anatomy(0), shift=(0.0, 0.0), turn=0.0, yaw=0.0, zoom=1.0)
+    return dataclasses.replace(draw_anatomy(0), shift=(0.0, 0.0), turn=0.0, yaw=0.0, zoom=1.0)
 
 
 def psnr(pair):
@@ -95,7 +96,7 @@ def test_bone_only_adds_brightness_and_as_much_as_real_bone(patients):
 
 
 def test_without_bone_both_images_differ_by_noise_alone(monkeypatch):
-    monkeypatch.setattr(phantom, "_skeleton", lambda anatomy, size: np.zeros((size, size), np.float32))
+    monkeypatch.setattr(skeleton, "skeleton", lambda anatomy, size: np.zeros((size, size), np.float32))
     assert min(psnr(phantom.simulate(seed, SIZE)) for seed in range(4)) > 35
 
 
@@ -133,8 +134,8 @@ def test_several_ribs_cross_a_vertical_line_through_each_lung(patients):
 
 def test_twelve_pairs_of_ribs_fall_sideways_and_forward():
     for seed in SEEDS:
-        anatomy = phantom._draw_anatomy(seed)
-        path = phantom._ribs(anatomy).path
+        anatomy = draw_anatomy(seed)
+        path = skeleton.ribs(anatomy).path
         right, left = path[:12], path[12:]
         assert path.shape == (24, path.shape[1], 3)
         assert (right[..., 0] < 0).all() and (left[..., 0] > 0).all()
@@ -150,8 +151,8 @@ def test_twelve_pairs_of_ribs_fall_sideways_and_forward():
 def test_a_hollow_tube_is_bright_at_its_rims(upright):
     size, radius, weight = 400, 0.05, 0.002
     path = np.stack([np.zeros(9), np.linspace(0.3, 0.7, 9), np.zeros(9)], -1)[None]
-    tube = phantom._tubes(path, radius, radius, weight, 0)
-    shell = phantom._shell(tube, tube.cortex, 1.0, upright, size)
+    tube = geometry.make_tubes(path, radius, radius, weight, 0)
+    shell = geometry.shell(tube, tube.cortex, 1.0, upright, size)
     assert shell.sum() / size**2 == pytest.approx(2 * np.pi * radius * 0.4 * weight, rel=0.01)
     x = (np.arange(size) + 0.5) / size - 0.5
     within = np.abs(x) < 0.8 * radius
@@ -161,26 +162,52 @@ def test_a_hollow_tube_is_bright_at_its_rims(upright):
 
 def test_a_solid_tube_has_the_thickness_of_a_cylinder(upright):
     size, radius = 400, 0.03
-    thickness = phantom._ribbon(np.array([[(0.0, 0.2), (0.0, 0.5), (0.0, 0.8)]]), radius, upright, size)
+    thickness = geometry.ribbon(np.array([[(0.0, 0.2), (0.0, 0.5), (0.0, 0.8)]]), radius, upright, size)
     x = (np.arange(size) + 0.5) / size - 0.5
     within = np.abs(x) < 0.8 * radius
     assert thickness[150:250, within].mean(0) == pytest.approx(2 * np.sqrt(radius**2 - x[within] ** 2), rel=0.03)
 
 
 def test_pixels_and_patient_coordinates_are_inverse():
-    anatomy = phantom._draw_anatomy(7)
-    x, y = phantom._patient_grid(anatomy, SIZE)
+    anatomy = draw_anatomy(7)
+    x, y = geometry.patient_grid(anatomy, SIZE)
     row, column = np.mgrid[:SIZE, :SIZE]
-    back = phantom._project(anatomy, np.stack([x, y], -1), SIZE)
+    back = geometry.project(anatomy, np.stack([x, y], -1), SIZE)
     assert np.abs(back - np.stack([column, row], -1)).max() < 1e-3
 
 
 def test_surroundings_are_the_patient_taken_apart():
-    anatomy, around = phantom._draw_anatomy(3), phantom.surroundings(3, SIZE)
-    x, y = phantom._patient_grid(anatomy, SIZE)
-    assert (around.body ** 4 + around.arms ** 4) ** 0.25 == pytest.approx(phantom.SIDE * phantom._body(anatomy, x, y), abs=1e-3)
-    assert around.girdle + around.spine + around.cage == pytest.approx(phantom.SIDE * phantom._skeleton(anatomy, SIZE), abs=1e-3)
+    anatomy, around = draw_anatomy(3), phantom.surroundings(3, SIZE)
+    x, y = geometry.patient_grid(anatomy, SIZE)
+    assert (around.body ** 4 + around.arms ** 4) ** 0.25 == pytest.approx(phantom.SIDE * soft_tissue.body(anatomy, x, y), abs=1e-3)
+    assert around.girdle + around.spine + around.cage == pytest.approx(phantom.SIDE * skeleton.skeleton(anatomy, SIZE), abs=1e-3)
     right, left, top, bottom = around.chest
     outside = phantom.simulate(3, SIZE).mask
     outside[int(top) - 4:int(bottom) + 12, int(right) - 4:int(left) + 5] = False
     assert outside.mean() < 0.005
+
+
+def test_textures_are_the_same_picture_at_every_size_and_others_by_name():
+    small, large = (field.texture(3, "lung", size, 32) for size in (64, 256))
+    assert np.corrcoef(cv2.resize(large, (64, 64), interpolation=cv2.INTER_AREA).ravel(), small.ravel())[0, 1] > 0.98
+    assert abs(np.corrcoef(small.ravel(), field.texture(3, "bone", 64, 32).ravel())[0, 1]) < 0.2
+    assert 0.5 < small.std() < 1.2
+
+
+def test_elastic_maps_leave_the_border_where_it_is_and_fold_nothing():
+    across, down = field.elastic_maps(5, 4, 0.004, 200)
+    index = np.arange(200)
+    assert np.abs(across[:, [0, -1]] - index[[0, -1]]).max() < 0.5 and np.abs(down[[0, -1]] - index[[0, -1]][:, None]).max() < 0.5
+    assert np.abs(across - index).max() > 0.5 and np.diff(across, axis=1).min() > 0.5 and np.diff(down, axis=0).min() > 0.5
+
+
+def test_a_wide_blur_at_reduced_size_is_the_blur():
+    picture = phantom.simulate(2, 256).cxr
+    exact = cv2.GaussianBlur(picture, (0, 0), 0.05 * 256)
+    assert np.abs(field.blur(picture, 0.05) - exact)[20:-20, 20:-20].max() < 0.01
+
+
+def test_smooth_steps_and_discs():
+    assert field.smooth_step(np.array([-1, 0, 0.5, 1, 2]), 0, 1).tolist() == [0, 0, 0.5, 1, 1]
+    assert field.smooth_step(np.array([3.0, 5.0]), 5, 3).tolist() == [1, 0]  # downwards too
+    assert field.disc(0.2).shape == (3, 3) and field.disc(4).shape == (9, 9) and not field.disc(4)[0, 0]

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from models import images, scores
-from models.evaluation import pictures, report, statistics
+from models.evaluation import pictures, report, scoring, statistics
 from models.runtime.files import UserError
 
 SIDE = 64
@@ -33,7 +33,7 @@ def folders(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def scored(folders, lpips):
-    return report.score_folders({"good": folders / "good", "a_b%": folders / "a_b%"}, folders / "CXR", folders / "BS",
+    return scoring.score_folders({"good": folders / "good", "a_b%": folders / "a_b%"}, folders / "CXR", folders / "BS",
                                 masks=folders / "Mask", size=SIDE)
 
 
@@ -56,13 +56,13 @@ def test_a_gpus_way_through_the_network_gives_the_same(scored, folders, monkeypa
             self.device = torch.device("cpu")
             return super().against(*arguments)
     monkeypatch.setattr(scores, "Lpips", FromOneThread)
-    again = report.score_folders({"good": folders / "good"}, folders / "CXR", folders / "BS", size=SIDE)
+    again = scoring.score_folders({"good": folders / "good"}, folders / "CXR", folders / "BS", size=SIDE)
     assert again.series("good", "LPIPS") == pytest.approx(scored.series("good", "LPIPS")) and again.masked == 0
 
 
 def test_images_are_read_a_few_ahead_and_no_more():
     begun, taken = [], []
-    for future in report._ahead(begun.append, range(40)):
+    for future in scoring._ahead(begun.append, range(40)):
         future.result()
         taken.append(len(begun))
         assert len(begun) <= len(taken) + 2 * torch.get_num_threads()
@@ -83,26 +83,47 @@ def test_tables_hold_means_and_spreads_and_mark_the_best(scored):
 
 
 def test_the_best_is_marked_where_the_table_shows_a_tie_but_never_alone_or_undefined():
-    column = scores.PUBLISHED[0]
+    bsr, mse, psnr, _ = scores.PUBLISHED
 
-    def summary(**means):
-        return {name: {"BSR": {"mean": mean, "count": 0 if math.isnan(mean) else 3}} for name, mean in means.items()}
-    both = {scores.REFERENCE: {"BSR": {"mean": 0.99, "count": 3}}, **summary(a=0.9, b=0.900000001, c=math.nan)}
-    assert report._best(list(both), column, both) == [1, 2]
-    alone = {scores.REFERENCE: both[scores.REFERENCE], **summary(a=0.9)}
-    assert report._best(list(alone), column, alone) == []
-    nowhere = {scores.REFERENCE: both[scores.REFERENCE], **summary(a=math.nan, b=math.nan)}
-    assert report._best(list(nowhere), column, nowhere) == []
+    def best(column, untouched, **methods):
+        """Places in {method: a value, or one for each image}."""
+        of_methods = {scores.REFERENCE: untouched, **methods}
+        values = {}
+        for i in range(3):
+            values[str(i)] = {name: {column.key: np.broadcast_to(row, 3)[i]} for name, row in of_methods.items()}
+        scored = scoring.Scored(values, {}, [], SIDE, 0, 0)
+        summary = {name: {column.key: statistics.describe(scored.series(name, column.key))} for name in of_methods}
+        return report._best(scored, column, summary)
+
+    assert best(bsr, 0.5, a=0.9, b=0.900000001, c=math.nan) == [1, 2]
+    assert best(bsr, 0.5, a=0.9) == [] and best(bsr, 0.5, a=math.nan, b=math.nan) == []
+    # not below what doing nothing scores, nor level with it
+    assert best(bsr, 0.95, a=0.9, b=0.8) == [] and best(bsr, 0.9, a=0.9, b=0.8) == []
+    assert best(mse, 0.01, a=0.02, b=0.03) == [] and best(mse, 0.01, a=0.02, b=0.001) == [2]
+    assert best(bsr, math.nan, a=0.9, b=0.8) == [1]
+    # results that equal the truth are the best; where only some do, the means are over different images
+    assert best(psnr, 20, a=15.7, b=math.inf) == [2] and best(psnr, 20, a=33, b=[math.inf, 20, 21]) == []
+    assert best(psnr, math.inf, a=math.inf, b=math.inf) == []
+
+
+def test_results_that_all_equal_the_truth_have_an_infinite_psnr_in_the_table():
+    column = scores.PUBLISHED[2]
+    assert report._mean_and_spread(np.array([math.inf, math.nan]), {"count": 0}, column) == "∞"
+    assert report._mean_and_spread(np.array([math.nan, math.nan]), {"count": 0}, column) == "—"
 
 
 def test_paired_tests_are_corrected_over_the_pairs_of_a_score(scored, folders):
     tests = report.compare_methods(scored)
-    assert len(tests) == 13 and {(test["a"], test["b"]) for test in tests} == {("good", "a_b%")}
-    assert tests[1]["score"] == "MSE" and tests[1]["p"] == pytest.approx(2 / 2 ** COUNT) == tests[1]["p_holm"]
+    pairs = [(scores.REFERENCE, "good"), (scores.REFERENCE, "a_b%"), ("good", "a_b%")]
+    assert len(tests) == 3 * 13 and [(test["a"], test["b"]) for test in tests[:3]] == pairs
+    of_mse = [test for test in tests if test["score"] == "MSE"]
+    assert [test["p"] for test in of_mse] == pytest.approx([2 / 2 ** COUNT] * 3)
+    assert [test["p_holm"] for test in of_mse] == pytest.approx([6 / 2 ** COUNT] * 3)
     values = {name: {**rows, "third": rows["good"]} for name, rows in scored.values.items()}
-    three = report.compare_methods(report.Scored(values, scored.cases, [], SIDE, 0, COUNT))
-    of_mse = [test for test in three if test["score"] == "MSE"]
-    assert len(of_mse) == 3 and math.isnan(of_mse[1]["p"]) and [test["p_holm"] for test in of_mse[::2]] == pytest.approx([4 / 2 ** COUNT] * 2)
+    three = report.compare_methods(scoring.Scored(values, scored.files, [], SIDE, 0, COUNT))
+    of_mse = {(test["a"], test["b"]): test for test in three if test["score"] == "MSE"}
+    assert len(of_mse) == 6 and math.isnan(of_mse.pop(("good", "third"))["p"])
+    assert [test["p_holm"] for test in of_mse.values()] == pytest.approx([10 / 2 ** COUNT] * 5)  # the undefined one does not count
 
 
 def test_costs_come_from_the_evaluations_summaries(tmp_path):
@@ -129,24 +150,42 @@ def test_files(scored, folders, tmp_path):
     assert all(width == pictures.PAGE * pictures.DPI for _, width in sizes.values())
 
 
+def test_tables_replace_no_file_but_their_own(scored, folders, tmp_path):
+    (tmp_path / "comparison.png").write_bytes(b"somebody's")
+    with pytest.raises(UserError, match="comparison.png is there already.*metrics.output="):
+        report.write(scored, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["comparison.png"]
+    (tmp_path / "comparison.png").unlink()
+    report.write(scored, tmp_path)
+    report.write(scored, tmp_path)  # over its own
+    with pytest.raises(UserError, match="examples_other.png is there already"):
+        (tmp_path / "examples_other.png").write_bytes(b"somebody's")
+        report.refuse_foreign(tmp_path, ["good", "other"], [], "metrics.output")
+    with pytest.raises(UserError, match="metrics.png is an input"):
+        report.refuse_foreign(tmp_path, ["good"], [tmp_path / "metrics.png"], "metrics.output")
+    (tmp_path / "metrics.json").write_text("[1]")  # somebody's own, so the rest is not known to be ours
+    with pytest.raises(UserError, match="metrics.txt is there already"):
+        report.refuse_foreign(tmp_path, ["good"], [], "metrics.output")
+
+
 def test_best_median_and_worst_are_by_mse(scored):
     assert report.extremes(scored, "good") == {"best": "0", "median": "3", "worst": "6"}
     few = {name: scored.values[name] for name in ("4", "2")}
-    assert report.extremes(report.Scored(few, scored.cases, [], SIDE, 0, 0), "good") == {"best": "2", "worst": "4"}
+    assert report.extremes(scoring.Scored(few, scored.files, [], SIDE, 0, 0), "good") == {"best": "2", "worst": "4"}
     one = {"4": scored.values["4"]}
-    assert report.extremes(report.Scored(one, scored.cases, [], SIDE, 0, 0), "good") == {"best": "4"}
+    assert report.extremes(scoring.Scored(one, scored.files, [], SIDE, 0, 0), "good") == {"best": "4"}
 
 
 def test_faults_end_before_a_network_is_built(folders, monkeypatch):
     monkeypatch.setattr(scores, "Lpips", lambda *_: pytest.fail("built"))
     with pytest.raises(UserError, match="nothing to score.*9 is not scored: no prediction of good, no CXR, no truth"):
-        report.score_folders({"good": folders / "good"}, folders / "CXR", folders / "BS", names=["9"], size=SIDE)
+        scoring.score_folders({"good": folders / "good"}, folders / "CXR", folders / "BS", names=["9"], size=SIDE)
     with pytest.raises(UserError, match="metrics.size=31 is too small"):
-        report.score_folders({"good": folders / "good"}, folders / "CXR", folders / "BS", size=31)
+        scoring.score_folders({"good": folders / "good"}, folders / "CXR", folders / "BS", size=31)
     with pytest.raises(UserError, match="no folder .*none; set metrics.masks"):
-        report.score_folders({"good": folders / "good"}, folders / "CXR", folders / "BS", masks=folders / "none", size=SIDE)
+        scoring.score_folders({"good": folders / "good"}, folders / "CXR", folders / "BS", masks=folders / "none", size=SIDE)
     with pytest.raises(UserError, match="names the row of the CXR"):
-        report.score_folders({scores.REFERENCE: folders / "good"}, folders / "CXR", folders / "BS", size=SIDE)
+        scoring.score_folders({scores.REFERENCE: folders / "good"}, folders / "CXR", folders / "BS", size=SIDE)
 
 
 def test_quality_against_cost_is_drawn(tmp_path):

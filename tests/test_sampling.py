@@ -42,14 +42,21 @@ def test_threshold_grows_with_the_position_and_lags_on_request():
 
 
 def test_bsldm_walk(unets):
-    final = sampling.sample_bsldm(unets["bsldm"], draw("bsldm/cxr_latent", SHAPE), lambda name: draw(f"bsldm/{name}", SHAPE), clip_lag=1)
+    final = sampling.sample_bsldm(
+        unets["bsldm"], draw("bsldm/cxr_latent", SHAPE), lambda name: draw(f"bsldm/{name}", SHAPE), clip_lag=1
+    )
     assert np.abs(final.numpy() - figures("bsldm_trajectory.npz")["final"]).max() < 1e-4
 
 
 @pytest.mark.parametrize("guidance", sampling.GUIDANCE)
 def test_gllcm_walks(unets, guidance):
-    found = sampling.sample_gllcm(unets["gllcm"], draw("gllcm/cxr_latent", SHAPE), draw("gllcm/masked_cxr_latent", SHAPE),
-                                  lambda name: draw(f"gllcm/{name}", SHAPE), guidance=guidance)
+    found = sampling.sample_gllcm(
+        unets["gllcm"],
+        draw("gllcm/cxr_latent", SHAPE),
+        draw("gllcm/masked_cxr_latent", SHAPE),
+        lambda name: draw(f"gllcm/{name}", SHAPE),
+        guidance=guidance,
+    )
     expected = figures("gllcm_trajectory.npz")
     for path, latent in zip(("global", "local"), found):
         reference = expected[f"{guidance}/{path}"]
@@ -80,8 +87,14 @@ def test_ddpm_and_ddim_steps_are_those_of_diffusers(steps):
 def test_dpmpp_walk_is_that_of_diffusers(steps):
     """The whole walk, since each step knows the one before; the network is a fixed function of z and t."""
     diffusers = pytest.importorskip("diffusers")
-    scheduler = diffusers.DPMSolverMultistepScheduler(beta_schedule="squaredcos_cap_v2", algorithm_type="dpmsolver++", solver_order=2,
-                                                      solver_type="midpoint", timestep_spacing="trailing", final_sigmas_type="zero")
+    scheduler = diffusers.DPMSolverMultistepScheduler(
+        beta_schedule="squaredcos_cap_v2",
+        algorithm_type="dpmsolver++",
+        solver_order=2,
+        solver_type="midpoint",
+        timestep_spacing="trailing",
+        final_sigmas_type="zero",
+    )
     scheduler.set_timesteps(steps)
     walk = schedulers.walk(schedulers.squared_cosine(), schedulers.trailing_timesteps(steps), 1000)
     assert scheduler.timesteps.tolist() == [step.t for step in walk]
@@ -124,7 +137,11 @@ def test_noising_has_the_variance_of_the_schedule_and_offset_noise_its_mean():
 def test_a_perfect_estimator_brings_back_the_truth():
     """With the true noise of z_0 as the estimate, every sampler ends at z_0."""
     truth = draw("truth", SHAPE).clamp(-1, 1)
-    for table, sample in ((schedulers.squared_cosine(), sampling.sample_bsldm), (schedulers.scaled_linear(), sampling.sample_gllcm)):
+    for table, sample in (
+        (schedulers.squared_cosine(), sampling.sample_bsldm),
+        (schedulers.scaled_linear(), sampling.sample_gllcm),
+    ):
+
         def oracle(x, t, table=table):
             z = x[:, :4]
             eps = (z - table[t][:, None, None, None].sqrt() * truth) / (1 - table[t][:, None, None, None]).sqrt()
@@ -150,11 +167,19 @@ def test_an_images_walk_does_not_depend_on_its_batch(unets):
         assert all(torch.allclose(t[1:], a, atol=1e-4) for t, a in zip(together, alone))
 
 
-@pytest.mark.parametrize("call", [
-    lambda unet: sampling.sample_bsldm(unet, torch.zeros(SHAPE), lambda n: torch.zeros(SHAPE), sampler="euler"),
-    lambda unet: sampling.sample_bsldm(unet, torch.zeros(SHAPE), lambda n: torch.zeros(SHAPE), steps=1001),
-    lambda unet: sampling.sample_gllcm(unet, torch.zeros(SHAPE), torch.zeros(SHAPE), lambda n: torch.zeros(SHAPE), steps=51),
-    lambda unet: sampling.sample_gllcm(unet, torch.zeros(SHAPE), torch.zeros(SHAPE), lambda n: torch.zeros(SHAPE), guidance="none")])
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda unet: sampling.sample_bsldm(unet, torch.zeros(SHAPE), lambda n: torch.zeros(SHAPE), sampler="euler"),
+        lambda unet: sampling.sample_bsldm(unet, torch.zeros(SHAPE), lambda n: torch.zeros(SHAPE), steps=1001),
+        lambda unet: sampling.sample_gllcm(
+            unet, torch.zeros(SHAPE), torch.zeros(SHAPE), lambda n: torch.zeros(SHAPE), steps=51
+        ),
+        lambda unet: sampling.sample_gllcm(
+            unet, torch.zeros(SHAPE), torch.zeros(SHAPE), lambda n: torch.zeros(SHAPE), guidance="none"
+        ),
+    ],
+)
 def test_what_there_is_not_is_refused(unets, call):
     with pytest.raises(ValueError, match="unknown|steps must be"):
         call(unets["bsldm"])

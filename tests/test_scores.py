@@ -153,9 +153,10 @@ def test_lpips_of_stacks_and_ranges(lpips, triple):
     assert lpips(gt, cxr) == pytest.approx(float(lpips.network(*tensors)), rel=1e-5)  # the package's own way through the network
     assert lpips(gt, cxr, normalize=True) == pytest.approx(float(lpips.network(*(2 * x - 1 for x in tensors))), rel=1e-5)
     assert abs(lpips(gt, cxr, normalize=True) / lpips(gt, cxr) - 1) > 0.01
-    lpips.together, before = 2, lpips.together
+    before = lpips.micro_batch
+    lpips.micro_batch = 2
     shared = lpips.against(gt, np.stack([cxr, pred, gt]))
-    lpips.together = before
+    lpips.micro_batch = before
     assert shared == pytest.approx(stack, rel=1e-5) and shared[2] == 0
     with pytest.raises(ValueError, match="at least 32"):
         lpips(gt[:31], pred[:31])

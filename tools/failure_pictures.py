@@ -10,8 +10,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from models import config, images, pipelines
-from models.evaluation import pictures
+from models import images, pipelines
+from models.evaluation import pictures, results
 from models.simulate import ct, phantom, separate, volumes, xray
 from models.simulate import folder as simulation
 
@@ -29,8 +29,7 @@ def from_ct(volume: xray.Volume, size: float, field: float) -> np.ndarray:
 
 def cases() -> dict[str, np.ndarray]:
     """{what it is: (SIZE, SIZE) in [0, 1]}."""
-    source, _ = simulation.find_scans(None)[0]
-    scan = volumes.read(source)
+    scan = volumes.read(simulation.find_scans(None)[0].source)
     parts = separate.parts(scan.hounsfield, scan.spacing, scan.labels, scan.names)
     metal = ct.simulate(parts, SEED, SIZE).cxr
     cv2.polylines(metal, [np.int32([(60, 130), (95, 150), (105, 190), (110, 260)])], False, 1.0, 9)
@@ -42,13 +41,11 @@ def cases() -> dict[str, np.ndarray]:
 
 
 def main() -> None:
-    settings = config.parse(__doc__, ("vqgan", "lcm", "eval"), ["--profile", "small"])
-    suppress = pipelines.GLLCM.load(settings.vqgan.weights, settings.lcm.weights, **pipelines.result_options(settings.eval),
-                                     **pipelines.gllcm_options(settings.lcm))
+    suppress = pipelines.load("small", "gllcm")
     rows = {"X-ray": cases(), "result": {}, "taken away (grey: nothing)": {}}
     for what, cxr in rows["X-ray"].items():
         soft = images.from_network(suppress(images.to_network(cxr, SIZE)[None], [what])[0], cxr.shape)
-        rows["result"][what], rows["taken away (grey: nothing)"][what] = soft, pictures.taken_away(cxr, soft)
+        rows["result"][what], rows["taken away (grey: nothing)"][what] = soft, results.taken_away(cxr, soft)
     target = Path(__file__).resolve().parents[1] / "docs" / "failures.png"
     images.write_file(target, pictures.side_by_side(rows.values()))
 

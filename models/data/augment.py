@@ -1,94 +1,121 @@
-"""Random changes of training images: of a pair alike (flip, rotation, scale, grey values, sharpness, noise), and of the bone in the CXR.
+"""Random changes of training images: geometry, grey values, sharpness and noise alike for both images of a pair, and the bone in the CXR.
 
-The papers have none. Black stays black under all of them, so what lies outside the lungs of a masked image, and around an image
-that is not square, looks as it would without.
+The amounts are the section `augment` of the settings; the papers have no augmentation. Black stays black under all of the changes,
+so what lies outside the lungs of a masked image, and around an image that is not square, looks as it would without them.
 """
 import hashlib
 import math
-from dataclasses import dataclass, fields
 
 import cv2
 import numpy as np
 
+from ..config import Augment
 
-@dataclass(frozen=True)
-class Augmentation:
-    """How far images are changed; every amount is drawn uniformly from its range, anew for each (image, version)."""
-    flip: bool = False               # left and right exchanged, in half of the cases
-    rotate: float = 0.0              # degrees, -rotate to rotate
-    scale: float = 0.0               # factor 1 - scale to 1 + scale about the centre
-    contrast: float = 0.0            # factor 1 - contrast to 1 + contrast of the grey values (clipped at white)
-    gamma: float = 0.0               # exponent from 1 / (1 + gamma) to 1 + gamma of the grey values
-    sharpen: float = 0.0             # gain of detail, -sharpen / 2 (softer) to sharpen
-    noise: float = 0.0               # standard deviation of white noise, 0 to noise, one noise for both images
-    bone: float = 0.0                # factor 1 - bone to 1 of the bone in the CXR
-    bone_flat: tuple = (0.0, 0.0)    # share, from and to, that the bone loses of what is wide in it, as local contrast equalisation does
-    bone_wide: tuple = (0.03, 0.12)  # width, from and to, above which bone is wide, in units of the side
-    bone_edge: float = 0.0           # gain, 0 to bone_edge, of what is fine in the bone: cortices
+# Gaussian blurs that separate fine from coarse structure, smallest and largest sigma in units of the image's side
+DETAIL_SIGMA = (0.0012, 0.008)
+CORTEX_SIGMA = (0.002, 0.006)
 
-    @classmethod
-    def chosen(cls, settings) -> "Augmentation":
-        """What the settings' section augment says."""
-        return cls(**{field.name: getattr(settings, field.name) for field in fields(cls)})
-
-    @property
-    def changes_bone(self) -> bool:
-        return bool(self.bone or any(self.bone_flat) or self.bone_edge)
+WIDE_SIGMA = 0.02   # from this sigma on (in units of the side) a blur is computed on a smaller image
+WIDE_SHRINK = 8     # which is so many times smaller
 
 
-NONE = Augmentation()
-FINE, BONE_FINE = (0.0012, 0.008), (0.002, 0.006)  # blurs that part fine from coarse, in units of the side
+def changes_bone(augmentation: Augment | None) -> bool:
+    """Whether the bone in the CXR is changed, for which the soft-tissue image is needed too."""
+    if augmentation is None:
+        return False
+    amounts = (augmentation.bone, *augmentation.bone_flat, augmentation.bone_edge)
+    return any(amounts)
 
 
-def augment(pixels: np.ndarray, how: Augmentation, key: str) -> np.ndarray:
+def changes_nothing(augmentation: Augment | None) -> bool:
+    """Whether images stay as they are, to the bit."""
+    if augmentation is None:
+        return True
+    amounts = (augmentation.flip, augmentation.rotate, augmentation.scale, augmentation.contrast, augmentation.gamma,
+               augmentation.sharpen, augmentation.noise)
+    return not any(amounts) and not changes_bone(augmentation)
+
+
+def augment(pixels: np.ndarray, augmentation: Augment | None, key: str) -> np.ndarray:
     """Float (S, S) in [0, 1] -> float32 (S, S) in [0, 1], changed as `key` decides: images of one key are changed alike."""
-    if how == NONE:
+    if augmentation is None or changes_nothing(augmentation):
         return pixels
-    random = _random(key)
-    turn, size, light, bend = random.uniform(-1, 1, 4)
+
+    # Every random number is drawn whether it is used or not, so that one setting does not shift the draws of another.
+    random = _generator(key)
+    rotation, zoom, brightness, bend = random.uniform(-1, 1, 4)
+
+    # Geometry: the flip first, then rotation and scale in one interpolation.
     side = pixels.shape[-1]
-    if how.flip and random.random() < 0.5:
+    if augmentation.flip and random.random() < 0.5:
         pixels = pixels[:, ::-1]
-    if how.rotate or how.scale:
-        centre = ((side - 1) / 2,) * 2
-        matrix = cv2.getRotationMatrix2D(centre, turn * how.rotate, 1 + size * how.scale)
-        pixels = cv2.warpAffine(np.ascontiguousarray(pixels), matrix, (side, side), flags=cv2.INTER_LANCZOS4, borderValue=0)
-    pixels = np.clip(pixels, 0, 1) * (1 + light * how.contrast)
-    pixels = np.clip(pixels, 0, 1).astype(np.float32) ** np.float32(math.exp(bend * math.log1p(how.gamma)))
-    if how.sharpen or how.noise:
-        pixels = _textured(pixels, how, random)
+    if augmentation.rotate or augmentation.scale:
+        centre = ((side - 1) / 2, (side - 1) / 2)
+        matrix = cv2.getRotationMatrix2D(centre, rotation * augmentation.rotate, 1 + zoom * augmentation.scale)
+        upright = np.ascontiguousarray(pixels)  # OpenCV refuses the negative strides of a flipped view
+        pixels = cv2.warpAffine(upright, matrix, (side, side), flags=cv2.INTER_LANCZOS4, borderValue=0)
+
+    # Grey values: a factor, then a power whose exponent is as likely above 1 as below.
+    pixels = np.clip(pixels, 0, 1) * (1 + brightness * augmentation.contrast)
+    exponent = np.float32(math.exp(bend * math.log1p(augmentation.gamma)))
+    pixels = np.clip(pixels, 0, 1).astype(np.float32) ** exponent
+
+    if augmentation.sharpen or augmentation.noise:
+        pixels = _change_texture(pixels, augmentation, random)
     return pixels
 
 
-def _textured(pixels: np.ndarray, how: Augmentation, random: np.random.Generator) -> np.ndarray:
-    """Sharper or softer, and noisier; black stays black."""
-    gain, sigma, level = random.uniform(-0.5, 1) * how.sharpen, _width(random, FINE), random.uniform() * how.noise
-    changed = pixels + gain * (pixels - _blur(pixels, sigma)) + level * random.standard_normal(pixels.shape, np.float32)
+def _change_texture(pixels: np.ndarray, augmentation: Augment, random: np.random.Generator) -> np.ndarray:
+    """Float32 (S, S) sharper or softer, and noisier; black stays black."""
+    gain = random.uniform(-0.5, 1) * augmentation.sharpen
+    sigma = _log_uniform(random, DETAIL_SIGMA)
+    level = random.uniform() * augmentation.noise
+
+    detail = pixels - _blur(pixels, sigma)
+    noise = random.standard_normal(pixels.shape, np.float32)
+    changed = pixels + gain * detail + level * noise
     return np.clip(changed * (pixels > 0), 0, 1).astype(np.float32)
 
 
-def change_bone(cxr: np.ndarray, soft: np.ndarray, how: Augmentation, key: str) -> np.ndarray:
-    """The CXR, float32 (S, S) in [0, 1], with another bone b = CXR - soft: soft + f (b - g wide(b) + h fine(b)), f, g, h as `key` decides."""
-    if not how.changes_bone:
+def change_bone(cxr: np.ndarray, soft: np.ndarray, augmentation: Augment | None, key: str) -> np.ndarray:
+    """The CXR, float32 (S, S) in [0, 1], with another bone in the place of b = CXR - soft.
+
+    The result is soft + f (b - g wide(b) + h fine(b)), with f, g, h as `key` decides. wide(b) is what a Gaussian leaves of b, and
+    taking it away imitates local contrast equalisation; fine(b) is what a narrow Gaussian takes from b: the cortices.
+    """
+    if augmentation is None or not changes_bone(augmentation):
         return cxr
-    random, bone = _random(f"{key}/bone"), cxr - soft
-    factor, flat, edge = 1 - random.uniform() * how.bone, random.uniform(*how.bone_flat), random.uniform() * how.bone_edge
-    wide, fine = _blur(bone, _width(random, how.bone_wide)), bone - _blur(bone, _width(random, BONE_FINE))
-    return np.clip(soft + factor * (bone - flat * wide + edge * fine) * (cxr > 0), 0, 1).astype(np.float32)
+    random = _generator(f"{key}/bone")
+    bone = cxr - soft
+
+    factor = 1 - random.uniform() * augmentation.bone
+    flattening = random.uniform(*augmentation.bone_flat)
+    edge_gain = random.uniform() * augmentation.bone_edge
+
+    wide = _blur(bone, _log_uniform(random, augmentation.bone_wide))
+    fine = bone - _blur(bone, _log_uniform(random, CORTEX_SIGMA))
+    changed = soft + factor * (bone - flattening * wide + edge_gain * fine) * (cxr > 0)
+    return np.clip(changed, 0, 1).astype(np.float32)
 
 
-def _random(key: str) -> np.random.Generator:
-    return np.random.default_rng(int.from_bytes(hashlib.sha256(key.encode()).digest()[:8]))
+def _generator(key: str) -> np.random.Generator:
+    """The random numbers of a key, the same on every machine and in every process."""
+    digest = hashlib.sha256(key.encode()).digest()
+    return np.random.default_rng(int.from_bytes(digest[:8], "big"))
 
 
-def _width(random: np.random.Generator, bounds: tuple) -> float:
-    return math.exp(random.uniform(*map(math.log, bounds)))
+def _log_uniform(random: np.random.Generator, bounds: tuple[float, float]) -> float:
+    """A number between two bounds, uniform in its logarithm."""
+    low, high = bounds
+    return math.exp(random.uniform(math.log(low), math.log(high)))
 
 
 def _blur(pixels: np.ndarray, sigma: float) -> np.ndarray:
-    """Gaussian blur of float32 (S, S) by a sigma in units of the side; a wide one at an eighth of the size."""
-    size = pixels.shape[::-1]
-    if sigma < 0.02:
-        return cv2.GaussianBlur(pixels, (0, 0), sigma * size[0])
-    small = cv2.resize(pixels, (max(1, size[0] // 8), max(1, size[1] // 8)), interpolation=cv2.INTER_AREA)
-    return cv2.resize(cv2.GaussianBlur(small, (0, 0), sigma * small.shape[1]), size, interpolation=cv2.INTER_CUBIC)
+    """Gaussian blur of float32 (S, S) by a sigma in units of the side."""
+    height, width = pixels.shape
+    if sigma < WIDE_SIGMA:
+        return cv2.GaussianBlur(pixels, (0, 0), sigma * width)
+    small_size = (max(1, width // WIDE_SHRINK), max(1, height // WIDE_SHRINK))
+    small = cv2.resize(pixels, small_size, interpolation=cv2.INTER_AREA)
+    blurred = cv2.GaussianBlur(small, (0, 0), sigma * small.shape[1])
+    return cv2.resize(blurred, (width, height), interpolation=cv2.INTER_CUBIC)

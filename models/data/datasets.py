@@ -1,105 +1,175 @@
-"""What the trainings load: images, and latents that are encoded once."""
+"""What the trainings load: single images for the autoencoder, and pairs of latents, encoded once, for the noise estimators."""
 import hashlib
+import re
 import signal
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import repeat
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 from tqdm import tqdm
 
-from .. import images
+from .. import images, lungs
+from ..config import Augment
 from ..runtime import checkpoint
-from ..runtime.files import UserError, replacing
+from ..runtime.files import MachineError, UserError, replacing
 from . import augment, lists
-from .augment import Augmentation
 from .lists import Pair, size_text
 
-FindLungs = Callable[[np.ndarray], np.ndarray]
-WHOLE, MASKED = ("cxr", "soft"), ("masked_cxr", "masked_soft")
-KEEP_BYTES = 2 << 30                    # decoded images up to this size stay in memory
+# The variants of a pair's images: each is (of the CXR, of the soft tissue)
+WHOLE = ("cxr", "soft")
+MASKED = ("masked_cxr", "masked_soft")
+KEEP_BYTES = 2 << 30    # decoded images up to this size stay in memory
+FLOAT_BYTES = 4         # of one decoded pixel
+LOST_WORKER = re.compile(r"DataLoader worker .*(is killed by signal|exited unexpectedly)")  # what DataLoader says
+Batches = Iterator[dict[str, torch.Tensor]]
 
 
-def load(pair: Pair, kind: str, size: int, find_lungs: FindLungs) -> torch.Tensor:
-    """One image of a pair as the networks see it, float32 (1, size, size) in [-1, 1]; a masked one is black outside the lungs."""
-    cxr, soft, mask = pair
-    pixels = images.check(images.read(soft if kind.endswith("soft") else cxr)).pixels
-    if kind in WHOLE:
-        return images.to_network(pixels, size)
-    lungs = images.read_mask(mask) if mask else find_lungs(images.read(cxr).pixels)
-    if lungs.shape != pixels.shape:
-        raise UserError(f"the mask {mask} is {size_text(lungs)}, but {cxr} {size_text(pixels)}")
-    return images.to_network(pixels * lungs, size)
+# --- One image ---------------------------------------------------------------------------------------------------------------
 
+def load(pair: Pair, variant: str, size: int) -> torch.Tensor:
+    """One image of a pair as the networks see it, float32 (1, size, size) in [-1, 1].
 
-def augmented(fetch: Callable[[str], torch.Tensor], kind: str, how: Augmentation, key: str) -> torch.Tensor:
-    """An image of a pair, (1, size, size) in [-1, 1], changed as `key` decides (models/augment.py): images of one key are changed alike.
-
-    fetch(kind): what `load` gives of the pair; a CXR whose bone is to be changed needs its soft tissue as well.
+    variant: one of WHOLE or MASKED; a masked image is black outside the lungs, which are found where the pair has no mask.
+    Raises UserError, which names the file, where an image cannot be read or the mask is of another size.
     """
-    image = fetch(kind)
-    if how == augment.NONE:
+    cxr, soft, mask = pair
+    path = soft if variant.endswith("soft") else cxr
+    pixels = images.check(images.read(path)).pixels
+    if variant in WHOLE:
+        return images.to_network(pixels, size)
+
+    if mask is not None:
+        inside = images.read_mask(mask)
+    else:
+        inside = lungs.lung_mask(images.read(cxr).pixels)
+    if inside.shape != pixels.shape:
+        raise UserError(f"the mask {mask} is {size_text(inside)}, but {cxr} {size_text(pixels)}")
+    return images.to_network(pixels * inside, size)
+
+
+def augmented(fetch: Callable[[str], torch.Tensor], variant: str, augmentation: Augment | None, key: str) -> torch.Tensor:
+    """An image of a pair, (1, size, size) in [-1, 1], changed as `key` decides: images of one key are changed alike.
+
+    fetch(variant): what `load` gives of the pair; a CXR whose bone is to be changed needs its soft tissue as well.
+    """
+    image = fetch(variant)
+    if augment.changes_nothing(augmentation):
         return image  # to the bit
     pixels = images.to_unit(image)[0].numpy()
-    if how.changes_bone and kind.endswith("cxr"):
-        cxr, soft = (pixels if whole == kind else images.to_unit(fetch(whole))[0].numpy() for whole in WHOLE)
-        share = pixels / np.maximum(cxr, 1e-6) if kind in MASKED else 1  # of the pixel that lies in the mask
-        pixels = augment.change_bone(cxr, soft, how, key) * np.clip(share, 0, 1)
-    return images.to_signed(torch.from_numpy(augment.augment(pixels, how, key)))[None]
+
+    # The bone is changed in the whole CXR. Of a masked one, each pixel then keeps the share of it that lay in the mask.
+    if augment.changes_bone(augmentation) and variant.endswith("cxr"):
+        cxr = images.to_unit(fetch("cxr"))[0].numpy()
+        soft = images.to_unit(fetch("soft"))[0].numpy()
+        changed = augment.change_bone(cxr, soft, augmentation, key)
+        share = pixels / np.maximum(cxr, 1e-6) if variant in MASKED else 1
+        pixels = changed * np.clip(share, 0, 1)
+
+    changed = augment.augment(pixels, augmentation, key)
+    return images.to_signed(torch.from_numpy(changed))[None]  # (1, size, size)
 
 
-def cut(image: torch.Tensor, side: int, key: str) -> torch.Tensor:
-    """(1, S, S) -> (1, side, side), from a place that `key` decides; 0: the whole image."""
+def crop(image: torch.Tensor, side: int, key: str) -> torch.Tensor:
+    """(1, S, S) -> (1, side, side), from a place that `key` decides; with side 0 the whole image."""
     if not side:
         return image
-    top, left = np.random.default_rng(zlib.crc32(key.encode())).integers(0, np.subtract(image.shape[-2:], side) + 1)
+    last_places = np.subtract(image.shape[-2:], side)
+    random = np.random.default_rng(zlib.crc32(key.encode()))
+    top, left = random.integers(0, last_places + 1)
     return image[:, top:top + side, left:left + side]
 
+
+# --- Images for the autoencoder ------------------------------------------------------------------------------------------------
 
 class ImageSource(Dataset):
     """Single images of the pairs, for the autoencoder: batches {"image": (B, 1, size, size)}.
 
-    workers: processes that load; with 0 the images are decoded once and kept, as far as KEEP_BYTES allow.
-    how: augmentation; crop: side of the part that is cut out of each, 0: none. Both are others in each epoch, functions of
-    (seed, epoch, name).
+    masked: whether the images of the lungs alone take part. workers: processes that load; with 0 the images are decoded once and
+    kept, as far as KEEP_BYTES allow. augmentation: the section `augment` of the settings, or None. crop: side of what is cut out of
+    each image, 0 for the whole image. Augmentation and crop are others in each epoch: functions of (seed, epoch, name).
     """
 
-    def __init__(self, pairs: dict[str, Pair], size: int, masked: bool, find_lungs: FindLungs, workers: int,
-                 how: Augmentation = augment.NONE, crop: int = 0, seed: int = 0):
-        kinds = WHOLE + MASKED if masked else WHOLE
-        self.items = [(name, pair, kind) for name, pair in pairs.items() for kind in kinds]
-        self.how, self.crop, self.seed = how, crop, seed
-        self.names = [f"{name} ({kind})" for name in pairs for kind in kinds]
-        self.size, self.find_lungs, self.workers = size, find_lungs, workers
+    def __init__(self, pairs: dict[str, Pair], size: int, masked: bool, workers: int,
+                 augmentation: Augment | None = None, crop: int = 0, seed: int = 0):
+        variants = WHOLE + MASKED if masked else WHOLE
+        self.items: list[tuple[str, Pair, str]] = []
+        for name, pair in pairs.items():
+            self.items += [(name, pair, variant) for variant in variants]
+        self.names = [f"{name} ({variant})" for name, _, variant in self.items]
+        self.size = size
+        self.workers = workers
+        self.augmentation = augmentation
+        self.crop = crop
+        self.seed = seed
         self.kept: dict[tuple[str, str], torch.Tensor] = {}
-        self.keeps = workers == 0 and len(self.items) * size * size * 4 <= KEEP_BYTES
+        self.keeps = workers == 0 and len(self.items) * size * size * FLOAT_BYTES <= KEEP_BYTES
 
     def __len__(self) -> int:
         return len(self.items)
 
     def __getitem__(self, place: tuple[int, int]) -> torch.Tensor:
-        """place: (index, epoch)."""
+        """The image of place = (index, epoch), (1, size, size) or, cut, (1, crop, crop), in [-1, 1]."""
         index, epoch = place
-        name, pair, kind = self.items[index]
-
-        def fetch(kind: str) -> torch.Tensor:
-            image = self.kept.get((name, kind))
-            if image is None:
-                image = load(pair, kind, self.size, self.find_lungs)
-            if self.keeps:
-                self.kept[name, kind] = image
-            return image
-
+        name, pair, variant = self.items[index]
         key = f"{self.seed}/{epoch}/{name}"
-        return cut(augmented(fetch, kind, self.how, key), self.crop, f"{key}/{kind}")
+        image = augmented(lambda other: self._fetch(name, pair, other), variant, self.augmentation, key)
+        return crop(image, self.crop, f"{key}/{variant}")
 
-    def batches(self, index_lists: list[list[int]], epoch: int = 0) -> Iterator[dict[str, torch.Tensor]]:
-        places = [[(index, epoch) for index in indices] for indices in index_lists]
-        loader = DataLoader(self, batch_sampler=places, num_workers=min(self.workers, len(index_lists)),
+    def _fetch(self, name: str, pair: Pair, variant: str) -> torch.Tensor:
+        """An image as `load` gives it, decoded once where images are kept."""
+        image = self.kept.get((name, variant))
+        if image is None:
+            image = load(pair, variant, self.size)
+        if self.keeps:
+            self.kept[name, variant] = image
+        return image
+
+    def __getitems__(self, places: list[tuple[int, int]]) -> list[torch.Tensor] | UserError:
+        """The images of a batch, for DataLoader; the error if one cannot be read: it is raised where it can be reported in a line."""
+        try:
+            return [self[place] for place in places]
+        except UserError as error:
+            return error
+
+    def batches(self, index_lists: list[list[int]], epoch: int = 0) -> Batches:
+        """One batch for each list of indices into `names`. Raises UserError for an image that cannot be read."""
+        # Each item carries its epoch: a worker's copy of this object is not told of a new one.
+        places = [list(zip(indices, repeat(epoch))) for indices in index_lists]
+        loader = DataLoader(self, batch_sampler=places, num_workers=min(self.workers, len(index_lists)), collate_fn=collate,
                             pin_memory=torch.cuda.is_available(), worker_init_fn=leave_signals)
-        return ({"image": images} for images in loader)
+        batches = iter(loader)
+        try:
+            for batch in batches:
+                if isinstance(batch, UserError):
+                    raise batch
+                yield {"image": batch}
+        finally:
+            # However this ends. Python's own exit would wait for ever for workers that ignore its SIGTERM.
+            if loader.num_workers:
+                batches._shutdown_workers()
+
+
+def collate(images_or_error: list[torch.Tensor] | UserError) -> torch.Tensor | UserError:
+    """Images (1, H, W) -> (B, 1, H, W), as DataLoader stacks them; an error passes."""
+    if isinstance(images_or_error, UserError):
+        return images_or_error
+    return default_collate(images_or_error)
+
+
+@contextmanager
+def lost_workers() -> Iterator[None]:
+    """Within, a loading process that was killed ends the run in one line. DataLoader reports it at any moment, by a signal."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not LOST_WORKER.search(str(error)):
+            raise
+        raise MachineError("a process that loads images was killed; most likely the memory does not suffice (lower train.workers)") from None
 
 
 def leave_signals(worker: int) -> None:
@@ -108,73 +178,122 @@ def leave_signals(worker: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
+# --- Latents for the noise estimators --------------------------------------------------------------------------------------------
+
+Latents = dict[str, dict[str, torch.Tensor]]    # {name: {variant: latent (C, h, w)}}
+
+
 class LatentSource:
     """Pairs of latents, for the noise estimators: batches {"cxr", "soft": (B, C, h, w)}; masked pairs count as pairs of their own.
 
-    If every pair has a twin without lesions (see lists.with_twins), the batches also hold the twins: {"twin_cxr", "twin_soft"}.
-
     versions: what `cached_latents` gave for each augmented version of the images; the epochs take them in turn.
+    If every pair has a twin without lesions (lists.with_twins), the batches also hold the twins: {"twin_cxr", "twin_soft"}.
     """
 
-    def __init__(self, *versions: dict[str, dict[str, torch.Tensor]]):
-        kinds = next(iter(versions[0].values()))
-        roles = [WHOLE, MASKED] if MASKED[0] in kinds else [WHOLE]
-        names = lists.with_twins(versions[0])
-        self.names = [f"{name} ({cxr})" for cxr, _ in roles for name in names or versions[0]]
+    def __init__(self, *versions: Latents):
+        with_lesions = lists.with_twins(versions[0])
+        names = with_lesions or list(versions[0])
+        variants = versions[0][names[0]]
+        roles = [WHOLE, MASKED] if MASKED[0] in variants else [WHOLE]
+        self.names: list[str] = []
+        for cxr, _ in roles:
+            self.names += [f"{name} ({cxr})" for name in names]
 
-        def stacks(place: int, names: list[str]) -> list[torch.Tensor]:
-            return [torch.stack([version[name][role[place]] for role in roles for name in names]) for version in versions]
-
-        self.stacks = {"cxr": stacks(0, names or list(versions[0])), "soft": stacks(1, names or list(versions[0]))}
-        if names:
+        # One stack (pairs, C, h, w) a version, in the order of `names`.
+        cxr_variants = [cxr for cxr, _ in roles]
+        soft_variants = [soft for _, soft in roles]
+        self.stacks = {
+            "cxr": [_stack(version, names, cxr_variants) for version in versions],
+            "soft": [_stack(version, names, soft_variants) for version in versions],
+        }
+        if with_lesions:
             twins = [name + lists.TWIN for name in names]
-            self.stacks |= {"twin_cxr": stacks(0, twins), "twin_soft": stacks(1, twins)}
+            self.stacks["twin_cxr"] = [_stack(version, twins, cxr_variants) for version in versions]
+            self.stacks["twin_soft"] = [_stack(version, twins, soft_variants) for version in versions]
 
-    def batches(self, index_lists: list[list[int]], epoch: int = 0) -> Iterator[dict[str, torch.Tensor]]:
-        latents = {name: stack[epoch % len(stack)] for name, stack in self.stacks.items()}
-        return ({name: stack[indices] for name, stack in latents.items()} for indices in index_lists)
+    def batches(self, index_lists: list[list[int]], epoch: int = 0) -> Batches:
+        """One batch for each list of indices into `names`, of the epoch's version."""
+        latents = {key: stacks[epoch % len(stacks)] for key, stacks in self.stacks.items()}
+        return ({key: stack[indices] for key, stack in latents.items()} for indices in index_lists)
+
+
+def _stack(latents: Latents, names: list[str], variants: list[str]) -> torch.Tensor:
+    """(variants x names, C, h, w): all names of the first variant, then all of the next."""
+    stacks = [torch.stack([latents[name][variant] for name in names]) for variant in variants]
+    return torch.cat(stacks)
 
 
 def cached_latents(encode: Callable[[torch.Tensor], torch.Tensor], key: str, pairs: dict[str, Pair], size: int, masked: bool,
-                   find_lungs: FindLungs, folder, batch_size: int, mine: slice = slice(None), how: Augmentation = augment.NONE,
-                   version: str = "") -> dict[str, dict[str, torch.Tensor]]:
-    """{name: {kind: latent (C, h, w)}}; each image is encoded once and its latent kept in <folder>/<key>_<size>/.
+                   folder: str | Path, batch_size: int, shard: slice = slice(None), augmentation: Augment | None = None,
+                   version: str = "") -> Latents:
+    """{name: {variant: latent (C, h, w)}}; each image is encoded once and its latent kept in <folder>/<key>_<size>/.
 
-    encode: images (B, 1, size, size) -> latents. key: digest of the autoencoder's weights; a latent's file is named by the digest
-    of its image's (and mask's) content, so a changed image is encoded anew. mine: the part of the missing latents that this
-    process encodes; the others are read as their processes write them, so a barrier has to lie between two calls. how, version:
-    the augmentation and which of its versions; their latents are files of their own.
+    encode: images (B, 1, size, size) -> latents. key: digest of the autoencoder's weights. A latent's file is named by the digest
+    of its image's (and mask's) content, so a changed image is encoded anew.
+    shard: which of the missing latents this process encodes. With several processes: call with `shard`, wait at a barrier, call
+    again without it to read all latents; a call with `shard` returns {}.
+    augmentation, version: the amounts, and which of the versions drawn with them; their latents are files of their own.
     """
     folder = Path(folder) / f"{key}_{size}"
-    kinds = WHOLE + MASKED if masked else WHOLE
-    change = "" if how == augment.NONE else f"{how}/{version}"
-    files = {(name, kind): folder / f"{_content(pair, kind, change and f'{change}/{name}')}.npy"
-             for name, pair in pairs.items() for kind in kinds}
-    missing = [item for item, path in files.items() if not path.is_file()][mine]
-    starts = range(0, len(missing), batch_size)
-    for start in tqdm(starts, desc="encoding", unit="batch", disable=not missing or mine.start not in (None, 0)):
+    variants = WHOLE + MASKED if masked else WHOLE
+    files: dict[tuple[str, str], Path] = {}
+    for name, pair in pairs.items():
+        change = ""
+        if augmentation is not None and not augment.changes_nothing(augmentation):
+            change = f"{_description(augmentation)}/{version}/{name}"
+        for variant in variants:
+            files[name, variant] = folder / f"{_content(pair, variant, change)}.npy"
+
+    # Encode what is missing, or this process's share of it.
+    missing = [item for item, path in files.items() if not path.is_file()][shard]
+    shows_progress = bool(missing) and shard.start in (None, 0)
+    for start in tqdm(range(0, len(missing), batch_size), desc="encoding", unit="batch", disable=not shows_progress):
         items = missing[start:start + batch_size]
-        loaded = [augmented(lambda kind, name=name: load(pairs[name], kind, size, find_lungs), kind, how,
-                            f"{version}/{name.removesuffix(lists.TWIN)}")  # twins are changed alike
-                  for name, kind in items]
-        latents = encode(torch.stack(loaded)).float().cpu()
+        batch = []
+        for name, variant in items:
+            patient = name.removesuffix(lists.TWIN)  # twins are changed alike
+            batch.append(_load_augmented(pairs[name], variant, size, augmentation, f"{version}/{patient}"))
+        latents = encode(torch.stack(batch)).float().cpu()  # (B, C, h, w)
         for item, latent in zip(items, latents):
             with replacing(files[item]) as temporary, open(temporary, "wb") as file:
                 np.save(file, latent.numpy())
-    if mine != slice(None):
+    if shard != slice(None):
         return {}
-    return {name: {kind: torch.from_numpy(_load_latent(files[name, kind])) for kind in kinds} for name in pairs}
+
+    # Read them all.
+    latents_of: Latents = {}
+    for name in pairs:
+        latents_of[name] = {variant: _load_latent(files[name, variant]) for variant in variants}
+    return latents_of
 
 
-def _load_latent(path: Path) -> np.ndarray:
+def _load_augmented(pair: Pair, variant: str, size: int, augmentation: Augment | None, key: str) -> torch.Tensor:
+    return augmented(lambda other: load(pair, other, size), variant, augmentation, key)
+
+
+def _load_latent(path: Path) -> torch.Tensor:
     try:
-        return np.load(path, allow_pickle=False)
+        return torch.from_numpy(np.load(path, allow_pickle=False))
     except (OSError, ValueError, EOFError) as error:
         raise UserError(f"the cached latent {path} is damaged ({error}); remove it, and it is made again") from None
 
 
-def _content(pair: Pair, kind: str, change: str) -> str:
-    """What a latent depends on: its image's content, the kind, for a masked one the mask's content (or the CXR's), augmentation."""
+def _description(augmentation: Augment) -> str:
+    """The amounts as text, for the names of the latents' files; how many versions there are does not change a version."""
+    amounts = [f"{name}={value!r}" for name, value in vars(augmentation).items() if name != "versions"]
+    return f"Augmentation({', '.join(amounts)})"
+
+
+def _content(pair: Pair, variant: str, change: str) -> str:
+    """A digest of all that a latent depends on: its variant, its image's content, for a masked one the mask's, and the augmentation.
+
+    A pair without a mask has the lungs found in its CXR, whose content then stands for the mask's.
+    """
     cxr, soft, mask = pair
-    paths = [soft if kind.endswith("soft") else cxr] + ([mask or cxr] if kind in MASKED else [])
-    return hashlib.sha256("/".join([kind, *map(checkpoint.digest, paths), *([change] if change else [])]).encode()).hexdigest()[:24]
+    paths = [soft if variant.endswith("soft") else cxr]
+    if variant in MASKED:
+        paths.append(mask or cxr)
+    ingredients = [variant] + [checkpoint.digest(path) for path in paths]
+    if change:
+        ingredients.append(change)
+    return hashlib.sha256("/".join(ingredients).encode()).hexdigest()[:24]

@@ -1,57 +1,80 @@
-"""One evaluation, or several that differ in a setting and are compared: what an ablation is."""
+"""Several evaluations that differ in a setting, scored beside each other: what an ablation is."""
 import re
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
-from ..runtime import processes
+from .. import config, images
 from ..runtime.device import pick_device
-from . import report
+from ..runtime.files import UserError
+from . import report, scoring
+from .cases import Case
 from .pictures import Point
-from .run import Case
 
 
-def run(variants: dict, evaluate: Callable[[object, Path], list[Case]]) -> int:
-    """Evaluate the settings of each variant; where there are several, score them beside each other. The script's exit status.
+def check_output(folders: dict[str, Path], output: Path) -> None:
+    """Raise UserError, before the first variant runs, if the tables and pictures cannot be written into `output`."""
+    if output.suffix.lower() in images.SUFFIXES and not output.is_dir():
+        count = len(folders)
+        raise UserError(f"eval.output={output} is one file, but an ablation writes {count} folders; name a folder")
+    report.refuse_foreign(output, list(folders), [], "eval.output")
 
-    variants: {what differs ("" where there is one): settings}. evaluate(settings, folder) writes its results into a folder:
-    eval.output, or one below it for each of several variants, and returns the X-rays. Several write the tables and pictures of
-    metrics.py into eval.output, and, where the numbers of steps differ, PSNR against seconds and against steps.
+
+def compare(folders: dict[str, Path], cases: list[Case], output: Path, settings: config.Settings) -> int:
+    """Score the results of {variant: folder} against the truth beside the X-rays. The script's exit status.
+
+    Writes the tables and pictures of metrics.py into `output`, and, if the variants' numbers of steps differ, PSNR
+    against seconds and against steps. Without a truth nothing is scored.
     """
-    first = next(iter(variants.values()))
-    output, cases = Path(first.eval.output), []
-    folders = {name: output / re.sub(r"[^\w.=+-]+", "_", name) for name in variants}  # of "": output itself
-    with processes.joined():
-        for name, settings in variants.items():
-            if name:
-                processes.say(f"{name}: {folders[name]}")
-            cases = evaluate(settings, folders[name])
-    if len(variants) == 1 or processes.rank() > 0:
+    names = []
+    target_folder = None
+    for case in cases:
+        if case.target is not None:
+            names.append(case.name)
+            target_folder = case.target.parent  # the same for all: BS/ beside CXR/
+    if target_folder is None:
+        print(f"no truth beside the images ({_why_no_target(cases[0])}), so nothing is scored", file=sys.stderr)
         return 0
-    known = [case for case in cases if case.truth]
-    if not known:
-        print(f"no truth beside the images ({cases[0].path.parent.parent / 'BS'}), so nothing is scored", file=sys.stderr)
-        return 0
-    scored = report.score_folders(folders, known[0].path.parent, known[0].truth.parent, names=[case.name for case in known],
-                                  masks=report.masks_beside(known[0].path.parent), size=first.metrics.size,
-                                  device=pick_device(first.device), features=first.features)
-    print(report.write(scored, output, folders, first.metrics.seed))
-    draw_trade_offs(report.summarise(scored, first.metrics.seed), report.costs(folders), output)
+
+    # scores
+    cxr_folder = target_folder.parent / "CXR"
+    scored = scoring.score_folders(folders, cxr_folder, target_folder, names=names,
+                                   masks=scoring.masks_beside(cxr_folder), size=settings.metrics.size,
+                                   device=pick_device(settings.device), features=settings.features)
+
+    # tables and pictures
+    seed = settings.metrics.seed
+    print(report.write(scored, output, folders, seed))
+    draw_trade_offs(report.summarise(scored, seed), report.costs(folders), output)
     print(f"written to {output}")
     for fault in scored.faults:
         print(fault, file=sys.stderr)
     return 1 if scored.faults else 0
 
 
+def _why_no_target(case: Case) -> str:
+    """Why no true soft tissue was found for an X-ray."""
+    folder = case.path.resolve().parent
+    targets = folder.parent / "BS"
+    if folder.name != "CXR":
+        return f"it is looked for in BS/ beside a folder CXR/, but the images lie in {folder.name}/"
+    if not targets.is_dir():
+        return f"no folder {targets}"
+    return f"no image of the same name in {targets}"
+
+
 def draw_trade_offs(summary: dict, costs: dict, output: Path) -> None:
-    """quality_seconds.png and quality_steps.png of {variant: {"PSNR": ...}}, a line for those that differ in their steps alone."""
-    if len({cost["steps"] for cost in costs.values()}) < 2:
+    """quality_seconds.png and quality_steps.png of {variant: {"PSNR": ...}}: one line for variants that differ in their
+    steps alone."""
+    numbers_of_steps = {cost["steps"] for cost in costs.values()}
+    if len(numbers_of_steps) < 2:
         return
     for key, axis in (("seconds", "seconds an image"), ("steps", "steps")):
         lines: dict[str, list[Point]] = {}
-        for name, cost in costs.items():
-            psnr = summary[name]["PSNR"]
-            others = re.sub(r"\s*\bsteps=\S+", "", name).strip() or str(cost["sampler"])
+        for variant, cost in costs.items():
+            # "sampler=ddim steps=10" belongs to the line "sampler=ddim"; if steps alone differ, to the sampler's own
+            other_settings = re.sub(r"\s*\bsteps=\S+", "", variant).strip()
+            line = other_settings or str(cost["sampler"])
+            psnr = summary[variant]["PSNR"]
             label = str(cost["steps"]) if key == "seconds" else ""
-            lines.setdefault(others, []).append(Point(cost[key], psnr["mean"], psnr["low"], psnr["high"], label))
+            lines.setdefault(line, []).append(Point(cost[key], psnr["mean"], psnr["low"], psnr["high"], label))
         report.quality_against_cost(lines, output / f"quality_{key}.png", axis)

@@ -211,7 +211,7 @@ def measure(predictions: dict[str, str | Path], cxr, found: list[Finding], *, ta
             crops.extend(np.zeros((CROP_SIZE, CROP_SIZE), np.float32) if pixels is None else _crop(pixels, finding) for finding in own)
 
     if not result.rows[UNTOUCHED]:
-        raise UserError(f"no finding lies in an image that all folders hold ({lists.some(result.faults, '; ')})")
+        raise UserError(f"no finding lies in an image that all folders hold ({lists.shown_names(result.faults, '; ')})")
     _observe(result, responses, names, seed)
     return result
 

@@ -197,23 +197,23 @@ def surroundings(added: np.ndarray) -> tuple[slice, slice]:
     return tuple(slice(max(0, int(places.min()) - margin), int(places.max()) + margin + 1) for places in (rows, columns))
 
 
-def evaluate(pipeline, cases: Iterable, output, *, size: int, nodules: str, count: int, seed: int = 0, method: str = "method") -> str:
+def evaluate(pipeline, cases: Iterable, output, *, size: int, nodules: str, count: int, seed: int = 0, title: str = "method") -> str:
     """Put `count` nodules into each X-ray of a run and write insertion.txt and insertion.csv into its folder; the text of the table.
 
-    cases: run.Case of each X-ray, whose mask and truth are used if there are any. size: side of the network's images, at which all is
+    cases: each X-ray, whose mask and target are used if there are any. size: side of the network's images, at which all is
     measured. nodules: see `read_nodules`; every X-ray gets the next ones of the list, which starts again at its end.
     """
     known = read_nodules(nodules)
     rows: list[Row] = []
     for number, case in enumerate(cases):
-        cxr = images.to_unit(images.to_network(images.read(case.path).pixels, size))[0].numpy()
+        cxr = images.to_unit(images.to_network(images.read(case.path, case.limits).pixels, size))[0].numpy()
         mask = lungs.lung_mask(cxr) if case.mask is None else images.mask_to_network(images.read_mask(case.mask), size)
         target = None
-        if case.truth is not None:
-            target = images.to_unit(images.to_network(images.read(case.truth).pixels, size))[0].numpy()
+        if case.target is not None:
+            target = images.to_unit(images.to_network(images.read(case.target).pixels, size))[0].numpy()
         own = [known[(number * count + place) % len(known)] for place in range(count)]
         rows += test(of_pipeline(pipeline, mask), cxr, case.name, own, mask, target, seed)
-    written = text(table({method: rows}))
+    written = text(table({title: rows}))
     images.write_file(Path(output) / "insertion.txt", written.encode())
     images.write_file(Path(output) / "insertion.csv", _as_csv(rows).encode())
     return written

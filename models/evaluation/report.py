@@ -1,6 +1,6 @@
-"""Folders of predictions -> scores of every image -> tables, tests and pictures. What metrics.py and the ablations call.
+"""Scores of every image -> tables, tests and pictures. What metrics.py and the ablations write.
 
-    scored = report.score_folders({"LEG": "runs/leg", "CFG": "runs/cfg"}, "data/CXR", "data/BS", masks="data/Mask")
+    scored = scoring.score_folders({"LEG": "runs/leg", "CFG": "runs/cfg"}, "data/CXR", "data/BS", masks="data/Mask")
     print(report.write(scored, "runs/guidance", seed=0))
 """
 import csv
@@ -8,267 +8,169 @@ import io
 import itertools
 import json
 import math
-import os
 import re
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-import torch
-from tqdm import tqdm
 
 from .. import images, scores
-from ..data import lists
-from ..runtime.files import UserError
+from ..runtime import ownership
 from . import pictures, statistics
+from .record import read_summary
+from .scoring import Scored
 from .tables import Table, latex, markdown, text
 
-MOST_THREADS = 16   # that work on images beside each other, each with at most 0.3 GB at 1024 x 1024 and one method
+RECORD = "metrics.json"  # all numbers; its presence says that the other files are ours
 COMPARED = 4        # images in comparison.png
 ABSENT = "—"        # in a table, what is not known
+INFINITE = "∞"      # the PSNR of results that all equal the truth
+MILLION = 1e6       # parameters are counted in millions
+GIB = 2 ** 30       # bytes
+
+# What the table of cost takes from an evaluation's summary.json.
+COST_KEYS = ("sampler", "steps", "parameters", "seconds", "seconds_after_warm_up", "peak_memory", "peak_memory_of",
+             "device", "precision", "batch_size")
 
 
-# --- Scoring -----------------------------------------------------------------------------------------------------------------
-
-@dataclass(frozen=True)
-class Case:
-    """The files of one image. predictions: {method: path}."""
-    cxr: Path
-    truth: Path
-    mask: Path | None
-    predictions: dict[str, Path]
-
-
-@dataclass(frozen=True)
-class Scored:
-    """What `score_folders` found. values: {image: {method: {score's key: value}}}, the untouched CXR first; cases: the files of
-    these images; faults: a line for each file that could not be used; size: the side at which was scored; resized: how many images
-    were brought to it; masked: how many had a lung mask.
-    """
-    values: dict[str, dict[str, dict[str, float]]]
-    cases: dict[str, Case]
-    faults: list[str]
-    size: int
-    resized: int
-    masked: int
-
-    @property
-    def heading(self) -> str:
-        rule = f", {self.resized} of them resized to that (area average where a side shrinks, cubic where it grows)"
-        return f"{len(self.values)} images at {self.size} x {self.size}{rule if self.resized else ''}"
-
-    @property
-    def groups(self) -> dict[str, tuple[scores.Score, ...]]:
-        """{title: columns} of the tables; the lungs only where there are masks."""
-        groups = {"Scores as published": scores.PUBLISHED, "Further scores": scores.BESIDE}
-        return groups | ({"Scores inside the lungs": scores.IN_LUNGS} if self.masked else {})
-
-    @property
-    def methods(self) -> list[str]:
-        """The untouched CXR, then the methods."""
-        return list(next(iter(self.values.values())))
-
-    def series(self, method: str, key: str) -> np.ndarray:
-        """A score of every image, in the images' order."""
-        return np.array([row[method][key] for row in self.values.values()])
-
-
-def score_folders(folders: dict[str, str | Path], cxr, target, *, masks=None, names: Iterable[str] | None = None, size: int = 1024,
-                  device: str | torch.device = "cpu", features: str | None = None) -> Scored:
-    """Score the images of {method: folder of predictions} that have, by the same name, a CXR, a truth and a prediction of every method.
-
-    cxr, target: folders. masks: folder of lung masks. names: only these images. size: the side of the square to which all are
-    brought. features: see models/features.py. What is missing or unreadable is a fault and the rest is scored; UserError for a
-    missing or empty folder, a size that is too small, or where nothing is left to score.
-    """
-    if size < scores.LEAST_SIDE:
-        raise UserError(f"metrics.size={size} is too small for LPIPS; at least {scores.LEAST_SIDE}")
-    if scores.REFERENCE in folders:
-        raise UserError(f"'{scores.REFERENCE}' names the row of the CXR itself; give the predictions another name")
-    found = {method: _find("prediction", folder) for method, folder in folders.items()}
-    cases, faults = _match(_find("cxr", cxr), _find("target", target), _find("masks", masks) if masks else {}, found, names)
-    values, resized, masked = {}, 0, 0
-    lpips = scores.Lpips("alex", features, device) if cases else None
-    results = _ahead(lambda case: _score(case, size, lpips), cases.values())
-    for name, future in tqdm(zip(cases, results), total=len(cases), desc="scoring", unit="image", disable=None):
-        try:
-            row, stack, changed, trouble = future.result()
-        except UserError as error:
-            faults.append(f"{name} is not scored: {error}")
-            continue
-        values[name] = row if stack is None else scores.add_lpips(row, stack[0], stack[1:], lpips)
-        resized += changed
-        masked += cases[name].mask is not None and not trouble
-        faults += [f"{name} is not scored inside the lungs: {fault}" for fault in trouble]
-    if not values:
-        raise UserError(f"nothing to score: no prediction has a readable CXR in {cxr} and truth in {target} by its name "
-                        f"({lists.some(faults, '; ')})")
-    return Scored(values, {name: cases[name] for name in values}, faults, size, resized, masked)
-
-
-def name_methods(folders: Iterable[str]) -> dict[str, str]:
-    """{name in the tables: prediction folder}: the method that its summary.json names, else its last name; all of it where two are alike."""
-    folders = tuple(folders)
-    if len(set(map(os.path.abspath, folders))) < max(len(folders), 1):
-        raise UserError(f"metrics.prediction={list(folders)} should be one folder, or several different ones")
-    short = [str(_summary(folder).get("method") or Path(folder).resolve().name) for folder in folders]
-    return {folder if short.count(name) > 1 else name: folder for name, folder in zip(short, folders)}
-
-
-def masks_beside(cxr) -> Path | None:
-    """The folder Mask/ beside the folder of the CXRs, where it holds images."""
-    folder = Path(cxr).resolve().parent / "Mask"
-    return folder if folder.is_dir() and any(path.suffix.lower() in images.SUFFIXES for path in folder.iterdir()) else None
-
-
-def _summary(folder) -> dict:
-    """What an evaluation script left in its folder about its run; empty where it did not."""
-    try:
-        summary = json.loads((Path(folder) / "summary.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return summary if isinstance(summary, dict) else {}
-
-
-def _find(key: str, folder) -> dict[str, Path]:
-    try:
-        return images.find(folder)
-    except UserError as error:
-        raise UserError(f"{error}; set metrics.{key}") from None
-
-
-def _match(cxr: dict, target: dict, masks: dict, folders: dict[str, dict[str, Path]], names) -> tuple[dict[str, Case], list[str]]:
-    """({name: files} of what is complete, a line for each name that is not)."""
-    cases, faults = {}, []
-    for name in dict.fromkeys(name for folder in folders.values() for name in folder) if names is None else names:
-        missing = [f"no prediction of {method}" for method, folder in folders.items() if name not in folder]
-        missing += ["no CXR"] * (name not in cxr) + ["no truth"] * (name not in target)
-        if missing:
-            faults.append(f"{name} is not scored: {', '.join(missing)}")
-        else:
-            cases[name] = Case(cxr[name], target[name], masks.get(name), {method: folder[name] for method, folder in folders.items()})
-    return cases, faults
-
-
-def _score(case: Case, size: int, lpips: scores.Lpips) -> tuple[dict, np.ndarray | None, bool, list[str]]:
-    """(the image's scores, what LPIPS still waits for, whether any image was resized, faults of the mask).
-
-    On a CPU LPIPS is computed here too: images beside each other keep the cores busier than one network call on all of them. A GPU
-    gets (2 + methods, S, S) from one thread: truth, CXR, predictions.
-    """
-    pixels = [images.read(path).pixels for path in (case.truth, case.cxr, *case.predictions.values())]
-    changed = any(array.shape != (size, size) for array in pixels)
-    stack = np.stack([array if array.shape == (size, size) else images.resize(array, (size, size)) for array in pixels])
-    mask, faults = None, []
-    if case.mask is not None:
-        try:
-            mask = images.resize_mask(images.read_mask(case.mask), (size, size))
-        except UserError as error:
-            faults.append(str(error))
-    row = scores.pixel_scores(stack[1], stack[0], dict(zip(case.predictions, stack[2:])), mask)
-    if lpips.device.type == "cpu":
-        return scores.add_lpips(row, stack[0], stack[1:], lpips), None, changed, faults
-    return row, stack, changed, faults
-
-
-def _ahead(work: Callable, items: Iterable) -> Iterator[Future]:
-    """work(item) of each item, in order, by threads that are a few items ahead: memory does not grow with the number of items."""
-    before = torch.get_num_threads()  # the cores that this process may use
-    threads = min(MOST_THREADS, before)
-    with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        waiting: deque[Future] = deque()
-        try:
-            for item in items:
-                waiting.append(pool.submit(work, item))
-                if len(waiting) > threads:
-                    yield waiting.popleft()
-            while waiting:
-                yield waiting.popleft()
-        finally:
-            for future in waiting:
-                future.cancel()
-            torch.set_num_threads(before)
-
-
-# --- Tables ------------------------------------------------------------------------------------------------------------------
+# --- Numbers ----------------------------------------------------------------------------------------------------------
 
 def summarise(scored: Scored, seed: int = 0) -> dict[str, dict[str, dict[str, float]]]:
     """{method: {score's key: what statistics.describe says}}. seed: of the bootstrap."""
-    return {method: {column.key: statistics.describe(scored.series(method, column.key), seed)
-                     for columns in scored.groups.values() for column in columns} for method in scored.methods}
+    summary: dict[str, dict] = {}
+    for method in scored.methods:
+        summary[method] = {}
+        for column in scored.columns:
+            summary[method][column.key] = statistics.describe(scored.series(method, column.key), seed)
+    return summary
 
 
 def compare_methods(scored: Scored) -> list[dict]:
-    """Every score of every two methods: {"score", "a", "b", "difference", "pairs", "p", "p_holm"}, Holm over the pairs of a score."""
-    found = []
-    for column in itertools.chain(*scored.groups.values()):
-        tests = [{"score": column.key, "a": a, "b": b, **statistics.signed_rank(scored.series(a, column.key), scored.series(b, column.key))}
-                 for a, b in itertools.combinations(scored.methods[1:], 2)]
-        found += [test | {"p_holm": p} for test, p in zip(tests, statistics.holm([test["p"] for test in tests]))]
-    return found
+    """Every score of every two methods, the untouched CXR among them.
+
+    A list of {"score", "a", "b", "difference", "pairs", "p", "p_holm"}: Holm's correction is over the pairs of a score.
+    """
+    every = []
+    for column in scored.columns:
+        tests = []
+        for a, b in itertools.combinations(scored.methods, 2):
+            test = statistics.signed_rank(scored.series(a, column.key), scored.series(b, column.key))
+            tests.append({"score": column.key, "a": a, "b": b, **test})
+        corrected = statistics.holm([test["p"] for test in tests])
+        for test, p in zip(tests, corrected):
+            test["p_holm"] = p
+        every += tests
+    return every
 
 
-def costs(folders: dict[str, str | Path]) -> dict[str, dict]:
-    """{method: what its summary.json says of sampler, steps, parameters, seconds an image and memory}, where it does."""
-    keys = ("sampler", "steps", "parameters", "seconds", "seconds_after_warm_up", "peak_memory", "peak_memory_of", "device", "precision",
-            "batch_size")
-    known = {method: {key: summary[key] for key in keys if key in summary}
-             for method, summary in ((method, _summary(folder)) for method, folder in folders.items())}
-    return {method: cost for method, cost in known.items() if "seconds" in cost}
+def costs(folders: Mapping[str, str | Path]) -> dict[str, dict]:
+    """{method: COST_KEYS of its folder's summary.json}, of the methods whose summary tells the seconds."""
+    known = {}
+    for method, folder in folders.items():
+        summary = read_summary(folder)
+        if "seconds" in summary:
+            known[method] = {key: summary[key] for key in COST_KEYS if key in summary}
+    return known
 
+
+def extremes(scored: Scored, method: str) -> dict[str, str]:
+    """{"best", "median", "worst": image} of a method by MSE, each image once."""
+    order = sorted(scored.values, key=lambda name: scored.values[name][method]["MSE"])
+    # of few images one may have several of these ranks: the best comes first, the median last
+    ranks = {"best": order[0]}
+    if len(order) > 1:
+        ranks["worst"] = order[-1]
+    middle = order[len(order) // 2]
+    if middle not in ranks.values():
+        ranks["median"] = middle
+    return {rank: ranks[rank] for rank in ("best", "median", "worst") if rank in ranks}
+
+
+# --- Tables -----------------------------------------------------------------------------------------------------------
 
 def quality_tables(scored: Scored, summary: dict) -> list[Table]:
-    """The seeds' tables: mean ± population standard deviation, a row a method, the best of several methods marked."""
+    """The seeds' tables: mean ± population standard deviation, a row for each method, the best of several methods
+    marked."""
     tables = []
     for title, columns in scored.groups.items():
-        rows = [[method, *(_cell(summary[method][column.key], column) for column in columns)] for method in scored.methods]
-        best = {(i, j) for j, column in enumerate(columns, 1) for i in _best(scored.methods, column, summary)}
-        tables.append(Table(title, ["method", *(column.heading for column in columns)], rows, best, _undefined(scored, columns, summary)))
-    tables[0].notes.insert(0, "mean ± population standard deviation over images; the untouched CXR is what doing nothing scores")
+        rows = []
+        for method in scored.methods:
+            row = [method]
+            for column in columns:
+                row.append(_mean_and_spread(scored.series(method, column.key), summary[method][column.key], column))
+            rows.append(row)
+        best = set()
+        for j, column in enumerate(columns, 1):  # column 0 holds the methods' names
+            best |= {(i, j) for i in _best(scored, column, summary)}
+        headings = ["method", *(column.heading for column in columns)]
+        tables.append(Table(title, headings, rows, best, _undefined(scored, columns, summary)))
+    how_to_read = "mean ± population standard deviation over images; the untouched CXR is what doing nothing scores"
+    tables[0].notes.insert(0, how_to_read)
     return tables
 
 
 def interval_table(scored: Scored, summary: dict) -> Table:
+    """The means with their bootstrap intervals: a row for each score, a column for each method."""
     rows = []
-    for column in itertools.chain(*scored.groups.values()):
-        cells = (summary[method][column.key] for method in scored.methods)
-        rows.append([_label(column), *(_number(cell["mean"] * column.scale) + f" [{_number(cell['low'] * column.scale)}, "
-                                       f"{_number(cell['high'] * column.scale)}]" for cell in cells)])
-    return Table("95 % intervals of the means", ["score", *scored.methods], rows,
-                 notes=[f"bias-corrected and accelerated bootstrap over images, {statistics.RESAMPLES} resamples"])
+    for column in scored.columns:
+        row = [_label(column)]
+        for method in scored.methods:
+            cell = summary[method][column.key]
+            mean, low, high = (_number(cell[key] * column.scale) for key in ("mean", "low", "high"))
+            row.append(f"{mean} [{low}, {high}]")
+        rows.append(row)
+    note = f"bias-corrected and accelerated bootstrap over images, {statistics.RESAMPLES} resamples"
+    return Table("95 % intervals of the means", ["score", *scored.methods], rows, notes=[note])
 
 
 def comparison_table(scored: Scored, tests: list[dict]) -> Table:
-    columns = {column.key: column for column in itertools.chain(*scored.groups.values())}
-    rows = [[_label(columns[test["score"]]), test["a"], test["b"], _number(test["difference"] * columns[test["score"]].scale),
-             str(test["pairs"]), _number(test["p"], ".2g"), _number(test["p_holm"], ".2g")] for test in tests]
+    """The paired tests, from what `compare_methods` gives."""
+    columns = {column.key: column for column in scored.columns}
+    rows = []
+    for test in tests:
+        column = columns[test["score"]]
+        difference = _number(test["difference"] * column.scale)
+        p = _number(test["p"], ".2g")
+        p_holm = _number(test["p_holm"], ".2g")
+        rows.append([_label(column), test["a"], test["b"], difference, str(test["pairs"]), p, p_holm])
     notes = ["Wilcoxon's signed-rank test, two-sided; Holm's correction over all pairs of methods of a score"]
     if any(math.isnan(test["p"]) for test in tests):
         notes.append(f"{ABSENT}: undefined, fewer than {statistics.LEAST_PAIRS} images differ")
-    return Table("Paired tests between methods", ["score", "A", "B", "mean of A - B", "images", "p", "p (Holm)"], rows, notes=notes)
+    headings = ["score", "A", "B", "mean of A - B", "images", "p", "p (Holm)"]
+    return Table("Paired tests between methods", headings, rows, notes=notes)
 
 
 def cost_table(costs: dict[str, dict]) -> Table:
     """The seed's table of cost, from what `costs` gives."""
-    rows, notes, kinds = [], [], {}
+    rows = []
+    machines: dict[str, list[str]] = {}  # {how it was measured: methods}
+    warm_up_notes = []
     for method, cost in costs.items():
-        cost = dict.fromkeys(("sampler", "steps", "parameters", "device", "precision", "batch_size", "peak_memory_of"), ABSENT) | cost
-        parameters, memory = (cost.get(key) for key in ("parameters", "peak_memory"))
-        rows.append([method, str(cost["sampler"]), str(cost["steps"] or ABSENT), ABSENT if parameters == ABSENT else f"{parameters / 1e6:.1f} M",
-                     f"{cost['seconds']:.2f}", f"{memory / 2 ** 30:.2f} GiB" if memory else ABSENT])
-        where = f"{cost['device']}, {cost['precision']}, batches of {cost['batch_size']}, memory {cost['peak_memory_of']}"
-        kinds.setdefault(where, []).append(method)
+        parameters = f"{cost['parameters'] / MILLION:.1f} M" if "parameters" in cost else ABSENT
+        memory = f"{cost['peak_memory'] / GIB:.2f} GiB" if "peak_memory" in cost else ABSENT
+        known = dict.fromkeys(COST_KEYS, ABSENT) | cost
+        steps = str(known["steps"] or ABSENT)
+        rows.append([method, str(known["sampler"]), steps, parameters, f"{known['seconds']:.2f}", memory])
+
+        machine = f"{known['device']}, {known['precision']}"
+        machine += f", batches of {known['batch_size']}, memory {known['peak_memory_of']}"
+        machines.setdefault(machine, []).append(method)
         if not cost.get("seconds_after_warm_up"):
-            notes.append(f"{method}: its only batch was timed, warm-up included")
-    notes = ["median over images, the first batch left out", *(f"{', '.join(methods)}: {where}" for where, methods in kinds.items()), *notes]
-    return Table("Cost of an image", ["method", "sampler", "steps", "parameters", "time (s)", "peak memory"], rows, notes=notes)
+            warm_up_notes.append(f"{method}: its only batch was timed, warm-up included")
+    notes = ["median over images, the first batch left out"]
+    for machine, methods in machines.items():
+        notes.append(f"{', '.join(methods)}: {machine}")
+    headings = ["method", "sampler", "steps", "parameters", "time (s)", "peak memory"]
+    return Table("Cost of an image", headings, rows, notes=notes + warm_up_notes)
 
 
-def _cell(cell: dict, column: scores.Score) -> str:
-    return f"{_number(cell['mean'] * column.scale)} ± {_number(cell['std'] * column.scale)}" if cell["count"] else ABSENT
+def _mean_and_spread(values: np.ndarray, cell: dict, column: scores.Score) -> str:
+    """values: of every image; cell: what statistics.describe says of them."""
+    if _all_infinite(values):
+        return INFINITE
+    if not cell["count"]:
+        return ABSENT
+    return f"{_number(cell['mean'] * column.scale)} ± {_number(cell['std'] * column.scale)}"
 
 
 def _number(value: float, form: str = ".3f") -> str:
@@ -279,92 +181,205 @@ def _label(column: scores.Score) -> str:
     return f"lungs: {column.label}" if column in scores.IN_LUNGS else column.label
 
 
-def _best(methods: list[str], column: scores.Score, summary: dict) -> list[int]:
-    """The places of the best of several methods, all of them where the table shows them alike; never of the untouched CXR."""
-    shown = {i: round(summary[method][column.key]["mean"] * column.scale, 3) for i, method in enumerate(methods)
-             if method != scores.REFERENCE and summary[method][column.key]["count"]}
-    best = (max if column.larger_is_better else min)(shown.values(), default=None)
-    return [i for i, mean in shown.items() if mean == best] if len(methods) > 2 else []
+def _all_infinite(values: np.ndarray) -> bool:
+    """Whether a method's PSNR is infinite for every image that has one: all of its results equal the truth."""
+    defined = values[~np.isnan(values)]
+    return defined.size > 0 and bool(np.isposinf(defined).all())
 
 
-def _undefined(scored: Scored, columns: Iterable[scores.Score], summary: dict) -> list[str]:
+def _best(scored: Scored, column: scores.Score, summary: dict) -> list[int]:
+    """The places of the best of several methods, all of them if the table shows them alike.
+
+    Nobody is the best who does not beat the untouched CXR. Nobody is either if a method has infinite values beside
+    finite ones: the means are then over different images (MSE compares them).
+    """
+    if len(scored.methods) <= 2:  # the untouched CXR and one method
+        return []
+    shown = {}
+    for i, method in enumerate(scored.methods):
+        values = scored.series(method, column.key)
+        cell = summary[method][column.key]
+        if _all_infinite(values):
+            shown[i] = math.inf
+        elif np.isposinf(values).any():
+            return []
+        elif cell["count"]:
+            shown[i] = round(cell["mean"] * column.scale, 3)
+    reference = shown.pop(0, None)  # the untouched CXR comes first
+    if not shown:
+        return []
+    best = max(shown.values()) if column.larger_is_better else min(shown.values())
+    if reference is not None:
+        beaten = best > reference if column.larger_is_better else best < reference
+        if not beaten:
+            return []
+    return [i for i, mean in shown.items() if mean == best]
+
+
+def _undefined(scored: Scored, columns: tuple[scores.Score, ...], summary: dict) -> list[str]:
     """A line for what the means of these columns leave out."""
-    found: dict[tuple, list[str]] = {}
+    # methods that leave out the same number of images for the same reason share a line
+    shared: dict[tuple[str, int, str], list[str]] = {}
     for column in columns:
-        gap = "no mask" if column in scores.IN_LUNGS else "no bone"
-        if column in scores.IN_LUNGS and column.key.startswith("BSR"):
+        in_lungs = column in scores.IN_LUNGS
+        gap = "no mask" if in_lungs else "no bone"
+        if in_lungs and column.key.startswith("BSR"):
             gap = "no bone or no mask"
         for method in summary:
             values = scored.series(method, column.key)
-            for reason, count in (("equal images", int(np.isposinf(values).sum())), (gap, int(np.isnan(values).sum()))):
-                if count:
-                    found.setdefault((column.key, count, reason), []).append(method)
-    return [f"{', '.join(methods) if len(methods) < len(summary) else 'every method'}: {key.removesuffix('_lungs')} is undefined for {count} "
-            f"of {len(scored.values)} images ({reason}), left out of its mean" for (key, count, reason), methods in found.items()]
+            infinite = int(np.isposinf(values).sum())
+            missing = int(np.isnan(values).sum())
+            if infinite:
+                shared.setdefault((column.key, infinite, "equal images"), []).append(method)
+            if missing:
+                shared.setdefault((column.key, missing, gap), []).append(method)
+    lines = []
+    for (key, count, reason), methods in shared.items():
+        who = "every method" if len(methods) == len(summary) else ", ".join(methods)
+        score = key.removesuffix("_lungs")
+        total = len(scored.values)
+        lines.append(f"{who}: {score} is undefined for {count} of {total} images ({reason}), left out of its mean")
+    return lines
 
 
-# --- Files -------------------------------------------------------------------------------------------------------------------
+# --- Files ------------------------------------------------------------------------------------------------------------
 
-def write(scored: Scored, output, folders: dict[str, str | Path] | None = None, seed: int = 0) -> str:
+def write(scored: Scored, output, folders: Mapping[str, str | Path] | None = None, seed: int = 0) -> str:
     """All files into the folder `output`; returns the tables of quality and cost as text, for the terminal.
 
-    folders: as given to `score_folders`, for the cost that their summary.json tell. seed: of the bootstrap. Writes metrics.txt,
-    .md, .tex (all tables), .csv (every image), .json (all), .png (box plots), comparison.png, examples_<method>.png.
+    folders: as given to `score_folders`, for the cost that their summary.json tell. seed: of the bootstrap. Writes
+    metrics.txt, .md, .tex (all tables), .csv (every image), .json (all), .png (box plots), comparison.png,
+    examples_<method>.png.
     """
-    output, summary, tests, cost = Path(output), summarise(scored, seed), compare_methods(scored), costs(folders or {})
-    shown = quality_tables(scored, summary) + ([cost_table(cost)] if cost else [])
-    write_tables(output / "metrics", scored.heading, shown + [interval_table(scored, summary)] + ([comparison_table(scored, tests)] if tests else []))
-    keys = [column.key for columns in scored.groups.values() for column in columns]
-    lines = io.StringIO()
-    writer = csv.writer(lines, lineterminator="\n")
-    writer.writerow(["image", "method", *keys])
-    writer.writerows([name, method, *(row[key] for key in keys)] for name, rows in scored.values.items() for method, row in rows.items())
-    images.write_file(output / "metrics.csv", lines.getvalue().encode())
+    output = Path(output)
+    inputs = []
+    for files in scored.files.values():
+        inputs += [files.cxr, files.target, *files.predictions.values()]
+    refuse_foreign(output, scored.methods[1:], inputs, "metrics.output")
+
+    # numbers
+    summary = summarise(scored, seed)
+    tests = compare_methods(scored)
+    cost = costs(folders or {})
+
+    # all numbers; first, since this file is the record by which a later run knows the others as its own
     tree = {"settings": scored.heading, "summary": summary, "tests": tests, "cost": cost, "images": scored.values}
-    images.write_file(output / "metrics.json", json.dumps(_finite(tree), indent=1, allow_nan=False).encode())
+    images.write_file(output / RECORD, json.dumps(_finite(tree), indent=1, allow_nan=False).encode())
+
+    # tables
+    shown = quality_tables(scored, summary)
+    if cost:
+        shown.append(cost_table(cost))
+    every_table = [*shown, interval_table(scored, summary)]
+    if tests:
+        every_table.append(comparison_table(scored, tests))
+    write_tables(output / "metrics", scored.heading, every_table)
+
+    # every image
+    write_csv(output / "metrics.csv", scored)
     write_pictures(scored, output)
-    return "\n".join([scored.heading + "\n", *map(text, shown)])
+    return _document(scored.heading, [text(table) for table in shown])
+
+
+def refuse_foreign(output: Path, methods: list[str], inputs: list[Path], setting: str) -> None:
+    """Raise UserError if `write` would replace a file that is read or that no run of metrics.py has written, or cannot
+    write.
+
+    methods: as `write` names its pictures. inputs: files that are read. setting: the one that names `output`.
+    """
+    try:
+        tree = json.loads((output / RECORD).read_text(encoding="utf-8"))
+        recorded = list(tree["summary"])
+        own = _file_names(recorded)
+    except (OSError, ValueError, KeyError, TypeError):  # no record, or somebody else's metrics.json
+        own = []
+    results = [output / name for name in _file_names(methods)]
+    ownership.refuse_foreign(results, inputs, [output / name for name in own], setting)
+    ownership.require_writable(output)
+
+
+def _file_names(methods: list[str]) -> list[str]:
+    """What metrics.py and the ablations write for these methods."""
+    names = [f"metrics.{suffix}" for suffix in ("txt", "md", "tex", "csv", "json", "png")]
+    names += ["comparison.png", "quality_seconds.png", "quality_steps.png"]
+    for method in methods:
+        names.append(_examples_name(method))
+    return names
+
+
+def _examples_name(method: str) -> str:
+    words = re.sub(r"[^A-Za-z0-9.-]+", "_", method)
+    return f"examples_{words}.png"
 
 
 def write_tables(stem, heading: str, tables: list[Table]) -> None:
     """<stem>.txt, <stem>.md and <stem>.tex; the heading stands before the first table."""
     stem = Path(stem)
-    images.write_file(stem.with_suffix(".txt"), "\n".join([heading + "\n", *map(text, tables)]).encode())
-    images.write_file(stem.with_suffix(".md"), "\n".join([heading + "\n", *map(markdown, tables)]).encode())
-    intro = f"% {heading}\n% \\input this into a document with \\usepackage{{booktabs,graphicx}}\n"
-    parts = [latex(table, f"tab:{re.sub('[^a-z0-9]+', '-', table.title.lower()).strip('-')}") for table in tables]
-    images.write_file(stem.with_suffix(".tex"), "\n".join([intro, *parts]).encode())
+    plain = _document(heading, [text(table) for table in tables])
+    images.write_file(stem.with_suffix(".txt"), plain.encode())
+    marked = _document(heading, [markdown(table) for table in tables])
+    images.write_file(stem.with_suffix(".md"), marked.encode())
+    printed = [f"% {heading}\n% \\input this into a document with \\usepackage{{booktabs,graphicx}}\n"]
+    for table in tables:
+        words = re.sub("[^a-z0-9]+", "-", table.title.lower()).strip("-")
+        printed.append(latex(table, f"tab:{words}"))
+    images.write_file(stem.with_suffix(".tex"), "\n".join(printed).encode())
+
+
+def write_csv(path: Path, scored: Scored) -> None:
+    """A row for each image and method."""
+    keys = [column.key for column in scored.columns]
+    lines = io.StringIO()
+    writer = csv.writer(lines, lineterminator="\n")
+    writer.writerow(["image", "method", *keys])
+    for name, methods in scored.values.items():
+        for method, row in methods.items():
+            writer.writerow([name, method, *(row[key] for key in keys)])
+    images.write_file(path, lines.getvalue().encode())
 
 
 def write_pictures(scored: Scored, output: Path) -> None:
-    """metrics.png: box plots; comparison.png: the first images with every method; examples_<method>.png: best, median and worst by MSE."""
-    groups = [{_label(column): {method: scored.series(method, column.key) * column.scale for method in scored.methods} for column in columns}
-              for columns in scored.groups.values()]
+    """metrics.png: box plots; comparison.png: the first images with every method; examples_<method>.png: best, median
+    and worst."""
+    # box plots, a row for each table
+    groups = []
+    for columns in scored.groups.values():
+        group = {}
+        for column in columns:
+            series = {method: scored.series(method, column.key) * column.scale for method in scored.methods}
+            group[_label(column)] = series
+        groups.append(group)
     images.write_file(output / "metrics.png", pictures.boxes(groups))
+
+    # the first images with every method
     rows = []
-    for case in itertools.islice(scored.cases.values(), COMPARED):
-        rows.append({title: _pixels(path, scored.size) for title, path in {"CXR": case.cxr, **case.predictions, "truth": case.truth}.items()})
+    for files in itertools.islice(scored.files.values(), COMPARED):
+        titled = {"CXR": files.cxr, **files.predictions, "truth": files.target}
+        rows.append({title: _pixels(path, scored.size) for title, path in titled.items()})
     images.write_file(output / "comparison.png", pictures.side_by_side(rows))
+
+    # each method's best, median and worst image by MSE
     for method in scored.methods[1:]:
-        rows = {}
+        examples = {}
         for rank, name in extremes(scored, method).items():
-            case = scored.cases[name]
+            files = scored.files[name]
             psnr = scored.values[name][method]["PSNR"]
-            files = case.cxr, case.predictions[method], case.truth
-            rows[f"{rank}: {name}\nPSNR {psnr:.1f} dB"] = tuple(_pixels(path, scored.size) for path in files)
-        images.write_file(output / f"examples_{re.sub(r'[^A-Za-z0-9.-]+', '_', method)}.png", pictures.examples(rows))
+            label = f"{rank}: {name}\nPSNR {psnr:.1f} dB"
+            paths = (files.cxr, files.predictions[method], files.target)
+            examples[label] = tuple(_pixels(path, scored.size) for path in paths)
+        images.write_file(output / _examples_name(method), pictures.examples(examples))
 
 
-def extremes(scored: Scored, method: str) -> dict[str, str]:
-    """{"best", "median", "worst": image} of a method by MSE, each image once."""
-    order = sorted(scored.values, key=lambda name: scored.values[name][method]["MSE"])
-    ranks = {order[len(order) // 2]: "median", order[-1]: "worst", order[0]: "best"}
-    return {rank: name for rank in ("best", "median", "worst") for name in order if ranks.get(name) == rank}
-
-
-def quality_against_cost(points: dict[str, list[pictures.Point]], path, cost: str = "seconds an image", quality: str = "PSNR (dB)") -> None:
-    """A PNG of {method: [pictures.Point(cost, quality, low, high, label)]}, one line a method. cost, quality: names of the axes."""
+def quality_against_cost(points: dict[str, list[pictures.Point]], path, cost: str = "seconds an image",
+                         quality: str = "PSNR (dB)") -> None:
+    """A PNG of {method: [pictures.Point(cost, quality, low, high, label)]}, one line a method. cost, quality: names of
+    the axes."""
     images.write_file(Path(path), pictures.trade_off(points, cost, quality))
+
+
+def _document(heading: str, tables: list[str]) -> str:
+    """The heading, then the tables, with an empty line before each."""
+    return "\n".join([heading + "\n", *tables])
 
 
 def _pixels(path: Path, size: int) -> np.ndarray:
@@ -377,4 +392,6 @@ def _finite(tree):
         return {key: _finite(value) for key, value in tree.items()}
     if isinstance(tree, list):
         return [_finite(value) for value in tree]
-    return None if isinstance(tree, float) and not math.isfinite(tree) else tree
+    if isinstance(tree, float) and not math.isfinite(tree):
+        return None
+    return tree

@@ -1,50 +1,70 @@
 """What many values say: mean and spread, the uncertainty of the mean, whether two methods differ."""
 import math
+from typing import Any
 
 import numpy as np
 from scipy import stats
 
-RESAMPLES = 9999     # of the bootstrap
-AT_ONCE = 500        # resamples held in memory together
+RESAMPLES = 9999       # of the bootstrap
+RESAMPLE_BATCH = 500   # resamples held in memory at a time
 CONFIDENCE = 0.95
-LEAST_PAIRS = 6      # that differ; with 5 the smallest two-sided p-value of the signed-rank test is 2 / 2^5 = 0.06
+LEAST_PAIRS = 6        # that differ; with 5 the smallest two-sided p-value of the signed-rank test is 2 / 2^5 = 0.06
 
 
 def describe(values, seed: int = 0) -> dict[str, float]:
-    """{"mean", "std", "count", "undefined", "low", "high"} of the finite values; NaN where there are too few of them.
+    """{"mean", "std", "count", "undefined", "low", "high"} of the finite values; NaN if there are too few of them.
 
-    std: of the population, as published. low, high: the 95 % interval of the mean. count, undefined: how many values are finite,
-    how many are not (no bone, no mask, the infinite PSNR of equal images).
+    std: of the population, as published. low, high: the 95 % interval of the mean. count, undefined: how many values
+    are finite, how many are not (no bone, no mask, the infinite PSNR of equal images). seed: of the bootstrap.
     """
     every = np.asarray(values, np.float64)
     finite = every[np.isfinite(every)]
-    mean, std = (float(finite.mean()), float(finite.std())) if finite.size else (math.nan, math.nan)
+    mean = math.nan
+    std = math.nan
+    if finite.size:
+        mean = float(finite.mean())
+        std = float(finite.std())
     low, high = bootstrap(finite, seed)
-    return {"mean": mean, "std": std, "count": int(finite.size), "undefined": int(every.size - finite.size), "low": low, "high": high}
+    return {
+        "mean": mean,
+        "std": std,
+        "count": int(finite.size),
+        "undefined": int(every.size - finite.size),
+        "low": low,
+        "high": high,
+    }
 
 
 def bootstrap(values: np.ndarray, seed: int = 0) -> tuple[float, float]:
-    """The 95 % interval of the mean of values (n,): bias-corrected and accelerated bootstrap (Efron 1987). NaN for fewer than two."""
+    """The 95 % interval of the mean of values (n,): bias-corrected and accelerated bootstrap (Efron 1987). NaN for
+    fewer than two."""
     if values.size < 2:
         return math.nan, math.nan
-    if np.ptp(values) == 0:
+    if np.ptp(values) == 0:  # equal values: scipy's acceleration would be 0 / 0
         return float(values[0]), float(values[0])
-    found = stats.bootstrap((values,), np.mean, n_resamples=RESAMPLES, batch=AT_ONCE, confidence_level=CONFIDENCE, method="BCa",
-                            rng=np.random.default_rng(seed)).confidence_interval
-    return float(found.low), float(found.high)
+    result = stats.bootstrap((values,), np.mean, n_resamples=RESAMPLES, batch=RESAMPLE_BATCH, method="BCa",
+                             confidence_level=CONFIDENCE, rng=np.random.default_rng(seed))
+    interval = result.confidence_interval
+    return float(interval.low), float(interval.high)
 
 
 def signed_rank(a, b) -> dict[str, float]:
-    """{"difference", "pairs", "p"}: the mean of a - b over the pairs that are finite in both, their number, and Wilcoxon's two-sided p.
+    """{"difference", "pairs", "p"}: the mean of a - b over the pairs that are finite in both, their number, and
+    Wilcoxon's two-sided p.
 
-    Pairs without a difference are left out of the test (Wilcoxon 1945). p is NaN where fewer than LEAST_PAIRS remain.
+    Pairs without a difference are left out of the test (Wilcoxon 1945). p is NaN if fewer than LEAST_PAIRS remain.
     """
     with np.errstate(invalid="ignore"):  # inf - inf is NaN, and left out like inf itself
         difference = np.asarray(a, np.float64) - np.asarray(b, np.float64)
     difference = difference[np.isfinite(difference)]
-    mean = float(difference.mean()) if difference.size else math.nan
+    mean = math.nan
+    if difference.size:
+        mean = float(difference.mean())
     changed = difference[difference != 0]
-    p = float(stats.wilcoxon(changed).pvalue) if changed.size >= LEAST_PAIRS else math.nan
+    p = math.nan
+    if changed.size >= LEAST_PAIRS:
+        test: Any = stats.wilcoxon(changed)  # scipy's own types know no pvalue
+        p = float(test.pvalue)
     return {"difference": mean, "pairs": int(difference.size), "p": p}
 
 
@@ -53,7 +73,8 @@ def holm(p_values) -> list[float]:
     p = np.asarray(p_values, np.float64)
     adjusted = np.full(p.shape, math.nan)
     defined = np.flatnonzero(np.isfinite(p))
-    order = defined[np.argsort(p[defined], kind="stable")]
-    steps = p[order] * np.arange(order.size, 0, -1)
-    adjusted[order] = np.minimum(np.maximum.accumulate(steps), 1)
+    order = defined[np.argsort(p[defined], kind="stable")]  # places of the p-values, the smallest first
+    hypotheses_left = np.arange(order.size, 0, -1)
+    steps = p[order] * hypotheses_left
+    adjusted[order] = np.minimum(np.maximum.accumulate(steps), 1)  # no corrected p-value below the one before it
     return adjusted.tolist()

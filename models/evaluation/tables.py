@@ -1,11 +1,16 @@
 """A table, once, as text, Markdown and LaTeX."""
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
-LATEX = {  # what a letter is in LaTeX, where it is not itself; a row that starts with a bracket would be an option of the row before
-    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}", "[": "{[}", "]": "{]}",
-    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}",
-    "±": r"$\pm$", "↑": r"$\uparrow$", "↓": r"$\downarrow$", "×": r"$\times$", "✗": r"$\times$", "α": r"$\alpha$", "–": "--", "—": "---",
+# Letters that LaTeX would read as commands or does not have. A bracket at the start of a row would be an option of the
+# row before.
+LATEX = {
+    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_",
+    "{": r"\{", "}": r"\}", "[": "{[}", "]": "{]}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
+    "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}",
+    "±": r"$\pm$", "↑": r"$\uparrow$", "↓": r"$\downarrow$",
+    "×": r"$\times$", "✗": r"$\times$", "α": r"$\alpha$", "∞": r"$\infty$", "–": "--", "—": "---",
 }
 LONG_HEADING = 15  # letters
 SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-")
@@ -13,58 +18,107 @@ SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-")
 
 @dataclass(frozen=True)
 class Table:
-    """title: one line; headings: of the columns, the first names the rows; best: (row, column) of the cells in bold; notes: its foot."""
+    """title: one line; headings: of the columns, the first names the rows; best: (row, column) of the cells in bold;
+    notes: its foot."""
     title: str
     headings: list[str]
     rows: list[list[str]]
     best: set[tuple[int, int]] = field(default_factory=set)
     notes: list[str] = field(default_factory=list)
 
+    def marked(self, mark: Callable[[str], str]) -> list[list[str]]:
+        """The rows, with mark(cell) for the best cells."""
+        rows = []
+        for i, row in enumerate(self.rows):
+            rows.append([mark(cell) if (i, j) in self.best else cell for j, cell in enumerate(row)])
+        return rows
+
 
 def text(table: Table) -> str:
     """Columns of letters; an asterisk behind the best."""
-    starred = [[f"{cell} *" if (i, j) in table.best else cell for j, cell in enumerate(row)] for i, row in enumerate(table.rows)]
-    rows = [table.headings, *starred]
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
-    notes = table.notes + ["* the best"] * bool(table.best)
-    return "\n".join([table.title, "", *lines, *([""] if notes else []), *notes]) + "\n"
+    rows = [table.headings, *table.marked(lambda cell: f"{cell} *")]
+    widths = []
+    for column in zip(*rows):
+        widths.append(max(len(cell) for cell in column))
+
+    # title, rows, foot, with an empty line between them
+    lines = [table.title, ""]
+    for row in rows:
+        padded = [cell.ljust(width) for cell, width in zip(row, widths)]
+        lines.append("  ".join(padded).rstrip())
+    notes = list(table.notes)
+    if table.best:
+        notes.append("* the best")
+    if notes:
+        lines += ["", *notes]
+    return "\n".join(lines) + "\n"
 
 
 def markdown(table: Table) -> str:
     """A pipe table; the best in bold."""
-    def line(cells):
-        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
-    bold = [[f"**{cell}**" if (i, j) in table.best else cell for j, cell in enumerate(row)] for i, row in enumerate(table.rows)]
-    rule = line(["---"] + ["---:"] * (len(table.headings) - 1))
-    return "\n".join([f"**{table.title}**", "", line(table.headings), rule, *map(line, bold), *(f"\n{note}" for note in table.notes)]) + "\n"
+    def line(cells: list[str]) -> str:
+        escaped = [cell.replace("|", "\\|") for cell in cells]
+        return "| " + " | ".join(escaped) + " |"
+
+    numbers = len(table.headings) - 1  # columns that are set flush right
+    lines = [f"**{table.title}**", "", line(table.headings), line(["---"] + ["---:"] * numbers)]
+    for row in table.marked(lambda cell: f"**{cell}**"):
+        lines.append(line(row))
+    for note in table.notes:
+        lines.append(f"\n{note}")
+    return "\n".join(lines) + "\n"
 
 
 def latex(table: Table, label: str) -> str:
-    r"""A table environment, for a document with \usepackage{booktabs,graphicx}; the best in bold, shrunk where wider than the text.
+    r"""A table environment, for a document with \usepackage{booktabs,graphicx}; the best in bold, shrunk if wider than
+    the text.
 
     label: for \ref.
     """
-    def line(cells):
+    def line(cells: list[str]) -> str:
         return "    " + " & ".join(cells) + r" \\"
-    bold = [[rf"\textbf{{{escape(cell)}}}" if (i, j) in table.best else escape(cell) for j, cell in enumerate(row)]
-            for i, row in enumerate(table.rows)]
-    notes = [rf"  \par\smallskip\parbox{{\linewidth}}{{\footnotesize {escape('; '.join(table.notes))}.}}"] if table.notes else []
-    return "\n".join([r"\begin{table}[htbp]", r"  \centering\small", rf"  \caption{{{escape(table.title)}}}", rf"  \label{{{label}}}",
-                      r"  \resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
-                      rf"  \begin{{tabular}}{{l{'r' * (len(table.headings) - 1)}}}", r"    \toprule",
-                      line(map(_stacked, table.headings)), r"    \midrule", *map(line, bold), r"    \bottomrule",
-                      r"  \end{tabular}}", *notes, r"\end{table}"]) + "\n"
+
+    # The cells are escaped before they are made bold, so that the command for bold is not escaped itself.
+    printed = Table(table.title, table.headings, [], table.best)
+    for row in table.rows:
+        printed.rows.append([escape(cell) for cell in row])
+    columns = "l" + "r" * (len(table.headings) - 1)
+    lines = [
+        r"\begin{table}[htbp]",
+        r"  \centering\small",
+        rf"  \caption{{{escape(table.title)}}}",
+        rf"  \label{{{label}}}",
+        r"  \resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
+        rf"  \begin{{tabular}}{{{columns}}}",
+        r"    \toprule",
+        line([_stacked(heading) for heading in table.headings]),
+        r"    \midrule",
+    ]
+    for row in printed.marked(lambda cell: rf"\textbf{{{cell}}}"):
+        lines.append(line(row))
+    lines += [r"    \bottomrule", r"  \end{tabular}}"]
+    if table.notes:
+        foot = escape("; ".join(table.notes))
+        lines.append(rf"  \par\smallskip\parbox{{\linewidth}}{{\footnotesize {foot}.}}")
+    lines.append(r"\end{table}")
+    return "\n".join(lines) + "\n"
 
 
 def _stacked(heading: str) -> str:
     """A long heading in two lines, as LaTeX."""
     first, space, rest = heading.partition(" ")
-    return rf"\shortstack[r]{{{escape(first)}\\{escape(rest)}}}" if space and len(heading) > LONG_HEADING else escape(heading)
+    if not space or len(heading) <= LONG_HEADING:
+        return escape(heading)
+    return rf"\shortstack[r]{{{escape(first)}\\{escape(rest)}}}"
 
 
 def escape(words: str) -> str:
     """Any text as LaTeX that prints it: its special characters, and those beyond ASCII that the tables use."""
-    powers = re.sub(r"[⁰¹²³⁴⁵⁶⁷⁸⁹⁻]+", lambda match: f"\0{match[0].translate(SUPERSCRIPTS)}\0", words)
-    printed = "".join(LATEX.get(letter, letter) for letter in powers)
+    # Superscripts become plain digits between NULs, which no table holds, so that the letters can be replaced one by
+    # one first.
+    def between_nuls(match: re.Match) -> str:
+        return f"\0{match[0].translate(SUPERSCRIPTS)}\0"
+
+    marked = re.sub(r"[⁰¹²³⁴⁵⁶⁷⁸⁹⁻]+", between_nuls, words)
+    printed = "".join(LATEX.get(letter, letter) for letter in marked)
     return re.sub("\0(.*?)\0", r"$^{\1}$", printed)

@@ -7,26 +7,38 @@ from .files import UserError
 
 
 def pick_device(name: str) -> torch.device:
-    """'auto' -> this process's GPU where there is one, else the CPU; 'cuda' -> this process's GPU."""
+    """The setting `device`: 'auto' is this process's GPU if there is one, else the CPU; 'cuda' is this process's GPU.
+
+    Raises UserError where this machine has no such device.
+    """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda":
-        name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
+        gpu = os.environ.get("LOCAL_RANK", 0)  # torchrun's number of this process on its machine
+        name = f"cuda:{gpu}"
+
+    # A device is one that computes and gives the result back. PyTorch knows the names of many that are not built in,
+    # and of "meta", whose tensors have no numbers.
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"device={name} cannot be used here: {str(error).splitlines()[0]}") from None
+        answer = torch.ones(1, device=device).add(1).item()
+    except Exception as error:  # each of PyTorch's backends has a type of its own for not being there
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise UserError(f"device={name} cannot be used here: {reason}; take auto, cpu, cuda or cuda:N") from None
+    if answer != 2:
+        raise UserError(f"device={name} cannot be used here: it computes 1 + 1 = {answer}; take another one")
     return device
 
 
 def pick_precision(name: str, device: torch.device) -> str:
-    """'auto' -> bf16 on a GPU that has it, else float32."""
+    """The setting `precision`: 'auto' is bf16 on a GPU that computes in it, else float32."""
     if name != "auto":
         return name
-    return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
+    if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
+        return "bf16"
+    return "float32"
 
 
-def autocast(device: torch.device, precision: str):
+def autocast(device: torch.device, precision: str) -> torch.autocast:
     """The context in which networks run."""
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")

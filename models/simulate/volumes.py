@@ -10,18 +10,26 @@ import hashlib
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import nibabel
 import numpy as np
+from nibabel import affines, orientations
 
 from ..runtime.files import UserError
 
 AXES = ("P", "I", "L")          # the volume's axes grow towards the back, the feet, the patient's left
 MAX_VOXELS = 2 ** 28            # a scan of 512 x 512 x 1024; a header that claims more is damaged, hostile or no chest
+MIN_SPACING = 0.05              # mm; no scanner is finer
 MAX_SPACING = 6.0               # mm; thicker slices show no ribs
+MAX_OBLIQUE = 0.1               # radians by which axes may be off the body's
+UPRIGHT = 0.995                 # cosine of the angle between the slices' normal and the way from slice to slice; below it the gantry was tilted
+MAX_TILT = 0.5                  # degrees of the gantry as the header states it
+DISTANCE_ERROR = 0.01           # mm, rounding of the slices' positions in the header
 NIFTI = (".nii", ".nii.gz")
 STRUCTURES = "structures.csv"   # numbers and names of an organ mask's structures, columns id and structure
 UNEVEN = 0.02                   # of the slice distance, within which DICOM slices count as evenly spaced
+Spacing = tuple[float, float, float]
 SCAN = "1.2.840.10008.5.1.4.1.1.2"  # SOP class of CT images (PS3.6); enhanced ones continue it
 
 
@@ -50,7 +58,7 @@ class Source:
 class Scan:
     """hounsfield: int16 (D, H, W), axes as AXES; spacing: mm along them; labels: uint8 (D, H, W) or None; names: {label: structure}."""
     hounsfield: np.ndarray
-    spacing: tuple[float, float, float]
+    spacing: Spacing
     labels: np.ndarray | None
     names: dict[int, str]
 
@@ -83,8 +91,10 @@ def read(source: Source) -> Scan:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            values, spacing = (_read_dicom if source.path.is_dir() else _read_nifti)(source.path)
-            labels, names = _read_labels(source, values.shape, spacing) if source.mask else (None, {})
+            values, spacing = _read_dicom(source.path) if source.path.is_dir() else _read_nifti(source.path)
+            labels, names = None, {}
+            if source.mask is not None:
+                labels, names = _read_labels(source, values.shape, spacing)
         _refuse_strange(values, spacing)
     except UserError:
         raise
@@ -95,25 +105,32 @@ def read(source: Source) -> Scan:
 
 # --- NIfTI -----------------------------------------------------------------------------------------------------------------------
 
-def _read_nifti(path) -> tuple[np.ndarray, tuple]:
+def _read_nifti(path: Path) -> tuple[np.ndarray, Spacing]:
     """int16 (D, H, W) and mm, from any orientation whose axes are nearly the body's."""
-    picture = nibabel.load(path)
-    shape = picture.shape
-    if len(shape) == 4 and shape[3] == 1:
-        picture, shape = picture.slicer[..., 0], shape[:3]
-    if len(shape) != 3:
-        raise ValueError(f"it has {len(shape)} dimensions; one volume is expected")
-    _refuse_size(shape)
-    oblique = nibabel.affines.obliquity(picture.affine).max()
-    if oblique > 0.1:
+    picture: Any = nibabel.load(path)  # of a class of nibabel's that follows from the content
+    if len(picture.shape) == 4 and picture.shape[3] == 1:
+        picture = picture.slicer[..., 0]
+    if len(picture.shape) != 3:
+        raise ValueError(f"it has {len(picture.shape)} dimensions; one volume is expected")
+    _refuse_size(picture.shape)
+    oblique = affines.obliquity(picture.affine).max()
+    if oblique > MAX_OBLIQUE:
         raise ValueError(f"its axes are {np.degrees(oblique):.0f} degrees off the body's (a tilted gantry?); resample it")
-    turn = nibabel.orientations.ornt_transform(nibabel.io_orientation(picture.affine), nibabel.orientations.axcodes2ornt(AXES))
-    spacing = nibabel.affines.voxel_sizes(picture.affine)[np.argsort(turn[:, 0])]
-    values = nibabel.orientations.apply_orientation(np.asanyarray(picture.dataobj), turn)
-    return _as_int16(values), tuple(map(float, spacing))
+    values, spacing = _turned(np.asanyarray(picture.dataobj), picture.affine)
+    return _as_int16(values), spacing
 
 
-def _read_labels(source, shape, spacing) -> tuple[np.ndarray, dict]:
+def _turned(values: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, Spacing]:
+    """A volume whose voxels lie in the body as NIfTI's affine says, turned so that its axes are AXES; and mm along them."""
+    turn = orientations.ornt_transform(orientations.io_orientation(affine), orientations.axcodes2ornt(AXES))
+    depth, height, width = affines.voxel_sizes(affine)[np.argsort(turn[:, 0])]
+    return orientations.apply_orientation(values, turn), (float(depth), float(height), float(width))
+
+
+def _read_labels(source: Source, shape: tuple[int, ...], spacing: Spacing) -> tuple[np.ndarray, dict[int, str]]:
+    """uint8 (D, H, W), the organ numbers of a CT's voxels, and what they mean."""
+    if source.mask is None or source.structures is None:
+        raise ValueError("it has no organ mask")
     labels, mask_spacing = _read_nifti(source.mask)
     if labels.shape != shape or not np.allclose(spacing, mask_spacing, rtol=1e-2):
         raise ValueError(f"its organ mask {source.mask.name} has {labels.shape} voxels, it has {shape}")
@@ -122,33 +139,39 @@ def _read_labels(source, shape, spacing) -> tuple[np.ndarray, dict]:
     return labels.astype(np.uint8), names
 
 
-def _organs(path) -> tuple[Path | None, Path | None]:
+def _organs(path: Path) -> tuple[Path | None, Path | None]:
     """(mask, structures) beside a NIfTI file, or (None, None)."""
-    structures, name = path.parent / STRUCTURES, _name(path)
-    if structures.is_file():
-        alone = sum(_is_nifti(other) and not _is_mask(other) for other in path.parent.iterdir()) == 1
-        for stem in [f"{name}_mask", *(["mask"] if alone else [])]:
-            for suffix in NIFTI:
-                if (path.parent / (stem + suffix)).is_file():
-                    return path.parent / (stem + suffix), structures
+    structures = path.parent / STRUCTURES
+    if not structures.is_file():
+        return None, None
+    stems = [f"{_name(path)}_mask"]
+    scans = [other for other in path.parent.iterdir() if _is_nifti(other) and not _is_mask(other)]
+    if len(scans) == 1:
+        stems.append("mask")
+    for stem in stems:
+        for suffix in NIFTI:
+            mask = path.parent / (stem + suffix)
+            if mask.is_file():
+                return mask, structures
     return None, None
 
 
-def _is_nifti(path) -> bool:
+def _is_nifti(path: Path) -> bool:
     return path.is_file() and path.name.lower().endswith(NIFTI) and not path.name.startswith(".")
 
 
-def _is_mask(path) -> bool:
+def _is_mask(path: Path) -> bool:
     return _name(path) == "mask" or _name(path).endswith("_mask")
 
 
-def _name(path) -> str:
+def _name(path: Path) -> str:
+    """The file name in small letters without NIfTI's endings."""
     return path.name.lower().removesuffix(".gz").removesuffix(".nii")
 
 
 # --- DICOM -----------------------------------------------------------------------------------------------------------------------
 
-def _slices(folder) -> list[Path]:
+def _slices(folder: Path) -> list[Path]:
     """DICOM files directly in a folder, known by their magic number."""
     found = []
     for path in sorted(folder.iterdir()):
@@ -159,36 +182,48 @@ def _slices(folder) -> list[Path]:
     return found
 
 
-def _read_dicom(folder) -> tuple[np.ndarray, tuple]:
+def _read_dicom(folder: Path) -> tuple[np.ndarray, Spacing]:
     """int16 (D, H, W) and mm of the series in a folder."""
     import pydicom
     paths = _slices(folder)
     headers = [pydicom.dcmread(path, stop_before_pixels=True) for path in paths]
-    if strange := [path for path, header in zip(paths, headers) if not str(header.get("SOPClassUID")).startswith(SCAN)]:
+    _refuse_mixture(paths, headers)
+
+    # From voxel to voxel in mm: down the rows, across the columns (PS3.3 C.7.6.2.1.1), and from slice to slice
+    first = headers[0]
+    row_spacing, column_spacing = map(float, first.PixelSpacing)
+    across_direction, down_direction = np.array(first.ImageOrientationPatient, float).reshape(2, 3)
+    down = down_direction * row_spacing
+    across = across_direction * column_spacing
+    normal = np.cross(across, down) / np.linalg.norm(np.cross(across, down))
+    places = np.array([header.ImagePositionPatient for header in headers], float)
+    step, order = _slice_step(places, normal)
+    if (step @ normal) / np.linalg.norm(step) < UPRIGHT or abs(float(first.get("GantryDetectorTilt") or 0)) > MAX_TILT:
+        raise ValueError("its gantry was tilted; resample it to upright slices")
+
+    affine = np.eye(4)
+    affine[:3, :3] = np.diag([-1, -1, 1]) @ np.column_stack([down, across, step])  # DICOM's x and y are the opposite of NIfTI's
+    if affines.obliquity(affine).max() > MAX_OBLIQUE:
+        raise ValueError("its slices are oblique; resample it")
+    values = np.stack([_slice_values(paths[index]) for index in order], -1)  # (rows, columns, slices)
+    return _turned(values, affine)
+
+
+def _refuse_mixture(paths: list[Path], headers: list) -> None:
+    """What is not the slices of one CT, by the headers alone, before any pixel is read."""
+    strange = [path for path, header in zip(paths, headers) if not str(header.get("SOPClassUID")).startswith(SCAN)]
+    if strange:
         raise ValueError(f"{strange[0].name} is no CT slice")
     if len({header.SeriesInstanceUID for header in headers}) > 1:
         raise ValueError("it holds slices of several series; give each a folder of its own")
     first = headers[0]
     _refuse_size((len(paths), int(first.Rows), int(first.Columns)))
-    if len({(header.Rows, header.Columns, *header.PixelSpacing, *header.ImageOrientationPatient) for header in headers}) > 1:
+    layouts = {(header.Rows, header.Columns, *header.PixelSpacing, *header.ImageOrientationPatient) for header in headers}
+    if len(layouts) > 1:
         raise ValueError("its slices differ in size, spacing or orientation")
-    down, across = (np.array(first.ImageOrientationPatient, float).reshape(2, 3)[::-1] * np.array(first.PixelSpacing, float)[:, None])
-    normal = np.cross(across, down) / np.linalg.norm(np.cross(across, down))
-    places = np.array([header.ImagePositionPatient for header in headers], float)
-    step, order = _step(places, normal)
-    if (step @ normal) / np.linalg.norm(step) < 0.995 or abs(float(first.get("GantryDetectorTilt") or 0)) > 0.5:
-        raise ValueError("its gantry was tilted; resample it to upright slices")
-    values = np.stack([_slice_values(paths[index]) for index in order], -1)  # (rows, columns, slices)
-    affine = np.eye(4)
-    affine[:3, :3] = np.diag([-1, -1, 1]) @ np.column_stack([down, across, step])  # DICOM's x and y are the opposite of NIfTI's
-    turn = nibabel.orientations.ornt_transform(nibabel.io_orientation(affine), nibabel.orientations.axcodes2ornt(AXES))
-    if nibabel.affines.obliquity(affine).max() > 0.1:
-        raise ValueError("its slices are oblique; resample it")
-    spacing = np.linalg.norm(affine[:3, :3], axis=0)[np.argsort(turn[:, 0])]
-    return nibabel.orientations.apply_orientation(values, turn), tuple(map(float, spacing))
 
 
-def _step(places, normal) -> tuple[np.ndarray, np.ndarray]:
+def _slice_step(places: np.ndarray, normal: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(from slice to slice in mm (3,), order of the slices) of their positions (n, 3)."""
     along = places @ normal
     order = np.argsort(along)
@@ -196,40 +231,44 @@ def _step(places, normal) -> tuple[np.ndarray, np.ndarray]:
     if len(gaps) < 2:
         raise ValueError(f"it holds {len(places)} slices; a chest has more")
     usual = np.median(gaps)
-    if usual <= 0 or gaps.min() < (1 - UNEVEN) * usual - 0.01:
+    if usual <= 0 or gaps.min() < (1 - UNEVEN) * usual - DISTANCE_ERROR:
         raise ValueError("it holds two slices of the same place, or slices at uneven distances")
-    if gaps.max() > (1 + UNEVEN) * usual + 0.01:
+    if gaps.max() > (1 + UNEVEN) * usual + DISTANCE_ERROR:
         raise ValueError(f"slices are missing: {gaps.max():.2f} mm from one to the next, {usual:.2f} mm elsewhere")
     return (places[order[-1]] - places[order[0]]) / len(gaps), order
 
 
-def _slice_values(path) -> np.ndarray:
+def _slice_values(path: Path) -> np.ndarray:
+    """int16 (rows, columns) of Hounsfield units."""
     import pydicom
-    from pydicom.pixels import apply_rescale
+    from pydicom.pixels.processing import apply_rescale
     dataset = pydicom.dcmread(path)
-    if dataset.file_meta.TransferSyntaxUID.name == "Deflated Explicit VR Little Endian" or int(dataset.get("NumberOfFrames") or 1) != 1:
+    deflated = dataset.file_meta.TransferSyntaxUID.name == "Deflated Explicit VR Little Endian"
+    if deflated or int(dataset.get("NumberOfFrames") or 1) != 1:
         raise ValueError(f"{path.name} is deflated or holds several frames; save it as plain slices")
     return _as_int16(apply_rescale(dataset.pixel_array, dataset))
 
 
 # --- Refusals --------------------------------------------------------------------------------------------------------------------
 
-def _refuse_size(shape) -> None:
+def _refuse_size(shape: tuple[int, ...]) -> None:
+    """More voxels than a chest CT has, or none, as the header claims."""
     voxels = int(np.prod([int(side) for side in shape], dtype=object))
     if not 0 < voxels <= MAX_VOXELS:
         raise ValueError(f"it claims {voxels} voxels; at most {MAX_VOXELS} are read")
 
 
-def _refuse_strange(values, spacing) -> None:
+def _refuse_strange(values: np.ndarray, spacing: Spacing) -> None:
     """What holds no Hounsfield units of a body, or is too coarse."""
-    if max(spacing) > MAX_SPACING or min(spacing) <= 0.05:
-        raise ValueError(f"its voxels measure {' x '.join(f'{length:.2f}' for length in spacing)} mm; 0.05 to {MAX_SPACING:g} are expected")
+    if max(spacing) > MAX_SPACING or min(spacing) <= MIN_SPACING:
+        sides = " x ".join(f"{length:.2f}" for length in spacing)
+        raise ValueError(f"its voxels measure {sides} mm; {MIN_SPACING:g} to {MAX_SPACING:g} are expected")
     low, high = np.percentile(values[::4, ::2, ::4], (1, 99.5))
     if not (low < -300 and -100 < high < 4000):
         raise ValueError(f"its values ({low:.0f} to {high:.0f}) are no Hounsfield units of a chest")
 
 
-def _as_int16(values) -> np.ndarray:
+def _as_int16(values: np.ndarray) -> np.ndarray:
     """Rounded and clipped: scanners fill what they did not see with anything."""
     if not np.isfinite(values).all():
         raise ValueError("it holds values that are not finite")

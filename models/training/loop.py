@@ -1,33 +1,37 @@
-"""One loop for all three trainings: devices, precision, average, log, save, resume.
+"""The one loop of all trainings: precision, micro-batches, weight average (EMA), log, states, resume.
 
-A training hands over its networks, optimisers and an objective; everything random in it is a function of (seed, step, name)
-and the data order one of (seed, epoch), so a training that was killed and goes on from its last state does, to the bit, what
-it would have done.
+A training hands over its networks, its optimisers and an objective. Everything random in it is a function of (seed,
+step, name), and the order of the images one of (seed, epoch). A training that was killed and goes on from its last
+state therefore does, to the bit, what it would have done.
 """
 import copy
 import csv
 import math
 import signal
 import time
-import zlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
 from torch import nn
 from tqdm import tqdm
 
-from .. import images
-from ..runtime import checkpoint, processes
+from .. import config, images
+from ..data import datasets
+from ..runtime import checkpoint, processes, seeding
 from ..runtime.device import autocast
 from ..runtime.files import UserError, replacing
 from ..runtime.processes import say
+from .pictures import draw_curves
 
-MOST_BAD_BATCHES = 10  # that are not finite, one after the other, before a training stops
+MOST_BAD_BATCHES = 10  # batches in a row with a loss or gradient that is not finite, before a training stops
+STEPS_A_NOTE = 10      # steps between two updates of the loss that the progress bar shows
+AnyNetwork = TypeVar("AnyNetwork", bound=nn.Module)
+STATE_ENTRIES = {"settings", "facts", "progress", "networks", "ema", "optimizers"}  # what a state_<step>.pt holds
 
 
 class Source(Protocol):
@@ -35,89 +39,74 @@ class Source(Protocol):
     names: list[str]
 
     def batches(self, index_lists: list[list[int]], epoch: int = 0) -> Iterator[dict[str, torch.Tensor]]:
-        """The items of each list, stacked on the first axis, as they are in this epoch."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """The settings of a training that belong to the loop."""
-    folder: Path
-    epochs: int
-    batch_size: int          # over all processes
-    learning_rates: dict     # phase -> rate at the start
-    milestones: tuple        # epochs at which the rates fall
-    gamma: float             # by this factor
-    average: float           # decay of the weight average; 0: none
-    seed: int
-    accumulate: int          # parts of a batch
-    validate_every: int      # epochs
-    sample_every: int        # epochs
-    save_every: float        # seconds
-    precision: str           # bf16 or float32
-    others: dict = field(default_factory=dict)  # settings of the objective that may change, told where they do
-
-
-def make_plan(folder: Path, chosen, train, learning_rates: dict, precision: str, **others) -> Plan:
-    """The plan that the settings of a network (vqgan, ldm, lcm) and of training make together."""
-    return Plan(folder=folder, learning_rates=learning_rates, precision=precision, others=others, epochs=chosen.epochs,
-                batch_size=chosen.batch_size, milestones=chosen.milestones, gamma=chosen.gamma, average=chosen.average, seed=train.seed,
-                accumulate=train.accumulate, validate_every=train.validate_every, sample_every=train.sample_every,
-                save_every=train.save_every)
+        """For each list of indices its items, stacked on the first axis, as they are in this epoch."""
+        ...
 
 
 @dataclass
 class Progress:
-    """Where a training stands; all of it is stored in its states."""
-    step: int = 0            # updates done, or skipped
-    epoch: int = 0
-    offset: int = 0          # images of this epoch already seen
+    """Where a training stands. All of it is stored in its states."""
+    step: int = 0            # updates done or skipped
+    epoch: int = 0           # epochs finished
+    offset: int = 0          # images of the running epoch already seen
     skipped: int = 0         # batches that were not finite
     best: float = math.inf   # lowest validation loss
-    sums: dict = field(default_factory=dict)   # of this epoch's losses, each times its images
+    sums: dict = field(default_factory=dict)   # name -> sum over this epoch of the batch's loss times its images
     counted: int = 0         # images in those sums
-    rows: list = field(default_factory=list)   # log.csv
+    rows: list = field(default_factory=list)   # of log.csv, one per epoch
 
 
 class Noise:
-    """Random numbers of some images of a batch as a function of (seed, step, name), drawn for the whole batch and then picked."""
+    """Random numbers for some images of a batch, as a function of (seed, step, name).
 
-    def __init__(self, seed: int, step: int | str, size: int, places: list[int], device: torch.device):
-        self.key, self.size, self.places, self.device = f"{seed}/{step}", size, places, device
+    They are drawn for the whole batch, and those of `places` are picked: an image's noise does not depend on how the
+    batch is divided among processes and micro-batches.
+    """
 
-    def _generator(self, name: str) -> torch.Generator:
-        return torch.Generator().manual_seed(zlib.crc32(f"{self.key}/{name}".encode()))
+    def __init__(self, seed: int, step: int | str, batch_size: int, places: list[int], device: torch.device):
+        self.key = f"{seed}/{step}"
+        self.batch_size = batch_size
+        self.places = places
+        self.device = device
 
     def normal(self, name: str, *shape: int) -> torch.Tensor:
-        """Standard normal (places, *shape)."""
-        return torch.randn(self.size, *shape, generator=self._generator(name))[self.places].to(self.device)
+        """Standard normal numbers (len(places), *shape)."""
+        drawn = torch.randn(self.batch_size, *shape, generator=seeding.generator(f"{self.key}/{name}"))
+        return drawn[self.places].to(self.device)
 
     def integers(self, name: str, high: int) -> torch.Tensor:
-        """Uniform integers 0..high-1 (places,)."""
-        return torch.randint(high, (self.size,), generator=self._generator(name))[self.places].to(self.device)
+        """Uniform integers 0 to high - 1, (len(places),)."""
+        drawn = torch.randint(high, (self.batch_size,), generator=seeding.generator(f"{self.key}/{name}"))
+        return drawn[self.places].to(self.device)
 
 
-# objective(networks, batch, noise) -> (phase -> loss to minimise, name -> value to log); all means over the batch
+# objective(networks, batch, noise) -> (phase -> loss to minimise, name -> value to log); all are means over the batch
 Objective = Callable[[dict, dict, Noise], tuple[dict, dict]]
 
 
 def data_order(count: int, seed: int, epoch: int) -> list[int]:
-    """The order of an epoch's images."""
+    """The order of an epoch's images: a permutation of 0 to count - 1."""
     return np.random.default_rng((seed, epoch)).permutation(count).tolist()
 
 
-def learning_rate(start: float, epoch: int, milestones: tuple, gamma: float) -> float:
-    """start * gamma ** (milestones reached)."""
-    return start * gamma ** sum(epoch >= milestone for milestone in milestones)
+def learning_rate(start: float, epoch: int, milestones: tuple[int, ...], gamma: float) -> float:
+    """start * gamma ** (number of milestones that the epoch has reached)."""
+    reached = sum(epoch >= milestone for milestone in milestones)
+    return start * gamma ** reached
 
 
-def part_size(batch_size: int, accumulate: int) -> int:
-    """Images that a process has of a part of a batch, at most."""
-    return -(-batch_size // accumulate // processes.world_size())  # rounded up
+def micro_batch_size(batch_size: int, micro_batches: int) -> int:
+    """How many images one process has of one micro-batch, at most."""
+    images_of_all = -(-batch_size // micro_batches)          # rounded up
+    return -(-images_of_all // processes.world_size())
 
 
-def started(network: nn.Module, path: str | None) -> nn.Module:
-    """A fresh network with the weights of a file, from which its training starts, or as it is. UserError where they do not fit."""
-    if path:
+def init_from(network: AnyNetwork, path: str | None) -> AnyNetwork:
+    """Give a fresh network the weights of a file, from which its training starts; None leaves it as it is.
+
+    Returns the network. Raises UserError if the file is missing or damaged, or its weights do not fit.
+    """
+    if path is not None:
         state, *_ = checkpoint.read_weights(path)
         checkpoint.fit(network, state, path)
         network.load_state_dict(state)
@@ -125,147 +114,283 @@ def started(network: nn.Module, path: str | None) -> nn.Module:
 
 
 class Trainer:
-    """Runs a plan. `networks`: name -> network, the first is what is exported; `optimizers`: phase -> optimiser;
-    `identity`: settings that must not change between start and resume; `picture(networks)`: (H, W) in [0, 1].
-    """
+    """Trains networks on a data source until the last epoch, and writes all that `run` promises into one folder."""
 
-    def __init__(self, plan: Plan, networks: dict[str, nn.Module], optimizers: dict, objective: Objective, train: Source,
-                 validation: Source | None, identity: dict, picture: Callable | None = None, finish: Callable | None = None):
-        self.plan, self.networks, self.optimizers, self.objective = plan, networks, optimizers, objective
-        self.train, self.validation, self.identity, self.picture = train, validation, identity, picture
-        self.finish = finish or (lambda network: network)  # applied to a copy of the network before it is exported
+    def __init__(self, folder: str | Path, networks: dict[str, nn.Module], optimizers: dict[str, torch.optim.Optimizer],
+                 objective: Objective, data: Source, validation_data: Source | None, *, course: config.Course,
+                 train: config.Train, learning_rates: dict[str, float], precision: str = "float32",
+                 settings: dict[str, object] | None = None, fixed: tuple[str, ...] = (),
+                 facts: dict[str, object] | None = None, config_text: str | None = None,
+                 picture: Callable[[dict], np.ndarray] | None = None,
+                 finish: Callable[[Any], nn.Module] | None = None):
+        """networks: name -> network; the first one is averaged and exported. optimizers: phase -> optimiser.
+
+        course, train: the sections of the settings that the loop reads.
+        learning_rates: phase -> rate in the first epoch.
+        settings: dotted key -> value of all that this training reads. A key in `fixed`, or below one, must not change
+        between start and resume; a change of the others is reported.
+        facts: what else must not change, such as the training images.
+        config_text: the settings as config.yaml, written when the folder is this training's.
+        picture(networks): (H, W) in [0, 1], drawn now and then.
+        finish: applied to a copy of the exported network before it is written.
+        """
+        self.folder = Path(folder)
+        self.networks = networks
+        self.optimizers = optimizers
+        self.objective = objective
+        self.data = data
+        self.validation_data = validation_data
+        self.course = course
+        self.train = train
+        self.learning_rates = learning_rates
+        self.precision = precision
+        self.settings = settings or {}
+        self.fixed = fixed
+        self.facts = facts or {}
+        self.config_text = config_text
+        self.picture = picture
+        self.finish = finish
+
+        # what the loop itself keeps
         self.main = next(iter(networks))
         self.device = next(networks[self.main].parameters()).device
-        self.average = copy.deepcopy(networks[self.main]).requires_grad_(False) if plan.average else None
+        self.ema: nn.Module | None = None
+        if course.average:
+            self.ema = copy.deepcopy(networks[self.main]).requires_grad_(False)
+        self.parameters: dict[str, list[nn.Parameter]] = {}  # phase -> what its optimiser moves
+        for phase, optimizer in optimizers.items():
+            self.parameters[phase] = [p for group in optimizer.param_groups for p in group["params"]]
         self.progress = Progress()
-        self.parameters = {phase: [p for group in optimizer.param_groups for p in group["params"]]
-                           for phase, optimizer in optimizers.items()}
         self.bad_in_a_row = 0
         self.saved_at = time.monotonic()
 
+    # --- the loop -----------------------------------------------------------------------------------------------------
+
     def run(self) -> int:
-        """Train to the end, from the last state where there is one. Returns the exit status of the script."""
-        resumed = self.resume()
-        progress, count = self.progress, len(self.train.names)
-        if progress.epoch >= self.plan.epochs:
-            say(f"{self.plan.folder}: already trained for {progress.epoch} epochs")
-        with stop_signals() as stop, tqdm(total=self.plan.epochs * count, unit="image", disable=processes.rank() > 0,
-                                          initial=progress.epoch * count + progress.offset) as bar:
-            while progress.epoch < self.plan.epochs:
-                for batch, names in self.epoch_batches():
-                    values = self.update(batch, names)
-                    if values is None and self.bad_in_a_row >= MOST_BAD_BATCHES:
-                        say(f"{self.bad_in_a_row} batches in a row gave a loss or gradient that is not finite; the last: "
-                            f"{', '.join(names)}. The last good state is kept in {self.plan.folder}")
-                        return 1
-                    bar.update(len(names))
-                    if values and (progress.step % 10 == 0 or bar.n >= bar.total):
-                        bar.set_postfix_str(f"epoch {progress.epoch + 1} loss {float(values['loss']):.4f}", refresh=False)
-                    signalled, due = processes.all_reduce_max(stop[0] if stop else 0, time.monotonic() - self.saved_at >= self.plan.save_every)
-                    if signalled or due and self.bad_in_a_row == 0:
-                        self.save()
-                    if signalled:
-                        say(f"stopped after {progress.step} steps and saved; the same command goes on")
-                        return 128 + int(signalled)
+        """Train to the last epoch, from the newest state if there is one. Returns the exit status of the script.
+
+        Writes config.yaml, log.csv, curves.png, samples/, state_<step>.pt, weights.safetensors and best.safetensors.
+        """
+        first_step = self.resume()
+        progress = self.progress
+        finished = progress.epoch >= self.course.epochs
+        if finished:
+            say(f"{self.folder}: already trained for {progress.epoch} epochs")
+
+        # the record of the settings, now that they are those of what follows; a finished training keeps its own
+        if not finished or not (self.folder / "config.yaml").is_file():
+            self.write_config()
+
+        with stop_signals() as received, self.progress_bar() as bar, datasets.lost_workers():
+            while progress.epoch < self.course.epochs:
+                status = self.run_epoch(received, bar)
+                if status is not None:
+                    return status
                 self.end_epoch()
-        if not resumed or self.progress.step > resumed:
+
+        if first_step == 0 or progress.step > first_step:
             self.save()
-        if not (self.plan.folder / "weights.safetensors").is_file():
+        if not (self.folder / "weights.safetensors").is_file():
             self.export("weights.safetensors")
         return 0
 
-    def epoch_batches(self):
-        """(this process's share of a batch, the names of all its images) from where the epoch stands."""
-        plan, progress = self.plan, self.progress
-        order = data_order(len(self.train.names), plan.seed, progress.epoch)
-        lists = [order[start:start + plan.batch_size] for start in range(progress.offset, len(order), plan.batch_size)]
-        mine = [[indices[place] for places, _ in self.parts(len(indices)) for place in places] for indices in lists]
-        for batch, indices in zip(self.train.batches(mine, progress.epoch), lists):
-            yield batch, [self.train.names[i] for i in indices]
+    def run_epoch(self, received: list[int], bar: tqdm) -> int | None:
+        """Update until the epoch's last batch; the exit status of the script if the training is to stop before."""
+        progress = self.progress
+        with closing(self.epoch_batches()) as batches:  # closed, the processes that load end, whatever happens here
+            for batch, names in batches:
+                values = self.update(batch, names)
+                if self.bad_in_a_row >= MOST_BAD_BATCHES:
+                    say(f"{self.bad_in_a_row} batches in a row gave a loss or gradient that is not finite; the last: "
+                        f"{', '.join(names)}. The last good state is kept in {self.folder}")
+                    return 1
+                self.show(bar, len(names), values)
 
-    def parts(self, size: int) -> list[tuple[list[int], bool]]:
-        """This process's places in each part of a batch, and whether they count (see processes.share)."""
-        bounds = [round(i * size / self.plan.accumulate) for i in range(self.plan.accumulate + 1)]
-        shares = [(start, *processes.share(stop - start)) for start, stop in zip(bounds, bounds[1:]) if start < stop]
-        return [([start + place for place in places], counts) for start, places, counts in shares]
+                # All processes stop or save after the same step, whichever of them was signalled.
+                save_due = time.monotonic() - self.saved_at >= self.train.save_every
+                signalled, save_due = processes.all_reduce_max(received[0] if received else 0, save_due)
+                if signalled or (save_due and self.bad_in_a_row == 0):
+                    self.save()
+                if signalled:
+                    say(f"stopped after {progress.step} steps and saved; the same command goes on")
+                    return 128 + int(signalled)
+        return None
 
-    def update(self, batch: dict, names: list[str]) -> dict | None:
-        """One step of all optimisers; None, and nothing changed, where a loss or gradient is not finite."""
-        plan, progress, size = self.plan, self.progress, len(names)
-        buffers = {name: [b.clone() for b in network.buffers()] + [p.detach().clone() for p in frozen(network)]
-                   for name, network in self.networks.items()}
+    def progress_bar(self) -> tqdm:
+        """A bar over the images of all epochs, shown by the first process."""
+        count = len(self.data.names)
+        done = self.progress.epoch * count + self.progress.offset
+        return tqdm(total=self.course.epochs * count, initial=done, unit="image", disable=processes.rank() > 0)
+
+    def show(self, bar: tqdm, count: int, values: dict | None) -> None:
+        """Move the bar on by a batch of `count` images; every few steps, show its loss."""
+        bar.update(count)
+        at_end = bar.total is not None and bar.n >= bar.total
+        if values and (self.progress.step % STEPS_A_NOTE == 0 or at_end):
+            bar.set_postfix_str(f"epoch {self.progress.epoch + 1} loss {float(values['loss']):.4f}", refresh=False)
+
+    def epoch_batches(self) -> Generator[tuple[dict[str, torch.Tensor], list[str]]]:
+        """(this process's share of a batch, the names of all its images), from where the epoch stands."""
+        order = data_order(len(self.data.names), self.train.seed, self.progress.epoch)
+        index_lists = []
+        for start in range(self.progress.offset, len(order), self.course.batch_size):
+            index_lists.append(order[start:start + self.course.batch_size])
+        # every process computes the same lists and loads its own images of them
+        own_lists = [self.own_indices(indices) for indices in index_lists]
+        for batch, indices in zip(self.data.batches(own_lists, self.progress.epoch), index_lists):
+            yield batch, [self.data.names[index] for index in indices]
+
+    def own_indices(self, indices: list[int]) -> list[int]:
+        """Those images of a batch that this process computes, micro-batch after micro-batch."""
+        own: list[int] = []
+        for places, _ in self.micro_batches(len(indices)):
+            own += [indices[place] for place in places]
+        return own
+
+    def micro_batches(self, size: int) -> list[tuple[list[int], float]]:
+        """For each micro-batch of a batch: this process's places in the batch, and their weight, 1 or 0.
+
+        The weight is 0 if there are fewer images than processes and this one only repeats another's (see
+        processes.shard).
+        """
+        count = self.train.accumulate
+        bounds = [round(i * size / count) for i in range(count + 1)]
+        found = []
+        for start, stop in zip(bounds, bounds[1:]):
+            if start < stop:
+                places, shard_weight = processes.shard(stop - start)
+                found.append(([start + place for place in places], shard_weight))
+        return found
+
+    # --- one step -----------------------------------------------------------------------------------------------------
+
+    def update(self, batch: dict, names: list[str]) -> dict[str, float] | None:
+        """One step of all optimisers -> the logged values.
+
+        None, and nothing is changed, if a loss or gradient is not finite.
+        """
+        progress = self.progress
+        size = len(names)
+
+        # The forward pass itself moves batch statistics and the codebook, where a bad batch must leave no trace.
+        before = [tensor.clone() for tensor in self.moved_by_forward()]
         values, norm = self.gradients(batch, size)
         finite = math.isfinite(norm) and all(math.isfinite(value) for value in values.values())
+
         if finite:
+            # the rate is a function of the epoch, set anew each time, so a changed setting holds at once on resume
             for phase, optimizer in self.optimizers.items():
                 for group in optimizer.param_groups:
-                    group["lr"] = learning_rate(plan.learning_rates[phase], progress.epoch, plan.milestones, plan.gamma)
+                    group["lr"] = self.rate(phase)
                 optimizer.step()
-            self.update_average()
+            self.update_ema()
+            # an epoch's mean weighs each image alike, so that a last small batch does not count as a whole one
             for name, value in values.items():
                 progress.sums[name] = progress.sums.get(name, 0.0) + value * size
             progress.counted += size
+            self.bad_in_a_row = 0
         else:
-            for name, network in self.networks.items():
-                for current, before in zip([*network.buffers(), *frozen(network)], buffers[name]):
-                    current.data.copy_(before)
+            for tensor, old in zip(self.moved_by_forward(), before):
+                tensor.copy_(old)
             progress.skipped += 1
+            self.bad_in_a_row += 1
             say(f"skipped a batch whose loss or gradient is not finite: {', '.join(names)}")
-        self.bad_in_a_row = 0 if finite else self.bad_in_a_row + 1
+
         progress.step += 1
         progress.offset += size
         return values if finite else None
 
+    def moved_by_forward(self) -> list[torch.Tensor]:
+        """The tensors that a forward pass may change: buffers, and parameters that no gradient moves (the codebook)."""
+        tensors: list[torch.Tensor] = []
+        for network in self.networks.values():
+            tensors += network.buffers()
+            tensors += [parameter.detach() for parameter in network.parameters() if not parameter.requires_grad]
+        return tensors
+
     def gradients(self, batch: dict, size: int) -> tuple[dict[str, float], float]:
-        """Fill .grad of all phases, summed over parts and processes -> (logged values, norm of all gradients)."""
-        plan, start = self.plan, 0
+        """Fill .grad for all phases, over micro-batches and processes -> (logged values, norm of all gradients)."""
         for optimizer in self.optimizers.values():
             optimizer.zero_grad(set_to_none=True)
-        totals: dict[str, torch.Tensor] = {}
         for network in self.networks.values():
             network.train()
-        for places, counts in self.parts(size):
-            part = {name: tensor[start:start + len(places)].to(self.device, non_blocking=True) for name, tensor in batch.items()}
+
+        # micro-batches: each adds its share of the batch's mean to the gradients
+        totals: dict[str, torch.Tensor] = {}
+        start = 0
+        for places, shard_weight in self.micro_batches(size):
+            micro_batch = {}
+            for name, tensor in batch.items():
+                micro_batch[name] = tensor[start:start + len(places)].to(self.device, non_blocking=True)
             start += len(places)
-            noise = Noise(plan.seed, self.progress.step, size, places, self.device)
-            weight = len(places) / size if counts else 0.0
-            with processes.counted(counts):
-                with autocast(self.device, plan.precision):
-                    losses, logged = self.objective(self.networks, part, noise)
-                for phase, loss in losses.items():
-                    (loss * weight).backward(inputs=self.parameters[phase])
+            noise = Noise(self.train.seed, self.progress.step, size, places, self.device)
+            # losses are means over the micro-batch; so weighed, their sum is the mean over the whole batch
+            weight = shard_weight * len(places) / size
+            processes.set_batch_weight(self.networks.values(), shard_weight)
+            with autocast(self.device, self.precision):
+                losses, logged = self.objective(self.networks, micro_batch, noise)
+            # each loss moves its own phase's parameters alone: the adversarial term must not train the discriminator
+            for phase, loss in losses.items():
+                (loss * weight).backward(inputs=self.parameters[phase])
             for name, value in logged.items():
-                totals[name] = totals.get(name, 0) + value.detach().double() * weight
-        gradients = [p.grad for parameters in self.parameters.values() for p in parameters if p.grad is not None]
+                totals[name] = totals.get(name, 0) + value.detach().double() * weight  # on the device, so none waits
+
+        # processes: all get the sums
+        gradients = []
+        for parameters in self.parameters.values():
+            gradients += [parameter.grad for parameter in parameters if parameter.grad is not None]
         processes.all_reduce_tensors(gradients)
         processes.all_reduce_tensors(list(totals.values()))
-        norms = torch.stack(torch._foreach_norm(gradients)).double().norm()
-        numbers = torch.stack([norms, *totals.values()]).tolist()  # the one synchronisation of a step
-        return dict(zip(totals, numbers[1:])), numbers[0]
+
+        # one transfer from the device, the only moment of a step at which Python waits for it
+        norms = torch._foreach_norm(gradients)  # pyright: ignore[reportPrivateImportUsage]
+        norm = torch.stack(norms).double().norm()
+        norm_and_totals = torch.stack([norm, *totals.values()]).tolist()
+        return dict(zip(totals, norm_and_totals[1:])), norm_and_totals[0]
+
+    def rate(self, phase: str) -> float:
+        """The learning rate of a phase at this moment."""
+        return learning_rate(self.learning_rates[phase], self.progress.epoch, self.course.milestones, self.course.gamma)
 
     @torch.no_grad()
-    def update_average(self) -> None:
-        """average <- d average + (1 - d) weights, with d growing to its value over the first steps."""
-        if self.average is None:
+    def update_ema(self) -> None:
+        """ema <- decay * ema + (1 - decay) * weights, with a decay that grows to the setting's over the first steps."""
+        if self.ema is None:
             return
-        decay = min(self.plan.average, (1 + self.progress.step) / (10 + self.progress.step))
-        ours, theirs = list(self.average.parameters()), list(self.networks[self.main].parameters())
-        torch._foreach_lerp_(ours, theirs, 1 - decay)
-        for mine, other in zip(self.average.buffers(), self.networks[self.main].buffers()):
-            mine.copy_(other)
+        step = self.progress.step
+        decay = min(self.course.average, (1 + step) / (10 + step))
+        network = self.networks[self.main]
+        averages: list[torch.Tensor] = list(self.ema.parameters())
+        torch._foreach_lerp_(averages, list(network.parameters()), 1 - decay)  # pyright: ignore[reportPrivateImportUsage]
+        for averaged, current in zip(self.ema.buffers(), network.buffers()):
+            averaged.copy_(current)
+
+    # --- after an epoch -----------------------------------------------------------------------------------------------
 
     def end_epoch(self) -> None:
-        """Log, and where it is time validate, draw and export."""
-        plan, progress = self.plan, self.progress
-        progress.epoch, progress.offset = progress.epoch + 1, 0
-        last = progress.epoch >= plan.epochs
-        row = {"epoch": progress.epoch, "step": progress.step,
-               "learning_rate": learning_rate(next(iter(plan.learning_rates.values())), progress.epoch - 1, plan.milestones, plan.gamma),
-               **{name: total / progress.counted for name, total in progress.sums.items()}}
-        progress.sums, progress.counted = {}, 0
-        due = last or progress.epoch % plan.validate_every == 0
-        if due and self.validation is not None:
-            row.update(self.validate())
+        """Log the epoch; validate, export and draw if they are due."""
+        progress = self.progress
+        number = progress.epoch + 1
+        last = number >= self.course.epochs
+        due = last or number % self.train.validate_every == 0
+
+        # Weights never lie in a folder without a state: a start that finds such weights is refused (see ownership).
+        # This state goes on from here, with an epoch of which no image is left.
+        if due and not any(self.folder.glob("state_*.pt")):
+            self.save()
+
+        rate = self.rate(next(iter(self.learning_rates)))  # that of the epoch that ends
+        progress.epoch = number
+        progress.offset = 0
+
+        row = {"epoch": progress.epoch, "step": progress.step, "learning_rate": rate}
+        for name, total in progress.sums.items():
+            row[name] = total / progress.counted
+        progress.sums = {}
+        progress.counted = 0
+
+        if due and self.validation_data is not None:
+            row.update(self.validate(self.validation_data))
             if row["validation_loss"] < progress.best:
                 progress.best = row["validation_loss"]
                 self.export("best.safetensors")
@@ -275,108 +400,198 @@ class Trainer:
         if due:
             self.export("weights.safetensors")
             if processes.rank() == 0:
-                draw_curves(progress.rows, plan.folder / "curves.png")
-        if self.picture and processes.rank() == 0 and (last or progress.epoch % plan.sample_every == 0):
-            with torch.no_grad(), autocast(self.device, plan.precision):
-                picture = self.picture({**self.networks, self.main: self.exported().eval()})
-            images.write(plan.folder / "samples" / f"epoch_{progress.epoch:04d}.png", picture)
+                draw_curves(progress.rows, self.folder / "curves.png")
+        if last or progress.epoch % self.train.sample_every == 0:
+            self.draw_sample()
 
     def exported(self) -> nn.Module:
-        """What evaluation uses: the averaged weights where there are any."""
-        return self.average if self.average is not None else self.networks[self.main]
+        """What evaluation uses: the averaged weights if there are any."""
+        if self.ema is not None:
+            return self.ema
+        return self.networks[self.main]
 
     @torch.no_grad()
-    def validate(self) -> dict[str, float]:
-        """The means of the objective's values over the validation images, with the exported weights and noise that stays the same."""
+    def validate(self, data: Source) -> dict[str, float]:
+        """The objective's means over the validation images, with the exported weights and noise that stays the same."""
         networks = {**self.networks, self.main: self.exported()}
         for network in networks.values():
             network.eval()
-        count, size = len(self.validation.names), self.plan.batch_size
-        lists = [list(range(start, min(start + size, count))) for start in range(0, count, size)][processes.rank()::processes.world_size()]
+
+        # whole batches go to the processes in turn: validation has no layer that needs the others' images
+        count = len(data.names)
+        size = self.course.batch_size
+        index_lists = [list(range(start, min(start + size, count))) for start in range(0, count, size)]
+        own_lists = index_lists[processes.rank()::processes.world_size()]
+
         totals: dict[str, float] = {}
-        for indices, batch in zip(lists, self.validation.batches(lists)):
-            batch = {name: tensor.to(self.device) for name, tensor in batch.items()}
-            noise = Noise(self.plan.seed, "validation", count, indices, self.device)
-            with autocast(self.device, self.plan.precision):
-                _, logged = self.objective(networks, batch, noise)
+        for indices, batch in zip(own_lists, data.batches(own_lists)):
+            on_device = {name: tensor.to(self.device) for name, tensor in batch.items()}
+            noise = Noise(self.train.seed, "validation", count, indices, self.device)
+            with autocast(self.device, self.precision):
+                _, logged = self.objective(networks, on_device, noise)
             for name, value in logged.items():
                 totals[name] = totals.get(name, 0.0) + float(value) * len(indices) / count
-        gathered = processes.all_gather_objects(totals)  # from each process, some of which may have had nothing
-        return {f"validation_{name}": sum(part.get(name, 0.0) for part in gathered) for name in gathered[0]}
+
+        gathered = processes.all_gather_objects(totals)  # the first process always has a batch, others may have none
+        means = {}
+        for name in gathered[0]:
+            means[f"validation_{name}"] = sum(shard.get(name, 0.0) for shard in gathered)
+        return means
+
+    @torch.no_grad()
+    def draw_sample(self) -> None:
+        """samples/epoch_<epoch>.png: what the exported weights do by now."""
+        if self.picture is None or processes.rank() > 0:
+            return
+        networks = {**self.networks, self.main: self.exported().eval()}
+        with autocast(self.device, self.precision):
+            picture = self.picture(networks)
+        images.write(self.folder / "samples" / f"epoch_{self.progress.epoch:04d}.png", picture)
+
+    # --- files --------------------------------------------------------------------------------------------------------
 
     def export(self, name: str) -> None:
-        if processes.rank() == 0:
-            self.plan.folder.mkdir(parents=True, exist_ok=True)
-            self.finish(copy.deepcopy(self.exported())).save(self.plan.folder / name, epoch=self.progress.epoch, step=self.progress.step)
-
-    def save(self) -> None:
-        """Write all that is needed to go on."""
-        if processes.rank() == 0:
-            state = {"identity": self.identity, "progress": vars(self.progress),
-                     "networks": {name: network.state_dict() for name, network in self.networks.items()},
-                     "average": self.average.state_dict() if self.average is not None else None,
-                     "optimizers": {phase: optimizer.state_dict() for phase, optimizer in self.optimizers.items()},
-                     "plan": {**vars(self.plan), "folder": str(self.plan.folder)}}
-            checkpoint.save_state(self.plan.folder, self.progress.step, state)
-        self.saved_at = time.monotonic()
-
-    def resume(self) -> int:
-        """Put the newest whole state back; the step that it stands at, 0 where there is none."""
-        processes.tidy(self.plan.folder, self.plan.folder / "samples")
-        found = checkpoint.newest_state(self.plan.folder, warn=say)
-        if found is None:
-            kept = [*self.networks.values()] + ([self.average] if self.average is not None else [])
-            processes.broadcast(tensor for network in kept for tensor in network.state_dict().values())
-            return 0
-        state, path = found
-        for key in sorted(self.identity.keys() | state["identity"].keys()):
-            before, now = state["identity"].get(key), self.identity.get(key)
-            if before != now:
-                raise UserError(f"{path} was trained with {key}={before}, now it is {now}; set it back, or train into another "
-                                "folder (runs=...)")
-        before, now = flat({**state["plan"], "folder": ""}), flat({**vars(self.plan), "folder": ""})
-        for key in [key for key in now if before.get(key) != now[key]]:
-            say(f"{key} changed from {before.get(key)} to {now[key]}")
-        for name, network in self.networks.items():
-            network.load_state_dict(state["networks"][name])
-        if self.average is not None:
-            self.average.load_state_dict(state["average"] or state["networks"][self.main])
-        for phase, optimizer in self.optimizers.items():
-            groups = optimizer.state_dict()["param_groups"]  # as the settings are now
-            optimizer.load_state_dict({**state["optimizers"][phase], "param_groups": groups})
-        self.progress = Progress(**state["progress"])
-        if self.progress.rows:
-            self.write_log()
-        say(f"going on from {path} (epoch {self.progress.epoch + 1} of {self.plan.epochs}, step {self.progress.step})")
-        return self.progress.step
-
-    def write_log(self) -> None:
-        """log.csv: a row an epoch."""
+        """Write the exported weights to a file of the folder."""
         if processes.rank() > 0:
             return
-        columns = list(dict.fromkeys(name for row in self.progress.rows for name in row))
-        with replacing(self.plan.folder / "log.csv") as temporary, open(temporary, "w", newline="") as file:
-            writer = csv.DictWriter(file, columns)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        network: Any = copy.deepcopy(self.exported())  # `finish` may change it in place
+        if self.finish is not None:
+            network = self.finish(network)
+        network.save(self.folder / name, epoch=self.progress.epoch, step=self.progress.step)
+
+    def write_config(self) -> None:
+        """config.yaml: the settings of this training."""
+        if self.config_text is None or processes.rank() > 0:
+            return
+        with replacing(self.folder / "config.yaml") as temporary:
+            temporary.write_text(self.config_text, encoding="utf-8")
+
+    def write_log(self) -> None:
+        """log.csv: one row per epoch."""
+        if processes.rank() > 0:
+            return
+        columns: dict[str, None] = {}  # an ordered set: a row may lack what was not validated
+        for row in self.progress.rows:
+            columns.update(dict.fromkeys(row))
+        with replacing(self.folder / "log.csv") as temporary, open(temporary, "w", newline="") as file:
+            writer = csv.DictWriter(file, list(columns))
             writer.writeheader()
             writer.writerows(self.progress.rows)
 
+    def save(self) -> None:
+        """Write state_<step>.pt: everything that is needed to go on. `load` is its mirror image."""
+        if processes.rank() == 0:
+            state = {
+                "settings": self.settings,
+                "facts": self.facts,
+                "progress": vars(self.progress),
+                "networks": {name: network.state_dict() for name, network in self.networks.items()},
+                "ema": None if self.ema is None else self.ema.state_dict(),
+                "optimizers": {phase: optimizer.state_dict() for phase, optimizer in self.optimizers.items()},
+            }
+            checkpoint.save_state(self.folder, self.progress.step, state)
+        self.saved_at = time.monotonic()
 
-def flat(settings: dict) -> dict:
-    """{"rates": {"unet": 1}} -> {"rates unet": 1}."""
-    inner = {f"{key} {name}": item for key, value in settings.items() if isinstance(value, dict) for name, item in value.items()}
-    return {**{key: value for key, value in settings.items() if not isinstance(value, dict)}, **inner}
+    def load(self, state: dict) -> None:
+        """Put a state of `save` back."""
+        for name, network in self.networks.items():
+            network.load_state_dict(state["networks"][name])
+        if self.ema is not None:
+            without_ema = state["networks"][self.main]  # of a training that had no EMA: it begins here
+            self.ema.load_state_dict(state["ema"] or without_ema)
+        for phase, optimizer in self.optimizers.items():
+            if phase in state["optimizers"]:  # not there: a term whose weight was 0 begins now
+                groups = optimizer.state_dict()["param_groups"]  # rates and epsilon as the settings are now
+                optimizer.load_state_dict({**state["optimizers"][phase], "param_groups": groups})
+        self.progress = Progress(**state["progress"])
+
+    def resume(self) -> int:
+        """Go on from the newest whole state. Returns the step that it stands at; 0 if there is none."""
+        processes.tidy(self.folder, self.folder / "samples")
+        found = checkpoint.newest_state(self.folder, warn=say)
+        if found is None:
+            self.share_first_weights()
+            return 0
+        state, path = found
+        try:
+            self.check_state(state, path)
+            self.load(state)
+        except torch.OutOfMemoryError:
+            raise
+        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise UserError(f"{path} does not fit this training's networks and optimisers ({reason}); move it away, or "
+                            "train into another folder (runs=...)") from None
+        if self.progress.rows:
+            self.write_log()  # a killed training may have logged epochs after its last state
+        if self.progress.epoch < self.course.epochs:
+            place = f"epoch {self.progress.epoch + 1} of {self.course.epochs}, step {self.progress.step}"
+            say(f"going on from {path} ({place})")
+        self.look_for_best()
+        return self.progress.step
+
+    def look_for_best(self) -> None:
+        """If best.safetensors was removed, let the best epoch from here on take its place.
+
+        The weights that it held are nowhere else.
+        """
+        path = self.folder / "best.safetensors"
+        if math.isinf(self.progress.best) or path.is_file():
+            return
+        say(f"note: {path} is gone, and with it the weights of the best epoch so far; "
+            "the best of the epochs that follow will take its place")
+        self.progress.best = math.inf
+
+    def share_first_weights(self) -> None:
+        """Start all processes from the first one's weights."""
+        networks = list(self.networks.values())
+        if self.ema is not None:
+            networks.append(self.ema)
+        for network in networks:
+            processes.broadcast(network.state_dict().values())
+
+    def check_state(self, state: dict, path: Path) -> None:
+        """Raise UserError if a state is not of this training; report the settings that have changed since, and may."""
+        if isinstance(state, dict) and "identity" in state:
+            raise UserError(f"{path} was written by an earlier version, which this one does not go on from; finish it "
+                            f"there, or train into another folder (runs=...), "
+                            f"with {self.folder / 'weights.safetensors'} as its start")
+        if not isinstance(state, dict) or STATE_ENTRIES - state.keys():
+            raise UserError(f"{path} is not a state of these trainings; move it away, or train into another folder "
+                            "(runs=...)")
+        before = {**state["settings"], **state["facts"]}
+        now = {**self.settings, **self.facts}
+        changed = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
+        for key in changed:
+            if self.is_fixed(key) or key in state["facts"] or key in self.facts:
+                raise UserError(f"{path} was trained with {key}={shown(before.get(key))}, now it is "
+                                f"{shown(now.get(key))}; set it back, or train into another folder (runs=...)")
+        for key in changed:
+            say(f"{key} changed from {shown(before.get(key))} to {shown(now.get(key))}")
+
+    def is_fixed(self, key: str) -> bool:
+        """Whether a dotted key is one of `fixed`, or lies below one."""
+        return any(key == prefix or key.startswith(f"{prefix}.") for prefix in self.fixed)
 
 
-def frozen(network: nn.Module) -> list[nn.Parameter]:
-    """Parameters that no gradient moves: a codebook learnt by moving average."""
-    return [parameter for parameter in network.parameters() if not parameter.requires_grad]
+def shown(value: object) -> str:
+    """A setting's value as it is typed: null, true, [1, 2]."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(shown(item) for item in value)}]"
+    return str(value)
 
 
 @contextmanager
-def stop_signals():
+def stop_signals() -> Iterator[list[int]]:
     """A list that is empty until SIGINT or SIGTERM arrives and then holds its number; a second Ctrl-C stops at once.
 
-    Not so under torchrun: there each Ctrl-C arrives twice, from the terminal and from torchrun, which kills after 30 seconds.
+    Under torchrun a second one does not: there each Ctrl-C arrives twice, from the terminal and from torchrun, which
+    kills after 30 seconds.
     """
     received: list[int] = []
 
@@ -391,30 +606,3 @@ def stop_signals():
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def grid(*columns: torch.Tensor) -> np.ndarray:
-    """Images (B, 1, H, W) in [-1, 1] side by side, a row for each of the batch -> (B H, columns W) in [0, 1]."""
-    wide = torch.cat([column.float().cpu() for column in columns], 3)
-    return images.to_unit(wide.flatten(0, 2)).clamp(0, 1).numpy()
-
-
-def draw_curves(rows: list[dict], path: Path) -> None:
-    """Each logged value against the epoch, training and validation together."""
-    from matplotlib.figure import Figure
-
-    names = [name for name in dict.fromkeys(n for row in rows for n in row)
-             if name not in ("epoch", "step", "learning_rate", "skipped") and not name.startswith("validation_")]
-    if not names:  # every batch so far was skipped
-        return
-    figure = Figure(figsize=(4 * len(names), 3.2), layout="constrained")
-    for axes, name in zip(np.atleast_1d(figure.subplots(1, len(names))), names):
-        for key, label in ((name, "training"), (f"validation_{name}", "validation")):
-            points = [(row["epoch"], row[key]) for row in rows if key in row]
-            if points:
-                axes.plot(*zip(*points), label=label, marker="." if len(points) < 30 else None)
-        axes.set(title=name.replace("_", " "), xlabel="epoch", yscale="log" if all(row.get(name, 1) > 0 for row in rows) else "linear")
-        axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.legend()
-    with replacing(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=100)

@@ -1,89 +1,159 @@
-"""The training of a noise estimator, which ldm_train.py and lcm_train.py share: latents encoded once, then the common loop."""
-from collections.abc import Callable
+"""The training of a noise estimator, which ldm_train.py and lcm_train.py share: latents encoded once, then the loop."""
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import torch
 
-from .. import layers, losses, lungs, schedulers
+from .. import config, layers, losses, schedulers
 from ..data import augment, datasets, lists
+from ..pipelines import Pipeline
 from ..runtime import checkpoint, compiling, processes
 from ..runtime.device import pick_device, pick_precision
 from ..unet import ConditionalUNet
 from ..vqgan import MLVQGAN
-from . import loop as training
+from . import loop, ownership, pictures
 
-PICTURES = 4  # validation images in a sample picture
+PICTURES = 4            # validation images in a sample picture
+SCHEDULE_STRIDE = 333   # timesteps between the values by which a state remembers its noise schedule
 
 
-def train(settings, chosen, method: str, schedule: str, masked: bool, pipeline: Callable) -> int:
-    """Train a ConditionalUNet on cached latents; the exit status of the script.
+def train(settings: config.Settings, section: config.Ldm | config.Lcm, method: type[Pipeline], *, masked: bool,
+          sampling: dict, reads: tuple[str, ...]) -> int:
+    """Train the noise estimator of a method into <runs>/<method.section>. Returns the exit status of the script.
 
-    settings: all of them; chosen: settings.ldm or settings.lcm; method: name of the folder under settings.runs.
-    schedule: name of the noise schedule. masked: train on the lungs-only pairs too. pipeline(vqgan, unet): what draws the
-    sample pictures, called with (cxr (B, 1, H, W), names).
+    section: settings.ldm or settings.lcm. method: BSLDM or GLLCM, which names the section and the noise schedule.
+    masked: train on the lungs-only pairs too. sampling: keywords of the method for the sample pictures.
+    reads: the keys and sections that the script reads, of which a resumed training reports the changes.
+    Raises UserError for data, weights or a folder that do not fit the settings.
     """
-    folder, size = Path(settings.runs) / method, settings.data.image_size
-    pairs, validation = lists.training_pairs(settings.data.root, settings.data.lists, settings.data.name)
-    with processes.joined():
+    folder = Path(settings.runs) / method.section
+    size = settings.data.image_size
+    pairs, validation_pairs = lists.training_pairs(settings.data.root, settings.data.lists, settings.data.name)
+
+    with processes.joined(), ownership.owned(folder, f"{method.section}.start"):
+        # autoencoder: in float32 whatever the training's precision, since its latents are kept and serve others
         device = pick_device(settings.device)
         precision = pick_precision(settings.precision, device)
-        vqgan = compiling.settle(MLVQGAN.load(settings.vqgan.weights), device, "float32", compiled=False).to(device)
-        key = checkpoint.digest(settings.vqgan.weights)
+        vqgan = MLVQGAN.load(settings.vqgan.weights)
+        config.check_image_size(settings, vqgan.factor)
+        compiling.prepare_for_inference(vqgan, device, "float32", compiled=False)
+        vqgan.to(device)
+        vqgan_digest = checkpoint.digest(settings.vqgan.weights)
 
-        def latents(part, **augmentation):
-            return encode_all(vqgan, key, part, size, masked, Path(settings.runs) / "latents", chosen.batch_size, device, **augmentation)
+        # data: validation images are never augmented
+        encoder = Encoder(vqgan, vqgan_digest, settings, section.batch_size, masked, device)
+        data = datasets.LatentSource(*encode_versions(encoder, pairs, settings))
+        validation_data = None
+        if validation_pairs:
+            validation_data = datasets.LatentSource(encoder.latents(validation_pairs))
 
-        how, versions = augment.Augmentation.chosen(settings.augment), [{}]
-        if how != augment.NONE:
-            versions = [{"how": how, "version": f"{settings.train.seed}/{number}"} for number in range(settings.augment.versions)]
-            processes.say(f"note: augmented; latents of {len(versions)} versions of each image are kept; the epochs take them in turn")
-        sources = [datasets.LatentSource(*(latents(pairs, **version) for version in versions)),
-                   datasets.LatentSource(latents(validation)) if validation else None]
+        # network: it sees the noisy latent beside the CXR's, and gives as many channels [S]
         torch.manual_seed(settings.train.seed)
-        channels = 2 * vqgan.quantizer.quantizer.embedding.embedding_dim  # the noisy latent beside the CXR's
-        unet = ConditionalUNet(channels, channels, **asdict(settings.unet), qkv_by_head=chosen.qkv_by_head, schedule=schedule)
-        unet = training.started(unet, chosen.start).to(device)
+        channels = 2 * vqgan.settings["code_channels"]
+        unet = ConditionalUNet(channels, channels, **asdict(settings.unet), qkv_by_head=section.qkv_by_head,
+                               schedule=method.schedule)
+        loop.init_from(unet, section.start).to(device)
+        unet.notes = method.notes(settings, vqgan)  # its weights say what they were trained for
         layers.checkpoint_activations(unet, settings.train.checkpointing)
+        example_shape = (channels, size // vqgan.factor, size // vqgan.factor)
+        compiled = compile_network(unet, settings, section.batch_size, example_shape, device, precision)
+        optimizer = torch.optim.AdamW(unet.parameters(), section.learning_rate, eps=section.epsilon,
+                                      fused=device.type == "cuda")
 
-        shape = training.part_size(chosen.batch_size, settings.train.accumulate), channels, *[size // vqgan.factor] * 2
-        example = torch.zeros(shape, device=device), torch.zeros(shape[0], dtype=torch.long, device=device)
-        compiled = compiling.pick(settings.compile, device) and compiling.compile_for_training([unet], unet, example, precision, processes.say)
-        rates = {"unet": chosen.learning_rate}
-        optimizers = {"unet": torch.optim.AdamW(unet.parameters(), chosen.learning_rate, eps=chosen.epsilon,
-                                                fused=device.type == "cuda")}
+        # objective: of a network with a prior, its layers' own error counts
+        alpha_bar = schedulers.SCHEDULES[method.schedule]()
+        weight = unet.loss_weight if settings.unet.prior else None
+        objective = losses.denoising_objective(alpha_bar, section.offset_noise, weight,
+                                               lesion_weight=settings.train.lesion_weight,
+                                               least_timestep=settings.train.least_timestep)
 
-        def picture(networks):
-            shown = dict(list((validation or pairs).items())[:PICTURES])
-            cxr, soft = (torch.stack([datasets.load(pair, kind, size, lungs.lung_mask) for pair in shown.values()]) for kind in datasets.WHOLE)
-            return training.grid(cxr, pipeline(vqgan, networks["unet"])(cxr, list(shown)), soft)
+        # sample pictures: CXR, result, target
+        def picture(networks: dict) -> np.ndarray:
+            shown = dict(list((validation_pairs or pairs).items())[:PICTURES])
+            cxr = torch.stack([datasets.load(pair, "cxr", size) for pair in shown.values()])    # (B, 1, H, W)
+            soft = torch.stack([datasets.load(pair, "soft", size) for pair in shown.values()])  # (B, 1, H, W)
+            result = method(vqgan, networks["unet"], **sampling)(cxr, list(shown))
+            return pictures.grid(cxr, result, soft)
 
-        alpha_bar = schedulers.SCHEDULES[schedule]()
-        identity = {"unet": asdict(settings.unet), "data.image_size": size, "training images": lists.describe(pairs),
-                    "validation images": lists.describe(validation), "vqgan.weights": key, "train.seed": settings.train.seed,
-                    "noise schedule": [round(float(a), 6) for a in alpha_bar[::333]], "offset_noise": chosen.offset_noise}
-        on_lesions = {name: getattr(settings.train, name) for name in ("lesion_weight", "least_timestep", "crop")}
-        plan = training.make_plan(folder, chosen, settings.train, rates, precision, epsilon=chosen.epsilon, compiled=compiled,
-                                  **on_lesions, **{f"augment.{name}": value for name, value in asdict(settings.augment).items()})
-        objective = losses.denoising_objective(alpha_bar, chosen.offset_noise, unet.loss_weight if settings.unet.prior else None,
-                                                **on_lesions)
-        return training.Trainer(plan, {"unet": unet}, optimizers, objective, *sources, identity, picture).run()
+        # what a training that goes on must have as it was: settings by their keys, and facts beside them
+        fixed = ("unet", f"{method.section}.qkv_by_head", f"{method.section}.offset_noise",
+                 "data.image_size", "train.seed")
+        facts = {
+            "training images": lists.describe(pairs),
+            "validation images": lists.describe(validation_pairs),
+            "digest of vqgan.weights": vqgan_digest,
+            "noise schedule": [round(float(value), 6) for value in alpha_bar[::SCHEDULE_STRIDE]],
+        }
+        known_settings = {**config.values(settings, reads), "precision": precision, "compile": compiled}
+
+        # run
+        trainer = loop.Trainer(
+            folder, {"unet": unet}, {"unet": optimizer}, objective, data, validation_data, course=section,
+            train=settings.train, learning_rates={"unet": section.learning_rate}, precision=precision,
+            settings=known_settings, fixed=fixed, facts=facts, config_text=config.to_yaml(settings), picture=picture)
+        return trainer.run()
 
 
-def encode_all(vqgan: MLVQGAN, key: str, pairs: dict, size: int, masked: bool, folder: Path, batch_size: int, device: torch.device,
-               **augmentation) -> dict:
-    """The latents of all pairs, encoded by all processes together where they are not on the disk yet.
+def encode_versions(encoder: "Encoder", pairs: dict[str, lists.Pair], settings: config.Settings) -> list[dict]:
+    """The latents of the training images, for each augmented version of them; of the images as they are if none is."""
+    if augment.changes_nothing(settings.augment):
+        return [encoder.latents(pairs)]
+    count = settings.augment.versions
+    processes.say(f"note: augmented; latents of {count} versions of each image are kept; the epochs take them in turn")
+    versions = []
+    for number in range(count):
+        versions.append(encoder.latents(pairs, settings.augment, f"{settings.train.seed}/{number}"))
+    return versions
 
-    augmentation: how and version of datasets.cached_latents.
+
+def compile_network(unet: ConditionalUNet, settings: config.Settings, batch_size: int, shape: tuple[int, int, int],
+                    device: torch.device, precision: str) -> bool:
+    """Compile the network in place if the settings want it. Returns whether it is compiled.
+
+    shape: (C, h, w) of what it sees of one image.
     """
+    if not compiling.should_compile(settings.compile, device):
+        return False
+    count = loop.micro_batch_size(batch_size, settings.train.accumulate)
+    latents = torch.zeros(count, *shape, device=device)
+    timesteps = torch.zeros(count, dtype=torch.long, device=device)
+    return compiling.compile_for_training([unet], unet, (latents, timesteps), precision, processes.say)
+
+
+class Encoder:
+    """Latents of the autoencoder, kept in <runs>/latents and shared by the trainings of both methods."""
+
+    def __init__(self, vqgan: MLVQGAN, digest: str, settings: config.Settings, batch_size: int, masked: bool,
+                 device: torch.device):
+        """digest: of the autoencoder's weights, by which its latents are found again. batch_size: images loaded
+        together.
+        """
+        self.vqgan = vqgan
+        self.digest = digest
+        self.size = settings.data.image_size
+        self.masked = masked
+        self.folder = Path(settings.runs) / "latents"
+        self.batch_size = batch_size
+        self.device = device
 
     @torch.no_grad()
-    def encode(batch):
-        return torch.cat([vqgan.latent(image.to(device)) for image in batch.split(1)])
+    def encode(self, batch: torch.Tensor) -> torch.Tensor:
+        """Images (B, 1, H, W) -> latents (B, C, H/8, W/8), an image at a time: activations are what takes memory."""
+        return torch.cat([self.vqgan.latent(image.to(self.device)) for image in batch.split(1)])
 
-    processes.tidy(*folder.glob("*"))
-    arguments = (encode, key, pairs, size, masked, lungs.lung_mask, folder, batch_size)
-    if processes.world_size() > 1:
-        datasets.cached_latents(*arguments, mine=slice(processes.rank(), None, processes.world_size()), **augmentation)
-        processes.all_reduce_max(0)
-    return datasets.cached_latents(*arguments, **augmentation)
+    def latents(self, pairs: dict[str, lists.Pair], augmentation: config.Augment | None = None,
+                version: str = "") -> dict:
+        """{name: {variant: latent}} of all pairs; what is not on the disk yet, all processes encode together.
+
+        augmentation, version: those of datasets.cached_latents.
+        """
+        processes.tidy(*self.folder.glob("*"))
+        arguments = (self.encode, self.digest, pairs, self.size, self.masked, self.folder, self.batch_size)
+        keywords = {"augmentation": augmentation, "version": version}
+        if processes.world_size() > 1:
+            # first every process writes its own, then each reads all
+            own = slice(processes.rank(), None, processes.world_size())
+            datasets.cached_latents(*arguments, shard=own, **keywords)
+            processes.barrier()  # none reads before all have written
+        return datasets.cached_latents(*arguments, **keywords)

@@ -1,16 +1,20 @@
-"""The memory that the networks take at full size, computed from the tensors alive at each moment; no number is calculated.
+"""The memory that the networks take at full size, measured on tensors without content.
 
     python tools/benchmarks/memory.py
 
-Runs inference at 1024 x 1024 and training steps of batch 4 on tensors without content ("fake" ones), so that any machine can tell what a
-GPU needs. What a GPU library takes for itself (context, workspaces, fragmentation: a gigabyte or two) is not in it.
+Runs inference at 1024 x 1024 and training steps of batch 4 on "fake" tensors, which have a shape and a type but no
+numbers, and adds up the bytes of those that are alive at each moment. So any machine can tell what a GPU needs, in some
+minutes. What a GPU library takes for itself (context, workspaces, fragmentation: a gigabyte or two) is not in it.
 """
 import copy
 import sys
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
+import lpips
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -22,7 +26,19 @@ from models.runtime import compiling  # noqa: E402
 from models.unet import ConditionalUNet  # noqa: E402
 from models.vqgan import MLVQGAN, PatchDiscriminator  # noqa: E402
 
-GIB, SIZE, BATCH = 2 ** 30, 1024, 4
+GIB = 2 ** 30
+PRECISIONS = ("float32", "bf16")
+STEPS = 2  # of a training: the optimiser's own tensors are there from the second on
+
+
+@dataclass(frozen=True)
+class Scale:
+    """The sizes that are measured; the networks' keywords are empty for the papers' networks."""
+    side: int = 1024  # of the images, pixels
+    batch: int = 4    # of a training step
+    vqgan: dict = field(default_factory=dict)
+    unet: dict = field(default_factory=dict)
+    discriminator: dict = field(default_factory=dict)
 
 
 class Alive(TorchDispatchMode):
@@ -31,7 +47,8 @@ class Alive(TorchDispatchMode):
     def __init__(self):
         super().__init__()
         self.known: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
-        self.now = self.peak = 0
+        self.now = 0
+        self.peak = 0
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         result = function(*args, **(kwargs or {}))
@@ -41,88 +58,114 @@ class Alive(TorchDispatchMode):
         return result
 
     def count(self, storage) -> None:
-        if storage not in self.known:
-            size = storage.nbytes()
-            self.known[storage] = size
-            self.now += size
-            self.peak = max(self.peak, self.now)
-            weakref.finalize(storage, self.forget, size)
+        """Add a storage that is not known yet; tensors that are views share one."""
+        if storage in self.known:
+            return
+        size = storage.nbytes()
+        self.known[storage] = size
+        self.now += size
+        self.peak = max(self.peak, self.now)
+        weakref.finalize(storage, self.forget, size)
 
     def forget(self, size: int) -> None:
         self.now -= size
 
 
-def inference(paths: int, precision: str) -> Callable:
-    """Encode, one step of a walk with so many estimates, decode; an image at a time."""
-    def run():
-        vqgan, unet = (network.eval().requires_grad_(False) for network in (MLVQGAN(), ConditionalUNet()))
+# --- What is measured: each yields once its networks are there, and after each step ---------------------------------
+
+def inference(estimates: int, scale: Scale, precision: str) -> Iterator:
+    """Encode an X-ray, one step of a sampler with so many noise estimates, decode."""
+    vqgan = MLVQGAN(**scale.vqgan).eval().requires_grad_(False)
+    unet = ConditionalUNet(**scale.unet).eval().requires_grad_(False)
+
+    # what compiling.prepare_for_inference does to the weights, which tensors without content refuse
+    if precision == "bf16":
         for module in [*vqgan.modules(), *unet.modules()]:
-            if precision == "bf16" and isinstance(module, compiling.WEIGHTED):  # as compiling.settle does, which tensors like these refuse
-                module.weight, module.bias = (torch.nn.Parameter(p.bfloat16(), False) for p in (module.weight, module.bias))
-        x = torch.rand(1, 1, SIZE, SIZE)
-        yield  # what came so far was needed once, while the weights were loaded
-        latent = vqgan.latent(x)
-        estimate = unet(torch.cat([latent, latent], 1).expand(paths, -1, -1, -1).contiguous(), torch.full((paths,), 5))
-        vqgan.decode(estimate[:1, :4].float())
+            if isinstance(module, compiling.WEIGHTED):
+                module.weight = torch.nn.Parameter(module.weight.bfloat16(), requires_grad=False)
+                if module.bias is not None:
+                    module.bias = torch.nn.Parameter(module.bias.bfloat16(), requires_grad=False)
+    cxr = torch.rand(1, 1, scale.side, scale.side)
+    yield
 
-    return run
+    latent = vqgan.latent(cxr)  # (1, C, h, w)
+    noisy = torch.cat([latent, latent], 1).expand(estimates, -1, -1, -1).contiguous()
+    estimate = unet(noisy, torch.full((estimates,), 5))
+    vqgan.decode(estimate[:1, :latent.shape[1]].float())
+    yield
 
 
-def noise_estimator(average: bool, checkpointing: bool) -> Callable:
-    """Steps of a training of the U-Net, latents cached."""
-    def run():
-        unet = ConditionalUNet()
-        layers.checkpoint_activations(unet, checkpointing)
-        kept, optimizer = copy.deepcopy(unet) if average else None, torch.optim.AdamW(unet.parameters(), fused=True)
-        for _ in range(2):
-            x, t = torch.rand(BATCH, 8, SIZE // 8, SIZE // 8), torch.full((BATCH,), 5)
-            loss = losses.noise_loss(unet(x, t), x[:, :4])
-            optimizer.zero_grad()
-            loss.backward()
+def noise_estimator(averaged: bool, checkpointing: bool, scale: Scale, precision: str) -> Iterator:
+    """Training steps of the U-Net on cached latents; averaged: with an exponential moving average of its weights."""
+    unet = ConditionalUNet(**scale.unet)
+    layers.checkpoint_activations(unet, checkpointing)
+    average = copy.deepcopy(unet) if averaged else None
+    optimizer = torch.optim.AdamW(unet.parameters(), fused=True)
+    side = scale.side // 8
+    for _ in range(STEPS):
+        latents = torch.rand(scale.batch, 8, side, side)  # the noisy one and the CXR's
+        timesteps = torch.full((scale.batch,), 5)
+        loss = losses.noise_loss(unet(latents, timesteps), latents[:, :4])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        yield average
+
+
+def autoencoder(checkpointing: bool, scale: Scale, precision: str) -> Iterator:
+    """Training steps of the VQGAN and its discriminator with all losses."""
+    vqgan = MLVQGAN(**scale.vqgan)
+    vqgan.quantizer.eval()  # learning the codes takes a few kilobytes, and counts codes, which have no values here
+    layers.checkpoint_activations(vqgan, checkpointing)
+    discriminator = PatchDiscriminator(**scale.discriminator)
+    hybrid = losses.HybridLoss(pixel="mse", perceptual=0.0, adversarial=0.01, ms_ssim=1.0)
+    hybrid.weights["perceptual"] = 0.001
+    hybrid.perceptual = PerceptualWithoutFeatures()
+    trained = [parameter for parameter in vqgan.parameters() if parameter.requires_grad]
+    optimizers = [torch.optim.Adam(trained, fused=True), torch.optim.Adam(discriminator.parameters(), fused=True)]
+    for _ in range(STEPS):
+        image = torch.rand(scale.batch, 1, scale.side, scale.side)
+        reconstruction, commitment = vqgan(image)
+        loss, _ = hybrid(reconstruction, image, commitment, discriminator)
+        discriminator_loss = hybrid.discriminator_loss(discriminator(reconstruction.detach()), discriminator(image))
+        loss.backward(inputs=trained)
+        discriminator_loss.backward(inputs=list(discriminator.parameters()))
+        for optimizer in optimizers:
             optimizer.step()
-            yield kept
-
-    return run
-
-
-def autoencoder(checkpointing: bool) -> Callable:
-    """Steps of a training of the VQGAN with all losses."""
-    def run():
-        vqgan, critic = MLVQGAN(), PatchDiscriminator()
-        vqgan.quantizer.eval()  # the codebook's own memory is a few kilobytes, its count of codes has no shape without content
-        layers.checkpoint_activations(vqgan, checkpointing)
-        hybrid = losses.HybridLoss(pixel="mse", perceptual=0.0, adversarial=0.01, ms_ssim=1.0)
-        hybrid.weights["perceptual"], hybrid.perceptual = 0.001, perceptual()
-        optimizers = [torch.optim.Adam([p for p in network.parameters() if p.requires_grad], fused=True) for network in (vqgan, critic)]
-        for _ in range(2):
-            image = torch.rand(BATCH, 1, SIZE, SIZE)
-            result, commitment = vqgan(image)
-            loss, _ = hybrid(result, image, commitment, critic)
-            other = hybrid.discriminator_loss(critic(result.detach()), critic(image))
-            loss.backward(inputs=[p for p in vqgan.parameters() if p.requires_grad])
-            other.backward(inputs=list(critic.parameters()))
-            for optimizer in optimizers:
-                optimizer.step()
-                optimizer.zero_grad()
-            yield
-
-    return run
+            optimizer.zero_grad()
+        yield
 
 
-def perceptual() -> torch.nn.Module:
-    """LPIPS with VGG16 without its weights, which have no content here anyway."""
-    import lpips
-    found = losses.Perceptual.__new__(losses.Perceptual)
-    torch.nn.Module.__init__(found)
-    found.network = lpips.LPIPS(net="vgg", pretrained=False, pnet_rand=True, verbose=False).requires_grad_(False).eval()
-    return found
+class PerceptualWithoutFeatures(losses.Perceptual):
+    """LPIPS with VGG16, whose ImageNet features have no content here anyway."""
+
+    def __init__(self):
+        torch.nn.Module.__init__(self)
+        network = lpips.LPIPS(net="vgg", pretrained=False, pnet_rand=True, verbose=False)
+        self.network = network.requires_grad_(False).eval()
 
 
-def peak(run: Callable, precision: str, grad: bool) -> float:
-    """GiB of the tensors alive at once, after the first part of a run."""
-    with FakeTensorMode(), Alive() as alive, torch.set_grad_enabled(grad), \
-            torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
-        steps = run()
+# name of a row -> (what is measured, whether with gradients)
+ROWS: dict[str, tuple[Callable[[Scale, str], Iterator], bool]] = {
+    "GL-LCM image, leg, one at a time": (partial(inference, 3), False),
+    "BS-LDM image, one at a time": (partial(inference, 1), False),
+    "LDM training step": (partial(noise_estimator, True, False), True),
+    "LDM training step, checkpointing": (partial(noise_estimator, True, True), True),
+    "LCM training step, checkpointing": (partial(noise_estimator, False, True), True),
+    "VQGAN training step": (partial(autoencoder, False), True),
+    "VQGAN training step, checkpointing": (partial(autoencoder, True), True),
+}
+
+
+def peak(name: str, precision: str, scale: Scale) -> float:
+    """GiB of the tensors of a row that are alive at once, from its first yield on.
+
+    What came before was needed once, while the weights were loaded.
+    """
+    build, grad = ROWS[name]
+    autocast = torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16")
+    with FakeTensorMode(), Alive() as alive, torch.set_grad_enabled(grad), autocast:
+        steps = build(scale, precision)
         next(steps)
         alive.peak = alive.now
         for _ in steps:
@@ -130,17 +173,14 @@ def peak(run: Callable, precision: str, grad: bool) -> float:
     return alive.peak / GIB
 
 
-def main() -> None:
-    rows = {"GL-LCM image, leg, one at a time": (lambda p: inference(3, p), False), "BS-LDM image, one at a time": (lambda p: inference(1, p), False),
-            "LDM training step": (lambda p: noise_estimator(True, False), True),
-            "LDM training step, checkpointing": (lambda p: noise_estimator(True, True), True),
-            "LCM training step, checkpointing": (lambda p: noise_estimator(False, True), True),
-            "VQGAN training step": (lambda p: autoencoder(False), True), "VQGAN training step, checkpointing": (lambda p: autoencoder(True), True)}
-    print(f"computed, {SIZE} x {SIZE}, trainings with batch {BATCH}, GiB of tensors alive at once; PyTorch {torch.__version__}\n")
+def main(scale: Scale) -> None:
+    print(f"computed, {scale.side} x {scale.side}, trainings with batch {scale.batch}, GiB of tensors alive at once; "
+          f"PyTorch {torch.__version__}\n")
     print("| | float32 | bf16 |\n|---|---|---|")
-    for name, (build, grad) in rows.items():
-        print(f"| {name} | " + " | ".join(f"{peak(build(precision), precision, grad):.1f}" for precision in ("float32", "bf16")) + " |", flush=True)
+    for name in ROWS:
+        values = [f"{peak(name, precision, scale):.1f}" for precision in PRECISIONS]
+        print(f"| {name} | {' | '.join(values)} |", flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    main(Scale())

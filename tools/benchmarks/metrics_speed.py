@@ -1,4 +1,4 @@
-"""How much faster models/report.py scores than a loop that does as the published scripts do: LPIPS built anew for each value.
+"""How much faster models/evaluation/scoring.py scores than a loop that does as the published scripts do: LPIPS built anew for each value.
 
     python tools/benchmarks/metrics_speed.py [side 1024] [images 4] [rounds 3]
 
@@ -22,7 +22,7 @@ from skimage.metrics import structural_similarity
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from models import features, images, scores  # noqa: E402
-from models.evaluation import report  # noqa: E402
+from models.evaluation import scoring  # noqa: E402
 
 
 def main(side: int = 1024, count: int = 4, rounds: int = 3) -> None:
@@ -64,7 +64,7 @@ def prepare(root: Path, side: int, count: int) -> None:
 
 
 def ours(root: Path, side: int, device: torch.device) -> dict:
-    found = report.score_folders({"ours": root / "ours"}, root / "CXR", root / "BS", size=side, device=device)
+    found = scoring.score_folders({"ours": root / "ours"}, root / "CXR", root / "BS", size=side, device=device)
     return {name: rows["ours"] for name, rows in found.values.items()}
 
 

@@ -5,12 +5,11 @@ every training step, nothing compiled.
 """
 import tempfile
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 
-from models import fusion, images, pipelines, sampling, schedulers
-from models.training import loop as training
+from models import config, fusion, images, pipelines, sampling, schedulers
+from models.training import loop
 
 
 @torch.inference_mode()
@@ -52,20 +51,20 @@ class Pairs:
         self.names = [str(i) for i in range(count)]
 
 
-def trainer(networks: dict, optimizers: dict, objective, *, batch: int, average: float, precision: str) -> training.Trainer:
+def trainer(networks: dict, optimizers: dict, objective, *, batch: int, average: float, precision: str) -> loop.Trainer:
     """The project's own loop around one objective, for both ways."""
-    plan = training.Plan(folder=Path(tempfile.gettempdir()), epochs=1, batch_size=batch, learning_rates=dict.fromkeys(optimizers, 1e-5),
-                         milestones=(), gamma=1, average=average, seed=0, accumulate=1, validate_every=1, sample_every=9, save_every=1e9,
-                         precision=precision)
-    return training.Trainer(plan, networks, optimizers, objective, Pairs(batch), None, {})
+    course = config.Course(epochs=1, batch_size=batch, learning_rate=1e-5, milestones=(), gamma=1, average=average, start=None)
+    train = config.Train(seed=0, workers=0, accumulate=1, checkpointing=False, validate_every=1, sample_every=9, save_every=1e9)
+    return loop.Trainer(tempfile.gettempdir(), networks, optimizers, objective, Pairs(batch), None, course=course, train=train,
+                        learning_rates=dict.fromkeys(optimizers, course.learning_rate), precision=precision)
 
 
-def encoding_step(vqgan, trained: training.Trainer, image: torch.Tensor) -> Callable:
+def encoding_step(vqgan, trained: loop.Trainer, image: torch.Tensor) -> Callable:
     """A training step that encodes X-ray and soft-tissue image first. image: (B, 1, H, W), for both."""
 
     def step() -> None:
         with torch.no_grad():
             latents = {name: vqgan.latent(image) for name in ("cxr", "soft")}
-        trained.update(latents, trained.train.names)
+        trained.update(latents, trained.data.names)
 
     return step

@@ -34,7 +34,7 @@ from models import config, losses, pipelines, schedulers  # noqa: E402
 from models.runtime import compiling, processes  # noqa: E402
 from models.runtime.device import autocast, pick_precision  # noqa: E402
 from models.runtime.files import UserError  # noqa: E402
-from models.training import loop as training  # noqa: E402
+from models.training import loop  # noqa: E402
 from models.unet import ConditionalUNet  # noqa: E402
 from models.vqgan import MLVQGAN, PatchDiscriminator  # noqa: E402
 
@@ -56,11 +56,11 @@ class Bench:
     def __init__(self, size: int, full: bool, precision: str):
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.settings, self.size, self.full = config.parse("", ("unet", "vqgan"), [] if full else REDUCED), size, full
-        self.precision, self.compiled = pick_precision(precision, self.device), compiling.pick("auto", self.device)
+        self.precision, self.compiled = pick_precision(precision, self.device), compiling.should_compile("auto", self.device)
         torch.manual_seed(0)
         self.vqgan = MLVQGAN(**asdict(self.settings.vqgan.network)).to(self.device).eval().requires_grad_(False)
         self.unet = self.new_unet().eval().requires_grad_(False)
-        self.our_vqgan, self.our_unet = (compiling.settle(copy.deepcopy(network), self.device, self.precision, self.compiled)
+        self.our_vqgan, self.our_unet = (compiling.prepare_for_inference(copy.deepcopy(network), self.device, self.precision, self.compiled)
                                          for network in (self.vqgan, self.unet))
         self.run = RUN[self.device.type if full else "reduced"]
         self.cxr = torch.rand(1, 1, size, size, device=self.device) * 2 - 1
@@ -122,7 +122,7 @@ def estimator_step(bench: Bench, name: str) -> Ways:
     table, average = {"LDM": (schedulers.squared_cosine(), 0.995), "LCM": (schedulers.scaled_linear(), 0.0)}[name]
     objective = losses.denoising_objective(table, 0.1)
 
-    def build(ours: bool) -> training.Trainer:
+    def build(ours: bool) -> loop.Trainer:
         unet = bench.new_unet()
         if ours and bench.compiled:
             example = bench.latent.repeat(BATCH, 2, 1, 1), torch.full((BATCH,), 500, device=bench.device)
@@ -134,7 +134,7 @@ def estimator_step(bench: Bench, name: str) -> Ways:
     plain, fast = build(False), build(True)
     latents = {name: bench.latent.expand(BATCH, -1, -1, -1).cpu() for name in ("cxr", "soft")}  # as the cache gives them
     return (published.encoding_step(bench.vqgan, plain, bench.cxr.expand(BATCH, -1, -1, -1)),
-            lambda: fast.update(latents, fast.train.names) and None)
+            lambda: fast.update(latents, fast.data.names) and None)
 
 
 def vqgan_step(bench: Bench) -> Ways:
@@ -142,15 +142,11 @@ def vqgan_step(bench: Bench) -> Ways:
     loss = asdict(bench.settings.vqgan.loss) | ({} if bench.full else {"perceptual": 0.0, "ms_ssim": 1.0})
     hybrid = losses.HybridLoss(**loss).to(bench.device)
 
-    def objective(networks, batch, noise):
-        picture, (result, commitment) = batch["image"], networks["vqgan"](batch["image"])
-        total, terms = hybrid(result, picture, commitment, networks["critic"])
-        fooled = hybrid.discriminator_loss(networks["critic"](result.detach()), networks["critic"](picture))
-        return {"vqgan": total, "critic": fooled}, {"loss": total, **terms}
+    objective = losses.autoencoder_objective(hybrid)
 
-    def build(ours: bool) -> training.Trainer:
+    def build(ours: bool) -> loop.Trainer:
         chosen = bench.settings.vqgan
-        networks = {"vqgan": MLVQGAN(**asdict(chosen.network)), "critic": PatchDiscriminator(**asdict(chosen.discriminator))}
+        networks = {"vqgan": MLVQGAN(**asdict(chosen.network)), "discriminator": PatchDiscriminator(**asdict(chosen.discriminator))}
         networks = {name: network.to(bench.device) for name, network in networks.items()}
         if ours and bench.compiled:
             parts = [networks["vqgan"].encoder, networks["vqgan"].decoder]
@@ -161,7 +157,7 @@ def vqgan_step(bench: Bench) -> Ways:
 
     pictures = {"image": bench.cxr.expand(BATCH, -1, -1, -1)}
     plain, fast = build(False), build(True)
-    return lambda: plain.update(pictures, plain.train.names) and None, lambda: fast.update(pictures, fast.train.names) and None
+    return lambda: plain.update(pictures, plain.data.names) and None, lambda: fast.update(pictures, fast.data.names) and None
 
 
 # --- Measuring -----------------------------------------------------------------------------------------------------------------

@@ -1,0 +1,206 @@
+"""What is wrong with the pairs of a data folder: files, sizes, alignment, masks, and images that are there twice."""
+import hashlib
+import math
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from .. import images
+from ..runtime import workers
+from ..runtime.files import UserError
+from . import duplicates, lists, patients
+from .lists import TWIN, Pair, size_text
+
+ALIGN_SIZE = 256                # side at which alignment is judged, pixels
+MAX_SHIFT = 4.0                 # larger shifts of a pair at that size are a fault, pixels
+BLACK, WHITE = 0.1, 0.9         # shares of a mask's largest value between which it is grey
+MAX_GREY = 0.05                 # share of pixels of a mask that may be grey
+# Edges of ribs are what a difference of two Gaussians of these sigmas leaves, pixels at ALIGN_SIZE
+EDGE_SIGMAS = (1.0, 4.0)
+MIDDLE = np.s_[40:200, 30:226]  # of an image at ALIGN_SIZE: the chest, without the borders
+# So much more of them than the CXR has makes the soft-tissue image suspect. Measured: 0.57 to 0.87 times as much on real, drawn
+# and CT pairs, so 1.15 or more where the two are exchanged.
+EXCHANGED = 1.05
+
+
+# --- One pair ----------------------------------------------------------------------------------------------------------------
+
+@dataclass(frozen=True, eq=False)
+class Findings:
+    """What one look at a pair finds. faults: one line each; the rest only of a pair without faults.
+
+    digests, sketches: of the pixels of CXR and soft tissue. inverted: bones look dark. exchanged: the soft-tissue image shows more
+    edges of bone than the CXR.
+    """
+    faults: list[str]
+    digests: tuple[str, str] | None = None
+    sketches: tuple[np.ndarray, np.ndarray] | None = None
+    inverted: bool = False
+    exchanged: bool = False
+
+
+def examine(pair: Pair) -> Findings:
+    """Read a pair once and look at all that can be seen without the others."""
+    cxr_path, soft_path, mask_path = pair
+    faults = []
+    pictures = []
+    for path in (cxr_path, soft_path):
+        if not lists.can_be_listed(path.name):
+            faults.append(f"{path.name!r} in {path.parent}: a split list cannot hold this name, rename it (no line breaks, no "
+                          "blanks at the ends, valid Unicode)")
+        try:
+            pictures.append(images.check(images.read(path)))
+        except UserError as error:
+            faults.append(str(error))
+    if len(pictures) == 2:
+        faults += _compare(*pictures)
+    if mask_path is not None and pictures:
+        faults += _check_mask(mask_path, pictures[0])
+    if faults:
+        return Findings(faults)
+
+    cxr, soft = (picture.pixels for picture in pictures)
+    return Findings([], (_digest(cxr), _digest(soft)), (duplicates.sketch(cxr), duplicates.sketch(soft)),
+                    images.inverted(cxr), look_exchanged(cxr, soft))
+
+
+def check_pair(cxr: Path, soft: Path, mask: Path | None = None) -> list[str]:
+    """The faults of one pair, one line each; none: an empty list."""
+    return examine((cxr, soft, mask)).faults
+
+
+def _digest(pixels: np.ndarray) -> str:
+    return hashlib.sha256(str(pixels.shape).encode() + pixels.tobytes()).hexdigest()
+
+
+def look_exchanged(cxr: np.ndarray, soft: np.ndarray) -> bool:
+    """Whether the soft-tissue image shows more edges of bone than the CXR, both (H, W) in [0, 1]."""
+    return _edges(soft) > EXCHANGED * _edges(cxr)
+
+
+def _edges(pixels: np.ndarray) -> float:
+    """How much of the contrast in the middle of an image is as fine as the edges of ribs."""
+    small = images.to_network(pixels, ALIGN_SIZE)[0].numpy()
+    fine, coarse = (cv2.GaussianBlur(small, (0, 0), sigma) for sigma in EDGE_SIGMAS)
+    contrast = small[MIDDLE].std()
+    return float((fine - coarse)[MIDDLE].std() / contrast) if contrast > 0 else 0.0
+
+
+def _compare(cxr: images.Picture, soft: images.Picture) -> list[str]:
+    """Whether both images show the same chest in the same place, but are not the same image."""
+    if cxr.pixels.shape != soft.pixels.shape:
+        return [f"{soft.path} is {size_text(soft.pixels)}, but {cxr.path} {size_text(cxr.pixels)}"]
+    if _are_of_two_patients(cxr.path, soft.path):
+        return [f"{soft.path} has another PatientID than {cxr.path}"]
+    if np.array_equal(cxr.pixels, soft.pixels):
+        return [f"{soft.path} is the same image as {cxr.path}"]
+
+    small_cxr = images.to_network(cxr.pixels, ALIGN_SIZE)[0].numpy()
+    small_soft = images.to_network(soft.pixels, ALIGN_SIZE)[0].numpy()
+    window = cv2.createHanningWindow((ALIGN_SIZE, ALIGN_SIZE), cv2.CV_32F)
+    (across, down), _ = cv2.phaseCorrelate(small_cxr, small_soft, window)
+    if math.hypot(across, down) > MAX_SHIFT:
+        scale = max(cxr.pixels.shape) / ALIGN_SIZE
+        return [f"{soft.path} is not aligned with {cxr.path}: shifted by {across * scale:.0f} pixels across and "
+                f"{down * scale:.0f} down, or not the same chest"]
+    return []
+
+
+def _are_of_two_patients(cxr: Path, soft: Path) -> bool:
+    """Whether both are DICOM files that name different patients."""
+    first = patients.patient_number(cxr)
+    second = patients.patient_number(soft)
+    return first is not None and second is not None and first != second
+
+
+def _check_mask(path: Path, cxr: images.Picture) -> list[str]:
+    """Whether an image is a mask of the CXR's size."""
+    try:
+        mask = images.read_mask(path)
+        values = images.read(path).pixels
+    except UserError as error:
+        return [str(error)]
+    if mask.shape != cxr.pixels.shape:
+        return [f"the mask {path} is {size_text(mask)}, but {cxr.path} {size_text(cxr.pixels)}"]
+    grey = np.mean((values > BLACK * values.max()) & (values < WHITE * values.max()))
+    if grey > MAX_GREY:
+        return [f"{path} is no mask: {grey:.0%} of it is neither black nor white"]
+    return []
+
+
+# --- All pairs ---------------------------------------------------------------------------------------------------------------
+
+def check(pairs: dict[str, Pair], root: Path) -> dict[str, list[str]]:
+    """{name: faults} of the pairs that have any; images that look inverted or exchanged are named in notes."""
+    results = dict(zip(pairs, workers.parallel(examine, list(pairs.values()), "checking pairs")))
+    faults: dict[str, list[str]] = {name: list(findings.faults) for name, findings in results.items() if findings.faults}
+    for name, pair in pairs.items():
+        if any(path is not None and lists.leads_outside(path, root) for path in pair):
+            faults.setdefault(name, []).append(f"{pair[0]}: it, its soft tissue or its mask is a link out of {root}")
+    for name, line in find_duplicates(pairs, results).items():
+        faults.setdefault(name, []).append(line)
+
+    dark = [name for name, findings in results.items() if findings.inverted]
+    if dark:
+        print(f"note: bones look dark in {lists.shown_names(dark)} (of {len(pairs)}), and the methods expect bright ones; turn "
+              f"them, or let data.source={root} data.root=<new folder> do it", file=sys.stderr)
+    exchanged = [name for name, findings in results.items() if findings.exchanged]
+    if exchanged:
+        print(f"note: the soft-tissue image shows more bone than the CXR in {lists.shown_names(exchanged)} (of {len(pairs)}); "
+              "are the two exchanged?", file=sys.stderr)
+    return faults
+
+
+def find_duplicates(pairs: dict[str, Pair], results: dict[str, Findings]) -> dict[str, str]:
+    """{name: one line} of the pairs whose CXR or soft-tissue image an earlier pair has too, equal or nearly so.
+
+    The simulated twins of one patient, with and without lesions, are meant to be nearly equal.
+    """
+    lines: dict[str, str] = {}
+    first_of: dict[tuple[int, str], str] = {}  # {(0 for the CXR or 1 for the soft tissue, digest): name of the first that has it}
+    finders = (duplicates.Finder(), duplicates.Finder())
+    for name, findings in results.items():
+        if findings.digests is None or findings.sketches is None:
+            continue
+        paths = pairs[name][:2]
+        for place, path in enumerate(paths):
+            first = first_of.setdefault((place, findings.digests[place]), name)
+            if first != name:
+                lines.setdefault(name, f"{path} is the same image as {pairs[first][place]}")
+        if name in lines:
+            continue
+        twins = (name + TWIN, name.removesuffix(TWIN))
+        for place, path in enumerate(paths):
+            near = finders[place].find(path, findings.sketches[place], ignored=twins)
+            if near is not None:
+                lines.setdefault(name, f"{path} is nearly the same image as {pairs[near][place]}")
+        if name not in lines:
+            for place, path in enumerate(paths):
+                finders[place].add(name, path, findings.sketches[place])
+    return lines
+
+
+def refuse_or_skip(pairs: dict[str, Pair], lonely: list[str], faults: dict[str, list[str]], skip: bool) -> dict[str, Pair]:
+    """The pairs without fault; UserError where there are faults that may not be skipped, after all of them are listed.
+
+    lonely: the lines about images without a partner.
+    """
+    for line in lonely:
+        print(f"fault: {line}", file=sys.stderr)
+    for lines in faults.values():
+        for line in lines:
+            print(f"fault: {line}", file=sys.stderr)
+
+    number = len(lonely) + len(faults)
+    if number and not skip:
+        raise UserError(f"{number} of {len(pairs) + len(lonely)} names have faults (listed above) and nothing was "
+                        "written; mend them, or leave them out with data.skip_faulty=true")
+    kept = {name: pair for name, pair in pairs.items() if name not in faults}
+    if not kept:
+        raise UserError("no pair without fault is left")
+    if number:
+        print(f"{number} faulty left out, {len(kept)} pairs kept")
+    return kept

@@ -1,0 +1,91 @@
+"""The pairs of another folder, JSRT's among them, as a data folder: PNGs with bright bones, no larger than the networks see."""
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from .. import images
+from ..runtime import workers
+from ..runtime.files import UserError
+from . import lists
+from .lists import Pair
+
+
+@dataclass(frozen=True)
+class Job:
+    """One image to be written. size: the longer side of the result is at most this, pixels."""
+    source: Path
+    target: Path
+    size: int
+    is_mask: bool
+
+
+def convert(source: Path, root: Path, size: int) -> None:
+    """Write the pairs of another folder into root, bones bright and no side above size; what is there already stays as it is."""
+    if source.resolve() == root.resolve():
+        raise UserError(f"data.source and data.root are both {root}; a folder is converted into another one")
+    if (source / "CXR").is_dir():
+        pairs, lonely = lists.match(source)
+    else:
+        pairs, lonely = match_jsrt(source)
+    if lonely:
+        raise UserError(f"{source} holds images without partner: {lists.shown_names(lonely, '; ')}")
+
+    jobs = []
+    for name, pair in pairs.items():
+        for folder, path in zip(lists.FOLDERS, pair):
+            if path is not None:
+                jobs.append(Job(path, root / folder / f"{name}.png", size, is_mask=folder == "Mask"))
+    missing = [job for job in jobs if not job.target.is_file()]
+    turned = workers.parallel(convert_one, missing, "converting")
+
+    print(f"{root}: {len(pairs)} pairs of {source}, {len(missing)} images newly written")
+    dark = [job.source.name for job, was_dark in zip(missing, turned) if was_dark]
+    if dark:
+        print(f"note: bones were dark and are bright now in {lists.shown_names(dark)}", file=sys.stderr)
+
+
+def match_jsrt(folder: Path) -> tuple[dict[str, Pair], list[str]]:
+    """As lists.match, for JSRT: JPCLN001.IMG and JPCLN001.png (BSE-JSRT), wherever they lie in the folder."""
+    if not folder.is_dir():
+        raise UserError(f"no folder data.source={folder}")
+    found: dict[str, dict[str, Path]] = {".img": {}, ".png": {}}
+    for path in sorted(folder.rglob("*")):
+        suffix = path.suffix.lower()
+        if suffix not in found or path.name.startswith("."):
+            continue
+        name = path.stem.upper()  # the two archives do not agree in upper and lower case
+        if name in found[suffix]:
+            raise UserError(f"{folder} holds {path.name} more than once")
+        found[suffix][name] = path
+
+    cxr = found[".img"]
+    soft = found[".png"]
+    if not cxr:
+        raise UserError(f"{folder} holds neither CXR/ and BS/ nor JSRT's .IMG files")
+    lonely = [f"{path.name} has no PNG" for name, path in cxr.items() if name not in soft]
+    lonely += [f"{path.name} has no .IMG" for name, path in soft.items() if name not in cxr]
+    pairs: dict[str, Pair] = {name: (path, soft[name], None) for name, path in cxr.items() if name in soft}
+    return pairs, lonely
+
+
+def convert_one(job: Job) -> bool:
+    """Write one image; whether its bones were dark and were turned."""
+    if job.is_mask:
+        mask = images.read_mask(job.source)
+        smaller = images.resize_mask(mask, _within(mask.shape, job.size))
+        images.write(job.target, smaller.astype(np.float32))
+        return False
+    picture = images.read(job.source)
+    dark = images.inverted(picture.pixels)
+    pixels = 1 - picture.pixels if dark else picture.pixels
+    images.write(job.target, images.resize(pixels, _within(pixels.shape, job.size)), picture.bits)
+    return dark
+
+
+def _within(shape: tuple[int, ...], size: int) -> tuple[int, int]:
+    """The shape (H, W), its longer side cut to size."""
+    scale = min(1, size / max(shape))
+    height, width = (max(1, round(side * scale)) for side in shape)
+    return height, width

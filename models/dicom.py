@@ -1,0 +1,593 @@
+"""DICOM files <-> arrays in [0, 1]. Called through `images.read` and `images.write_dicom` only.
+
+Grey values go the standard's way (PS3.3 C.11): modality LUT, then VOI LUT or window, then the photometric
+interpretation. An image has at most 65536 stored values, so the way is gone once for each of them and not for each
+pixel; and where the curve that results rises or falls all along, it leads back as well: from what is shown to the
+stored value. pydicom is imported when it is needed, since it takes a third of a second.
+"""
+import copy
+import datetime
+import hashlib
+import io
+import re
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from .raster import MAX_PIXELS, Decoded, Limits, refuse_size, to_grey
+from .runtime.files import UserError
+
+MAX_UNPACKED = 4 * MAX_PIXELS   # bytes of a deflated file
+SOFTWARE = "BS-LDM / GL-LCM bone suppression (research)"  # Manufacturer of the results
+SERIES_OFFSET = 1000            # from the source's series number to its result's
+
+# What an image cannot be shown without (PS3.3 C.7.6.3).
+NEEDED = ("Rows", "Columns", "BitsAllocated", "BitsStored", "PixelRepresentation", "PhotometricInterpretation")
+NUMBERS = ("WindowCenter", "WindowWidth", "RescaleSlope", "RescaleIntercept")
+# Attributes of the source that are no longer true of an image derived from it, whatever its pixels.
+NOT_DERIVED = (
+    "SmallestImagePixelValue",
+    "LargestImagePixelValue",
+    "IconImageSequence",
+    "SourceImageSequence",
+    "DigitalSignaturesSequence",
+    "MACParametersSequence",
+    "SeriesDate",
+    "SeriesTime",
+    "InstanceCreatorUID",
+    "NumberOfFrames",
+    "PixelDataProviderURL",
+    "FloatPixelData",
+    "DoubleFloatPixelData",
+)
+# Attributes that describe how the source's values are shown, where a result has values of its own.
+SOURCE_GREYS = ("WindowCenter", "WindowWidth", "WindowCenterWidthExplanation", "VOILUTFunction", "VOILUTSequence",
+                "ModalityLUTSequence", "RescaleSlope", "RescaleIntercept", "RescaleType", "PixelPaddingValue",
+                "PixelPaddingRangeLimit", "PlanarConfiguration")
+# An image for processing becomes one for presentation (DX, mammography, intra-oral; PS3.4 B.5).
+FOR_PRESENTATION = {"1.2.840.10008.5.1.4.1.1.1.1.1": "1.2.840.10008.5.1.4.1.1.1.1",
+                    "1.2.840.10008.5.1.4.1.1.1.2.1": "1.2.840.10008.5.1.4.1.1.1.2",
+                    "1.2.840.10008.5.1.4.1.1.1.3.1": "1.2.840.10008.5.1.4.1.1.1.3"}
+WORDS = {
+    "OW": 2,
+    "OL": 4,
+    "OF": 4,
+    "OD": 8,
+    "OV": 8,
+}  # value representations of numbers in bytes, and their sizes (PS3.5 6.2)
+LOSSY = {
+    "1.2.840.10008.1.2.4.50",
+    "1.2.840.10008.1.2.4.51",
+    "1.2.840.10008.1.2.4.81",
+    "1.2.840.10008.1.2.4.91",
+}  # transfer syntaxes
+
+
+@dataclass(frozen=True, eq=False)
+class Grey:
+    """A grey DICOM image. stored: int64 (H, W), its stored values; padding: bool (H, W), where they are no image.
+
+    shown: float64 (N,), the grey value in [0, 1] of the stored values least, least + 1, ...
+    window: (centre, width) of a linear window that shows the same, where the file's own attributes do not say how to
+    show it.
+    """
+    stored: np.ndarray
+    padding: np.ndarray
+    shown: np.ndarray
+    least: int
+    window: tuple[float, float] | None
+
+    @property
+    def pixels(self) -> np.ndarray:
+        """float64 (H, W) in [0, 1], padding black."""
+        pixels = self.shown[self.stored - self.least]
+        pixels[self.padding] = 0
+        return pixels
+
+
+# --- Reading ----------------------------------------------------------------------------------------------------------
+
+def is_dicom_head(head: bytes) -> bool:
+    """Whether the first 132 bytes of a file are those of a DICOM file."""
+    return head[128:132] == b"DICM"
+
+
+def read_dicom(path: Path, limits: Limits) -> Decoded:
+    """The image as a viewer shows it; any exception of pydicom for what is damaged. limits: see `images.read`."""
+    dataset = _open(path)
+    bits = int(dataset.BitsStored)
+    stored = _stored_values(dataset)
+    if stored.ndim == 3:
+        return Decoded(to_grey(stored) / (2.0 ** bits - 1), bits)
+    return Decoded(_grey(dataset, stored, limits).pixels, bits)
+
+
+def _open(path: Path):
+    """The dataset of a file that holds one image of a sane size, its pixels still packed."""
+    import pydicom
+    _refuse_deflated(path)
+    dataset = pydicom.dcmread(path, force=True)
+    _mend_numbers(dataset)
+    _refuse_dicom(dataset)
+    return dataset
+
+
+def _mend_numbers(dataset) -> None:
+    """Decimal commas, which some devices write, become points; an empty number is none. In place, before pydicom reads
+    them."""
+    for keyword in NUMBERS:
+        element = dataset.get_item(keyword)
+        if element is None:
+            continue
+        if not element.value:
+            del dataset[keyword]
+        elif isinstance(element.value, bytes) and b"," in element.value:
+            dataset[element.tag] = element._replace(value=element.value.replace(b",", b"."))
+
+
+def _number(dataset, keyword: str, default: float) -> float:
+    """The first value of a decimal attribute, or the default where the file has none."""
+    if keyword not in dataset:
+        return default
+    try:
+        number = float(np.ravel(dataset[keyword].value)[0])
+    except (TypeError, ValueError):
+        number = np.nan
+    if not np.isfinite(number):
+        raise ValueError(f"its {keyword} is no number")
+    return number
+
+
+def _stored_values(dataset) -> np.ndarray:
+    """(H, W) or (H, W, 3). pydicom clears the bits above BitsStored, where old files keep overlays.
+
+    Where HighBit lies higher, the values are the upper bits (PS3.5 8.1.1) and pydicom is made to keep them; unless the
+    values would fit into BitsStored bits as they are, and then it is HighBit that is wrong.
+    """
+    bits = int(dataset.BitsStored)
+    shift = int(dataset.get("HighBit", bits - 1)) + 1 - bits
+    packed = dataset.file_meta.TransferSyntaxUID.is_compressed
+    if shift <= 0 or bits + shift > int(dataset.BitsAllocated) or packed:
+        return _unpack(dataset)
+    dataset.BitsStored = bits + shift
+    raw = _unpack(dataset)
+    dataset.BitsStored = bits
+    signed = bool(dataset.PixelRepresentation)
+    fits = raw.max() < 2 ** (bits - 1 if signed else bits) and raw.min() >= (-2 ** (bits - 1) if signed else 0)
+    return raw if fits else raw >> shift
+
+
+def _unpack(dataset) -> np.ndarray:
+    try:
+        return dataset.pixel_array
+    except (RuntimeError, NotImplementedError) as error:
+        if not re.search("missing dependencies|does not support", str(error)):
+            raise
+        name = dataset.file_meta.TransferSyntaxUID.name
+        raise ValueError(f"no decoder for {name}; pip install pylibjpeg pylibjpeg-libjpeg pylibjpeg-openjpeg") from None
+
+
+def _grey(dataset, stored: np.ndarray, limits: Limits) -> Grey:
+    """How the stored values (H, W) of a grey image are shown."""
+    stored = stored.astype(np.int64)
+    padding = _padding(stored, dataset)
+    least, most = _stored_range(dataset)
+    least = min(least, int(stored.min()))  # some decoders give more than BitsStored says
+    most = max(most, int(stored.max()))
+    values = _modality(np.arange(least, most + 1), dataset)  # (N,)
+
+    window = None
+    if isinstance(limits, tuple):
+        shown, window = _between(values, *limits)
+    elif limits == "container":
+        shown, window = _between(values, *_whole_range(dataset))
+    elif dataset.get("VOILUTSequence"):
+        table = dataset.VOILUTSequence[0]
+        white = 2.0 ** int(table.LUTDescriptor[2]) - 1
+        shown = _look_up(np.rint(values).astype(np.int64), table, dataset) / white
+    elif "WindowCenter" in dataset and "WindowWidth" in dataset:
+        shown = _window(values, dataset)
+    else:
+        image = stored if padding.all() else stored[~padding]
+        present = values[image - least]
+        shown, window = _between(values, present.min(), present.max())
+
+    shown = np.clip(shown, 0, 1)
+    if dataset.PhotometricInterpretation == "MONOCHROME1":
+        shown = 1 - shown
+    return Grey(stored, padding, shown, least, window)
+
+
+def _padding(stored: np.ndarray, dataset) -> np.ndarray:
+    """bool (H, W): the pixels that fill up the rectangle around the image (PS3.3 C.7.5.1.1.2)."""
+    first = dataset.get("PixelPaddingValue")
+    if first in (None, ""):
+        return np.zeros(stored.shape, bool)
+    limit = dataset.get("PixelPaddingRangeLimit")
+    ends = [int(first), int(first if limit in (None, "") else limit)]
+    if dataset.PixelRepresentation:  # of signed values, often written unsigned
+        ends = [end - 2 ** 16 if end >= 2 ** 15 else end for end in ends]
+    return (stored >= min(ends)) & (stored <= max(ends))
+
+
+def _stored_range(dataset) -> tuple[int, int]:
+    """The smallest and the largest number that the stored bits can hold."""
+    bits = int(dataset.BitsStored)
+    least = -(2 ** (bits - 1)) if dataset.PixelRepresentation else 0
+    return least, least + 2 ** bits - 1
+
+
+def _modality(stored: np.ndarray, dataset) -> np.ndarray:
+    """Stored values -> the modality's values, float64."""
+    if dataset.get("ModalityLUTSequence"):
+        return _look_up(stored, dataset.ModalityLUTSequence[0], dataset)
+    return stored.astype(np.float64) * _number(dataset, "RescaleSlope", 1) + _number(dataset, "RescaleIntercept", 0)
+
+
+def _whole_range(dataset) -> tuple[float, float]:
+    """The modality's values of the smallest and the largest number that the stored bits can hold."""
+    if dataset.get("ModalityLUTSequence"):
+        return 0, 2 ** int(dataset.ModalityLUTSequence[0].LUTDescriptor[2]) - 1
+    ends = _modality(np.array(_stored_range(dataset)), dataset)
+    return ends.min(), ends.max()
+
+
+def _look_up(values: np.ndarray, item, dataset) -> np.ndarray:
+    """Whole numbers through a table of the file (PS3.3 C.11.1.1), float64; those beside it get its ends."""
+    length, first, bits = (int(number) for number in item.LUTDescriptor)
+    length = length or 2 ** 16
+    data = item.LUTData
+    if isinstance(data, bytes):
+        order = "<" if dataset.file_meta.TransferSyntaxUID.is_little_endian else ">"
+        data = np.frombuffer(data, np.uint8 if len(data) < 2 * length else f"{order}u2")
+    table = np.atleast_1d(np.asarray(data, dtype=np.float64))[:length]
+    if len(table) < length or not 1 <= bits <= 16:
+        raise ValueError(
+            f"its table of {len(table)} values, {bits} bits, is not the one of {length} that its descriptor announces"
+        )
+    if first >= 2 ** 15 and dataset.PixelRepresentation:  # a negative number that was read unsigned
+        first -= 2 ** 16
+    return table[np.clip(values - first, 0, length - 1).astype(np.int64)]
+
+
+def _between(values: np.ndarray, black: float, white: float) -> tuple[np.ndarray, tuple[float, float]]:
+    """(values with black as 0 and white as 1, the DICOM window (centre, width) that shows the same)."""
+    span = white - black
+    if span <= 0:  # one value only; `images.check` refuses such an image
+        return np.zeros(values.shape), (black + 0.5, 1)
+    return (values - black) / span, ((black + white + 1) / 2, span + 1)
+
+
+def _window(values: np.ndarray, dataset) -> np.ndarray:
+    """PS3.3 C.11.2.1.2, the output in [0, 1]; the first of several windows."""
+    centre = _number(dataset, "WindowCenter", 0)
+    width = _number(dataset, "WindowWidth", 1)
+    function = dataset.get("VOILUTFunction") or "LINEAR"
+    if width < (1 if function == "LINEAR" else 1e-9):
+        raise ValueError(f"its window width {width:g} is too small")
+    if function == "SIGMOID":
+        return 1 / (1 + np.exp(-4 * (values - centre) / width))
+    if function == "LINEAR_EXACT":
+        return (values - centre) / width + 0.5
+    if width == 1:
+        return np.where(values <= centre - 0.5, 0.0, 1.0)
+    return (values - (centre - 0.5)) / (width - 1) + 0.5
+
+
+# --- Refusing ---------------------------------------------------------------------------------------------------------
+
+def _refuse_dicom(dataset) -> None:
+    """What is no single grey or colour image of a sane size, from the header alone, before anything is unpacked."""
+    if "PixelData" not in dataset or "Rows" not in dataset:
+        raise ValueError("it is no DICOM image (no pixel data)")
+    lacking = [keyword for keyword in NEEDED if dataset.get(keyword) in (None, "")]
+    if lacking:
+        raise ValueError(f"its header lacks {' and '.join(lacking)}")
+    refuse_size(int(dataset.Rows), int(dataset.Columns))
+    if int(dataset.get("NumberOfFrames") or 1) != 1:
+        raise ValueError(f"it holds {dataset.NumberOfFrames} frames; one is expected")
+    if dataset.PhotometricInterpretation == "PALETTE COLOR":
+        raise ValueError("palette colour is not a radiograph")
+    if not 1 <= int(dataset.BitsStored) <= int(dataset.BitsAllocated) <= 16:
+        raise ValueError(f"{dataset.BitsStored} of {dataset.BitsAllocated} bits a pixel are not supported (at most 16)")
+
+    syntax = dataset.file_meta.get("TransferSyntaxUID") if hasattr(dataset, "file_meta") else None
+    if syntax is None:
+        from pydicom.uid import ImplicitVRLittleEndian  # the standard's default, which files without a header have
+        dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian
+    elif syntax.is_encapsulated and syntax.name == "RLE Lossless":
+        _refuse_rle(dataset)
+
+
+def _refuse_rle(dataset) -> None:
+    """Two bytes of RLE can unpack to 128 (PS3.5 G.3): count them before pydicom unpacks without a limit."""
+    from pydicom.encaps import generate_frames
+    frame = next(generate_frames(dataset.PixelData, number_of_frames=1))
+    samples = int(dataset.Rows) * int(dataset.Columns) * int(dataset.get("SamplesPerPixel", 1))
+    limit = 2 * samples * int(dataset.BitsAllocated) // 8
+    position = 64  # behind the table of segments
+    unpacked = 0
+    while position < len(frame) and unpacked <= limit:
+        code = frame[position]
+        if code < 128:      # so many bytes, and one, as they stand
+            unpacked += code + 1
+            position += code + 2
+        elif code > 128:    # the next byte again and again
+            unpacked += 257 - code
+            position += 2
+        else:               # nothing
+            position += 1
+    if unpacked > limit:
+        raise ValueError("its packed pixels unpack to more than its size says")
+
+
+def _refuse_deflated(path: Path) -> None:
+    """A deflated DICOM is unpacked whole when it is opened: see first how large it becomes."""
+    from pydicom.filereader import read_file_meta_info
+    from pydicom.uid import DeflatedExplicitVRLittleEndian
+    with open(path, "rb") as file:
+        if not is_dicom_head(file.read(132)):
+            return
+    meta = read_file_meta_info(path)
+    if meta.get("TransferSyntaxUID") != DeflatedExplicitVRLittleEndian:
+        return
+    start = 132 + 12 + int(meta.FileMetaInformationGroupLength)  # preamble and magic, then the length's own element
+    unpacker = zlib.decompressobj(-zlib.MAX_WBITS)
+    unpacked = unpacker.decompress(path.read_bytes()[start:], MAX_UNPACKED)
+    if len(unpacked) >= MAX_UNPACKED:
+        raise ValueError(f"it unpacks to more than {MAX_UNPACKED} bytes")
+
+
+# --- Writing ----------------------------------------------------------------------------------------------------------
+
+def require_source(path: Path) -> None:
+    """Raise UserError for a file whose result could not be filed with it in an archive; reads the header only."""
+    import pydicom
+    try:
+        dataset = pydicom.dcmread(path, force=True, stop_before_pixels=True)
+        lacking = [
+            keyword for keyword in ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID") if not dataset.get(keyword)
+        ]
+    except Exception as error:  # as in `images.read`
+        raise UserError(f"cannot read {path}: {' '.join(str(error).split())}") from None
+    if lacking:
+        raise UserError(f"{path} has no {' and no '.join(lacking)}, which a DICOM result needs")
+
+
+def derive(source: Path, pixels: np.ndarray, description: str, software: tuple[str, ...], limits: Limits) -> bytes:
+    """The content of a DICOM file, explicit little endian; see `images.write_dicom`."""
+    from pydicom.dataset import FileMetaDataset
+    from pydicom.uid import ExplicitVRLittleEndian
+    require_source(source)
+    original = _open(source)
+    stored = _stored_values(original)
+    grey = _grey(original, stored, limits) if stored.ndim == 2 else None
+    changed = _suppressed(grey, pixels, *_stored_range(original)) if grey is not None else None
+
+    dataset = _copy(original)
+    if grey is not None and changed is not None:
+        _describe_changed(dataset, grey)
+    else:
+        changed = _describe_new(dataset, pixels)
+    signed = "i" if dataset.PixelRepresentation else "u"
+    levels = changed.astype(f"<{signed}{int(dataset.BitsAllocated) // 8}").tobytes()
+    dataset.Rows, dataset.Columns = pixels.shape
+    dataset.SamplesPerPixel = 1
+    dataset.HighBit = int(dataset.BitsStored) - 1
+    dataset.add_new("PixelData", "OB" if dataset.BitsAllocated == 8 else "OW", levels + b"\0" * (len(levels) % 2))
+
+    _describe_origin(dataset, original, description, software, levels)
+    dataset.file_meta = FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    buffer = io.BytesIO()
+    dataset.save_as(buffer, implicit_vr=False, little_endian=True, enforce_file_format=True)
+    return buffer.getvalue()
+
+
+def _suppressed(grey: Grey, pixels: np.ndarray, least: int, most: int) -> np.ndarray | None:
+    """The stored values of a result that is shown as pixels (H, W) in [0, 1], int64; None where the way back is not one
+    to one.
+
+    Each stored value changes by the difference between the stored values of what is shown now and what was shown. What
+    the window does not show, beyond black and white, so keeps its detail, and a pixel that has not changed keeps its
+    value.
+    """
+    rises = grey.shown[-1] >= grey.shown[0]
+    curve = grey.shown if rises else grey.shown[::-1]
+    if np.any(np.diff(curve) < 0):
+        return None
+    # Of the stored values that look alike the middle one counts, but at black and white the one beside the shown range.
+    looks, first, count = np.unique(curve, return_index=True, return_counts=True)
+    place = first + (count - 1) / 2
+    place[0] = first[0] + count[0] - 1
+    place[-1] = first[-1]
+    stored = grey.least + (place if rises else len(curve) - 1 - place)
+    before = grey.shown[grey.stored - grey.least]
+    change = np.interp(np.clip(pixels, 0, 1), looks, stored) - np.interp(before, looks, stored)
+    changed = np.clip(np.rint(grey.stored + change), least, most).astype(np.int64)
+    return np.where(grey.padding, grey.stored, changed)
+
+
+def _describe_changed(dataset, grey: Grey) -> None:
+    """The values are the source's, so what shows them is too; what it left to the viewer is written down."""
+    if not dataset.get("ModalityLUTSequence"):
+        defaults = {"RescaleIntercept": "0", "RescaleSlope": "1", "RescaleType": "US"}
+        for keyword, value in defaults.items():
+            if dataset.get(keyword) in (None, ""):
+                setattr(dataset, keyword, value)
+    if grey.window is not None:
+        for keyword in ("VOILUTSequence", "VOILUTFunction", "WindowCenterWidthExplanation"):
+            if keyword in dataset:
+                delattr(dataset, keyword)
+        dataset.WindowCenter, dataset.WindowWidth = (_decimal(number) for number in grey.window)
+    dataset.PresentationLUTShape = "INVERSE" if dataset.PhotometricInterpretation == "MONOCHROME1" else "IDENTITY"
+
+
+def _describe_new(dataset, pixels: np.ndarray) -> np.ndarray:
+    """Values that fill all bits, for a source in colour or with a table that leads to one grey value twice."""
+    bits = int(dataset.BitsStored)
+    for keyword in SOURCE_GREYS:
+        if keyword in dataset:
+            delattr(dataset, keyword)
+    dataset.PhotometricInterpretation = "MONOCHROME2"
+    dataset.PresentationLUTShape = "IDENTITY"
+    dataset.PixelRepresentation = 0
+    dataset.BitsAllocated = 8 if bits <= 8 else 16
+    dataset.RescaleIntercept = "0"
+    dataset.RescaleSlope = "1"
+    dataset.RescaleType = "US"
+    dataset.WindowCenter = _decimal(2 ** (bits - 1))
+    dataset.WindowWidth = _decimal(2 ** bits)
+    unit = np.clip(np.asarray(pixels, dtype=np.float64), 0, 1)
+    return np.rint(unit * (2 ** bits - 1)).astype(np.int64)
+
+
+def _describe_origin(dataset, original, description: str, software: tuple[str, ...], levels: bytes) -> None:
+    """What the image is, what it was made from, by what and when."""
+    import pydicom
+    from pydicom.uid import generate_uid
+    origin = pydicom.Dataset()
+    origin.ReferencedSOPClassUID = original.SOPClassUID
+    origin.ReferencedSOPInstanceUID = original.SOPInstanceUID
+    dataset.SourceImageSequence = pydicom.Sequence([origin])
+    dataset.ImageType = ["DERIVED", "SECONDARY"]
+    dataset.SeriesDescription = description
+    dataset.DerivationDescription = description
+
+    dataset.SOPClassUID = FOR_PRESENTATION.get(original.SOPClassUID, original.SOPClassUID)
+    if dataset.SOPClassUID in FOR_PRESENTATION.values() or "PresentationIntentType" in dataset:
+        dataset.PresentationIntentType = "FOR PRESENTATION"
+    if not dataset.get("LossyImageCompression"):
+        dataset.LossyImageCompression = "01" if original.file_meta.TransferSyntaxUID in LOSSY else "00"
+
+    # One series for each of the source's and each state of the software; one image for each content.
+    maker = "/".join(software)
+    series = str(original.get("SeriesInstanceUID") or original.StudyInstanceUID)
+    content = hashlib.sha256(levels).hexdigest()
+    dataset.SeriesInstanceUID = generate_uid(entropy_srcs=["series", series, maker])
+    dataset.SOPInstanceUID = generate_uid(entropy_srcs=["image", str(original.SOPInstanceUID), content, maker])
+    dataset.SeriesNumber = SERIES_OFFSET + max(0, int(original.get("SeriesNumber") or 0))
+
+    # SeriesDate and SeriesTime are left out (NOT_DERIVED): they would differ among the images of one series.
+    now = datetime.datetime.now()
+    date = now.strftime("%Y%m%d")
+    time = now.strftime("%H%M%S")
+    dataset.InstanceCreationDate = date
+    dataset.InstanceCreationTime = time
+    dataset.ContentDate = date
+    dataset.ContentTime = time
+    _describe_equipment(dataset, software, date + time)
+
+
+def _describe_equipment(dataset, software: tuple[str, ...], now: str) -> None:
+    """This software as what made the image; the source's equipment, and this, as what contributed to it (PS3.3
+    C.12.1.1.5)."""
+    import pydicom
+    acquisition = pydicom.Dataset()
+    for keyword in (
+        "Manufacturer",
+        "InstitutionName",
+        "StationName",
+        "ManufacturerModelName",
+        "DeviceSerialNumber",
+        "SoftwareVersions",
+    ):
+        value = dataset.get(keyword)
+        if value not in (None, ""):
+            setattr(acquisition, keyword, value)
+    if "Manufacturer" not in acquisition:
+        acquisition.Manufacturer = "unknown"
+    acquisition.PurposeOfReferenceCodeSequence = _code("109101", "Acquisition Equipment")
+
+    dataset.Manufacturer = SOFTWARE
+    dataset.ManufacturerModelName = (software[0] if software else "bone suppression")[:64]
+    dataset.SoftwareVersions = [text[:64] for text in software] or "unknown"
+    if "DeviceSerialNumber" in dataset:
+        del dataset.DeviceSerialNumber
+
+    processing = pydicom.Dataset()
+    processing.PurposeOfReferenceCodeSequence = _code("109102", "Processing Equipment")
+    processing.Manufacturer = dataset.Manufacturer
+    processing.ManufacturerModelName = dataset.ManufacturerModelName
+    processing.SoftwareVersions = dataset.SoftwareVersions
+    processing.ContributionDateTime = now
+    processing.ContributionDescription = "bone suppression by a neural network"
+    earlier = list(dataset.get("ContributingEquipmentSequence") or [])
+    dataset.ContributingEquipmentSequence = pydicom.Sequence([*earlier, acquisition, processing])
+
+
+def _code(value: str, meaning: str):
+    """A code of the DICOM controlled terminology, as a sequence of one item."""
+    import pydicom
+    code = pydicom.Dataset()
+    code.CodeValue = value
+    code.CodingSchemeDesignator = "DCM"
+    code.CodeMeaning = meaning
+    return pydicom.Sequence([code])
+
+
+def _decimal(number: float):
+    """A number in the at most 16 characters of a decimal string."""
+    from pydicom.valuerep import DSfloat
+    return DSfloat(float(number), auto_format=True)
+
+
+def _copy(original):
+    """The dataset without its pixels, private attributes and what is not true of derived images, ready for little
+    endian.
+
+    Zeros behind the last attribute, with which some archives fill files up, are read as attributes of group 0; they go
+    too.
+    """
+    if original.file_meta.TransferSyntaxUID.is_little_endian:
+        dataset = copy.copy(original)
+    else:
+        dataset = _little_endian(original)
+    for tag in list(dataset.keys()):
+        # In bits that are cleared.
+        embedded_overlay = 0x6000 <= tag.group <= 0x60ff and (tag.group, 0x3000) not in dataset
+        if tag.group <= 2 or embedded_overlay or tag == (0x7fe0, 0x0010):
+            del dataset[tag]
+    _remove_private(dataset)
+    for keyword in NOT_DERIVED:
+        if keyword in dataset:
+            delattr(dataset, keyword)
+    return dataset
+
+
+def _little_endian(original):
+    """The same attributes without their big-endian coding, words in them turned; those that cannot be read are left
+    out."""
+    import pydicom
+    dataset = pydicom.Dataset()
+    for tag in original.keys():
+        try:
+            element = original[tag]
+        except Exception:  # pydicom raises anything on a value that is not of its type
+            continue
+        value = element.value
+        if element.VR == "SQ":
+            value = pydicom.Sequence([_little_endian(item) for item in value])
+        elif element.VR in WORDS and isinstance(value, bytes):
+            words = np.frombuffer(value[:len(value) // WORDS[element.VR] * WORDS[element.VR]], f">u{WORDS[element.VR]}")
+            value = words.byteswap().tobytes()
+        dataset.add_new(tag, element.VR, value)
+    return dataset
+
+
+def _remove_private(dataset) -> None:
+    """In place, in all sequences too; what is not read here stays as it is in the file, since it may be faulty."""
+    from pydicom.datadict import dictionary_VR
+    for tag in list(dataset.keys()):
+        if tag.is_private:
+            del dataset[tag]
+            continue
+        try:
+            representation = dataset.get_item(tag).VR or dictionary_VR(tag)  # implicit files do not say it
+        except KeyError:
+            continue
+        if representation == "SQ":
+            for item in dataset[tag].value or []:
+                _remove_private(item)

@@ -1,0 +1,84 @@
+"""The X-rays to evaluate, with what lies beside them."""
+from dataclasses import dataclass
+from pathlib import Path
+
+from tqdm import tqdm
+
+from .. import images
+from ..data import lists
+from ..runtime import checkpoint, processes
+from ..runtime.files import UserError
+
+FEW = 20  # images up to which checking them takes no progress bar
+
+
+@dataclass(frozen=True)
+class Case:
+    """One X-ray to evaluate, with the files of the same name that lie beside it. target: the true soft tissue.
+
+    limits: the grey values of black and white with which the X-ray is read (see images.read).
+    """
+    name: str
+    path: Path
+    mask: Path | None
+    target: Path | None
+    limits: images.Limits = "auto"
+
+    @property
+    def content(self) -> str:
+        """Digests of what the result depends on: the X-ray's file and the mask's."""
+        digests = [checkpoint.digest(self.path)]
+        if self.mask is not None:
+            digests.append(checkpoint.digest(self.mask))
+        return "/".join(digests)
+
+
+def find_cases(source, root, masks, limits: images.Limits = "auto") -> list[Case]:
+    """The X-rays of eval.input, all read once, so that a bad one is named before a network is built.
+
+    source: an image, a folder of images or a split list of names in <root>/CXR. masks: folder of lung masks; None:
+    Mask/ beside the folder CXR/ of the images, as the true soft tissue is looked for in BS/. limits: see images.read.
+    What reading them noted is printed, once for all images of which it is true.
+    """
+    found = lists.inputs(source, root)
+    given = images.find(masks) if masks else None
+    cases = []
+    for name, path in found.items():
+        mask = lists.neighbour(path, "Mask") if given is None else given.get(name)
+        cases.append(Case(name, path, mask, lists.neighbour(path, "BS"), limits))
+
+    # every image and mask is read
+    hidden = len(cases) < FEW or processes.rank() > 0
+    noted: dict[str, list[Path]] = {}  # what was noted -> of which images
+    for case in tqdm(cases, desc="checking", unit="image", leave=False, disable=hidden):
+        note = check_case(case)
+        if note:
+            noted.setdefault(note, []).append(case.path)
+    for note, paths in noted.items():
+        others = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
+        processes.say(f"note: {paths[0]}{others}: {note}")
+    if Path(source).is_dir():
+        foreign = images.foreign(source)
+        if foreign:
+            names = [path.name for path in foreign]
+            processes.say(f"note: not read in {source}, since of another kind: {lists.shown_names(names)}")
+    if given is not None:
+        missing = [case.name for case in cases if case.mask is None]
+        if missing:
+            raise UserError(f"{masks} has no mask for {lists.shown_names(missing)}")
+    return cases
+
+
+def check_case(case: Case) -> str:
+    """Raise UserError for an image that cannot be read or is no X-ray, and for a mask of another size; say that bones
+    are dark. Returns what reading the image noted."""
+    scan = images.check(images.read(case.path, case.limits))
+    if images.inverted(scan.pixels):
+        processes.say(f"note: bones look dark in {case.path}; the methods expect bright ones")
+    if case.mask is not None:
+        mask = images.read_mask(case.mask)
+        if mask.shape != scan.pixels.shape:
+            mask_size = lists.size_text(mask)
+            scan_size = lists.size_text(scan.pixels)
+            raise UserError(f"the mask {case.mask} is {mask_size}, but {case.path} {scan_size}")
+    return scan.note

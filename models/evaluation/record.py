@@ -1,0 +1,339 @@
+"""The record of an evaluation: whose files lie in its folder, which images are done, what the whole run cost.
+
+<output>/summary.json is the record of a run that has ended. Until then each process appends to
+unfinished_<process>.jsonl, a line of JSON at a time: first what the run is, then the names that it is about to write,
+then an entry for each image that is done. So a stopped run goes on, and no later run mistakes somebody's file for one
+of its own.
+"""
+import json
+import platform
+import resource
+import sys
+import time
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from .. import config, images
+from ..data import lists
+from ..runtime import checkpoint, ownership, processes
+from ..runtime.files import MachineError, UserError
+from .cases import Case
+from .results import FOLDERS, Output
+
+SUMMARY = "summary.json"
+UNFINISHED = "unfinished_{process}.jsonl"
+RSS_UNIT = 1 if sys.platform == "darwin" else 1024  # bytes that getrusage counts memory in
+# Settings on which the results of an image do not depend; runs that differ in them share a folder.
+ANY_RESULT = {"eval.input", "eval.output", "eval.batch_size"}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One image that is done.
+
+    content: of the files that its result depends on. seconds: that it took. warm: whether its process had done a batch
+    before. notes: further figures of this image, {"psnr": ...}.
+    """
+    content: str
+    seconds: float
+    warm: bool
+    notes: dict[str, float]
+
+
+@dataclass
+class Earlier:
+    """What the record of an earlier run says.
+
+    about: what that run was, see `describe_run`. names: the images whose files it wrote. entries: {(name, content):
+    entry} of a run that has not ended.
+    """
+    about: dict
+    names: set[str] = field(default_factory=set)
+    entries: dict[tuple[str, str], Entry] = field(default_factory=dict)
+
+
+class Record:
+    """The record of one evaluation in its output folder. To make one reads what is there and refuses what would do
+    harm.
+
+    about: what the run is, see `describe_run`; with "image_size". cases: the images.
+
+    Raises UserError if a result would replace an input or a file that no record names, if the folder holds results of
+    other settings that this run does not replace (metrics.py would take both for one method), or if it cannot be
+    written.
+    """
+
+    def __init__(self, output: Output, about: dict, cases: list[Case]):
+        self.output = output
+        self.about = json.loads(json.dumps(about))  # as it comes back from the disk: lists for tuples
+        self.cases = cases
+        self.own: dict[str, Entry] = {}  # what this process has done
+        self.names = [case.name for case in cases]
+
+        # whose files lie in the folder
+        self.stopped = self._read_unfinished()
+        self.earlier = [*self.stopped, *self._read_summary()]
+        self.replaced: list[Earlier] = []  # runs whose results have to go
+        self.continued: list[Earlier] = []  # runs with these settings, whose results may stay
+        for run in self.earlier:
+            same = _common(run.about) == _common(self.about)
+            group = self.continued if same else self.replaced
+            group.append(run)
+        self._refuse_foreign()
+        self._refuse_mixture()
+        if processes.rank() == 0:
+            ownership.require_writable(output.folder)
+            if output.file is not None:
+                ownership.require_writable(output.file.parent)
+
+        self.done = self._done()
+        self.beside = self._beside()
+
+    def begin(self) -> None:
+        """Make the folder ready: a record of this run, no results of other settings (this run replaces all of them)."""
+        processes.barrier()  # every process has read the records before any changes them
+        folder = self.output.folder
+        processes.tidy(folder, *(folder / name for name in FOLDERS))
+        if processes.rank() == 0:
+            # One file takes over what all earlier records say, before any of them goes: whenever this is killed, files
+            # are known.
+            names = sorted(set().union(*(run.names for run in self.earlier)))
+            lines = [{"about": self.about}, {"writing": names}]
+            for name, entry in self.done.items():
+                lines.append({"name": name, **asdict(entry)})
+            own_file = self._unfinished_file()
+            text = "\n".join(json.dumps(line) for line in lines)
+            images.write_file(own_file, text.encode())
+            self._remove_unfinished(keep=own_file)
+            for run in self.replaced:
+                for name in run.names - self.done.keys():
+                    for path in self.output.files(name):
+                        path.unlink(missing_ok=True)
+            if self.replaced:
+                (folder / SUMMARY).unlink(missing_ok=True)
+        processes.barrier()
+        if processes.rank() > 0:
+            self._append({"about": self.about})
+
+    def writing(self, cases: list[Case]) -> None:
+        """Files of these images are about to be written: from now on they are known to be this script's."""
+        self._append({"writing": [case.name for case in cases]})
+
+    def add(self, case: Case, seconds: float, warm: bool, notes: dict[str, float]) -> None:
+        """All files of an image are written."""
+        entry = Entry(case.content, round(seconds, 3), warm, notes)
+        self.own[case.name] = entry
+        self._append({"name": case.name, **asdict(entry)})
+
+    def finish(self, about: dict) -> dict:
+        """Put together what all processes have done; write summary.json and remove the unfinished records. Returns the
+        summary.
+
+        about: what the summary says of the run beside `self.about` and its cost.
+        """
+        # every process gets the entries of all, in the order of the images
+        everyone = dict(self.done)
+        for own in processes.all_gather_objects(self.own):
+            everyone |= own
+        entries = {name: everyone[name] for name in self.names}
+
+        notes: dict[str, dict[str, float]] = {}
+        for name, entry in entries.items():
+            for key, value in entry.notes.items():
+                notes.setdefault(key, {})[name] = value
+        seconds = {name: entry.seconds for name, entry in entries.items()}
+        warm = [entry.seconds for entry in entries.values() if entry.warm]
+        summary = {
+            **self.about,
+            **about,
+            **cost(list(seconds.values()), warm),
+            **notes,
+            "images": len(entries),
+            "processes": processes.world_size(),
+            "seconds_per_image": seconds,
+        }
+        if self.beside:
+            summary["results_of_earlier_runs"] = self.beside
+        if processes.rank() == 0:
+            text = json.dumps(summary, indent=1) + "\n"
+            images.write_file(self.output.folder / SUMMARY, text.encode())
+            self._remove_unfinished()
+        return summary
+
+    def _read_summary(self) -> list[Earlier]:
+        path = self.output.folder / SUMMARY
+        if not path.exists():
+            return []
+        summary = read_summary(self.output.folder)
+        if "seconds_per_image" not in summary:
+            raise UserError(f"{path} is there already and is not the record of an evaluation; give the results another "
+                            "folder with eval.output=, or move that file away")
+        return [Earlier(summary, set(recorded_names(summary)))]
+
+    def _read_unfinished(self) -> list[Earlier]:
+        runs = []
+        for path in sorted(self.output.folder.glob(UNFINISHED.format(process="*"))):
+            run = Earlier({})
+            for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+                # The last line may be torn: whoever wrote it was killed. That image is made again.
+                with suppress(ValueError, KeyError, TypeError):
+                    tree = json.loads(line)
+                    if "about" in tree:
+                        run.about = tree["about"]
+                    elif "writing" in tree:
+                        run.names |= set(tree["writing"])
+                    else:
+                        name = tree.pop("name")
+                        entry = Entry(**tree)
+                        run.names.add(name)
+                        run.entries[name, entry.content] = entry
+            runs.append(run)
+        return runs
+
+    def _done(self) -> dict[str, Entry]:
+        """The images that a stopped run has left, if the files that they were made from are unchanged."""
+        done = {}
+        for run in self.stopped:
+            if _going_on(run.about) != _going_on(self.about):
+                continue
+            for case in self.cases:
+                if case.name in run.names and self.output.result(case.name).is_file():
+                    entry = run.entries.get((case.name, case.content))
+                    if entry is not None:
+                        done[case.name] = entry
+        return done
+
+    def _beside(self) -> list[str]:
+        """Images of earlier runs with these settings whose results stay beside those of this run."""
+        names: set[str] = set()
+        for run in self.continued:
+            names |= run.names
+        return sorted(name for name in names - set(self.names) if self.output.result(name).is_file())
+
+    def _refuse_foreign(self) -> None:
+        repeated = lists.repeated(self.names)
+        if repeated:
+            raise UserError(f"several images would have the same result: {lists.shown_names(repeated)}")
+        results = []
+        for name in self.names:
+            results += self.output.files(name)
+        inputs = []
+        for case in self.cases:
+            inputs += [path for path in (case.path, case.mask, case.target) if path is not None]
+        own = []
+        for run in self.earlier:
+            for name in run.names:
+                own += self.output.files(name)
+        ownership.refuse_foreign(results, inputs, own, "eval.output")
+
+    def _refuse_mixture(self) -> None:
+        for run in self.replaced:
+            left_over = sorted(name for name in run.names - set(self.names) if self.output.result(name).is_file())
+            if left_over:
+                difference = _difference(run.about, self.about)
+                raise UserError(f"{self.output.folder} holds results of other settings ({difference}): "
+                                f"{lists.shown_names(left_over)}; give this run another folder with eval.output=, "
+                                "or remove that one")
+
+    def _unfinished_file(self) -> Path:
+        return self.output.folder / UNFINISHED.format(process=processes.rank())
+
+    def _remove_unfinished(self, keep: Path | None = None) -> None:
+        for path in self.output.folder.glob(UNFINISHED.format(process="*")):
+            if path != keep:
+                path.unlink(missing_ok=True)
+
+    def _append(self, tree: dict) -> None:
+        """A line more in this process's unfinished record."""
+        path = self._unfinished_file()
+        try:
+            # The line break comes first: it ends a line that a killed process may have left torn.
+            with open(path, "a", encoding="utf-8") as file:
+                file.write("\n" + json.dumps(tree))
+        except OSError as error:
+            raise MachineError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def read_summary(folder) -> dict:
+    """What an evaluation script left in its folder about its run; empty if there is none that can be read."""
+    try:
+        summary = json.loads((Path(folder) / SUMMARY).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return summary if isinstance(summary, dict) else {}
+
+
+def recorded_names(summary: dict) -> list[str]:
+    """The images whose results a summary.json knows: of its run, and of earlier ones with the same settings."""
+    return [*summary.get("seconds_per_image", {}), *summary.get("results_of_earlier_runs", [])]
+
+
+def cost(seconds: list[float], warm: list[float]) -> dict:
+    """What summary.json says of the cost: the median time of an image and the most memory that any process took.
+
+    seconds: of every image; warm: of those after their process's first batch, which warms up.
+    """
+    if torch.cuda.is_initialized():
+        devices = range(torch.cuda.device_count())
+        peak = max(torch.cuda.max_memory_allocated(device) for device in devices)
+        peak_of = "allocated on the GPU"
+    else:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * RSS_UNIT
+        peak_of = "of the whole process"
+    return {
+        "seconds": float(np.median(warm or seconds)),
+        "seconds_after_warm_up": bool(warm),
+        "peak_memory": int(processes.all_reduce_max(peak)[0]),
+        "peak_memory_of": peak_of,
+    }
+
+
+def describe_run(method: str, device: torch.device, precision: str, compiled: bool, settings: dict, weights: list[str],
+                 image_size: int) -> dict:
+    """What summary.json says of a run before it begins: method, settings, machine, weights with their digests, date."""
+    machine = f"CPU, {torch.get_num_threads()} threads ({platform.machine()})"
+    if device.type == "cuda":
+        machine = torch.cuda.get_device_name(device)
+    return {
+        "method": method,
+        "settings": settings,
+        "device": machine,
+        "precision": precision,
+        "compiled": compiled,
+        "torch": torch.__version__,
+        "weights": {str(path): checkpoint.digest(path) for path in weights},
+        "date": time.strftime("%Y-%m-%d %H:%M:%S"),
+        "image_size": image_size,
+    }
+
+
+def _going_on(about: dict) -> dict:
+    """What must be the same for a stopped run to go on: all but the date."""
+    return {key: value for key, value in about.items() if key != "date"}
+
+
+def _common(about: dict) -> dict:
+    """What all results in one folder have in common, {dotted key: value}.
+
+    Method, settings, precision, and the weights by their digests, wherever they lie.
+    """
+    common = {key: about.get(key) for key in ("method", "precision", "image_size")}
+    for key, value in config.flatten(about.get("settings", {})).items():
+        if key not in ANY_RESULT:
+            common[key] = value
+    common["weights"] = list(about.get("weights", {}).values())
+    return common
+
+
+def _difference(before: dict, now: dict) -> str:
+    """The settings in which two runs differ, in words."""
+    was = _common(before)
+    words = []
+    for key, value in _common(now).items():
+        if was.get(key) != value:
+            words.append("other weights" if key == "weights" else f"{key} was {was.get(key)}, now {value}")
+    return lists.shown_names(words, "; ") or "fewer settings"

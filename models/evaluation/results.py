@@ -1,0 +1,123 @@
+"""The files of one evaluated X-ray: its result as its input is, panel, deviation of several results, DICOM."""
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+
+from .. import images
+from ..runtime.files import UserError
+from .cases import Case
+
+SERIES = "bone-suppressed, not for diagnosis"  # description of a DICOM result's series
+RESULT_KEYS = ("seed", "samples", "residual", "strength", "range")  # of eval, those that change a result
+FOLDERS = ("panels", "latents", "deviation", "overlays", "dicom")  # below the output folder, beside the results
+LETTERS_PER_COLUMN = 24  # of a panel's titles: so many fit into the width of an image
+LEAST_LETTER = 8         # height of the titles' letters, pixels
+LINE = 1.5               # height of the titles' strip, letters
+
+
+@dataclass(frozen=True)
+class Output:
+    """Where an evaluation writes. folder: for everything; file: for the only result, if eval.output names one."""
+    folder: Path
+    file: Path | None = None
+
+    @classmethod
+    def at(cls, place: str | Path, images_count: int) -> "Output":
+        """eval.output: a folder, or a PNG for a single image, whose panel and record then lie in <its name>_files/."""
+        place = Path(place)
+        if place.suffix.lower() not in images.SUFFIXES or place.is_dir():
+            return cls(place)
+        if place.suffix.lower() != ".png":
+            png = place.with_suffix(".png")
+            raise UserError(f"eval.output={place} is not a PNG, which results are; name {png}, or a folder")
+        if images_count != 1:
+            raise UserError(f"eval.output={place} is one file, but there are {images_count} images; name a folder")
+        return cls(place.with_name(f"{place.stem}_files"), place)
+
+    def result(self, name: str) -> Path:
+        """The result of an image."""
+        return self.folder / f"{name}.png" if self.file is None else self.file
+
+    def files(self, name: str) -> list[Path]:
+        """Every file that an evaluation may write for an image."""
+        files = [self.result(name)]
+        for folder in FOLDERS:
+            suffix = "dcm" if folder == "dicom" else "png"
+            files.append(self.folder / folder / f"{name}.{suffix}")
+        return files
+
+
+def write_result(output: Output, name: str, scan: images.Picture, soft: np.ndarray, target: Path | None) -> None:
+    """The result, and its panel CXR | result | truth if known | what was taken away (grey: nothing)."""
+    images.write_like(output.result(name), soft, scan)
+    columns = {"CXR": scan.pixels, "result": soft}
+    if target is not None:
+        columns["truth"] = images.resize(images.read(target).pixels, soft.shape)
+    columns["taken away"] = taken_away(scan.pixels, soft)
+    images.write(output.folder / "panels" / f"{name}.png", panel(columns))
+
+
+def panel(columns: dict[str, np.ndarray]) -> np.ndarray:
+    """Images {title: (H, W) in [0, 1]} beside each other, under a strip with their titles."""
+    row = np.concatenate(list(columns.values()), axis=1)  # (H, columns W)
+    width = row.shape[1] // len(columns)
+    letter = max(LEAST_LETTER, width // LETTERS_PER_COLUMN)
+    strip = Image.new("L", (row.shape[1], round(LINE * letter)))
+    draw = ImageDraw.Draw(strip)
+    font = ImageFont.load_default(letter)
+    for i, title in enumerate(columns):
+        centre = ((i + 0.5) * width, strip.height / 2)
+        draw.text(centre, title, fill=255, font=font, anchor="mm")
+    return np.concatenate([np.asarray(strip) / 255, row], axis=0)
+
+
+def write_deviation(output: Output, name: str, scan: images.Picture, deviation: torch.Tensor,
+                    samples: int) -> dict[str, float]:
+    """The standard deviation (1, S, S) of several results of an image, in [-1, 1]: deviation/<name>.png,
+    overlays/<name>.png.
+
+    deviation/: 16 bits, white is the image's largest deviation, so that a viewer shows something. overlays/: in colour
+    on the CXR, with its scale. Returns the mean over the image and what white is, both as shares of the grey scale.
+    """
+    from . import pictures  # here, since matplotlib takes a second, which a single result of an image should not cost
+
+    # A deviation has no zero point: on [0, 1] it is half of what it is on [-1, 1], and from_network would add a half.
+    on_unit = deviation / 2
+    full = images.from_network(images.to_signed(on_unit), scan.pixels.shape)
+    white = float(full.max()) or 1.0  # results that are all equal are black
+    images.write(output.folder / "deviation" / f"{name}.png", full / white, 16)
+    label = f"standard deviation of {samples} results (share of the grey scale)"
+    images.write_file(output.folder / "overlays" / f"{name}.png", pictures.overlay(scan.pixels, full, label))
+    return {"mean_deviation": round(float(full.mean()), 6), "deviation_white": white}
+
+
+def write_dicom(output: Output, case: Case, soft: np.ndarray, about: dict) -> None:
+    """dicom/<name>.dcm, derived from the DICOM file of the input. about: what summary.json says of the run."""
+    place = output.folder / "dicom" / f"{case.name}.dcm"
+    images.write_dicom(place, soft, case.path, SERIES, software(about), case.limits)
+
+
+def software(about: dict) -> tuple[str, ...]:
+    """What tells the results of two runs apart in an archive: the method, then digests of the code, of the weights and
+    of the settings that change a result."""
+    code = hashlib.sha256()
+    for path in sorted(Path(__file__).resolve().parents[1].rglob("*.py")):
+        code.update(path.read_bytes())
+    # Where the images lie and what is written beside the results changes nothing in them.
+    settings = dict(about.get("settings", {}))
+    settings["eval"] = {key: settings.get("eval", {}).get(key) for key in RESULT_KEYS}
+    form = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
+    weights = [f"weights {digest}" for digest in about.get("weights", {}).values()]
+    method = about.get("method", "unknown method")
+    return method, f"code {code.hexdigest()[:16]}", *weights, f"settings {form.hexdigest()[:16]}"
+
+
+def taken_away(before: np.ndarray, after: np.ndarray) -> np.ndarray:
+    """The difference of two images (H, W) in [0, 1] as one: bright where something was taken away, grey where nothing
+    was."""
+    return np.clip(0.5 + before - after, 0, 1)

@@ -1,0 +1,301 @@
+"""Folders of predictions -> the scores of every image. What metrics.py and the ablations call first; report.py writes
+what comes out."""
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from .. import images, scores
+from ..data import lists
+from ..runtime.files import UserError
+from .record import UNFINISHED, read_summary, recorded_names
+
+MOST_THREADS = 16   # that work on images beside each other, each with at most 0.3 GB at 1024 x 1024 and one method
+
+
+@dataclass(frozen=True)
+class ImageFiles:
+    """The files of one image to score. target: the true soft tissue; predictions: {method: path}."""
+    cxr: Path
+    target: Path
+    mask: Path | None
+    predictions: dict[str, Path]
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What `score_folders` found.
+
+    values: {image: {method: {score's key: value}}}, the untouched CXR first; files: of these images; faults: a line for
+    each file that could not be used; size: the side at which was scored; resized: how many images were brought to it;
+    masked: how many had a lung mask.
+    """
+    values: dict[str, dict[str, dict[str, float]]]
+    files: dict[str, ImageFiles]
+    faults: list[str]
+    size: int
+    resized: int
+    masked: int
+
+    @property
+    def heading(self) -> str:
+        heading = f"{len(self.values)} images at {self.size} x {self.size}"
+        if self.resized:
+            rule = "area average where a side shrinks, cubic where it grows"
+            heading += f", {self.resized} of them resized to that ({rule})"
+        return heading
+
+    @property
+    def groups(self) -> dict[str, tuple[scores.Score, ...]]:
+        """{title: columns} of the tables; the lungs only if there are masks."""
+        groups: dict[str, tuple[scores.Score, ...]] = {
+            "Scores as published": scores.PUBLISHED,
+            "Further scores": scores.BESIDE,
+        }
+        if self.masked:
+            groups["Scores inside the lungs"] = scores.IN_LUNGS
+        return groups
+
+    @property
+    def columns(self) -> list[scores.Score]:
+        """The columns of all tables in a row."""
+        columns: list[scores.Score] = []
+        for group in self.groups.values():
+            columns += group
+        return columns
+
+    @property
+    def methods(self) -> list[str]:
+        """The untouched CXR, then the methods."""
+        first_image = next(iter(self.values.values()))
+        return list(first_image)
+
+    def series(self, method: str, key: str) -> np.ndarray:
+        """A score of every image, in the images' order."""
+        return np.array([row[method][key] for row in self.values.values()])
+
+
+@dataclass(frozen=True)
+class ImageScores:
+    """What a thread found out about one image.
+
+    row: {method: {score's key: value}}. stack: (2 + methods, S, S), target, CXR, predictions, if LPIPS is still to be
+    computed. resized: whether any of the image's files had another size. mask_fault: why it has no scores inside the
+    lungs, if it should.
+    """
+    row: dict[str, dict[str, float]]
+    stack: np.ndarray | None
+    resized: bool
+    mask_fault: str | None
+
+
+def score_folders(folders: Mapping[str, str | Path], cxr, target, *, masks=None, names: Iterable[str] | None = None,
+                  size: int = 1024, device: str | torch.device = "cpu", features: str | None = None) -> Scored:
+    """Score {method: folder of predictions}. Only images with a CXR, a target and a prediction of every method are
+    scored.
+
+    Files are matched by name. cxr, target: folders. masks: folder of lung masks. names: only these images. size: the
+    side of the square to which all are brought. features: see models/features.py. What is missing or unreadable is a
+    fault and the rest is scored. Raises UserError for a missing or empty folder, a size that is too small, and if
+    nothing is left to score.
+    """
+    if size < scores.LEAST_SIDE:
+        raise UserError(f"metrics.size={size} is too small for LPIPS; at least {scores.LEAST_SIDE}")
+    if scores.REFERENCE in folders:
+        raise UserError(f"'{scores.REFERENCE}' names the row of the CXR itself; give the predictions another name")
+
+    # which images are complete
+    predictions = {method: _find("prediction", folder) for method, folder in folders.items()}
+    cxr_files = _find("cxr", cxr)
+    target_files = _find("target", target)
+    mask_files = _find("masks", masks) if masks else {}
+    files, faults = _match(cxr_files, target_files, mask_files, predictions, names)
+
+    # their scores, by threads
+    values: dict[str, dict] = {}
+    resized = 0
+    masked = 0
+    if files:
+        lpips = scores.Lpips("alex", features, device)
+        futures = _ahead(lambda image: _score(image, size, lpips), files.values())
+        for name, future in tqdm(zip(files, futures), total=len(files), desc="scoring", unit="image", disable=None):
+            try:
+                found = future.result()
+            except UserError as error:
+                faults.append(f"{name} is not scored: {error}")
+                continue
+            values[name] = found.row
+            if found.stack is not None:
+                scores.add_lpips(found.row, found.stack[0], found.stack[1:], lpips)
+            if found.resized:
+                resized += 1
+            if found.mask_fault:
+                faults.append(f"{name} is not scored inside the lungs: {found.mask_fault}")
+            elif files[name].mask is not None:
+                masked += 1
+    if not values:
+        reasons = lists.shown_names(faults, "; ")
+        raise UserError(f"nothing to score: no prediction has a readable CXR in {cxr} and truth in {target} "
+                        f"by its name ({reasons})")
+    scored_files = {name: files[name] for name in values}
+    return Scored(values, scored_files, faults, size, resized, masked)
+
+
+def name_methods(folders: Iterable[str]) -> dict[str, str]:
+    """{name in the tables: prediction folder}.
+
+    The name is the method that the folder's summary.json names, else the folder's last name; the whole path if two are
+    alike.
+    """
+    folders = tuple(folders)
+    places = {os.path.abspath(folder) for folder in folders}
+    if not folders or len(places) < len(folders):
+        raise UserError(f"metrics.prediction={list(folders)} should be one folder, or several different ones")
+    short_names = []
+    for folder in folders:
+        method = read_summary(folder).get("method")
+        short_names.append(str(method or Path(folder).resolve().name))
+    named = {}
+    for name, folder in zip(short_names, folders):
+        unique = short_names.count(name) == 1
+        named[name if unique else folder] = folder
+    return named
+
+
+def doubtful(folders: Mapping[str, str | Path]) -> list[str]:
+    """A line for each folder of predictions that may hold more than one method's results, by its record."""
+    lines = []
+    for folder in map(Path, folders.values()):
+        if any(folder.glob(UNFINISHED.format(process="*"))):
+            lines.append(f"note: an evaluation in {folder} has not ended; its results may be of different settings")
+        summary = read_summary(folder)
+        if folder.is_dir() and "seconds_per_image" in summary:
+            recorded = set(recorded_names(summary))
+            strange = [name for name in images.find(folder) if name not in recorded]
+            if strange:
+                names = lists.shown_names(strange)
+                lines.append(f"note: {folder} holds images that its summary.json does not list, "
+                             f"perhaps another method's: {names}")
+    return lines
+
+
+def masks_beside(cxr) -> Path | None:
+    """The folder Mask/ beside the folder of the CXRs, if it holds images."""
+    folder = Path(cxr).resolve().parent / "Mask"
+    if not folder.is_dir():
+        return None
+    holds_images = any(path.suffix.lower() in images.SUFFIXES for path in folder.iterdir())
+    return folder if holds_images else None
+
+
+def _find(key: str, folder) -> dict[str, Path]:
+    try:
+        return images.find(folder)
+    except UserError as error:
+        raise UserError(f"{error}; set metrics.{key}") from None
+
+
+def _match(cxr: dict[str, Path], target: dict[str, Path], masks: dict[str, Path],
+           predictions: dict[str, dict[str, Path]],
+           names: Iterable[str] | None) -> tuple[dict[str, ImageFiles], list[str]]:
+    """({name: files} of what is complete, a line for each name that is not). names: the wanted ones; None: all with a
+    prediction."""
+    if names is None:
+        names = {}
+        for folder in predictions.values():
+            names |= dict.fromkeys(folder)  # a set that keeps the order
+    complete = {}
+    faults = []
+    for name in names:
+        missing = [f"no prediction of {method}" for method, folder in predictions.items() if name not in folder]
+        if name not in cxr:
+            missing.append("no CXR")
+        if name not in target:
+            missing.append("no truth")
+        if missing:
+            faults.append(f"{name} is not scored: {', '.join(missing)}")
+        else:
+            of_methods = {method: folder[name] for method, folder in predictions.items()}
+            complete[name] = ImageFiles(cxr[name], target[name], masks.get(name), of_methods)
+    return complete, faults
+
+
+def _score(files: ImageFiles, size: int, lpips: scores.Lpips) -> ImageScores:
+    """Read and score one image at size x size. Raises UserError for a file that cannot be read.
+
+    On a CPU LPIPS is computed here too: images beside each other keep the cores busier than one network call on all of
+    them. A GPU gets the images from one thread, see `score_folders`.
+    """
+    # images
+    resized = False
+    squares = []
+    target_shape: tuple = ()
+    for path in (files.target, files.cxr, *files.predictions.values()):
+        pixels = images.read(path).pixels
+        target_shape = target_shape or pixels.shape
+        if not _same_aspect(pixels.shape, target_shape):
+            raise UserError(_aspect_fault(path, pixels.shape, target_shape))
+        if pixels.shape != (size, size):
+            pixels = images.resize(pixels, (size, size))
+            resized = True
+        squares.append(pixels)
+    stack = np.stack(squares)  # (2 + methods, S, S)
+
+    # lungs; without a usable mask the rest is scored all the same
+    mask = None
+    mask_fault = None
+    if files.mask is not None:
+        try:
+            pixels = images.read_mask(files.mask)
+            if _same_aspect(pixels.shape, target_shape):
+                mask = images.resize_mask(pixels, (size, size))
+            else:
+                mask_fault = _aspect_fault(files.mask, pixels.shape, target_shape)
+        except UserError as error:
+            mask_fault = str(error)
+
+    # scores
+    predictions = dict(zip(files.predictions, stack[2:]))
+    row = scores.pixel_scores(stack[1], stack[0], predictions, mask)
+    if lpips.device.type != "cpu":
+        return ImageScores(row, stack, resized, mask_fault)
+    scores.add_lpips(row, stack[0], stack[1:], lpips)
+    return ImageScores(row, None, resized, mask_fault)
+
+
+def _same_aspect(a: tuple[int, int], b: tuple[int, int]) -> bool:
+    """Whether two shapes (H, W) have the same ratio of their sides, but for the rounding of a side to whole pixels."""
+    difference = abs(a[0] * b[1] - b[0] * a[1])  # a pixel more in the height of one adds the width of the other
+    return difference <= max(*a, *b)
+
+
+def _aspect_fault(path: Path, shape: tuple[int, int], target_shape: tuple[int, int]) -> str:
+    return (f"{path} is {shape[1]} x {shape[0]}, but the truth {target_shape[1]} x {target_shape[0]}: "
+            "of another aspect ratio, it would be squeezed")
+
+
+def _ahead(work: Callable, items: Iterable) -> Iterator[Future]:
+    """work(item) of each item, in order, by threads that are a few items ahead: memory does not grow with the number of
+    items."""
+    cores = torch.get_num_threads()  # that this process may use
+    threads = min(MOST_THREADS, cores)
+    # every thread computes with one core, as there are as many threads
+    with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        waiting: deque[Future] = deque()
+        try:
+            for item in items:
+                waiting.append(pool.submit(work, item))
+                if len(waiting) > threads:
+                    yield waiting.popleft()
+            while waiting:
+                yield waiting.popleft()
+        finally:
+            for future in waiting:
+                future.cancel()
+            torch.set_num_threads(cores)

@@ -1,0 +1,58 @@
+"""Which weights an evaluation uses: those of its run folder's own trainings, else those that the settings name."""
+from dataclasses import replace
+from pathlib import Path
+
+import yaml
+
+from .. import config
+
+SHIPPED = config.ROOT / "weights"  # profile `small` names the files in it
+FILE = "weights.safetensors"       # what a training leaves for evaluation
+
+
+def prefer_own(settings: config.Settings, section: str) -> config.Settings:
+    """The settings with the weights that <runs>/<section>/ holds, if there are any and the settings name shipped ones.
+
+    section: "ldm", "lcm" or "vqgan". Weights that a person has named stay. A noise estimator that was trained here gets
+    the autoencoder that it was trained with: its training has recorded it.
+    """
+    own = Path(settings.runs) / section / FILE
+    if not _is_shipped(getattr(settings, section).weights) or not own.is_file():
+        return settings
+    settings = replace(settings, **{section: replace(getattr(settings, section), weights=str(own))})
+    if section != "vqgan" and _is_shipped(settings.vqgan.weights):
+        autoencoder = _recorded_autoencoder(own.parent)
+        if autoencoder is not None:
+            settings = replace(settings, vqgan=replace(settings.vqgan, weights=autoencoder))
+    return settings
+
+
+def describe(settings: config.Settings, title: str, section: str) -> str:
+    """One line that says whose weights a run uses."""
+    words = f"{title} with {_origin(settings, section)}"
+    if section != "vqgan":
+        words += f", autoencoder {_origin(settings, 'vqgan')}"
+    return words
+
+
+def _origin(settings: config.Settings, section: str) -> str:
+    path = getattr(settings, section).weights
+    if _is_shipped(path):
+        return f"{path} (shipped with the project)"
+    if Path(path).resolve().is_relative_to(Path(settings.runs).resolve()):
+        return f"{path} (trained in {settings.runs})"
+    return str(path)
+
+
+def _is_shipped(path: str) -> bool:
+    return Path(path).parent == SHIPPED
+
+
+def _recorded_autoencoder(training: Path) -> str | None:
+    """The autoencoder's weights that a training's config.yaml names, if they are still there."""
+    try:
+        tree = yaml.safe_load((training / "config.yaml").read_text(encoding="utf-8"))
+        path = tree["vqgan"]["weights"]
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError):
+        return None
+    return path if isinstance(path, str) and Path(path).is_file() else None

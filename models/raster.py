@@ -1,0 +1,438 @@
+"""Files that hold nothing but grey values: PNG, TIFF, JPEG and their like, NumPy arrays, JSRT's raw .IMG.
+
+Called through `images.read` only. Each reader takes a path and the limits that `images.read` was given, and returns a
+`Decoded`. It raises ValueError, or whatever its decoder raises, for what is damaged, too large or no single image;
+`images.read` makes one line of it.
+"""
+import io
+import re
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import Image
+
+MAX_PIXELS = 2 ** 26            # four times the largest detectors; a header that claims more is damaged or hostile
+GREY = (0.299, 0.587, 0.114)    # luma of red, green, blue (Rec. 601)
+JSRT_SIDE = 2048                # the database's .IMG files are squares of this side, 16-bit big-endian, with dark bones
+JSRT_BITS = 12                  # of which so many are used
+# Of Pillow's decoders; the others are not X-rays'.
+FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "WEBP", "JPEG2000", "PPM")
+DETECTOR_BITS = (8, 10, 12, 14)  # depths that exports put into 16 bits without saying so
+RANGE_KEYWORD = b"grey values"  # of the PNG text in which `images.write_like` says which values are black and white
+
+# Tag numbers (TIFF 6.0)
+TIFF_BITS = 258
+TIFF_PHOTOMETRIC = 262
+TIFF_ORIENTATION = 274          # EXIF's too
+TIFF_MAX = 281
+TIFF_FORMAT = 339
+TIFF_SMAX = 341
+
+Limits = str | tuple[float, float]  # "auto", "container", or the grey values of black and white
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Which grey values of a file are black and white, and in how many bits it holds them (8 or 16)."""
+    black: float
+    white: float
+    container: int
+
+
+@dataclass(frozen=True, eq=False)
+class Decoded:
+    """What a reader finds. pixels: (H, W) in [0, 1], upright; bits: the significant ones.
+
+    scale: where it is not black = 0 and white = all bits set. note: what the user should know. orientation: EXIF's, as
+    the file lies; 1: upright.
+    """
+    pixels: np.ndarray
+    bits: int
+    scale: Scale | None = None
+    note: str = ""
+    orientation: int = 1
+
+
+def refuse_size(height: int, width: int) -> None:
+    """Raise ValueError for a size, known from a header, that no X-ray has."""
+    if height < 1 or width < 1:
+        raise ValueError(f"it holds no pixels ({width} x {height})")
+    if height * width > MAX_PIXELS:
+        raise ValueError(f"it claims {width} x {height} pixels, more than {MAX_PIXELS}")
+    # The networks see squares: a thin image is padded to one.
+    side = max(height, width)
+    if side ** 2 > MAX_PIXELS:
+        raise ValueError(
+            f"it is {width} x {height}; padded to a square it has {side} x {side} pixels, more than {MAX_PIXELS}"
+        )
+
+
+def to_grey(levels: np.ndarray) -> np.ndarray:
+    """(H, W) or (H, W, 3 or 4), red first -> (H, W). Alpha is dropped."""
+    if levels.ndim == 2:
+        return levels
+    return levels[..., :3].astype(np.float64) @ np.array(GREY)
+
+
+# --- Range ------------------------------------------------------------------------------------------------------------
+
+def scaled(levels: np.ndarray, container: int, limits: Limits, *, bits: int | None = None, white: int | None = None,
+           white_is_zero: bool = False) -> Decoded:
+    """Grey levels (H, W) -> [0, 1].
+
+    container: bits in which the file holds them. bits, white: significant bits and the level of white, where the header
+    says so; a header is believed, and a level above its white is an error. Without, levels that stay below a quarter of
+    16 bits are read as the next of DETECTOR_BITS, with a note: to the networks such an image is black otherwise.
+    limits: as in `images.read`.
+    """
+    full = int(2 ** container - 1)
+    if isinstance(limits, tuple):
+        return _forced(levels, container, limits, white_is_zero)
+    note = ""
+    if limits == "container":
+        bits = container
+        white = full
+    if white is None:
+        bits = _bits_used(levels, container)
+        white = int(2 ** bits - 1)
+        if bits < container:
+            note = (f"no grey value is above {white} of {full}, so it is read as {bits} bits "
+                    f"(eval.range=container reads all 16, eval.range={white} forces this)")
+    if levels.max() > white:
+        raise ValueError(f"its largest value {levels.max():.0f} is above what its header declares, {white}")
+    if white_is_zero:
+        levels = int(white) - levels.astype(np.int64)
+    return Decoded(levels / np.float64(white), bits or container, _unless_full(0, white, container), note)
+
+
+def _bits_used(levels: np.ndarray, container: int) -> int:
+    """The least of DETECTOR_BITS into which all levels fit, where the file holds 16; else what it holds."""
+    largest = levels.max()
+    fitting = [bits for bits in DETECTOR_BITS if largest <= 2 ** bits - 1]
+    return fitting[0] if container == 16 and fitting else container
+
+
+def _forced(levels: np.ndarray, container: int, limits: tuple[float, float], white_is_zero: bool = False) -> Decoded:
+    """Levels of any type between two that the user names; those outside are cut."""
+    black, white = limits
+    if levels.dtype.kind in "bu" and white > 2 ** container - 1:
+        raise ValueError(f"its {container} bits hold at most {2 ** container - 1}, less than eval.range={white:g} says")
+    unit = (levels - np.float64(black)) / (np.float64(white) - black)
+    outside = np.mean((unit < 0) | (unit > 1))
+    note = f"{outside:.1%} of the grey values lie outside eval.range and are cut" if outside else ""
+    unit = np.clip(unit, 0, 1)
+    if white_is_zero:
+        unit = 1 - unit
+    # Only what fits into a PNG can be written back as it was.
+    whole = levels.dtype.kind in "bu" and black >= 0 and black == int(black) and white == int(white)
+    if not whole:
+        return Decoded(unit, 16, note=note)
+    bits = min(int(white).bit_length(), container)
+    return Decoded(unit, bits, _unless_full(black, white, container), note)
+
+
+def _unless_full(black: float, white: float, container: int) -> Scale | None:
+    """The scale in which a PNG can hold the same grey values, 8 or 16 bits; None where its whole range is the usual
+    one."""
+    container = 8 if container <= 8 else 16
+    full = 2 ** container - 1
+    if white > full or (black == 0 and white == full):
+        return None
+    return Scale(black, white, container)
+
+
+def upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """(H, W) as a file holds it -> as it is to be seen. orientation: EXIF's, 1 to 8."""
+    turns = {2: np.fliplr, 3: lambda image: np.rot90(image, 2), 4: np.flipud, 5: np.transpose,
+             6: lambda image: np.rot90(image, -1), 7: lambda image: np.rot90(image, 2).T, 8: np.rot90}
+    return turns[orientation](pixels) if orientation in turns else pixels
+
+
+def as_stored(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """Inverse of `upright`: two of the quarter turns undo each other, the other orientations undo themselves."""
+    return upright(pixels, {6: 8, 8: 6}.get(orientation, orientation))
+
+
+# --- PNG, TIFF, JPEG and others ---------------------------------------------------------------------------------------
+
+def read_picture(path: Path, limits: Limits) -> Decoded:
+    """All of FORMATS. Pillow notices truncated data; OpenCV reads the one thing that Pillow cuts to 8 bits, 16-bit
+    colour."""
+    content = path.read_bytes()
+    try:
+        picture = Image.open(io.BytesIO(content), formats=FORMATS)  # the header only
+    except Image.UnidentifiedImageError:
+        if content[:4] in (b"II*\0", b"MM\0*"):
+            return _float_tiff(content, limits)
+        raise
+    with picture:
+        # What the header says is checked before anything is unpacked.
+        refuse_size(picture.height, picture.width)
+        frames = getattr(picture, "n_frames", 1)
+        if frames > 1:
+            raise ValueError(f"it holds {frames} images; one is expected")
+        orientation = _orientation(picture)
+        decoded = _decode(content, picture, limits)
+    turned = picture.format == "TIFF"  # by Pillow when it loads, and by OpenCV
+    pixels = decoded.pixels if turned else upright(decoded.pixels, orientation)
+    return Decoded(pixels, decoded.bits, decoded.scale, decoded.note, orientation)
+
+
+def _decode(content: bytes, picture, limits: Limits) -> Decoded:
+    """The grey values of an opened picture, as they lie in the file."""
+    if content.startswith(b"P5") and picture.mode == "I":
+        return _raw_pgm(content, picture, limits)
+    declared = _declared(content, picture)
+    picture.load()
+    if picture.mode == "F":
+        return _floats(np.asarray(picture), limits)
+    if picture.mode.startswith("I"):
+        return _whole_numbers(picture, declared, limits)
+    if declared.container == 16:
+        return _of_declared(_colour_of_16_bits(content), declared, limits)
+    return _of_declared(_eight_bits(picture), _Declared(8, 8, 255, declared.limits), limits)
+
+
+@dataclass(frozen=True)
+class _Declared:
+    """What a header says of its grey levels; bits and white None: nothing beside the container's bits."""
+    container: int
+    bits: int | None = None
+    white: int | None = None
+    limits: tuple[float, float] | None = None  # that this project wrote
+
+
+def _of_declared(levels: np.ndarray, declared: _Declared, limits: Limits, white_is_zero: bool = False) -> Decoded:
+    if limits == "auto" and declared.limits is not None:
+        return _forced(levels, declared.container, declared.limits)
+    white = declared.white
+    # Writers that put 12 bits into 16 without scaling them are common; if all fit into sBIT bits, this is one.
+    if declared.bits is not None and white == 2 ** 16 - 1 and levels.max() <= 2 ** declared.bits - 1:
+        white = 2 ** declared.bits - 1
+    return scaled(levels, declared.container, limits, bits=declared.bits, white=white, white_is_zero=white_is_zero)
+
+
+def _whole_numbers(picture, declared: _Declared, limits: Limits) -> Decoded:
+    """A grey picture of more than 8 bits."""
+    tags = picture.tag_v2 if picture.format == "TIFF" else {}
+    signed = tags.get(TIFF_FORMAT, (1,)) not in (1, (1,))
+    levels = np.asarray(picture)
+    white_is_zero = tags.get(TIFF_PHOTOMETRIC) == 0  # Pillow turns 8 bits only
+    if declared.container > 16 or signed:
+        if isinstance(limits, tuple):
+            return _forced(levels, declared.container, limits, white_is_zero)
+        raise ValueError(
+            f"{declared.container}-bit or signed integers have no known range; save it as 8- or 16-bit unsigned, "
+            "or give eval.range=BLACK..WHITE"
+        )
+    return _of_declared(levels.astype(np.uint16), declared, limits, white_is_zero)
+
+
+def _colour_of_16_bits(content: bytes) -> np.ndarray:
+    levels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
+    if levels is None or levels.dtype != np.uint16:
+        raise ValueError("this kind of 16-bit colour is not supported; save it as 16-bit grey")
+    if levels.ndim == 3:
+        levels = levels[..., 2::-1]  # OpenCV has blue first
+    return to_grey(levels)
+
+
+def _eight_bits(picture) -> np.ndarray:
+    """The levels of a picture of at most 8 bits a channel; palettes are looked up, alpha is dropped."""
+    mode = "L" if picture.mode in ("1", "L", "LA") else "RGB"
+    return to_grey(np.asarray(picture.convert(mode)))
+
+
+def _orientation(picture) -> int:
+    """EXIF's orientation, 1 to 8; 1 where there is none or the EXIF data are damaged."""
+    try:
+        orientation = picture.getexif().get(TIFF_ORIENTATION, 1)
+    except Exception:  # Pillow raises anything on damaged EXIF data, without which the image is still one
+        return 1
+    return orientation if orientation in range(1, 9) else 1
+
+
+def _declared(content: bytes, picture) -> _Declared:
+    """What the header says of the range. It wins over the content: the images of a pair must be scaled alike."""
+    if picture.format == "PNG":
+        return _declared_png(_png_chunks(content))
+    if picture.format == "TIFF":
+        return _declared_tiff(picture)
+    if picture.format == "JPEG2000":
+        return _declared_jpeg2000(content, picture)
+    if picture.format == "PPM" and picture.mode == "I":  # in text; Pillow scales its values to 16 bits
+        bits = _pnm_header(content)[2].bit_length()
+        return _Declared(16) if bits >= 16 else _Declared(16, bits, 2 ** 16 - 1)
+    return _Declared(8, 8, 255)
+
+
+def _declared_png(chunks: dict[bytes, bytes]) -> _Declared:
+    """PNG's sBIT says how many bits count in values that the standard wants scaled to the full 16."""
+    container = 16 if chunks[b"IHDR"][8] == 16 else 8
+    keyword, _, text = chunks.get(b"tEXt", b"").partition(b"\0")
+    own = re.fullmatch(rb"(\d{1,5})\.\.(\d{1,5})", text)
+    if keyword == RANGE_KEYWORD and own and int(own[1]) < int(own[2]):
+        return _Declared(container, limits=(float(own[1]), float(own[2])))
+    if container == 8:
+        return _Declared(8, 8, 255)
+    if not chunks.get(b"sBIT"):
+        return _Declared(16)
+    bits = min(max(chunks[b"sBIT"][0], 1), 16)
+    return _Declared(16, bits, 2 ** 16 - 1)
+
+
+def _declared_tiff(picture) -> _Declared:
+    """What SMaxSampleValue or MaxSampleValue say; the minima are not used.
+
+    The latter may be the limit of the values or the largest value of this image (it is there for statistics, TIFF 6.0),
+    so the next power of two counts.
+    """
+    container = _largest_tag(picture, TIFF_BITS, 1)
+    if container <= 8:
+        return _Declared(8, 8, 255)
+    declared = _largest_tag(picture, TIFF_SMAX, 0) or _largest_tag(picture, TIFF_MAX, 0)
+    if container > 16 or (container == 16 and declared < 1):
+        return _Declared(container)
+    bits = min(container, declared.bit_length() or container)
+    return _Declared(container, bits, 2 ** bits - 1)
+
+
+def _declared_jpeg2000(content: bytes, picture) -> _Declared:
+    """The precision of the first component (ISO 15444-1, A.5.1), which Pillow shifts to the top of 16 bits where it is
+    above 8."""
+    marker = content.find(b"\xff\x4f\xff\x51")
+    # Behind the markers, the segment's length, its capabilities, eight sizes and the number of components.
+    place = marker + 42
+    if marker < 0 or place >= len(content):
+        raise ValueError("the JPEG 2000 has no SIZ segment")
+    bits = (content[place] & 0x7f) + 1
+    if content[place] & 0x80:
+        raise ValueError("signed integers have no known range; save it as 8- or 16-bit unsigned")
+    if bits <= 8:
+        return _Declared(8, 8, 255)
+    if not picture.mode.startswith("I"):
+        raise ValueError(f"JPEG 2000 in colour of {bits} bits is not supported; save it as grey")
+    return _Declared(16) if bits >= 16 else _Declared(16, bits, (2 ** bits - 1) << (16 - bits))
+
+
+def _largest_tag(picture, tag: int, default: int) -> int:
+    """The value of a TIFF tag, the largest where it has one for each channel."""
+    return int(np.max(picture.tag_v2.get(tag, default)))
+
+
+def _pnm_header(content: bytes) -> tuple[int, int, int, int]:
+    """(width, height, largest level, where the pixels begin) of a PGM or PPM file."""
+    header = re.match(rb"P\d" + 3 * rb"(?:\s|#[^\n]*\n)+(\d{1,9})" + rb"\s", content)
+    if header is None:
+        raise ValueError("its header is damaged")
+    width, height, largest = (int(number) for number in header.groups())
+    return width, height, largest, header.end()
+
+
+def _raw_pgm(content: bytes, picture, limits: Limits) -> Decoded:
+    """A binary PGM of more than 8 bits, big-endian; Pillow would scale it to 16 bits, value by value."""
+    width, height, white, start = _pnm_header(content)
+    if (width, height) != picture.size:
+        raise ValueError("its header is damaged")
+    if len(content) - start < 2 * width * height:
+        raise ValueError("the file is truncated")
+    levels = np.frombuffer(content, ">u2", width * height, start).reshape(height, width).astype(np.uint16)
+    if white == 2 ** 16 - 1:
+        return scaled(levels, 16, limits)
+    return scaled(levels, 16, limits, bits=white.bit_length(), white=white)
+
+
+def _float_tiff(content: bytes, limits: Limits) -> Decoded:
+    """Floats of 16 or 64 bits, which Pillow does not know."""
+    import tifffile
+    with tifffile.TiffFile(io.BytesIO(content)) as file:
+        if len(file.pages) != 1:
+            raise ValueError(f"it holds {len(file.pages)} images; one is expected")
+        page = file.pages[0]
+        shape = tuple(page.shape)
+        if len(shape) != 2 or page.dtype is None or page.dtype.kind != "f":
+            raise ValueError(f"a TIFF of {page.dtype} and shape {shape} is not supported; save it as 8- or 16-bit grey")
+        refuse_size(*shape)
+        return _floats(page.asarray(), limits)
+
+
+def _png_chunks(content: bytes) -> dict[bytes, bytes]:
+    """{type: first chunk's data}; ValueError for a wrong checksum or a missing end."""
+    chunks: dict[bytes, bytes] = {}
+    start = 8  # behind the signature
+    while b"IEND" not in chunks:
+        length = int.from_bytes(content[start:start + 4], "big")
+        name = content[start + 4:start + 8]
+        data = content[start + 8:start + 8 + length]
+        checksum = content[start + 8 + length:start + 12 + length]
+        if len(checksum) < 4:
+            raise ValueError("the PNG is truncated")
+        if zlib.crc32(name + data) != int.from_bytes(checksum, "big"):
+            raise ValueError("the PNG is damaged (wrong checksum)")
+        chunks.setdefault(name, data)
+        start += 12 + length
+    return chunks
+
+
+# --- Arrays and raw files ---------------------------------------------------------------------------------------------
+
+def read_array(path: Path, limits: Limits) -> Decoded:
+    """A NumPy array: booleans, uint8, uint16, or floats from 0 to 1; (H, W), (1, H, W), (H, W, 1) or colour (H, W, 3 or
+    4).
+
+    With limits that are numbers, any whole numbers and floats.
+    """
+    values = np.load(path, mmap_mode="r", allow_pickle=False)  # the header only
+    if values.ndim == 3 and values.shape[0] == 1:
+        values = values[0]
+    elif values.ndim == 3 and values.shape[2] == 1:
+        values = values[..., 0]
+    colour = values.ndim == 3 and values.shape[2] in (3, 4)
+    if values.ndim != 2 and not colour:
+        raise ValueError(f"its shape {values.shape} is not one image, (H, W) or (H, W, 3)")
+    refuse_size(*values.shape[:2])
+
+    kind = values.dtype.kind
+    container = 8 * values.dtype.itemsize
+    if kind == "b":
+        return Decoded(to_grey(values), 8)
+    if kind == "u" and container <= 16:
+        levels = to_grey(values)
+        return scaled(levels, 8, limits, bits=8, white=255) if container == 8 else scaled(levels, 16, limits)
+    if kind == "f":
+        return _floats(to_grey(values), limits)
+    if kind in "iu" and isinstance(limits, tuple):
+        return _forced(to_grey(values), container, limits)
+    raise ValueError(f"{values.dtype} has no known range; save it as uint8, uint16 or as floats from 0 to 1")
+
+
+def read_jsrt(path: Path, limits: Limits) -> Decoded:
+    """An .IMG file of JSRT's database, turned so that bones are bright. Its range is known: limits change nothing."""
+    size = path.stat().st_size
+    expected = 2 * JSRT_SIDE ** 2
+    levels = np.fromfile(path, ">u2")
+    if size != expected:
+        raise ValueError(f"it has {size} bytes; a JSRT image has {expected}")
+    white = 2 ** JSRT_BITS - 1
+    if levels.max() > white:
+        raise ValueError(
+            f"its largest value {levels.max()} is above {white}; JSRT images have {JSRT_BITS} bits, big-endian"
+        )
+    return Decoded(1 - levels.reshape(JSRT_SIDE, JSRT_SIDE) / np.float64(white), JSRT_BITS)
+
+
+def _floats(values: np.ndarray, limits: Limits) -> Decoded:
+    """Floats that lie in [0, 1] or between given limits; those that are not finite are refused by `images.read`."""
+    values = np.asarray(values)
+    if not np.isfinite(values).all():
+        return Decoded(values, 16)
+    if isinstance(limits, tuple):
+        return _forced(values, 16, limits)
+    if not 0 <= values.min() <= values.max() <= 1:
+        raise ValueError(
+            f"its floats run from {values.min():g} to {values.max():g}; expected 0 to 1 (or eval.range=BLACK..WHITE)"
+        )
+    return Decoded(values, 16)

@@ -1,0 +1,321 @@
+"""The schema of config.yaml: the type and the bounds of every setting.
+
+A setting is one line of config.yaml (value, meaning, source) and one field here. The sampler's keywords and the like
+are classes of their own, which sections of the file inherit and the methods share.
+"""
+import os
+import typing
+from dataclasses import is_dataclass
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, ConfigDict, Field, PlainValidator
+from pydantic.dataclasses import dataclass
+from pydantic_core import PydanticCustomError
+
+STRICT = ConfigDict(extra="forbid", allow_inf_nan=False, defer_build=True)  # built when first used, not for --help
+WORDS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+
+
+# --- Types of values -------------------------------------------------------------------------------------------------
+
+def _number(value: Any) -> Any:
+    """'3e-5' -> 3e-5 and '1e3' -> 1000.0, which YAML 1.1 reads as texts; pydantic then checks the type."""
+    if isinstance(value, bool):
+        return str(value)  # a text that is no number; pydantic would take true for 1
+    if not isinstance(value, str):
+        return value
+    for kind in (int, float):
+        try:
+            return kind(value)
+        except ValueError:
+            continue
+    return value
+
+
+def _flag(value: Any) -> Any:
+    """'true' -> True; other values stay as they are."""
+    return WORDS.get(value.lower(), value) if isinstance(value, str) else value
+
+
+def _boolean(value: Any) -> bool:
+    if not isinstance(_flag(value), bool):
+        raise PydanticCustomError("boolean", "should be true or false")
+    return _flag(value)
+
+
+def _text(value: Any) -> str:
+    """A text as it stands, but ~ is the home folder. pydantic's own str would refuse file names that are not UTF-8."""
+    if value is None or isinstance(value, (bool, list, tuple, dict)):
+        raise PydanticCustomError("text", "should be a text")
+    return os.path.expanduser(str(value))
+
+
+def _list(value: Any) -> Any:
+    """One value stands for a list of one."""
+    return tuple(value) if isinstance(value, (list, tuple)) else (value,)
+
+
+# Bounds are the method's where it has any, and otherwise far beyond what anybody wants: a slip of the keyboard should
+# end in one line and not in an endless or impossible computation.
+Flag = Annotated[bool, PlainValidator(_boolean)]
+Text = Annotated[str, PlainValidator(_text)]
+Whole = Annotated[int, BeforeValidator(_number), Field(ge=0)]
+Count = Annotated[Whole, Field(ge=1)]
+Seed = Annotated[Whole, Field(lt=2 ** 63)]             # what torch's generators take
+Side = Annotated[Count, Field(le=8192)]                # of an image, pixels; its square is images.MAX_PIXELS
+Channels = Annotated[Count, Field(le=2 ** 16)]
+Layers = Annotated[Whole, Field(le=1000)]
+Amount = Annotated[float, BeforeValidator(_number), Field(ge=0)]
+Share = Annotated[Amount, Field(le=1)]
+List = BeforeValidator(_list)
+NotEmpty = Field(min_length=1)
+Pair = Field(min_length=2, max_length=2)
+
+
+# --- The sections of config.yaml -------------------------------------------------------------------------------------
+
+@dataclass(frozen=True, config=STRICT)
+class Data:
+    """Images on the disk and the lists that split them."""
+    root: Text
+    name: Text
+    lists: Text
+    image_size: Side
+    split: Annotated[tuple[Share, ...], List]
+    seed: Seed
+    write_masks: Flag
+    skip_faulty: Flag
+    source: Text | None
+    patient: Text | None
+
+
+@dataclass(frozen=True, config=STRICT)
+class Simulate:
+    """Simulated pairs of CXR and soft tissue."""
+    count: Whole
+    seed: Seed
+    source: Literal["phantom", "ct", "both"]
+    ct: Text | None
+    lesions: Flag
+
+
+@dataclass(frozen=True, config=STRICT)
+class VqganNetwork:
+    """Keywords of vqgan.MLVQGAN."""
+    channels: Annotated[tuple[Channels, ...], List, NotEmpty]
+    residual_channels: Channels
+    residual_layers: Layers
+    codes: Annotated[Count, Field(le=2 ** 20)]
+    code_channels: Channels
+    decay: Share
+    commitment: Amount
+    restart: Flag
+
+
+@dataclass(frozen=True, config=STRICT)
+class Discriminator:
+    """Keywords of vqgan.PatchDiscriminator."""
+    channels: Channels
+    layers: Layers
+
+
+@dataclass(frozen=True, config=STRICT)
+class VqganLoss:
+    """Keywords of losses.HybridLoss."""
+    pixel: Literal["mse", "l1"]
+    perceptual: Amount
+    adversarial: Amount
+    ms_ssim: Amount
+
+
+@dataclass(frozen=True, config=STRICT)
+class Course:
+    """The settings that every training has."""
+    epochs: Count
+    batch_size: Count
+    learning_rate: Amount
+    milestones: Annotated[tuple[Whole, ...], List]
+    gamma: Amount
+    average: Share
+    start: Text | None
+
+
+@dataclass(frozen=True, config=STRICT)
+class Vqgan(Course):
+    """The autoencoder and its training."""
+    weights: Text
+    network: VqganNetwork
+    discriminator: Discriminator
+    loss: VqganLoss
+    masked: Flag
+    crop: Whole
+    discriminator_learning_rate: Amount
+    unit_latent: Flag
+
+
+@dataclass(frozen=True, config=STRICT)
+class Unet:
+    """Keywords of unet.ConditionalUNet."""
+    width: Channels
+    multipliers: Annotated[tuple[Channels, ...], List, NotEmpty]
+    blocks: Annotated[Layers, Field(ge=1)]
+    heads: Channels
+    attention: Annotated[tuple[Whole, ...], List]
+    prior: Amount
+
+
+@dataclass(frozen=True, config=STRICT)
+class BsldmSampling:
+    """Keywords of sampling.sample_bsldm."""
+    sampler: Literal["ddpm", "ddim", "dpmpp"]
+    steps: Annotated[Count, Field(le=1000)]  # the noise schedule's
+    clip: Amount
+    clip_rate: Amount
+    clip_lag: Whole
+
+
+@dataclass(frozen=True, config=STRICT)
+class GllcmSampling:
+    """Keywords of sampling.sample_gllcm."""
+    steps: Annotated[Count, Field(le=50)]  # latent consistency steps among the noise schedule's 1000
+    guidance: Literal["leg", "leg_shared", "cfg", "vanilla"]
+    alpha: Amount
+    clip_global: Amount
+    clip_local: Amount
+    clip_rate: Amount
+
+
+@dataclass(frozen=True, config=STRICT)
+class GllcmFusion:
+    """How GL-LCM fuses its global and its local result."""
+    fusion: Literal["poisson", "alpha", "autoencoder", "none"]
+    blend: Share
+
+
+@dataclass(frozen=True, config=STRICT)
+class Ldm(BsldmSampling, Course):
+    """BS-LDM: its noise estimator's training and its sampler."""
+    weights: Text
+    qkv_by_head: Flag
+    offset_noise: Amount
+    epsilon: Amount
+
+
+@dataclass(frozen=True, config=STRICT)
+class Lcm(GllcmSampling, GllcmFusion, Course):
+    """GL-LCM: its noise estimator's training, its sampler and its fusion."""
+    weights: Text
+    qkv_by_head: Flag
+    offset_noise: Amount
+    epsilon: Amount
+
+
+@dataclass(frozen=True, config=STRICT)
+class ImageAugmentation:
+    """How far training images are changed; each amount is drawn from 0 to its value or about it (see config.yaml)."""
+    flip: Flag
+    rotate: Annotated[Amount, Field(le=180)]    # degrees
+    scale: Annotated[Amount, Field(le=0.5)]     # 1 - scale divides
+    contrast: Annotated[Amount, Field(le=0.9)]  # above, images may turn black
+    gamma: Amount
+    sharpen: Amount
+    noise: Amount
+    bone: Share
+    bone_flat: Annotated[tuple[Share, ...], List, Pair]
+    bone_wide: Annotated[tuple[Annotated[Amount, Field(ge=0.001, le=0.5)], ...], List, Pair]
+    bone_edge: Amount
+
+
+@dataclass(frozen=True, config=STRICT)
+class Augment(ImageAugmentation):
+    """Augmentation, and how often it is drawn where latents are kept (not in the autoencoder's training)."""
+    versions: Count
+
+
+@dataclass(frozen=True, config=STRICT)
+class Train:
+    """What the three trainings share."""
+    seed: Seed
+    workers: Annotated[Whole, Field(le=1024)]
+    accumulate: Count
+    checkpointing: Flag
+    validate_every: Count
+    sample_every: Count
+    save_every: Amount
+    lesion_weight: Amount
+    least_timestep: Annotated[Whole, Field(le=999)]
+
+
+@dataclass(frozen=True, config=STRICT)
+class ResultForm:
+    """How a method makes its result from what was sampled, see pipelines.Pipeline."""
+    residual: Flag
+    strength: Share
+
+
+@dataclass(frozen=True, config=STRICT)
+class Eval(ResultForm):
+    """One evaluation: what goes in and how the results come out."""
+    input: Text
+    output: Text
+    batch_size: Count
+    seed: Seed
+    samples: Annotated[Count, Field(le=1000)]  # of an image; each is a sampling of its own
+    dicom: Flag
+    range: Text  # see images.parse_limits
+    masks: Text | None
+    nodules: Text | None
+    inserted: Annotated[Count, Field(le=1000)]
+
+
+@dataclass(frozen=True, config=STRICT)
+class Metrics:
+    """The comparison of predictions with the truth."""
+    cxr: Text
+    target: Text
+    prediction: Annotated[tuple[Text, ...], List, NotEmpty]
+    images: Text | None
+    findings: Text | None
+    masks: Text | None
+    output: Text
+    seed: Seed
+    size: Side
+
+
+@dataclass(frozen=True, config=STRICT)
+class Settings:
+    """All of config.yaml, resolved."""
+    runs: Text
+    device: Text
+    precision: Literal["auto", "bf16", "float32"]
+    compile: Annotated[Literal["auto", True, False], BeforeValidator(_flag)]  # not 1 or 0, which equal True and False
+    threads: Annotated[Whole, Field(le=1024)]
+    features: Text | None
+    data: Data
+    simulate: Simulate
+    vqgan: Vqgan
+    unet: Unet
+    ldm: Ldm
+    lcm: Lcm
+    augment: Augment
+    train: Train
+    eval: Eval
+    metrics: Metrics
+
+
+def _list_fields(section: type, prefix: str = "") -> tuple[dict[str, type], dict[str, Any]]:
+    """({dotted path: class} of the sections, {dotted key: type} of the settings) of a class and of its sections."""
+    sections: dict[str, type] = {}
+    settings: dict[str, Any] = {}
+    for name, hint in typing.get_type_hints(section, include_extras=True).items():
+        if isinstance(hint, type) and is_dataclass(hint):
+            inner_sections, inner_settings = _list_fields(hint, f"{prefix}{name}.")
+            sections |= {prefix + name: hint, **inner_sections}
+            settings |= inner_settings
+        else:
+            settings[prefix + name] = hint
+    return sections, settings
+
+
+# what the settings file and the command line may name
+SECTIONS, KEYS = _list_fields(Settings)

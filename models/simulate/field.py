@@ -1,0 +1,55 @@
+"""What drawn patients and CTs share: named random numbers, and the pictures made of them; blurs and steps."""
+import cv2
+import numpy as np
+
+SMALL = 128             # side at which wide blurs are computed, pixels
+WIDE_SIGMA = 0.02       # from this sigma on, in units of the side, a blur is wide
+LEAST_SIGMA = 0.35      # of a blur, pixels; OpenCV would read a smaller one as none
+
+
+def generator(seed: int, name: str) -> np.random.Generator:
+    """The random numbers of one named detail of one pair, independent of all others."""
+    return np.random.default_rng([seed, *name.encode()])
+
+
+def texture(seed: int, name: str, size: int, grains: int) -> np.ndarray:
+    """Unit noise, float32 (size, size), of `grains` grains a side: the same picture at every size."""
+    noise = generator(seed, name).standard_normal((grains, grains), np.float32)
+    interpolation = cv2.INTER_AREA if size < grains else cv2.INTER_CUBIC
+    return cv2.resize(noise, (size, size), interpolation=interpolation)
+
+
+def elastic_maps(seed: int, waves: int, bend: float, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Maps of cv2.remap, float32 (size, size) each, for a smooth warp that vanishes at the borders.
+
+    Each displacement is a sum of products of sines, `waves` along either axis, with normal coefficients of deviation `bend` in
+    units of the side.
+    """
+    random = generator(seed, "elastic")
+    index = np.arange(size, dtype=np.float32)
+    sines = np.sin(np.pi * np.arange(1, waves + 1)[:, None] * (index + 0.5) / size)  # (waves, size)
+    across = size * (sines.T @ random.normal(0, bend, (waves, waves)) @ sines)
+    down = size * (sines.T @ random.normal(0, bend, (waves, waves)) @ sines)
+    return (index + across).astype(np.float32), (index[:, None] + down).astype(np.float32)
+
+
+def disc(radius: float) -> np.ndarray:
+    """A round structuring element of OpenCV's morphology; its radius in pixels, rounded, is at least 1."""
+    side = 2 * max(1, round(radius)) + 1
+    return cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (side, side))
+
+
+def smooth_step(value: np.ndarray, start: float, end: float) -> np.ndarray:
+    """0 up to `start`, 1 from `end` on, and a cubic without kinks between."""
+    share = np.clip((value - start) / (end - start), 0, 1)
+    return share * share * (3 - 2 * share)
+
+
+def blur(picture: np.ndarray, sigma: float) -> np.ndarray:
+    """Gaussian blur of (S, S) by a sigma in units of the side; a wide one at reduced size."""
+    size = len(picture)
+    if sigma < WIDE_SIGMA or size <= SMALL:
+        return cv2.GaussianBlur(picture, (0, 0), max(sigma * size, LEAST_SIGMA))
+    small = cv2.resize(picture, (SMALL, SMALL), interpolation=cv2.INTER_AREA)
+    blurred = cv2.GaussianBlur(small, (0, 0), sigma * SMALL)
+    return cv2.resize(blurred, (size, size), interpolation=cv2.INTER_CUBIC)

@@ -1,0 +1,224 @@
+"""Soft tissue and air of a drawn patient, as thickness maps (S, S) in units of the image's side.
+
+Coordinates as in geometry.py. The numbers of the shapes are control points, placed by eye (see anatomy.py): lengths are in units of
+the side, and a row of `geometry.rows` is (y, centre x, half width, depth).
+"""
+import cv2
+import numpy as np
+from scipy.interpolate import CubicSpline
+
+from .anatomy import RIB_DROP, RIB_SLOPE, RIB_WIDTH, THORACIC_Y, WALL, Anatomy
+from .field import generator, texture
+from .geometry import SIDES, curve, ellipsoid, filled, ribbon, rows
+
+FORKS = 8               # generations of the lungs' vessels
+ROOTS = 12              # vessels that leave a hilum
+
+
+# --- Body ------------------------------------------------------------------------------------------------------------------------
+
+def body(anatomy: Anatomy, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Thickness of trunk, neck, shoulders and arms, joined smoothly; the lungs are not yet taken out."""
+    return joined(trunk(anatomy, x, y) + arms(anatomy, x, y))
+
+
+def joined(shapes: list[np.ndarray]) -> np.ndarray:
+    """The 4-norm of overlapping shapes: nearly the thickest of them, without a crease where they meet."""
+    return np.sqrt(np.sqrt(sum((shape * shape) ** 2 for shape in shapes)))
+
+
+def trunk(anatomy: Anatomy, x: np.ndarray, y: np.ndarray) -> list[np.ndarray]:
+    """Chest and belly, neck, shoulders."""
+    width = anatomy.width
+    fat = anatomy.fat
+    lift = 0.025 * anatomy.shoulder
+    half = 0.405 * width + 0.04 * fat
+    deep = 0.48 + 0.12 * fat
+    chest = [(0.08, 0, 0.22, 0), (0.19, 0, 0.36 * width, 0.2), (0.35, 0, half - 0.02, deep), (0.6, 0, half, deep),
+             (0.9, 0, half - 0.01, deep + 0.05), (1.1, 0, half, deep + 0.1)]
+    neck = [(-0.2, 0, 0.15, 0.38), (0.05, 0, 0.13 * width + 0.02 * fat, 0.36), (0.15, 0, 0.17, 0.28), (0.26, 0, 0.25, 0)]
+    shoulders = [(0.02 - lift, 0, 0.10, 0.16), (0.07 - lift, 0, 0.17, 0.2), (0.10 - lift, 0, 0.28, 0.25),
+                 (0.14 - lift, 0, 0.44, 0.33), (0.2 - lift, 0, 0.56, 0.40), (0.3, 0, 0.57, 0.38), (0.42, 0, 0.5, 0)]
+    return [rows(x, y, chest, 0.25), rows(x, y, neck, 0.3), rows(x, y, shoulders, 0.3)]
+
+
+def arms(anatomy: Anatomy, x: np.ndarray, y: np.ndarray) -> list[np.ndarray]:
+    """Both upper arms, from the shoulder down and outwards."""
+    lift = 0.025 * anatomy.shoulder
+    shapes = []
+    for side in SIDES:
+        arm = [(0.13 - lift, side * 0.45, 0.06, 0), (0.26 - lift, side * 0.46, 0.13, 0.30),
+               (0.42, side * 0.50, 0.13, 0.27 + 0.05 * anatomy.fat), (0.55, side * 0.57, 0.13, 0.24),
+               (0.8, side * 0.64, 0.12, 0.22), (1.1, side * 0.68, 0.09, 0.2)]
+        shapes.append(rows(x, y, arm, 0.3))
+    return shapes
+
+
+def breasts(anatomy: Anatomy, x: np.ndarray, y: np.ndarray) -> np.ndarray | np.float32:
+    """Both breasts, fading out upwards; none of a man."""
+    if not anatomy.female:
+        return np.float32(0)
+    random = generator(anatomy.seed, "breasts")
+    centre_y = random.uniform(0.68, 0.80)
+    radius = random.uniform(0.11, 0.16)
+    depth = random.uniform(0.02, 0.10)
+    fading = np.clip((y - centre_y + 1.1 * radius) / radius, 0, 1)
+    return fading * sum(ellipsoid(x, y, (side * 0.22, centre_y), (radius, 1.15 * radius), depth) for side in SIDES)
+
+
+# --- Lungs -----------------------------------------------------------------------------------------------------------------------
+
+def _pleura(anatomy: Anatomy, side: float) -> np.ndarray:
+    """Outline (200, 2) of the space that a lung can fill: apex, inner side of the ribs, recess, spine."""
+    reach = RIB_WIDTH * anatomy.width - WALL
+    fall = THORACIC_Y + anatomy.drop * RIB_DROP / 2 + RIB_SLOPE * RIB_WIDTH
+    top = THORACIC_Y[0] + 0.030
+    apex = [(0.060, top + 0.07), (0.082, top + 0.015), (0.118, top), (0.165, top + 0.022), (0.207, top + 0.06)]
+    inside_ribs = [(reach[rib], fall[rib]) for rib in (2, 3, 5, 7)]
+    recess = [(reach[7], 0.88), (reach[7] - 0.02, 0.96), (0.2, 0.94), (0.06, 0.90)]
+    beside_spine = [(0.052, 0.7), (0.055, 0.45)]
+    closed = [*apex, *inside_ribs, *recess, *beside_spine, apex[0]]
+    points = np.array(closed) * [side, 1]
+
+    lengths = np.linalg.norm(np.diff(points, axis=0), axis=1)
+    knots = np.concatenate([[0], np.cumsum(lengths)])
+    return CubicSpline(knots, points, bc_type="periodic")(np.linspace(0, knots[-1], 200))
+
+
+def _mediastinum(anatomy: Anatomy, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Thickness of the heart and the great vessels."""
+    random = generator(anatomy.seed, "heart")
+    size = anatomy.heart
+    base = sum(anatomy.domes) / 2 - 0.10
+    knob = random.uniform(0.030, 0.042)
+    ventricles = ellipsoid(x, y, (0.055 * size, base), (0.165 * size, 0.115 * size), 0.24, 0.75 + random.normal(0, 0.1))
+    right_atrium = ellipsoid(x, y, (-0.025 * size, base), (0.065 * size, 0.13 * size), 0.22, -0.1)
+    aortic_knob = ellipsoid(x, y, (0.060, 0.345), (knob, knob * 1.15), 0.20)
+    pulmonary_trunk = ellipsoid(x, y, (0.066, 0.455), (0.036, 0.055), 0.14, -0.2)
+    descending_aorta = rows(x, y, [(0.30, 0.055, 0.02, 0), (0.36, 0.07, 0.03, 0.1), (0.6, 0.06, 0.028, 0.1),
+                                   (1, 0.045, 0.026, 0.1)])
+    upper_vena_cava = rows(x, y, [(0.16, -0.05, 0.02, 0), (0.22, -0.045, 0.022, 0.14), (0.55, -0.04, 0.035, 0.14),
+                                  (0.7, -0.03, 0.02, 0)])
+    before_the_spine = rows(x, y, [(0.1, 0, 0.075, 0.2), (0.3, 0, 0.06, 0.25), (1, 0, 0.055, 0.25)], 0.3)
+    return np.maximum.reduce([ventricles, right_atrium, aortic_knob, pulmonary_trunk, descending_aorta, upper_vena_cava,
+                              before_the_spine])
+
+
+def _dome(anatomy: Anatomy, x: np.ndarray, side: float) -> np.ndarray:
+    """Height y of one half of the diaphragm at x: a dome that falls steeply to the side."""
+    u = (np.abs(x) - 0.16) / (RIB_WIDTH[8] * anatomy.width - 0.15)
+    steepness = generator(anatomy.seed, "dome").uniform(0.13, 0.21)
+    top = anatomy.domes[int(side > 0)]
+    return top + np.where(u > 0, steepness * np.abs(u) ** 2.4, 0.03 * u * u)
+
+
+def air(anatomy: Anatomy, x: np.ndarray, y: np.ndarray, body: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Thickness of the aerated lungs, and the coverage in [0, 1] of the lung fields beside heart and diaphragm."""
+    size = len(x)
+    heart = _mediastinum(anatomy, x, y)
+    total = np.zeros_like(body)
+    lungs = np.zeros_like(body)
+    for side in SIDES:
+        space = filled(_pleura(anatomy, side), anatomy, size)
+        depth = cv2.distanceTransform((space > 0.5).astype(np.uint8), cv2.DIST_L2, 5) / (size * anatomy.zoom)
+        beside_spine = np.sqrt(np.clip((np.abs(x) - 0.035) / 0.10, 0, 1))  # near the midline spine and heart take room
+        rounded = np.sqrt(1 - (1 - np.minimum(depth / 0.05, 1)) ** 2)
+        inside = 0.78 * body * rounded * beside_spine
+        below = y - _dome(anatomy, x, side)
+        abdomen = inside * np.sqrt(1 - (1 - np.clip(below / 0.05, 0, 1)) ** 2)
+        total += np.maximum(inside - heart - abdomen, 0) * space
+        lungs += space * (below < 0) * (heart <= 0)
+    return total, lungs
+
+
+def vessels(anatomy: Anatomy, size: int) -> np.ndarray:
+    """Thickness of the branching vessels of both lungs, thinner with every fork from the hilum."""
+    random = generator(anatomy.seed, "vessels")
+    total = np.zeros((size, size), np.float32)
+
+    # The roots: angle 0 is sideways, positive is down; the lower lobes' vessels are longer and thicker.
+    side = np.repeat(SIDES, ROOTS)[:, None]
+    angle = np.tile(np.linspace(-1.45, 1.5, ROOTS), 2) + random.normal(0, 0.12, 2 * ROOTS)
+    start = np.stack([0.085 * side[:, 0], 0.465 + 0.06 * np.sin(angle)], 1) + random.normal(0, 0.018, (2 * ROOTS, 2))
+    length = random.uniform(0.04, 0.085, 2 * ROOTS) * (1 + 0.3 * (angle > 0.5))
+    radius = random.uniform(0.0045, 0.0095, 2 * ROOTS) * (1 + 0.4 * (angle > 0.9))
+
+    for _ in range(FORKS):
+        # Each of the B vessels bends once on its way.
+        angles = np.stack([angle, angle + random.normal(0, 0.35, len(angle))], 1)
+        headings = np.stack([side * np.cos(angles), np.sin(angles)], -1) * length[:, None, None] / 2  # (B, 2, 2)
+        path = np.concatenate([start[:, None], start[:, None] + np.cumsum(headings, 1)], 1)  # (B, 3, 2)
+        total = total + ribbon(curve(path, 9), radius[:, None] * np.linspace(1, 0.9, 9), anatomy, size)
+
+        # Of two children one goes on and one turns off; together they have about the parent's cross-section.
+        start = np.repeat(path[:, -1], 2, 0)
+        side = np.repeat(side, 2, 0)
+        aside = random.uniform(0.4, 0.95, len(angle)) * random.choice([-1, 1], len(angle))
+        angle = (angles[:, 1:] + np.stack([-0.25 * aside, aside], 1)).ravel()
+        length = np.repeat(length, 2) * random.uniform(0.65, 1.0, len(angle))
+        radius = np.repeat(radius, 2) * (random.uniform(0.9, 1.1, (len(path), 2)) * [0.84, 0.62]).ravel()
+    return 1.8 * total
+
+
+def airways(anatomy: Anatomy, size: int) -> np.ndarray:
+    """Thickness of the air in the trachea and the main bronchi."""
+    random = generator(anatomy.seed, "airways")
+    lean = random.uniform(-0.012, 0.004)
+    carina = random.uniform(0.36, 0.40)
+    trachea = curve([[(0.002, carina - 0.48), (0, carina - 0.32), (lean, carina - 0.16), (lean / 2 - 0.004, carina)]])
+    bronchi = curve([[(-0.004, carina - 0.01), (-0.03, carina + 0.03), (-0.07, carina + 0.085)],
+                     [(0.002, carina - 0.01), (0.035, carina + 0.035), (0.085, carina + 0.075)]])
+    return 1.2 * ribbon(trachea, 0.021, anatomy, size) + ribbon(bronchi, 0.012, anatomy, size)
+
+
+# --- What not everybody has ------------------------------------------------------------------------------------------------------
+
+def stomach(anatomy: Anatomy, x: np.ndarray, y: np.ndarray) -> np.ndarray | np.float32:
+    """Thickness of the bubble below the left diaphragm, flat below as the patient stands; absent in three of ten."""
+    random = generator(anatomy.seed, "stomach")
+    if random.random() < 0.3:
+        return np.float32(0)
+    centre_y = anatomy.domes[1] + random.uniform(0.05, 0.08)
+    centre = (random.uniform(0.14, 0.2), centre_y)
+    radii = (random.uniform(0.05, 0.09), random.uniform(0.03, 0.05))
+    depth = random.uniform(0.05, 0.15)
+    bubble = ellipsoid(x, y, centre, radii, depth, random.normal(0, 0.2))
+    return bubble * (y < centre_y + random.uniform(0.0, 0.04))
+
+
+def findings(anatomy: Anatomy, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Thickness of nodules and hazy opacities; most patients have none."""
+    random = generator(anatomy.seed, "findings")
+    total = np.zeros_like(x)
+    for _ in range(int(random.choice([0, 0, 0, 1, 3]))):
+        radius = random.uniform(0.008, 0.03)
+        centre = (random.choice(SIDES) * random.uniform(0.1, 0.26), random.uniform(0.25, 0.7))
+        total += ellipsoid(x, y, centre, (radius, radius * random.uniform(0.8, 1.2)), radius)
+    if random.random() < 0.25:
+        centre = (random.choice(SIDES) * random.uniform(0.12, 0.25), random.uniform(0.3, 0.7))
+        radii = random.uniform(0.05, 0.15, 2)
+        depth = random.uniform(0.02, 0.07)
+        haze = ellipsoid(x, y, centre, radii, depth, random.uniform(0, 3), 1.5)
+        total += haze * (1 + 0.25 * texture(anatomy.seed, "haze", len(x), 64))
+    return total
+
+
+def devices(anatomy: Anatomy, size: int) -> np.ndarray:
+    """Thickness of a port with its catheter and of a letter beside the patient; both images show them."""
+    random = generator(anatomy.seed, "devices")
+    total = np.zeros((size, size), np.float32)
+    if random.random() < 0.25:
+        side = random.choice(SIDES)
+        low = random.uniform(0.4, 0.55)
+        catheter = curve([[(side * 0.24, low), (side * 0.25, 0.33), (side * 0.17, 0.24), (side * 0.07, 0.26),
+                           (-0.04, 0.38), (-0.045, random.uniform(0.42, 0.55))]])
+        angle = np.linspace(0, 2 * np.pi, 49)
+        port = np.stack([side * 0.24 + 0.016 * np.cos(angle), low + 0.016 * np.sin(angle)], -1)[None]
+        total += 2 * ribbon(catheter, 0.0022, anatomy, size) + 5 * ribbon(port, 0.0018, anatomy, size)
+    if random.random() < 0.3:
+        letter = str(random.choice(["L", "R", "PA"]))
+        corner = (int(random.choice([30, 450])), int(random.uniform(40, 90)))  # pixels of a canvas of 512
+        canvas = np.zeros((512, 512), np.uint8)
+        text = cv2.putText(canvas, letter, corner, cv2.FONT_HERSHEY_SIMPLEX, 1.0, 255, 3)
+        total += 0.0012 * cv2.resize(text, (size, size), interpolation=cv2.INTER_AREA)
+    return total

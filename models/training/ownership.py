@@ -1,0 +1,69 @@
+"""Whose a training's folder is: one training's at a time, and none's that would overwrite a result.
+
+Two trainings in one folder would mix their logs and states, and the first one's result would be lost.
+"""
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from ..runtime import processes
+from ..runtime.files import UserError
+
+try:
+    import fcntl
+except ImportError:  # Windows has another kind of locks
+    fcntl = None
+
+LOCK = ".lock"
+RESULTS = ("weights.safetensors", "best.safetensors")
+
+
+@contextmanager
+def owned(folder: Path, start_key: str) -> Iterator[None]:
+    """Own a training's folder until the block ends; the first process does it for all.
+
+    start_key: the setting that names the weights a training starts from, for the message.
+    Raises UserError if another training is at work in the folder, if the folder cannot be written, or if it holds
+    weights without a state to go on from.
+    """
+    if processes.rank() > 0:
+        yield
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = open(folder / LOCK, "a")
+    except OSError as error:
+        raise UserError(f"cannot write {folder}: {error.strerror}") from None
+    with file:
+        lock(file, folder)
+        refuse_leftovers(folder, start_key)
+        yield
+
+
+def lock(file: IO, folder: Path) -> None:
+    """Lock an open file until it is closed or the process ends, however it ends.
+
+    The lock is POSIX's, which belongs to the process: forked processes that load images do not keep it when this one is
+    killed, as they would one of flock. Where there are no locks (Windows, some network file systems), that is said, and
+    training goes on.
+    """
+    if fcntl is None:
+        processes.say(f"note: no file locks on this system; let no other training run in {folder}")
+        return
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):  # POSIX allows either
+        raise UserError(f"another training is at work in {folder}; wait for it to end, or train into another folder "
+                        "(runs=...)") from None
+    except OSError as error:
+        processes.say(f"note: no file locks here ({error.strerror}); let no other training run in {folder}")
+
+
+def refuse_leftovers(folder: Path, start_key: str) -> None:
+    """Raise UserError if there are weights but no state: a fresh start would overwrite them."""
+    weights = [folder / name for name in RESULTS if (folder / name).is_file()]
+    if weights and not any(folder.glob("state_*.pt")):
+        raise UserError(f"{weights[0]} is a training's result, but no state_*.pt is there to go on from; "
+                        f"remove {folder} to start afresh, or train into another folder (runs=...), "
+                        f"from these weights with {start_key}={weights[0]}")

@@ -1,0 +1,29 @@
+"""Which device a run takes, and that one which is not there is named in one line."""
+import pytest
+import torch
+
+from models.runtime.device import pick_device, pick_precision
+from models.runtime.files import UserError
+
+ABSENT = ["meta", "mkldnn", "opengl", "xla", "hpu", "privateuseone", "lazy", "vulkan", "cuda:99", "cuda:-1",
+          "cuda:9999999999999999999", "gpu", "nonsense", "", "é", "7", "cuda:0:0"]
+
+
+@pytest.mark.parametrize("name", ABSENT)
+@pytest.mark.filterwarnings("ignore:.*no longer used as device type")
+def test_a_device_that_cannot_compute_here_is_named_in_one_line(name):
+    with pytest.raises(UserError, match="cannot be used here: .+") as refused:
+        pick_device(name)
+    message = str(refused.value)
+    assert message.startswith(f"device={name} ") and refused.value.status == 2
+    assert len(message.splitlines()) == 1
+
+
+def test_the_devices_that_are_there():
+    assert pick_device("cpu") == torch.device("cpu")
+    assert pick_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def test_automatic_precision_is_float32_on_a_cpu():
+    assert pick_precision("auto", torch.device("cpu")) == "float32"
+    assert pick_precision("bf16", torch.device("cpu")) == "bf16"

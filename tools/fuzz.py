@@ -1,0 +1,658 @@
+"""Give the project bad inputs by the thousand: each must end in a result or in one line, and none may change its input.
+
+    python tools/fuzz.py [--count 1000] [--seconds 0] [--seed 0] [--only image,dicom] [--keep FOLDER]
+    python tools/fuzz.py --count 40 --only image,array,list                          (a tiny run, some seconds on a CPU)
+
+Damaged image and DICOM files, odd arrays, names, folders, split lists, settings, weights and training states go to the
+functions that the scripts call with them, and a share of all to the scripts themselves. An input is a function of
+(seed, number), so a failure is seen again with --seed SEED --first NUMBER --count 1. With --seconds the numbers go on
+for so long, whatever --count says. Prints how often each kind ended how, and each failure: an exception other than
+UserError, a message of several lines, a changed input, more than LIMIT_SECONDS or LIMIT_BYTES. --keep: folder to which
+the inputs that failed are copied. Exit status 1 if any failed.
+"""
+import argparse
+import hashlib
+import io
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import string
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+import warnings
+from collections import Counter
+from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+
+import numpy as np
+import pydicom
+import torch
+import yaml
+from PIL import Image
+from pydicom.dataset import FileDataset, FileMetaDataset
+from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian, RLELossless, generate_uid
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from models import config, images  # noqa: E402
+from models.data import lists  # noqa: E402
+from models.evaluation.cases import find_cases  # noqa: E402
+from models.runtime import checkpoint  # noqa: E402
+from models.runtime.files import UserError  # noqa: E402
+from models.unet import ConditionalUNet  # noqa: E402
+from models.vqgan import MLVQGAN  # noqa: E402
+
+LIMIT_SECONDS = 30          # of one input; of a script it is SCRIPT_SECONDS
+SCRIPT_SECONDS = 120
+LIMIT_BYTES = 3 * 2 ** 30   # by which one input may raise the most memory that the process ever took
+SIDE = 48                   # of the images, pixels
+ODD_NUMBERS = (
+    0,
+    1,
+    2,
+    7,
+    8,
+    12,
+    15,
+    16,
+    17,
+    32,
+    255,
+    256,
+    4095,
+    4096,
+    32767,
+    32768,
+    65535,
+    65536,
+    2**31 - 1,
+    2**32 - 1,
+)
+ODD_TEXTS = (
+    "",
+    " ",
+    "0",
+    "-1",
+    "1e9",
+    "nan",
+    "inf",
+    "2048,5",
+    "null",
+    "true",
+    "~",
+    "[]",
+    "[1,2]",
+    "{}",
+    "{a: b}",
+    "{runs}",
+    "{eval.output}",
+    "..",
+    "/",
+    "\\",
+    "a\nb",
+    "\0",
+    "ä",
+    "€",
+    "'",
+    '"',
+    "%s",
+    "$HOME",
+    "*",
+    "x" * 300,
+    "=",
+    "1_000",
+    "007",
+)
+SCRIPTS = (
+    "batch_lcm_eval.py",
+    "batch_lcm_eval.py",
+    "ldm_eval.py",
+    "ldm_eval.py",
+    "vq-gan_eval.py",
+    "metrics.py",
+    "dataSegmentation.py",
+    "ldm_train.py",
+)
+EXTENSIONS = {"png": {}, "tif": {}, "jpg": {}, "bmp": {}, "gif": {}, "webp": {"lossless": True}, "jp2": {}, "pgm": {}}
+
+
+class TooSlow(BaseException):
+    """An input took longer than LIMIT_SECONDS. No Exception, which the readers would turn into a message."""
+
+
+# --- Inputs -----------------------------------------------------------------------------------------------------------
+
+def chest(rng: random.Random) -> np.ndarray:
+    """Something with the grey values of an X-ray, float64 (H, W) in [0, 1]; sometimes of an odd shape."""
+    height = rng.choice((SIDE, SIDE, SIDE, 1, 2, 33))
+    width = rng.choice((SIDE, SIDE, SIDE, 1, 3, 64))
+    noise = np.random.default_rng(rng.getrandbits(32)).random((height, width))
+    return np.clip(np.linspace(0, 1, width) * 0.6 + 0.4 * noise, 0, 1)
+
+
+def damaged(content: bytes, rng: random.Random) -> bytes:
+    """Bytes with a few of them changed, left out, doubled, exchanged for numbers of headers, or cut off."""
+    content = bytearray(content)
+    for _ in range(rng.choice((1, 1, 1, 2, 5, 30))):
+        if not content:
+            break
+        # Headers are where it hurts, so half of the damage is near the beginning.
+        place = rng.randrange(min(len(content), 200) if rng.random() < 0.5 else len(content))
+        length = rng.choice((1, 2, 4, 8, 64))
+        damage = rng.randrange(7)
+        if damage == 0:
+            content[place] ^= 1 << rng.randrange(8)
+        elif damage == 1:
+            content[place:place + length] = rng.randbytes(length)
+        elif damage == 2:
+            del content[place:place + length]
+        elif damage == 3:
+            content[place:place] = content[place:place + length]
+        elif damage == 4:
+            order = rng.choice(("big", "little"))
+            content[place:place + 4] = rng.choice(ODD_NUMBERS).to_bytes(4, order)
+        elif damage == 5:
+            content[place:place + length] = bytes(length)
+        else:
+            del content[place:]
+    return bytes(content)
+
+
+def picture_file(folder: Path, rng: random.Random, name: str = "x") -> Path:
+    """An image file of a random kind, whole."""
+    extension = rng.choice(list(EXTENSIONS))
+    pixels = chest(rng)
+    levels = (pixels * 255).astype(np.uint8)
+    if extension in ("png", "tif", "jp2", "pgm") and rng.random() < 0.4:
+        levels = (pixels * rng.choice((1023, 4095, 65535))).astype(np.uint16)
+    elif rng.random() < 0.2 and extension != "pgm":
+        levels = np.repeat(levels[..., None], 3, axis=-1)
+    picture = Image.fromarray(levels)
+    keywords = dict(EXTENSIONS[extension])
+    if extension == "tif":
+        keywords["compression"] = rng.choice((None, "tiff_lzw", "tiff_adobe_deflate", "packbits"))
+    if extension in ("png", "jpg") and rng.random() < 0.3:
+        exif = Image.Exif()
+        exif[274] = rng.randrange(10)
+        keywords["exif"] = exif
+    path = folder / f"{name}.{extension}"
+    if extension == "pgm" and levels.dtype == np.uint16:
+        header = f"P5 {levels.shape[1]} {levels.shape[0]} 65535\n".encode()
+        path.write_bytes(header + levels.astype(">u2").tobytes())
+    else:
+        picture.save(path, **keywords)
+    return path
+
+
+def dicom_file(folder: Path, rng: random.Random, name: str = "x") -> Path:
+    """A DICOM file whose header is odd in a few attributes."""
+    bits = rng.choice((8, 10, 12, 16))
+    levels = (chest(rng) * (2 ** bits - 1)).astype(np.uint8 if bits == 8 else np.uint16)
+    meta = FileMetaDataset()
+    meta.TransferSyntaxUID = rng.choice((ExplicitVRLittleEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian))
+    meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.1.1"
+    meta.MediaStorageSOPInstanceUID = generate_uid(entropy_srcs=[str(rng.random())])
+    path = folder / f"{name}.dcm"
+    dataset = FileDataset(path, {}, file_meta=meta, preamble=bytes(128))
+    header = {
+        "SOPClassUID": meta.MediaStorageSOPClassUID, "SOPInstanceUID": meta.MediaStorageSOPInstanceUID,
+        "StudyInstanceUID": generate_uid(entropy_srcs=["study"]), "PatientName": "Doe^Jane", "PatientID": "1",
+        "Rows": levels.shape[0], "Columns": levels.shape[1], "SamplesPerPixel": 1,
+        "PhotometricInterpretation": rng.choice(("MONOCHROME1", "MONOCHROME2")),
+        "BitsAllocated": 8 * levels.itemsize, "BitsStored": bits, "HighBit": bits - 1, "PixelRepresentation": 0,
+    }
+    odd = {
+        "Rows": rng.choice(ODD_NUMBERS[:17]),
+        "BitsStored": rng.choice(ODD_NUMBERS[:10]),
+        "BitsAllocated": rng.choice((1, 8, 16, 32)),
+        "HighBit": rng.randrange(20),
+        "PixelRepresentation": rng.choice((0, 1, 1, 2)),
+        "PhotometricInterpretation": rng.choice(("RGB", "PALETTE COLOR", "", "YBR_FULL")),
+        "SamplesPerPixel": rng.choice((0, 3)),
+        "NumberOfFrames": rng.choice(("0", "2", "", "1")),
+        "PixelPaddingValue": rng.choice(ODD_NUMBERS[:17]),
+        "WindowCenter": rng.choice(("", "2048", "1e300", "-5", "2048\\40")),
+        "WindowWidth": rng.choice(("", "0", "1", "4096", "-1")),
+        "RescaleSlope": rng.choice(("", "0", "1", "-2", "1e-300", "1e300")),
+        "RescaleIntercept": rng.choice(("", "0", "-1024")),
+        "VOILUTFunction": rng.choice(("SIGMOID", "LINEAR_EXACT", "ODD", "")),
+        "SeriesNumber": rng.choice(("", "-3", "7")),
+        "VOILUTSequence": pydicom.Sequence([_odd_table(rng)] * rng.randrange(2)),
+        "ModalityLUTSequence": pydicom.Sequence([_odd_table(rng)] * rng.randrange(2)),
+    }
+    for keyword in rng.sample(list(odd), rng.choice((0, 1, 1, 2, 4))):
+        header[keyword] = odd[keyword]
+    if rng.random() < 0.2:
+        del header[rng.choice(list(header))]
+    for keyword, value in header.items():
+        setattr(dataset, keyword, value)
+    dataset.PixelData = levels.tobytes() + bytes(levels.nbytes % 2)
+    dataset["PixelData"].VR = "OW"
+    if rng.random() < 0.15 and len(dataset.PixelData) % 2 == 0:
+        dataset.PixelData = pydicom.encaps.encapsulate([rng.randbytes(500)])
+        dataset["PixelData"].is_undefined_length = True
+        meta.TransferSyntaxUID = RLELossless
+    dataset.save_as(path, implicit_vr=meta.TransferSyntaxUID == ImplicitVRLittleEndian, little_endian=True)
+    return path
+
+
+def _odd_table(rng: random.Random) -> pydicom.Dataset:
+    """An item of a sequence of lookup tables, whose descriptor may not fit."""
+    table = pydicom.Dataset()
+    length = rng.choice((0, 1, 256, 4096))
+    table.add_new("LUTDescriptor", "US", [length, rng.choice((0, 5, 65535)), rng.choice((0, 8, 10, 16, 40))])
+    table.add_new("LUTData", "US", [rng.randrange(65536) for _ in range(rng.choice((1, 2, 256, 4096)))])
+    return table
+
+
+# --- What is done with them: each of these gives "result", or raises --------------------------------------------------
+
+def read_and_write(path: Path, out: Path, rng: random.Random) -> str:
+    """Everything that an evaluation does with an image, but for the networks."""
+    limits = images.parse_limits(rng.choice(("auto", "auto", "auto", "container", "4095", "-100..3000")))
+    picture = images.read(path, limits)
+    assert picture.pixels.ndim == 2 and picture.pixels.dtype == np.float32, "a picture is float32 (H, W)"
+    assert picture.pixels.min() >= 0 and picture.pixels.max() <= 1, "pixels lie in [0, 1]"
+    assert "\n" not in picture.note, "a note is one line"
+    square = images.to_network(picture.pixels, 32)
+    result = images.from_network(square, picture.pixels.shape)
+    images.write_like(out / "x.png", result, picture)
+    again = images.read(out / "x.png")
+    assert again.pixels.shape == picture.pixels.shape, "a result has its input's shape"
+    if images.is_dicom(path):
+        images.write_dicom(out / "x.dcm", result, path, "fuzz", ("fuzz",), limits)
+        images.read(out / "x.dcm")
+    images.check(picture)
+    return "result"
+
+
+def try_image(folder: Path, out: Path, rng: random.Random) -> str:
+    path = picture_file(folder, rng)
+    path.write_bytes(damaged(path.read_bytes(), rng))
+    if rng.random() < 0.1:  # under another kind's name
+        path = path.rename(path.with_suffix(rng.choice((".dcm", ".img", ".npy", ".png"))))
+    return read_and_write(path, out, rng)
+
+
+def try_dicom(folder: Path, out: Path, rng: random.Random) -> str:
+    path = dicom_file(folder, rng)
+    if rng.random() < 0.4:
+        path.write_bytes(damaged(path.read_bytes(), rng))
+    elif rng.random() < 0.2:
+        path.write_bytes(path.read_bytes() + bytes(rng.choice((1, 2, 511, 512))))
+    return read_and_write(path, out, rng)
+
+
+def try_array(folder: Path, out: Path, rng: random.Random) -> str:
+    """NumPy files of odd types, shapes and values."""
+    number = rng.choice(("u1", "u2", ">u2", "i2", "i4", "u8", "f2", "f4", "f8", ">f8", "c8", "?", "O", "U3", "M8[s]"))
+    shape = rng.choice(
+        ((8, 9), (0, 5), (5,), (), (1, 8, 9), (8, 9, 1), (8, 9, 3), (8, 9, 4), (2, 8, 9), (1, 1), (3, 3, 3, 3))
+    )
+    values = np.random.default_rng(rng.getrandbits(32)).random(shape) * rng.choice((1, 255, 70000, -1, 1e300))
+    if rng.random() < 0.2:
+        values = np.where(values > 0.5, rng.choice((np.nan, np.inf, -np.inf)), values)
+    path = folder / "x.npy"
+    np.save(path, values.astype(number), allow_pickle=number == "O")
+    if rng.random() < 0.3:
+        path.write_bytes(damaged(path.read_bytes(), rng))
+    return read_and_write(path, out, rng)
+
+
+def odd_name(rng: random.Random) -> str:
+    """A file name such as archives and other systems leave."""
+    letters = string.ascii_letters + string.digits + " .,;#%&'()[]{}=+~@^$!-_\n\t\"\\*?<>|:äß€漢😀\udcff\u202e"
+    length = rng.choice((1, 3, 10, 40, 80))
+    name = "".join(rng.choice(letters) for _ in range(length))
+    return name.strip("./") or "x"
+
+
+def try_name(folder: Path, out: Path, rng: random.Random) -> str:
+    path = picture_file(folder, rng)
+    path = path.rename(folder / (odd_name(rng)[:80] + path.suffix))
+    name = images.stem(path)
+    found = lists.inputs(folder, folder)
+    assert list(found) == [name] or name.startswith("."), "a folder's image has the name that its list would give it"
+    images.write(out / f"{name}.png", images.read(path).pixels)
+    list_file = out / "x_testset.txt"
+    lists.write_list(list_file, [name])
+    assert lists.read_list(list_file) == [name], "a list that is written reads back"
+    return "result"
+
+
+def try_list(folder: Path, out: Path, rng: random.Random) -> str:
+    lines = [rng.choice(("0.png", "0", "\ufeff0.png", "0.png\r\n\n"))]
+    if rng.random() < 0.7:
+        lines.append(rng.choice(("1", "../0.png", "/etc/passwd", "a\0b", ".", "0", odd_name(rng))))
+    content = "\n".join(lines).encode("utf-8", "surrogateescape")
+    path = folder / "x_testset.txt"
+    path.write_bytes(damaged(content, rng) if rng.random() < 0.3 else content)
+    (folder / "CXR").mkdir()
+    picture_file(folder / "CXR", rng, "0")
+    lists.read_list(path, folder / "CXR")
+    lists.inputs(path, folder)
+    return "result"
+
+
+def try_folder(folder: Path, out: Path, rng: random.Random) -> str:
+    """Trees of whole, damaged, missing, doubled, linked and foreign files."""
+    for part in rng.sample(("CXR", "BS", "Mask", "other"), rng.randrange(5)):
+        place = folder / part
+        place.mkdir()
+        for number in range(rng.randrange(4)):
+            path = picture_file(place, rng, str(number))
+            if rng.random() < 0.2:
+                path.write_bytes(damaged(path.read_bytes(), rng))
+        strange = place / rng.choice(("a.png", "DICOMDIR", "b.heic", ".hidden.png", "0.npy"))
+        make = rng.choice(
+            (
+                strange.touch,
+                strange.mkdir,
+                lambda path=strange: path.symlink_to("/dev/zero"),
+                lambda path=strange: path.symlink_to(path.name),
+                lambda path=strange: os.mkfifo(path),
+                lambda: None,
+            )
+        )
+        if not strange.exists():
+            make()
+    asked = rng.choice((folder, folder / "CXR", folder / "CXR" / "0.png"))
+    if rng.random() < 0.5:
+        lists.find_pairs(folder)
+    else:
+        find_cases(asked, folder, rng.choice((None, None, folder / "Mask")))
+    return "result"
+
+
+def odd_change(rng: random.Random) -> str:
+    """A key=value for the command line, sometimes of a key that is not there."""
+    known = list(config.load(ROOT / "config.yaml"))
+    key = rng.choice(known)
+    if rng.random() < 0.1:
+        key = rng.choice((key[:-1], key + ".x", "", "eval", odd_name(rng)))
+    value = rng.choice(ODD_TEXTS) if rng.random() < 0.7 else str(rng.choice((-1, 1)) * rng.choice(ODD_NUMBERS))
+    return f"{key}={value}" if rng.random() < 0.97 else key
+
+
+def try_settings(folder: Path, out: Path, rng: random.Random) -> str:
+    path = ROOT / "config.yaml"
+    if rng.random() < 0.3:
+        content = path.read_bytes()
+        path = folder / "config.yaml"
+        path.write_bytes(damaged(content, rng))
+        if rng.random() < 0.2:
+            path.write_text(yaml.safe_dump(rng.choice(({}, [], "x", 1, None, {"profiles": 3}, {"data": None}))))
+    changes = [odd_change(rng) for _ in range(rng.choice((0, 1, 1, 1, 2)))]
+    profile = rng.choice(("szch", "small", "demo", "szch", "small", "none"))
+    settings = config.parse("fuzz", ["data"], ["--config", str(path), "--profile", profile, *changes])
+    config.to_yaml(settings)
+    return "result"
+
+
+def tiny_network(rng: random.Random) -> torch.nn.Module:
+    if rng.random() < 0.5:
+        return MLVQGAN(channels=(8, 16), residual_channels=8, residual_layers=1, codes=32)
+    return ConditionalUNet(width=32, multipliers=(1, 1), blocks=1, heads=4, attention=(2,))
+
+
+def try_weights(folder: Path, out: Path, rng: random.Random) -> str:
+    """Weights with a damaged header, damaged bytes or an odd content."""
+    network = tiny_network(rng)
+    path = folder / "x.safetensors"
+    network.save(path)
+    content = path.read_bytes()
+    form = rng.randrange(4)
+    if form == 0:
+        path.write_bytes(damaged(content, rng))
+    elif form == 1:
+        path.write_bytes(_with_odd_header(content, rng))
+    else:
+        path = folder / "x.pth"
+        state = network.state_dict()
+        odd = (
+            {},
+            [],
+            3,
+            "x",
+            {"a": 1},
+            {"state_dict": 3},
+            {"state_dict": state},
+            state,
+            {**state, "more": torch.zeros(2)},
+        )
+        torch.save(rng.choice(odd), path)
+        if form == 3:
+            path.write_bytes(damaged(path.read_bytes(), rng))
+    rng.choice((MLVQGAN, ConditionalUNet)).load(path)
+    return "result"
+
+
+def _with_odd_header(content: bytes, rng: random.Random) -> bytes:
+    """A safetensors file whose own header, in its metadata, is another."""
+    length = int.from_bytes(content[:8], "little")
+    outer = json.loads(content[8:8 + length])
+    inner = json.loads(outer["__metadata__"]["header"])
+    settings = inner["settings"]
+    key = rng.choice(list(settings))
+    odd = (None, -1, 0, 10 ** 9, "x", [], {}, 1.5, True, [1, 2, 3], [10 ** 9, 8])
+    changed = rng.choice(
+        (
+            [],
+            "x",
+            {},
+            {"network": inner["network"]},
+            {**inner, "network": rng.choice(odd)},
+            {**inner, "settings": rng.choice(odd)},
+            {**inner, "settings": {**settings, key: rng.choice(odd)}},
+            {**inner, "settings": {**settings, "of_a_newer_version": 1}},
+        )
+    )
+    outer["__metadata__"]["header"] = json.dumps(changed) if rng.random() < 0.9 else "no JSON"
+    header = json.dumps(outer).encode()
+    header += b" " * (-len(header) % 8)
+    return len(header).to_bytes(8, "little") + header + content[8 + length:]
+
+
+def try_state(folder: Path, out: Path, rng: random.Random) -> str:
+    """Training states that are damaged or hold something else."""
+    for step in range(rng.choice((1, 2))):
+        path = folder / f"state_{step:08d}.pt"
+        torch.save(rng.choice(({"step": step, "x": torch.zeros(3)}, [], 3, {"a": np.zeros(3)}, {"a": Path("x")})), path)
+        if rng.random() < 0.6:
+            path.write_bytes(damaged(path.read_bytes(), rng))
+    checkpoint.newest_state(folder, warn=lambda text: None)
+    return "result"
+
+
+def try_script(folder: Path, out: Path, rng: random.Random) -> str:
+    """A script, started as a person does, with a bad image, folder, list or setting."""
+    script = rng.choice(SCRIPTS)
+    make = rng.choice((picture_file, dicom_file))
+    path = make(folder, rng)
+    if rng.random() < 0.3:
+        path.write_bytes(damaged(path.read_bytes(), rng))
+    arguments = [
+        f"runs={out}",
+        f"data.root={folder}",
+        f"eval.output={out / 'results'}",
+        "data.image_size=64",
+        "threads=1",
+        f"eval.input={rng.choice((path, path, folder, folder / 'none.txt'))}",
+    ]
+    arguments.append("eval.dicom=" + rng.choice(("true", "false", "false")))
+    if rng.random() < 0.25:
+        change = odd_change(rng)
+        if "\0" not in change:  # no shell can say that
+            arguments.append(change)
+    command = [sys.executable, str(ROOT / script), "--profile", "small", *arguments]
+    ended = subprocess.run(
+        command, cwd=out, capture_output=True, timeout=SCRIPT_SECONDS, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    said = ended.stderr.decode("utf-8", "replace")
+    lines = [
+        line for line in said.splitlines() if not line.startswith("note: ") and "\r" not in line and "%|" not in line
+    ]
+    assert "Traceback" not in said, f"{script} {arguments}: {said.strip()[-600:]}"
+    assert ended.returncode in (0, 1, 2), f"{script} {arguments}: status {ended.returncode}"
+    if ended.returncode == 0:
+        return "result"
+    assert len([line for line in lines if line.startswith(script)]) == 1, f"{script} {arguments}: {said[-600:]}"
+    raise UserError(lines[-1])
+
+
+# --- The campaign -----------------------------------------------------------------------------------------------------
+
+KINDS: dict[str, tuple[Callable[[Path, Path, random.Random], str], int]] = {  # of each: what is done, and its share
+    "image": (try_image, 30),
+    "dicom": (try_dicom, 20),
+    "array": (try_array, 8),
+    "name": (try_name, 5),
+    "list": (try_list, 6),
+    "folder": (try_folder, 6),
+    "settings": (try_settings, 12),
+    "weights": (try_weights, 8),
+    "state": (try_state, 3),
+    "script": (try_script, 2),
+}
+
+
+def attempt(kind: str, number: int, seed: int, folder: Path) -> tuple[str, str]:
+    """(outcome, what was said) of one input, made and tried in a new folder."""
+    rng = random.Random(f"{seed}/{number}/{kind}")
+    inputs = folder / "in"
+    out = folder / "out"
+    inputs.mkdir()
+    out.mkdir()
+    before: dict[str, str] = {}
+    function = KINDS[kind][0]
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    signal.signal(signal.SIGALRM, _too_slow)
+    signal.setitimer(signal.ITIMER_REAL, SCRIPT_SECONDS if kind == "script" else LIMIT_SECONDS)
+    heard = io.StringIO()
+    try:
+        with warnings.catch_warnings(), redirect_stdout(heard), redirect_stderr(heard), _watched(inputs, before):
+            warnings.simplefilter("ignore")
+            outcome = function(inputs, out, rng)
+        said = ""
+    except UserError as error:
+        outcome = "refused"
+        said = str(error)
+        if "\n" in said or len(said) > 2000:
+            outcome = "FAILED: a message of several lines"
+        elif "allocate" in said:
+            outcome = "FAILED: asks for more memory than there is"
+    except SystemExit as error:
+        outcome = "refused" if error.code == 2 else f"FAILED: exit status {error.code}"  # argparse's own refusal
+        said = heard.getvalue()
+    except TooSlow:
+        outcome = f"FAILED: took more than {LIMIT_SECONDS} s"
+        said = traceback.format_exc(limit=-3)
+    except (Exception, subprocess.TimeoutExpired) as error:
+        outcome = f"FAILED: {type(error).__name__}"
+        said = "".join(traceback.format_exception(error)[-4:])
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+    taken = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory) * 1024
+    if taken > LIMIT_BYTES:
+        outcome = f"FAILED: took {taken >> 20} MiB"
+    if before and before != digests(inputs):
+        outcome = "FAILED: changed its input"
+    return outcome, said
+
+
+class _watched:
+    """Notes what the inputs are when the code under test is first called: they are made inside the same function."""
+
+    def __init__(self, folder: Path, before: dict[str, str]):
+        self.folder = folder
+        self.before = before
+        self.originals = {}
+
+    def __enter__(self):
+        for owner, name in WATCHED:
+            original = getattr(owner, name)
+            self.originals[owner, name] = original
+            setattr(owner, name, self._noting(original))
+
+    def _noting(self, original):
+        def call(*arguments, **keywords):
+            if not self.before:
+                self.before.update(digests(self.folder))
+            return original(*arguments, **keywords)
+        return call
+
+    def __exit__(self, *error):
+        for (owner, name), original in self.originals.items():
+            setattr(owner, name, original)
+
+
+# The first functions of the project that see an input.
+WATCHED = ((images, "read"), (lists, "inputs"), (lists, "read_list"), (lists, "find_pairs"), (config, "parse"),
+           (checkpoint, "read_weights"), (checkpoint, "newest_state"), (subprocess, "run"))
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """{path: digest} of the ordinary files below a folder."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and not path.is_symlink():
+            found[str(path)] = hashlib.sha256(path.read_bytes()).hexdigest()
+    return found
+
+
+def _too_slow(number, frame):
+    raise TooSlow
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--count", type=int, default=1000, help="inputs (1000)")
+    parser.add_argument("--first", type=int, default=0, help="number of the first input (0)")
+    parser.add_argument("--seconds", type=float, default=0, help="go on for so long, whatever --count says")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", default=",".join(KINDS), help="kinds, separated by commas (all)")
+    parser.add_argument("--keep", type=Path, help="folder for the inputs that failed")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    kinds = options.only.split(",")
+    unknown = [kind for kind in kinds if kind not in KINDS]
+    if unknown:
+        parser.error(f"no kind {', '.join(unknown)}; there are {', '.join(KINDS)}")
+
+    counts: Counter = Counter()
+    failures = 0
+    start = time.monotonic()
+    number = options.first
+    while time.monotonic() - start < options.seconds if options.seconds else number < options.first + options.count:
+        shares = [KINDS[kind][1] for kind in kinds]
+        kind = random.Random(f"{options.seed}/{number}").choices(kinds, shares)[0]
+        with tempfile.TemporaryDirectory() as folder:
+            outcome, said = attempt(kind, number, options.seed, Path(folder))
+            if outcome.startswith("FAILED"):
+                failures += 1
+                print(f"{number} {kind}: {outcome}\n    " + said.strip().replace("\n", "\n    "), flush=True)
+                if options.keep:
+                    shutil.copytree(
+                        folder, options.keep / f"{options.seed}_{number}_{kind}", symlinks=True, dirs_exist_ok=True
+                    )
+        counts[kind, outcome.split(":")[0]] += 1
+        number += 1
+
+    seconds = time.monotonic() - start
+    print(f"\n{'kind':10} {'result':>8} {'refused':>8} {'failed':>8}")
+    for kind in kinds:
+        print(f"{kind:10} {counts[kind, 'result']:8} {counts[kind, 'refused']:8} {counts[kind, 'FAILED']:8}")
+    print(f"{number - options.first} inputs of seed {options.seed} in {seconds:.0f} s: {failures} failed")
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
