@@ -14,6 +14,9 @@ and what is left of them. For one image eval.output=soft.png names the result it
 input, and no file that the summary.json beside it does not know, is ever written over; results of different settings
 never share a folder.
 
+With eval.nodules=nodules.npz also insertion.txt and insertion.csv: real nodules put into the X-rays, and what is left
+of them.
+
 A list of values makes an ablation: each is run into a folder of its own, and they are scored beside each other as
 metrics.py does.
 

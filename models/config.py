@@ -54,8 +54,8 @@ if typing.TYPE_CHECKING:
 __all__ = (
     "KEYS", "SECTIONS", "AnyTraining", "Augment", "BsldmSampling", "Course", "Data", "Discriminator", "Eval",
     "GllcmFusion", "GllcmSampling", "ImageAugmentation", "Lcm", "Ldm", "Metrics", "Settings", "Simulate", "Train",
-    "Unet", "Vqgan", "VqganLoss", "VqganNetwork", "check_autoencoder_size", "check_image_size", "check_latent_crop",
-    "flatten", "keys", "load", "parse", "parse_variants", "part", "to_yaml", "values",
+    "Unet", "Vqgan", "VqganLoss", "VqganNetwork", "check_autoencoder_size", "check_image_size", "flatten",
+    "keys", "load", "parse", "parse_variants", "part", "to_yaml", "values",
 )
 
 ROOT = Path(__file__).resolve().parent.parent  # the folder of the scripts
@@ -450,19 +450,6 @@ def check_autoencoder_size(settings: Settings) -> None:
         raise UserError(f"data.image_size={size} is not a multiple of {factor}, which this autoencoder needs")
     if crop % factor or crop > size:
         raise UserError(f"vqgan.crop={crop} should be a multiple of {factor} and at most data.image_size={size}")
-
-
-def check_latent_crop(settings: Settings, factor: int) -> None:
-    """Raise UserError if the U-Net cannot halve train.crop as often as it has levels, or the latents are smaller.
-
-    factor: side of an image over side of its latent.
-    """
-    multiple = 2 ** (len(settings.unet.multipliers) - 1)
-    side = settings.data.image_size // factor
-    crop = settings.train.crop
-    if crop % multiple or crop > side:
-        raise UserError(f"train.crop={crop} should be a multiple of {multiple} and at most {side}, "
-                        "the side of a latent")
 
 
 def check_image_size(settings: Settings, factor: int) -> None:

@@ -18,9 +18,6 @@ K_1 = 0.01                                                 # SSIM's constant of 
 K_2 = 0.03                                                 # SSIM's constant of the contrast-structure term
 SCALE_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)   # beta_1 ... beta_5 of MS-SSIM, finest scale first
 MS_SSIM_MIN_SIDE = (WINDOW - 1) * 2 ** (len(SCALE_WEIGHTS) - 1) + 1  # pixels, so that the coarsest scale holds a window
-CROP_STEP = 4                                              # latent pixels between the places where a crop can start
-CROP_FLOOR = 0.5                                           # probability of crops without lesions, of the mean crop's
-CROP_DRAWS = 1 << 24                                       # uniform integers below this decide where a crop starts
 LOGIT_SLOPE = 0.05                                         # LeakyReLU before the least squares [S]
 
 
@@ -222,13 +219,12 @@ def autoencoder_objective(hybrid: HybridLoss) -> Callable:
 
 
 def denoising_objective(alpha_bar: Tensor, offset: float, weight: Callable[[Tensor], Tensor] | None = None, *,
-                        lesion_weight: float = 0.0, least_timestep: int = 0, crop: int = 0) -> Callable:
+                        lesion_weight: float = 0.0, least_timestep: int = 0) -> Callable:
     """The update of both noise estimators: estimate the noise in a soft-tissue latent, beside the CXR's latent.
 
     The latent is noised to a timestep drawn for each image. alpha_bar (1000,): the schedule. offset: coefficient of the
     offset noise. weight: timesteps (B,) -> weights (B,) of the images' errors; None, as published: all 1.
-    least_timestep: the first of the timesteps that are drawn. crop: side of what is cut out of each latent, see
-    `crop_latents`; 0 for the whole latent.
+    least_timestep: the first of the timesteps that are drawn; 0 as published.
 
     A batch can bring each patient's twin, the same patient without lesions. Both are noised with the same eps to the
     same t, and with z_0', c' of the twin the loss is
@@ -244,8 +240,6 @@ def denoising_objective(alpha_bar: Tensor, offset: float, weight: Callable[[Tens
     """
 
     def objective(networks: dict, batch: dict[str, Tensor], noise) -> tuple[dict, dict]:
-        if crop:
-            batch = crop_latents(batch, crop, noise.integers("crop", CROP_DRAWS))
         z_0 = batch["soft"]
         cxr = batch["cxr"]
         channels = z_0.shape[1]
@@ -287,33 +281,3 @@ def lesion_loss(predicted: Tensor, weight: Tensor | None = None) -> Tensor:
     if weight is None:
         return error.mean()
     return (error * weight[:len(error)]).mean()
-
-
-def crop_latents(batch: dict[str, Tensor], side: int, draws: Tensor) -> dict[str, Tensor]:
-    """The same square (B, C, side, side) of all latents of a pair and its twin.
-
-    draws: (B,), uniform integers below CROP_DRAWS, decide the places. If there are twins, a place's probability grows
-    with what lesions change there, above a floor: most of an X-ray shows no lesion.
-    """
-    cxr = batch["cxr"]
-    twin = batch.get("twin_cxr", cxr)
-    change = (cxr - twin).square().mean(1, keepdim=True)  # (B, 1, h, w)
-    change = F.avg_pool2d(change, side, CROP_STEP)        # (B, 1, n, m): of each place
-    columns = change.shape[-1]
-    change = change.flatten(1)                            # (B, n m)
-
-    # the place at which the cumulative probability reaches the draw
-    probability = change + CROP_FLOOR * change.mean(1, keepdim=True) + 1e-12  # without twins all are alike
-    cumulative = (probability / probability.sum(1, keepdim=True)).cumsum(1)
-    share = (draws.double() / CROP_DRAWS).to(cumulative.dtype)[:, None]
-    places = (cumulative < share).sum(1).clamp(max=change.shape[1] - 1).tolist()
-
-    cropped = {}
-    for name, latents in batch.items():
-        squares = []
-        for latent, place in zip(latents, places):
-            top = place // columns * CROP_STEP
-            left = place % columns * CROP_STEP
-            squares.append(latent[:, top:top + side, left:left + side])
-        cropped[name] = torch.stack(squares)
-    return cropped

@@ -249,7 +249,6 @@ class Train(AnyTraining):
     """What the three trainings share, and what only those of the noise estimators have (see losses)."""
     lesion_weight: Amount
     least_timestep: Annotated[Whole, Field(le=999)]  # the noise schedule's last
-    crop: Whole
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -271,7 +270,7 @@ class Eval(ResultForm):
     range: Text  # see images.parse_limits
     masks: Text | None
     nodules: Text | None
-    inserted: Count
+    inserted: Annotated[Count, Field(le=1000)]
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -160,6 +160,8 @@ def test_an_image_that_a_folder_lacks_is_named_and_the_rest_measured(folders):
     result = measured(folder, found)
     assert len(result.rows["half"]) == 6 and len(result.faults) == 1 and "half" in result.faults[0]
     assert all(np.isnan(row.slope) for row in result.rows["half"])
+    alone = measured(folder, found[:2])  # two findings of one X-ray
+    assert not alone.faults and "no model observer" in findings.tables(alone)[0].notes[0]
     with pytest.raises(UserError, match="no finding"):
         measured(folder, [findings.Finding("elsewhere", 1, 1, 5)])
 

@@ -138,7 +138,7 @@ def test_an_evaluation_leaves_the_table_and_a_line_per_nodule(tmp_path, patient)
         return 0.5 * cxr
 
     cubes = insertion.read_nodules(tmp_path / "nodules.npz")
-    written = insertion.evaluate(half, [case], tmp_path, size=SIZE, nodules=cubes, count=3, method="half")
+    written = insertion.evaluate(half, [case], tmp_path, size=SIZE, nodules=cubes, count=3, title="half")
     assert "half" in written and "0.500" in written and (tmp_path / "insertion.txt").read_text() == written
     lines = (tmp_path / "insertion.csv").read_text().splitlines()
     assert lines[0].startswith("image,nodule,x,y") and len(lines) == 4

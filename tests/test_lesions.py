@@ -297,20 +297,6 @@ def test_timesteps_start_where_they_are_told_to():
     assert seen[0].min() >= 990 and torch.equal(seen[0][:2], seen[0][2:])  # a patient and his twin are noised alike
 
 
-def test_parts_are_cut_out_where_lesions_are_and_alike_in_all_latents():
-    cxr, twin = torch.rand(2, 400, 1, 32, 32).unbind()
-    twin = cxr.clone()
-    twin[..., 20:24, 4:8] -= 8  # the lesion
-    cut = losses.crop_latents({"cxr": cxr, "twin_cxr": twin}, 8, torch.randint(losses.CROP_DRAWS, (400,)))
-    assert cut["cxr"].shape == (400, 1, 8, 8)
-    change = cut["cxr"] - cut["twin_cxr"]
-    assert ((change.abs() < 1e-5) | ((change - 8).abs() < 1e-5)).all()  # from the same place
-    changed = (change > 1).flatten(1).any(1)
-    assert 0.4 < changed.float().mean() < 0.95
-    alone = losses.crop_latents({"cxr": cxr, "soft": cxr}, 8, torch.randint(losses.CROP_DRAWS, (400,)))
-    assert torch.equal(alone["cxr"], alone["soft"])  # without twins, anywhere
-
-
 # --- Settings and scripts ---------------------------------------------------------------------------------------------
 
 def test_a_lesion_weight_needs_twins(tmp_path):
@@ -323,19 +309,8 @@ def test_a_lesion_weight_needs_twins(tmp_path):
         noise_estimator.train(settings, settings.ldm, pipelines.BSLDM, masked=False, sampling={}, reads=())
 
 
-@pytest.mark.parametrize("crop, fits", [(0, True), (8, True), (32, True), (4, False), (40, False)])
-def test_a_crop_fits_the_unet_and_the_latents(crop, fits):
-    changes = [f"train.crop={crop}", "data.image_size=256", "unet.multipliers=[1,1,1,1]"]
-    settings = config.parse("", ("train", "unet", "data"), changes)
-    if fits:
-        config.check_latent_crop(settings, 8)
-        return
-    with pytest.raises(UserError, match=f"train.crop={crop} should be a multiple of 8 and at most 32"):
-        config.check_latent_crop(settings, 8)
-
-
 def test_patients_with_twins_through_the_scripts(chain):
-    """Simulated, checked, split by patient, and trained on in crops with the lesion loss."""
+    """Simulated, checked, split by patient, and trained on with the lesion loss."""
     places = ["data.root=runs/twins/data", "data.lists=runs/twins/lists"]
     run("dataSegmentation.py", *places, "simulate.lesions=true", "simulate.count=6", folder=chain)
     names = [path.stem for path in (chain / "runs" / "twins" / "data" / "CXR").iterdir()]
@@ -344,7 +319,7 @@ def test_patients_with_twins_through_the_scripts(chain):
         listed = lists.read_list(chain / "runs" / "twins" / "lists" / f"data_{part}.txt")
         assert listed and lists.with_twins(listed), f"{part} parts a patient from the twin"
     run("ldm_train.py", *places, "runs=runs/twins", "vqgan.weights=runs/demo/vqgan/weights.safetensors",
-        "train.lesion_weight=3", "train.crop=8", "train.least_timestep=500", folder=chain)
+        "train.lesion_weight=3", "train.least_timestep=500", folder=chain)
     with (chain / "runs" / "twins" / "ldm" / "log.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert float(rows[0]["lesions"]) == 0  # the last layer starts at 0, and nothing depends on what is seen

@@ -74,12 +74,13 @@ class Measured:
 class Result:
     """What `measure` found. rows: {method: a Measured for each finding}, in one order for all methods; observers:
     {method: Comparison with the untouched CXR}; crops: {method or "CXR" or "target": squares (CROP_SIZE, CROP_SIZE), a
-    finding each}; faults: lines.
+    finding each}; faults, notes: lines.
     """
     rows: dict[str, list[Measured]]
     observers: dict[str, observer.Comparison] = field(default_factory=dict)
     crops: dict[str, list[np.ndarray]] = field(default_factory=dict)
     faults: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
 # --- The list of findings ---------------------------------------------------------------------------------------------
@@ -229,7 +230,7 @@ def measure(predictions: dict[str, str | Path], cxr, found: list[Finding], *, ta
 
 
 def _observe(result: Result, responses: dict, names: tuple[list, list], seed: int) -> None:
-    """Fill in result.observers, or a fault that says why there are none."""
+    """Fill in result.observers, or a note that says why there are none."""
     images_present, images_absent = (np.array(each) for each in names)
     observed = {}  # {method: scores of the places}
     try:
@@ -239,7 +240,7 @@ def _observe(result: Result, responses: dict, names: tuple[list, list], seed: in
             observed[method] = observer.cross_validate(outputs_present, outputs_absent, images_present, images_absent,
                                                        seed)
     except ValueError as error:
-        result.faults.append(f"no model observer: {error}")
+        result.notes.append(f"no model observer: {error}")
         return
     for method, after in observed.items():
         result.observers[method] = observer.compare(observed[UNTOUCHED], after, images_present, images_absent, seed)
@@ -267,7 +268,7 @@ def tables(result: Result) -> list[Table]:
     """What is kept of the findings, and what the observer sees, a row per method."""
     contrasts = Table(f"Findings ({len(result.rows[UNTOUCHED])}): contrast in the result over that in the CXR",
                       ["method", "median kept", "quartiles", "lost more than a fifth", "CNR before", "CNR after",
-                       "slope on target"], [])
+                       "slope on target"], [], notes=result.notes)
     for method, rows in result.rows.items():
         kept = np.array([row.kept for row in rows])
         kept = kept[np.isfinite(kept)]

@@ -221,12 +221,12 @@ def surroundings(added: np.ndarray) -> tuple[slice, slice]:
 
 
 def evaluate(pipeline, cases: list[Case], output: Path, *, size: int, nodules: list[Nodule], count: int, seed: int = 0,
-             method: str = "method") -> str:
+             title: str = "method") -> str:
     """Put `count` nodules into each X-ray of a run and write FILES into its folder; returns the table as text.
 
     cases: their masks and targets are used if there are any. size: side of the network's images, at which all is
-    measured. Every X-ray gets the next nodules of the list, which starts again at its end. method: its name in the
-    table. Several processes share the X-rays; the first of them writes.
+    measured. Every X-ray gets the next nodules of the list, which starts again at its end. title: the method's
+    name in the table. Several processes share the X-rays; the first of them writes.
     """
     # this process's share of the X-rays
     rows_of: dict[int, list[Row]] = {}
@@ -249,7 +249,7 @@ def evaluate(pipeline, cases: list[Case], output: Path, *, size: int, nodules: l
     for share in processes.all_gather_objects(rows_of):
         everyone |= share
     rows = [row for number in sorted(everyone) for row in everyone[number]]
-    written = text(table({method: rows}))
+    written = text(table({title: rows}))
     if processes.rank() == 0:
         for name, content in zip(FILES, (written, _as_csv(rows))):
             images.write_file(output / name, content.encode())

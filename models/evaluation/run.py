@@ -146,7 +146,7 @@ def suppress(job: Job, method_class: type[pipelines.Pipeline]) -> None:
     if job.nodules:
         kept = insertion.evaluate(method, job.cases, job.record.output.folder, size=job.settings.data.image_size,
                                   nodules=job.nodules, count=section.inserted, seed=section.seed,
-                                  method=method_class.title)
+                                  title=method_class.title)
         if processes.rank() == 0:
             print(kept)
 

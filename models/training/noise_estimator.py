@@ -41,7 +41,6 @@ def train(settings: config.Settings, section: config.Ldm | config.Lcm, method: t
         precision = pick_precision(settings.precision, device)
         vqgan = MLVQGAN.load(settings.vqgan.weights)
         config.check_image_size(settings, vqgan.factor)
-        config.check_latent_crop(settings, vqgan.factor)
         compiling.prepare_for_inference(vqgan, device, "float32", compiled=False)
         vqgan.to(device)
         vqgan_digest = checkpoint.digest(settings.vqgan.weights)
@@ -61,7 +60,7 @@ def train(settings: config.Settings, section: config.Ldm | config.Lcm, method: t
         loop.init_from(unet, section.start).to(device)
         unet.notes = method.notes(settings, vqgan)  # its weights say what they were trained for
         layers.checkpoint_activations(unet, settings.train.checkpointing)
-        side = settings.train.crop or size // vqgan.factor
+        side = size // vqgan.factor
         latents_per_image = 2 if lists.with_twins(pairs) else 1
         example_shape = (latents_per_image, channels, side, side)
         compiled = compile_network(unet, settings, section.batch_size, example_shape, device, precision)
@@ -73,7 +72,7 @@ def train(settings: config.Settings, section: config.Ldm | config.Lcm, method: t
         weight = unet.loss_weight if settings.unet.prior else None
         objective = losses.denoising_objective(
             alpha_bar, section.offset_noise, weight, lesion_weight=settings.train.lesion_weight,
-            least_timestep=settings.train.least_timestep, crop=settings.train.crop)
+            least_timestep=settings.train.least_timestep)
 
         # sample pictures: CXR, result, target
         def picture(networks: dict) -> np.ndarray:
