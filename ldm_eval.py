@@ -8,7 +8,8 @@
 
 Writes <eval.output>/<name>.png (size and depth of the input), panels/ (CXR | result | truth | taken away) and
 summary.json; with eval.samples=8 also deviation/ and overlays/, where the results drawn of an image differ; with
-eval.dicom=true dicom/. For one image eval.output=soft.png names the result itself; the rest goes to soft_files/. No
+eval.dicom=true dicom/; with eval.nodules=nodules.npz insertion.txt and insertion.csv: real nodules put into the X-rays,
+and what is left of them. For one image eval.output=soft.png names the result itself; the rest goes to soft_files/. No
 input, and no file that the summary.json beside it does not know, is ever written over; results of different settings
 never share a folder.
 
@@ -25,8 +26,8 @@ from models.runtime import entry
 READS = ("runs", "device", "precision", "compile", "features",
          "data.root", "data.name", "data.lists", "data.image_size", "vqgan.weights", "ldm.weights",
          *config.keys("ldm", config.BsldmSampling),
-         "eval.input", "eval.output", "eval.batch_size", "eval.seed", "eval.samples", "eval.residual", "eval.strength",
-         "eval.dicom", "metrics.size", "metrics.seed")
+         *(key for key in config.keys("eval", config.Eval) if key != "eval.masks"),  # BS-LDM sees no masks
+         "metrics.size", "metrics.seed")
 
 
 def main() -> int:

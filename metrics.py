@@ -9,6 +9,8 @@ reads   the images of metrics.prediction and, by the same names, of metrics.cxr 
 writes  metrics.output: metrics.txt, .md and .tex (tables of quality, cost, 95 % intervals, paired tests), metrics.csv
         (every image), metrics.json (all), metrics.png (box plots), comparison.png (the first images: CXR | each
         prediction | truth), examples_<method>.png (its best, median and worst image by MSE, with the signed difference)
+        with metrics.findings=list.csv also findings.txt, .md, .csv and .png: the contrast that known findings keep, and
+        a model observer that looks for them
 
 Everything is brought to metrics.size x metrics.size first: area average where a side shrinks, cubic where it grows. The
 row "untouched CXR" is what doing nothing scores; a method that does not beat it is never marked as the best. A file of
@@ -32,16 +34,19 @@ def main() -> int:
 
     # torch is imported only after the settings: --help and a mistyped key answer at once
     from models.data import lists
-    from models.evaluation import report, scoring
+    from models.evaluation import findings, report, scoring
     from models.runtime.device import pick_device
 
     # predictions
     folders = scoring.name_methods(settings.metrics.prediction)
     names = lists.read_list(settings.metrics.images) if settings.metrics.images else None
     masks = settings.metrics.masks or scoring.masks_beside(settings.metrics.cxr)
+    found = findings.read(settings.metrics.findings) if settings.metrics.findings else []
 
     # a place that cannot be written, or holds other files of these names, is refused before the work
-    report.refuse_foreign(Path(settings.metrics.output), list(folders), [], "metrics.output")
+    output = Path(settings.metrics.output)
+    inputs = [Path(settings.metrics.findings)] if found else []
+    report.refuse_foreign(output, list(folders), inputs, "metrics.output", findings.FILES if found else ())
     for line in scoring.doubtful(folders):
         print(line, file=sys.stderr)
 
@@ -51,7 +56,12 @@ def main() -> int:
                                    size=settings.metrics.size, device=device, features=settings.features)
 
     # tables and pictures
-    print(report.write(scored, settings.metrics.output, folders, settings.metrics.seed))
+    print(report.write(scored, output, folders, settings.metrics.seed))
+    if found:
+        measured = findings.measure(folders, settings.metrics.cxr, found, target=settings.metrics.target, masks=masks,
+                                    seed=settings.metrics.seed)
+        print(findings.write(measured, output))
+        scored.faults.extend(measured.faults)
     print(f"written to {settings.metrics.output}; intervals and paired tests are in metrics.txt")
     for fault in scored.faults:
         print(fault, file=sys.stderr)

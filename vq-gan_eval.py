@@ -12,7 +12,7 @@ from models import config
 from models.runtime import entry
 
 READS = ("runs", "device", "precision", "data.root", "data.name", "data.lists", "data.image_size", "vqgan.weights",
-         "eval.input", "eval.output", "eval.batch_size")
+         "eval.input", "eval.output", "eval.batch_size", "eval.range")
 
 
 def main() -> int:

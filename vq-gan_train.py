@@ -13,7 +13,7 @@ from models.runtime import entry
 READS = ("device", "precision", "compile", "features", "runs",
          "data.root", "data.name", "data.lists", "data.image_size",
          *(key for key in config.keys("vqgan", config.Vqgan) if key != "vqgan.weights"),
-         *config.keys("augment", config.ImageAugmentation), "train")
+         *config.keys("augment", config.ImageAugmentation), *config.keys("train", config.AnyTraining))
 
 
 def main() -> int:

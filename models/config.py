@@ -25,6 +25,7 @@ from .runtime.files import UserError
 from .schema import (
     KEYS,
     SECTIONS,
+    AnyTraining,
     Augment,
     BsldmSampling,
     Course,
@@ -51,10 +52,10 @@ if typing.TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 __all__ = (
-    "KEYS", "SECTIONS", "Augment", "BsldmSampling", "Course", "Data", "Discriminator", "Eval", "GllcmFusion",
-    "GllcmSampling", "ImageAugmentation", "Lcm", "Ldm", "Metrics", "Settings", "Simulate", "Train", "Unet", "Vqgan",
-    "VqganLoss", "VqganNetwork", "check_autoencoder_size", "check_image_size", "flatten", "keys", "load",
-    "parse", "parse_variants", "part", "to_yaml", "values",
+    "KEYS", "SECTIONS", "AnyTraining", "Augment", "BsldmSampling", "Course", "Data", "Discriminator", "Eval",
+    "GllcmFusion", "GllcmSampling", "ImageAugmentation", "Lcm", "Ldm", "Metrics", "Settings", "Simulate", "Train",
+    "Unet", "Vqgan", "VqganLoss", "VqganNetwork", "check_autoencoder_size", "check_image_size", "flatten",
+    "keys", "load", "parse", "parse_variants", "part", "to_yaml", "values",
 )
 
 ROOT = Path(__file__).resolve().parent.parent  # the folder of the scripts

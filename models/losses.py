@@ -218,25 +218,66 @@ def autoencoder_objective(hybrid: HybridLoss) -> Callable:
     return objective
 
 
-def denoising_objective(alpha_bar: Tensor, offset: float, weight: Callable[[Tensor], Tensor] | None = None) -> Callable:
+def denoising_objective(alpha_bar: Tensor, offset: float, weight: Callable[[Tensor], Tensor] | None = None, *,
+                        lesion_weight: float = 0.0, least_timestep: int = 0) -> Callable:
     """The update of both noise estimators: estimate the noise in a soft-tissue latent, beside the CXR's latent.
 
     The latent is noised to a timestep drawn for each image. alpha_bar (1000,): the schedule. offset: coefficient of the
     offset noise. weight: timesteps (B,) -> weights (B,) of the images' errors; None, as published: all 1.
+    least_timestep: the first of the timesteps that are drawn; 0 as published.
+
+    A batch can bring each patient's twin, the same patient without lesions. Both are noised with the same eps to the
+    same t, and with z_0', c' of the twin the loss is
+
+        L = E w(t) || eps - eps_theta(z_t, t, c) ||^2,  over patients and twins, as without twins
+            + lesion_weight E w(t) || eps_theta(z_t, t, c) - eps_theta(z_t', t, c') ||^2,  over patients
+
+    where z_t - z_t' = sqrt(alpha_bar_t) (z_0 - z_0') holds the lesions alone, and c - c' them and nothing else either:
+    the second term is 0 for an estimator that leaves every lesion in z_0 as it is, see `lesion_loss`.
+
     The result is an objective of models/training/loop.py, called with networks {"unet"}, batch {"soft", "cxr": latents
-    (B, C, h, w)} and a source of noise.
+    (B, C, h, w)}, with twins also {"twin_soft", "twin_cxr"}, and a source of noise.
     """
 
     def objective(networks: dict, batch: dict[str, Tensor], noise) -> tuple[dict, dict]:
         z_0 = batch["soft"]
         cxr = batch["cxr"]
         channels = z_0.shape[1]
-        t = noise.integers("timestep", len(alpha_bar))  # (B,)
+        t = least_timestep + noise.integers("timestep", len(alpha_bar) - least_timestep)  # (B,)
         white = noise.normal("noise", *z_0.shape[1:])
         eps = schedulers.offset_noise(white, noise.normal("offset", channels, 1, 1), offset)
+
+        # a patient and the twin get the same timestep and noise, so that the estimates differ by the lesions alone
+        has_twins = "twin_soft" in batch
+        if has_twins:
+            z_0 = torch.cat([z_0, batch["twin_soft"]])  # (2 B, C, h, w)
+            cxr = torch.cat([cxr, batch["twin_cxr"]])
+            t = t.repeat(2)
+            eps = eps.repeat(2, 1, 1, 1)
+
         z_t = schedulers.add_noise(z_0, eps, alpha_bar.to(z_0.device)[t])
-        predicted = networks["unet"](torch.cat([z_t, cxr], 1), t)  # (B, 2 C, h, w)
-        loss = noise_loss(predicted, eps, None if weight is None else weight(t))
-        return {"unet": loss}, {"loss": loss}
+        predicted = networks["unet"](torch.cat([z_t, cxr], 1), t)  # (B or 2 B, 2 C, h, w)
+        weights = None if weight is None else weight(t)
+        loss = noise_loss(predicted, eps, weights)
+        if not has_twins:
+            return {"unet": loss}, {"loss": loss}
+        lesions = lesion_loss(predicted[:, :channels], weights)
+        return {"unet": loss + lesion_weight * lesions}, {"loss": loss, "lesions": lesions}
 
     return objective
+
+
+def lesion_loss(predicted: Tensor, weight: Tensor | None = None) -> Tensor:
+    """The error in what lesions add: || eps_theta(with lesions) - eps_theta(without) ||^2 at the same noise and
+    timestep.
+
+    predicted (2 B, C, h, w): estimated noise of B latents with lesions, then of their twins without. weight: (2 B,), as
+    in `noise_loss`. Returns a mean. The true noise of both is the same, so the true difference is 0. Times (1 -
+    alpha_bar) / alpha_bar the square is that of the difference between the errors in z_0: what of the lesion was taken
+    for bone. Errors that patient and twin share drop out.
+    """
+    of_patients, of_twins = predicted.float().chunk(2)
+    error = (of_patients - of_twins).square().mean((1, 2, 3))  # (B,)
+    if weight is None:
+        return error.mean()
+    return (error * weight[:len(error)]).mean()

@@ -96,6 +96,7 @@ class Simulate:
     seed: Seed
     source: Literal["phantom", "ct", "both"]
     ct: Text | None
+    lesions: Flag
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -232,7 +233,7 @@ class Augment(ImageAugmentation):
 
 
 @dataclass(frozen=True, config=STRICT)
-class Train:
+class AnyTraining:
     """What the three trainings share."""
     seed: Seed
     workers: Annotated[Whole, Field(le=1024)]
@@ -241,6 +242,13 @@ class Train:
     validate_every: Count
     sample_every: Count
     save_every: Amount
+
+
+@dataclass(frozen=True, config=STRICT)
+class Train(AnyTraining):
+    """What the three trainings share, and what only those of the noise estimators have (see losses)."""
+    lesion_weight: Amount
+    least_timestep: Annotated[Whole, Field(le=999)]  # the noise schedule's last
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -261,6 +269,8 @@ class Eval(ResultForm):
     dicom: Flag
     range: Text  # see images.parse_limits
     masks: Text | None
+    nodules: Text | None
+    inserted: Annotated[Count, Field(le=1000)]
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -270,6 +280,7 @@ class Metrics:
     target: Text
     prediction: Annotated[tuple[Text, ...], List, NotEmpty]
     images: Text | None
+    findings: Text | None
     masks: Text | None
     output: Text
     seed: Seed

@@ -36,7 +36,7 @@ def call(folder, *settings, status=0, process=False):
         out, err, returned = done.stdout, done.stderr, done.returncode
     else:
         streams = io.StringIO(), io.StringIO()
-        with mock.patch("sys.argv", argv), mock.patch.object(workers, "ALONE", 99), pytest.raises(SystemExit) as end:
+        with mock.patch("sys.argv", argv), mock.patch.object(workers, "FEW", 99), pytest.raises(SystemExit) as end:
             with contextlib.redirect_stdout(streams[0]), contextlib.redirect_stderr(streams[1]):
                 entry.run(dataSegmentation.main)
         out, err, returned = streams[0].getvalue(), streams[1].getvalue(), end.value.code
@@ -76,7 +76,8 @@ def refused(folder, *settings, lines=1, process=False):
 
 def test_simulated_pairs_are_the_phantoms(simulated):
     assert json.loads((simulated / "set" / "simulated.json").read_text()) == {
-        "seed": 0, "size": SIZE, "count": 5, "source": "phantom", "cts": [], "version": {"phantom": phantom.VERSION}}
+        "seed": 0, "size": SIZE, "count": 5, "source": "phantom", "lesions": False, "cts": [],
+        "version": {"phantom": phantom.VERSION}}
     pair = phantom.simulate(3, SIZE)
     for part, pixels in (("CXR", pair.cxr), ("BS", pair.soft), ("Mask", pair.mask)):
         assert sorted(images.find(simulated / "set" / part)) == list("01234")

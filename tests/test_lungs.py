@@ -372,8 +372,8 @@ def test_the_training_rises_falls_and_bounds_its_gradients(phantoms, tmp_path):
     samples = train_lungs.Samples(pool, 2, workers=0)
     course = config.Course(epochs=1, batch_size=2, learning_rate=1e-3, milestones=(), gamma=1.0, average=0.0,
                            start=None)
-    settings = config.Train(seed=0, workers=0, accumulate=1, checkpointing=False, validate_every=1, sample_every=9,
-                            save_every=9)
+    settings = config.AnyTraining(seed=0, workers=0, accumulate=1, checkpointing=False, validate_every=1,
+                                  sample_every=9, save_every=9)
     optimizer = torch.optim.AdamW(network.parameters())
     trainer = train_lungs.Trainer(tmp_path, {"lungs": network}, {"lungs": optimizer}, train_lungs.objective, samples,
                                   None, course=course, train=settings, learning_rates={"lungs": 1e-3})

@@ -10,7 +10,7 @@ import pytest
 
 import metrics
 from models import features, images, scores
-from models.evaluation import report, scoring
+from models.evaluation import findings, report, scoring
 from models.runtime.files import UserError
 
 SIDE = 64
@@ -184,3 +184,21 @@ def test_methods_are_named_by_their_folder():
     for same in (("a", "./a"), ()):
         with pytest.raises(UserError, match="several different"):
             scoring.name_methods(same)
+
+
+def test_known_findings_are_measured_beside_the_scores(folder, monkeypatch, capsys):
+    (folder / "list.csv").write_text("image,x,y,diameter\n1,20,25,6\n10,25,30,6\n9,5,5,5\n")
+    asked = [*arguments(folder, "one", "two"), f"metrics.findings={folder}/list.csv"]
+    assert main(monkeypatch, *asked) == 1  # 9 is no image
+    shown = capsys.readouterr()
+    assert "Findings (2)" in shown.out and "9: its 1 findings are left out" in shown.err
+    for name in findings.FILES:
+        assert (folder / "out" / name).is_file()
+
+    # neither the list itself nor a file that no record names is written over
+    with pytest.raises(UserError, match="findings.csv is an input"):
+        main(monkeypatch, *arguments(folder, "one"), f"metrics.findings={folder}/out/findings.csv")
+    (folder / "new").mkdir()
+    (folder / "new" / "findings.txt").write_text("somebody's")
+    with pytest.raises(UserError, match="findings.txt is there already"):
+        main(monkeypatch, *asked, f"metrics.output={folder}/new")

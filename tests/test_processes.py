@@ -120,8 +120,8 @@ def train_networks(folder: Path) -> None:
             optimizers[key] = torch.optim.SGD([p for p in network.parameters() if p.requires_grad])
         course = config.Course(epochs=3, batch_size=batch_size, learning_rate=RATE, milestones=(), gamma=1, average=0.5,
                                start=None)
-        train = config.Train(seed=0, workers=0, accumulate=micro_batches, checkpointing=False, validate_every=1,
-                             sample_every=9, save_every=1e9)
+        train = config.AnyTraining(seed=0, workers=0, accumulate=micro_batches, checkpointing=False, validate_every=1,
+                                   sample_every=9, save_every=1e9)
         trainer = loop.Trainer(folder / name, networks, optimizers, objective, Pictures(), Pictures(), course=course,
                                train=train, learning_rates=dict.fromkeys(networks, RATE))
         with distances_from_ties() as distances:

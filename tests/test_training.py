@@ -93,7 +93,7 @@ def make(
     """A trainer of a line; `changes`: of COURSE and TRAIN."""
     network = network or Line()
     course = config.Course(**{key: changes.pop(key, value) for key, value in COURSE.items()})
-    train = config.Train(**{key: changes.pop(key, value) for key, value in TRAIN.items()})
+    train = config.AnyTraining(**{key: changes.pop(key, value) for key, value in TRAIN.items()})
     assert not changes
     optimizer = torch.optim.Adam(p for p in network.parameters() if p.requires_grad)
     return loop.Trainer(

@@ -470,8 +470,8 @@ def train(pool: np.ndarray, steps: int, folder: Path, workers: int, network: Exp
     steps_an_epoch = min(steps, STEPS_AN_EPOCH)
     course = config.Course(epochs=math.ceil(steps / steps_an_epoch), batch_size=BATCH, learning_rate=RATE,
                            milestones=(), gamma=1.0, average=EMA_DECAY, start=None)
-    train_settings = config.Train(seed=0, workers=workers, accumulate=1, checkpointing=False, validate_every=1,
-                                  sample_every=NEVER, save_every=SAVE_EVERY)
+    train_settings = config.AnyTraining(seed=0, workers=workers, accumulate=1, checkpointing=False, validate_every=1,
+                                        sample_every=NEVER, save_every=SAVE_EVERY)
     optimizer = torch.optim.AdamW(network.parameters(), RATE, weight_decay=WEIGHT_DECAY)
     samples = Samples(pool, steps_an_epoch * BATCH, workers)
     facts = {"patients": len(pool), "samples in an epoch": len(samples)}

@@ -17,7 +17,7 @@ from .. import images, lungs
 from ..config import Augment
 from ..runtime import checkpoint
 from ..runtime.files import MachineError, UserError, replacing
-from . import augment
+from . import augment, lists
 from .lists import Pair, size_text
 
 # The variants of a pair's images: each is (of the CXR, of the soft tissue)
@@ -186,11 +186,16 @@ Latents = dict[str, dict[str, torch.Tensor]]    # {name: {variant: latent (C, h,
 class LatentSource:
     """Pairs of latents, for the noise estimators: batches {"cxr", "soft": (B, C, h, w)}; masked pairs count as pairs of their own.
 
+    If every pair has a twin without lesions (see lists.with_twins), the twins are no pairs of their own: each comes in
+    its patient's batch, as {"twin_cxr", "twin_soft": (B, C, h, w)}.
     versions: what `cached_latents` gave for each augmented version of the images; the epochs take them in turn.
     """
 
     def __init__(self, *versions: Latents):
-        names = list(versions[0])
+        names = lists.with_twins(versions[0])
+        has_twins = bool(names)
+        if not has_twins:
+            names = list(versions[0])
         variants = versions[0][names[0]]
         roles = [WHOLE, MASKED] if MASKED[0] in variants else [WHOLE]
         self.names: list[str] = []
@@ -198,19 +203,27 @@ class LatentSource:
             self.names += [f"{name} ({cxr})" for name in names]
 
         # One stack (pairs, C, h, w) a version, in the order of `names`.
-        self.cxr = [_stack(version, [cxr for cxr, _ in roles]) for version in versions]
-        self.soft = [_stack(version, [soft for _, soft in roles]) for version in versions]
+        cxr_variants = [cxr for cxr, _ in roles]
+        soft_variants = [soft for _, soft in roles]
+        self.stacks = {
+            "cxr": [_stack(version, names, cxr_variants) for version in versions],
+            "soft": [_stack(version, names, soft_variants) for version in versions],
+        }
+        if has_twins:
+            twins = [name + lists.TWIN for name in names]
+            self.stacks["twin_cxr"] = [_stack(version, twins, cxr_variants) for version in versions]
+            self.stacks["twin_soft"] = [_stack(version, twins, soft_variants) for version in versions]
 
     def batches(self, index_lists: list[list[int]], epoch: int = 0) -> Batches:
         """One batch for each list of indices into `names`, of the epoch's version."""
-        cxr = self.cxr[epoch % len(self.cxr)]
-        soft = self.soft[epoch % len(self.soft)]
-        return ({"cxr": cxr[indices], "soft": soft[indices]} for indices in index_lists)
+        latents = {key: versions[epoch % len(versions)] for key, versions in self.stacks.items()}
+        for indices in index_lists:
+            yield {key: stack[indices] for key, stack in latents.items()}
 
 
-def _stack(latents: Latents, variants: list[str]) -> torch.Tensor:
+def _stack(latents: Latents, names: list[str], variants: list[str]) -> torch.Tensor:
     """(variants x names, C, h, w): all names of the first variant, then all of the next."""
-    stacks = [torch.stack([of_name[variant] for of_name in latents.values()]) for variant in variants]
+    stacks = [torch.stack([latents[name][variant] for name in names]) for variant in variants]
     return torch.cat(stacks)
 
 
@@ -231,7 +244,7 @@ def cached_latents(encode: Callable[[torch.Tensor], torch.Tensor], key: str, pai
     for name, pair in pairs.items():
         change = ""
         if augmentation is not None and not augment.changes_nothing(augmentation):
-            change = f"{_description(augmentation)}/{version}/{name}"
+            change = f"{_description(augmentation)}/{_augmentation_key(version, name)}"
         for variant in variants:
             files[name, variant] = folder / f"{_content(pair, variant, change)}.npy"
 
@@ -240,7 +253,9 @@ def cached_latents(encode: Callable[[torch.Tensor], torch.Tensor], key: str, pai
     shows_progress = bool(missing) and shard.start in (None, 0)
     for start in tqdm(range(0, len(missing), batch_size), desc="encoding", unit="batch", disable=not shows_progress):
         items = missing[start:start + batch_size]
-        batch = [_load_augmented(pairs[name], variant, size, augmentation, f"{version}/{name}") for name, variant in items]
+        batch = []
+        for name, variant in items:
+            batch.append(_load_augmented(pairs[name], variant, size, augmentation, _augmentation_key(version, name)))
         latents = encode(torch.stack(batch)).float().cpu()  # (B, C, h, w)
         for item, latent in zip(items, latents):
             with replacing(files[item]) as temporary, open(temporary, "wb") as file:
@@ -253,6 +268,11 @@ def cached_latents(encode: Callable[[torch.Tensor], torch.Tensor], key: str, pai
     for name in pairs:
         latents_of[name] = {variant: _load_latent(files[name, variant]) for variant in variants}
     return latents_of
+
+
+def _augmentation_key(version: str, name: str) -> str:
+    """The text by which `augmented` changes a pair's images: one text for a pair and its twin, which are changed alike."""
+    return f"{version}/{name.removesuffix(lists.TWIN)}"
 
 
 def _load_augmented(pair: Pair, variant: str, size: int, augmentation: Augment | None, key: str) -> torch.Tensor:

@@ -3,6 +3,7 @@ import glob
 import hashlib
 import os
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -153,6 +154,17 @@ def training_pairs(root: str | Path, lists: str | Path, name: str) -> tuple[dict
     training = select(pairs, list_path(lists, name, "trainset"))
     validation = select(pairs, list_path(lists, name, "valset"), optional=True)
     return training, validation
+
+
+def with_twins(names: Iterable[str]) -> list[str]:
+    """The names that have a twin without lesions, <name>_normal, if that is so for all; else none."""
+    with_lesions = []
+    without = []
+    for name in names:
+        group = without if name.endswith(TWIN) else with_lesions
+        group.append(name)
+    expected = sorted(name + TWIN for name in with_lesions)
+    return with_lesions if expected == sorted(without) else []
 
 
 def describe(pairs: dict[str, Pair]) -> str:

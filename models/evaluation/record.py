@@ -21,6 +21,7 @@ from .. import config, images
 from ..data import lists
 from ..runtime import checkpoint, ownership, processes
 from ..runtime.files import MachineError, UserError
+from . import insertion
 from .cases import Case
 from .results import FOLDERS, Output
 
@@ -28,7 +29,7 @@ SUMMARY = "summary.json"
 UNFINISHED = "unfinished_{process}.jsonl"
 RSS_UNIT = 1 if sys.platform == "darwin" else 1024  # bytes that getrusage counts memory in
 # Settings on which the results of an image do not depend; runs that differ in them share a folder.
-ANY_RESULT = {"eval.input", "eval.output", "eval.batch_size"}
+ANY_RESULT = {"eval.input", "eval.output", "eval.batch_size", "eval.nodules", "eval.inserted"}
 
 
 @dataclass(frozen=True)
@@ -113,6 +114,9 @@ class Record:
                 for name in run.names - self.done.keys():
                     for path in self.output.files(name):
                         path.unlink(missing_ok=True)
+                if _has_nodules(run.about):
+                    for name in insertion.FILES:
+                        (folder / name).unlink(missing_ok=True)
             if self.replaced:
                 (folder / SUMMARY).unlink(missing_ok=True)
         processes.barrier()
@@ -228,6 +232,11 @@ class Record:
         for run in self.earlier:
             for name in run.names:
                 own += self.output.files(name)
+        insertions = [self.output.folder / name for name in insertion.FILES]
+        if _has_nodules(self.about):
+            results += insertions
+        if self.earlier:
+            own += insertions
         ownership.refuse_foreign(results, inputs, own, "eval.output")
 
     def _refuse_mixture(self) -> None:
@@ -327,6 +336,12 @@ def _common(about: dict) -> dict:
             common[key] = value
     common["weights"] = list(about.get("weights", {}).values())
     return common
+
+
+def _has_nodules(about: dict) -> bool:
+    """Whether a run put nodules into its X-rays, so that it wrote insertion.FILES."""
+    settings = config.flatten(about.get("settings", {}))
+    return bool(settings.get("eval.nodules"))
 
 
 def _difference(before: dict, now: dict) -> str:

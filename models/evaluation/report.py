@@ -9,7 +9,7 @@ import itertools
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -281,19 +281,21 @@ def write(scored: Scored, output, folders: Mapping[str, str | Path] | None = Non
     return _document(scored.heading, [text(table) for table in shown])
 
 
-def refuse_foreign(output: Path, methods: list[str], inputs: list[Path], setting: str) -> None:
+def refuse_foreign(output: Path, methods: list[str], inputs: list[Path], setting: str,
+                   further: Sequence[str] = ()) -> None:
     """Raise UserError if `write` would replace a file that is read or that no run of metrics.py has written, or cannot
     write.
 
     methods: as `write` names its pictures. inputs: files that are read. setting: the one that names `output`.
+    further: names of files that metrics.py writes beside those of `write`.
     """
     try:
         tree = json.loads((output / RECORD).read_text(encoding="utf-8"))
         recorded = list(tree["summary"])
-        own = _file_names(recorded)
+        own = [*_file_names(recorded), *further]
     except (OSError, ValueError, KeyError, TypeError):  # no record, or somebody else's metrics.json
         own = []
-    results = [output / name for name in _file_names(methods)]
+    results = [output / name for name in (*_file_names(methods), *further)]
     ownership.refuse_foreign(results, inputs, [output / name for name in own], setting)
     ownership.require_writable(output)
 

@@ -14,7 +14,7 @@ from .. import config, images, pipelines, sampling
 from ..runtime import checkpoint, compiling, processes
 from ..runtime.device import pick_device, pick_precision
 from ..runtime.files import UserError
-from . import weights
+from . import insertion, weights
 from .cases import Case, find_cases
 from .record import Record, describe_run
 from .results import Output, write_deviation, write_dicom, write_result
@@ -52,6 +52,7 @@ class Job:
     device: torch.device
     precision: str
     compiled: bool
+    nodules: list[insertion.Nodule]  # to be put into the X-rays
 
 
 def main(variants: dict[str, config.Settings], method_class: type[pipelines.Pipeline]) -> int:
@@ -131,16 +132,23 @@ def _prepare_one(settings: config.Settings, method_class: type[pipelines.Pipelin
     recorded = {**method_class.sampling_keywords(settings), "eval": recorded_section}
     about = describe_run(method_class.title, device, precision, compiled, recorded, files, settings.data.image_size)
     record = Record(Output.at(folder, len(cases)), about, cases)
-    return Job(settings, cases, record, device, precision, compiled)
+    nodules = insertion.read_nodules(section.nodules) if section.nodules else []
+    return Job(settings, cases, record, device, precision, compiled, nodules)
 
 
 def suppress(job: Job, method_class: type[pipelines.Pipeline]) -> None:
-    """Write the results of all X-rays of a job."""
+    """Write the results of all X-rays of a job, and what the method leaves of nodules that are put into them."""
     method = method_class.from_settings(job.settings, job.device, job.precision, job.compiled)
     method.check_size(job.settings.data.image_size)
     section = job.settings.eval
     evaluate(method, job.record, batch_size=section.batch_size, samples=section.samples, dicom=section.dicom,
              about=method.describe())
+    if job.nodules:
+        kept = insertion.evaluate(method, job.cases, job.record.output.folder, size=job.settings.data.image_size,
+                                  nodules=job.nodules, count=section.inserted, seed=section.seed,
+                                  title=method_class.title)
+        if processes.rank() == 0:
+            print(kept)
 
 
 # --- Running a method -------------------------------------------------------------------------------------------------

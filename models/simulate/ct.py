@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from . import field, phantom, xray
+from . import field, lesions, phantom, xray
 from .field import blur, disc, generator, smooth_step, texture
 from .phantom import Phantom, Surroundings
 from .separate import Parts
@@ -81,15 +81,37 @@ def draw(seed: int) -> Draw:
         tones=tuple(np.clip(np.maximum.accumulate(tones), 0.05, 0.99)))
 
 
-def simulate(part: Parts, seed: int, size: int) -> Phantom:
-    """Pair `seed` of a CT at size x size pixels; a pure function. ValueError for a size below phantom.MIN_SIZE."""
+def simulate(part: Parts, seed: int, size: int, with_lesions: bool = False) -> Phantom:
+    """Pair `seed` of a CT at size x size pixels; a pure function. ValueError for a size below phantom.MIN_SIZE.
+
+    with_lesions: the same pair with drawn lesions (lesions.py), in both images.
+    """
+    return _expose_each(part, seed, size, [with_lesions])[0]
+
+
+def simulate_twins(part: Parts, seed: int, size: int) -> tuple[Phantom, Phantom]:
+    """What `simulate` gives of pair `seed` with and without lesions, in half the time."""
+    with_lesions, without = _expose_each(part, seed, size, [True, False])
+    return with_lesions, without
+
+
+def _expose_each(part: Parts, seed: int, size: int, with_lesions: list[bool]) -> list[Phantom]:
+    """Pair `seed`, its rays computed once, with or without lesions for each item of the list."""
     if size < phantom.MIN_SIZE:
         raise ValueError(f"size {size} is below {phantom.MIN_SIZE} pixels: ask for a larger one")
     drawn = draw(seed)
     water, bone, lung = integrals(part, drawn, seed, size)
-    cxr_log, soft_log = expose(water, bone, drawn, seed)
-    cxr, soft = show(cxr_log, soft_log, drawn, seed)
-    return Phantom(cxr, soft, lung_field(lung, water))
+    mask = lung_field(lung, water)
+    pairs = []
+    for has_lesions in with_lesions:
+        tissue = water
+        if has_lesions:
+            added, _ = lesions.draw(mask, bone, seed, phantom.SIDE)  # cm of water
+            tissue = water + added
+        cxr_log, soft_log = expose(tissue, bone, drawn, seed)
+        cxr, soft = show(cxr_log, soft_log, drawn, seed)
+        pairs.append(Phantom(cxr, soft, mask))
+    return pairs
 
 
 # --- The patient -----------------------------------------------------------------------------------------------------------------

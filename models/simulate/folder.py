@@ -29,7 +29,7 @@ class Scan:
 
 @dataclass(frozen=True)
 class Job:
-    """One pair to be simulated. parts: file with the CT, taken apart, that it comes from; None: the phantom."""
+    """One patient to be simulated. parts: file with the CT, taken apart, that is shown; None: the phantom."""
     index: int
     parts: Path | None
 
@@ -37,6 +37,7 @@ class Job:
 def simulate(root: Path, settings: Simulate, size: int) -> None:
     """Write the simulated pairs 0.png, 1.png, ... that are not there yet. UserError where root holds anything else.
 
+    With settings.lesions every patient has a twin without lesions, 0_normal.png, ...
     size: side of the images, pixels.
     """
     if size < phantom.MIN_SIZE:
@@ -51,37 +52,48 @@ def simulate(root: Path, settings: Simulate, size: int) -> None:
         for key, value in asked.items():
             if before[key] != value:
                 raise UserError(f"{root} holds a simulation with {key} {before[key]}, asked is {key} {value}; choose another data.root")
-    _refuse_others(root, count=before.get("count", 0))
+    _refuse_others(root, count=before.get("count", 0), with_lesions=settings.lesions)
     total = max(settings.count, before.get("count", 0))
     if total > settings.count:
         print(f"{root} keeps the {total} simulated pairs of an earlier run; simulate.count={settings.count}")
 
     # The record is written before the pairs, so that a run that is cut off goes on.
-    missing = [index for index in range(total) if not _is_there(root, index)]
+    missing = [index for index in range(total) if not _is_there(root, index, settings.lesions)]
     prepared = root / PREPARED
     if missing:
         jobs = [Job(index, recipe(index, settings.source, scans, prepared)) for index in missing]
         _take_apart_all(scans, prepared, needed={job.parts for job in jobs})
         images.write_file(record, json.dumps(asked | {"count": total}).encode())
-        workers.parallel(partial(simulate_pair, root, settings.seed, size), jobs, "simulating pairs")
+        simulate_job = partial(simulate_patient, root, settings.seed, size, settings.lesions)
+        workers.parallel(simulate_job, jobs, "simulating pairs")
     for scan in scans:
         _prepared(prepared, scan).unlink(missing_ok=True)
     with suppress(OSError):
         prepared.rmdir()  # unless another process's CTs lie in it
 
 
-def _refuse_others(root: Path, count: int) -> None:
-    """UserError where the folders hold more than the pairs 0 to count - 1 of the record."""
-    own = {str(index) for index in range(count)}
+def names(index: int, with_lesions: bool) -> list[str]:
+    """The pairs of patient `index`: one, or two, with lesions and the twin without."""
+    if with_lesions:
+        return [str(index), f"{index}{lists.TWIN}"]
+    return [str(index)]
+
+
+def _refuse_others(root: Path, count: int, with_lesions: bool) -> None:
+    """UserError where the folders hold more than the pairs of the patients 0 to count - 1 of the record."""
+    own = set()
+    for index in range(count):
+        own.update(names(index, with_lesions))
     for folder in lists.FOLDERS:
         strange = [path for path in _files(root / folder) if images.stem(path) not in own]
         if strange:
             raise UserError(f"{root} holds images that this script did not simulate, such as {strange[0]}; choose another data.root")
 
 
-def _is_there(root: Path, index: int) -> bool:
-    """Whether all three images of a pair are written."""
-    return all((root / folder / f"{index}.png").is_file() for folder in lists.FOLDERS)
+def _is_there(root: Path, index: int, with_lesions: bool) -> bool:
+    """Whether all images of a patient are written, three for each pair."""
+    paths = [root / folder / f"{name}.png" for name in names(index, with_lesions) for folder in lists.FOLDERS]
+    return all(path.is_file() for path in paths)
 
 
 def find_scans(folder: str | None) -> list[Scan]:
@@ -135,14 +147,17 @@ def take_apart(job: tuple[Scan, Path]) -> None:
     separate.save(parts, path)
 
 
-def simulate_pair(root: Path, seed: int, size: int, job: Job) -> None:
-    """Write one pair and its mask."""
+def simulate_patient(root: Path, seed: int, size: int, with_lesions: bool, job: Job) -> None:
+    """Write a patient's pair and its mask, and with lesions the twin without them as well."""
+    patient = seed + job.index
     if job.parts is None:
-        pair = phantom.simulate(seed + job.index, size)
+        pairs = phantom.simulate_twins(patient, size) if with_lesions else [phantom.simulate(patient, size)]
     else:
-        pair = ct.simulate(_load_parts(job.parts), seed + job.index, size)
-    for folder, pixels in zip(lists.FOLDERS, (pair.cxr, pair.soft, pair.mask.astype(np.float32))):
-        images.write(root / folder / f"{job.index}.png", pixels)
+        parts = _load_parts(job.parts)
+        pairs = ct.simulate_twins(parts, patient, size) if with_lesions else [ct.simulate(parts, patient, size)]
+    for name, pair in zip(names(job.index, with_lesions), pairs):
+        for folder, pixels in zip(lists.FOLDERS, (pair.cxr, pair.soft, pair.mask.astype(np.float32))):
+            images.write(root / folder / f"{name}.png", pixels)
 
 
 @lru_cache(maxsize=1)
@@ -157,15 +172,16 @@ def _describe(settings: Simulate, size: int, scans: list[Scan]) -> dict:
     if scans:
         version["ct"] = ct.VERSION
     fingerprints = [scan.fingerprint for scan in scans]
-    return {"seed": settings.seed, "size": size, "source": settings.source, "cts": fingerprints, "version": version}
+    return {"seed": settings.seed, "size": size, "source": settings.source, "lesions": settings.lesions,
+            "cts": fingerprints, "version": version}
 
 
 def _read_record(path: Path) -> dict:
-    """The record of a simulation, or {}. Those of the time before there were CTs say nothing of them."""
+    """The record of a simulation, or {}. Those of the time before there were CTs, or lesions, say nothing of them."""
     if not path.is_file():
         return {}
     try:
-        record = {"source": "phantom", "cts": [], "version": {"phantom": 1}}
+        record = {"source": "phantom", "cts": [], "version": {"phantom": 1}, "lesions": False}
         record |= json.loads(path.read_text(encoding="utf-8"))
         return record | {key: int(record[key]) for key in ("seed", "size", "count")}
     except (OSError, ValueError, KeyError, TypeError):

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from . import field, geometry, skeleton, soft_tissue
+from . import field, geometry, lesions, skeleton, soft_tissue
 from .anatomy import RIB_WIDTH, THORACIC_Y, WALL, Anatomy, draw_anatomy
 from .field import blur, generator, texture
 from .xray import tone_curve
@@ -60,14 +60,36 @@ class Surroundings:
     chest: tuple[float, float, float, float]
 
 
-def simulate(seed: int, size: int) -> Phantom:
-    """Draw patient `seed` at size x size pixels; a pure function. ValueError for a size below MIN_SIZE."""
+def simulate(seed: int, size: int, with_lesions: bool = False) -> Phantom:
+    """Draw patient `seed` at size x size pixels; a pure function. ValueError for a size below MIN_SIZE.
+
+    with_lesions: the same patient with drawn lesions (lesions.py), in both images.
+    """
+    return _expose_each(seed, size, [with_lesions])[0]
+
+
+def simulate_twins(seed: int, size: int) -> tuple[Phantom, Phantom]:
+    """What `simulate` gives of patient `seed` with and without lesions, in half the time."""
+    with_lesions, without = _expose_each(seed, size, [True, False])
+    return with_lesions, without
+
+
+def _expose_each(seed: int, size: int, with_lesions: list[bool]) -> list[Phantom]:
+    """Patient `seed`, drawn once, with or without lesions for each item of the list."""
     if size < MIN_SIZE:
         raise ValueError(f"size {size} is below {MIN_SIZE} pixels: ask for a larger phantom")
     anatomy = draw_anatomy(seed)
     soft, bone, lungs = matter(anatomy, size)
-    cxr, without_bone = show(anatomy, draw_display(seed), soft, bone)
-    return Phantom(cxr, without_bone, lungs > 0.5)
+    mask = lungs > 0.5
+    pairs = []
+    for has_lesions in with_lesions:
+        tissue = soft
+        if has_lesions:
+            added, _ = lesions.draw(mask, bone, seed, SIDE)  # cm of water
+            tissue = soft + added / np.float32(SIDE)
+        cxr, without_bone = show(anatomy, draw_display(seed), tissue, bone)
+        pairs.append(Phantom(cxr, without_bone, mask))
+    return pairs
 
 
 def matter(anatomy: Anatomy, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

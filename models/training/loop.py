@@ -118,7 +118,7 @@ class Trainer:
 
     def __init__(self, folder: str | Path, networks: dict[str, nn.Module], optimizers: dict[str, torch.optim.Optimizer],
                  objective: Objective, data: Source, validation_data: Source | None, *, course: config.Course,
-                 train: config.Train, learning_rates: dict[str, float], precision: str = "float32",
+                 train: config.AnyTraining, learning_rates: dict[str, float], precision: str = "float32",
                  settings: dict[str, object] | None = None, fixed: tuple[str, ...] = (),
                  facts: dict[str, object] | None = None, config_text: str | None = None,
                  picture: Callable[[dict], np.ndarray] | None = None,

@@ -10,6 +10,7 @@ from ..data import augment, datasets, lists
 from ..pipelines import Pipeline
 from ..runtime import checkpoint, compiling, processes
 from ..runtime.device import pick_device, pick_precision
+from ..runtime.files import UserError
 from ..unet import ConditionalUNet
 from ..vqgan import MLVQGAN
 from . import loop, ownership, pictures
@@ -30,6 +31,9 @@ def train(settings: config.Settings, section: config.Ldm | config.Lcm, method: t
     folder = Path(settings.runs) / method.section
     size = settings.data.image_size
     pairs, validation_pairs = lists.training_pairs(settings.data.root, settings.data.lists, settings.data.name)
+    if settings.train.lesion_weight and not lists.with_twins(pairs):
+        raise UserError(f"train.lesion_weight={settings.train.lesion_weight:g} needs a twin without lesions, "
+                        f"<name>{lists.TWIN}, for every training image (simulate.lesions=true makes such pairs)")
 
     with processes.joined(), ownership.owned(folder, f"{method.section}.start"):
         # autoencoder: in float32 whatever the training's precision, since its latents are kept and serve others
@@ -56,7 +60,9 @@ def train(settings: config.Settings, section: config.Ldm | config.Lcm, method: t
         loop.init_from(unet, section.start).to(device)
         unet.notes = method.notes(settings, vqgan)  # its weights say what they were trained for
         layers.checkpoint_activations(unet, settings.train.checkpointing)
-        example_shape = (channels, size // vqgan.factor, size // vqgan.factor)
+        side = size // vqgan.factor
+        latents_per_image = 2 if lists.with_twins(pairs) else 1
+        example_shape = (latents_per_image, channels, side, side)
         compiled = compile_network(unet, settings, section.batch_size, example_shape, device, precision)
         optimizer = torch.optim.AdamW(unet.parameters(), section.learning_rate, eps=section.epsilon,
                                       fused=device.type == "cuda")
@@ -64,7 +70,9 @@ def train(settings: config.Settings, section: config.Ldm | config.Lcm, method: t
         # objective: of a network with a prior, its layers' own error counts
         alpha_bar = schedulers.SCHEDULES[method.schedule]()
         weight = unet.loss_weight if settings.unet.prior else None
-        objective = losses.denoising_objective(alpha_bar, section.offset_noise, weight)
+        objective = losses.denoising_objective(
+            alpha_bar, section.offset_noise, weight, lesion_weight=settings.train.lesion_weight,
+            least_timestep=settings.train.least_timestep)
 
         # sample pictures: CXR, result, target
         def picture(networks: dict) -> np.ndarray:
@@ -105,16 +113,16 @@ def encode_versions(encoder: "Encoder", pairs: dict[str, lists.Pair], settings: 
     return versions
 
 
-def compile_network(unet: ConditionalUNet, settings: config.Settings, batch_size: int, shape: tuple[int, int, int],
+def compile_network(unet: ConditionalUNet, settings: config.Settings, batch_size: int, shape: tuple[int, int, int, int],
                     device: torch.device, precision: str) -> bool:
     """Compile the network in place if the settings want it. Returns whether it is compiled.
 
-    shape: (C, h, w) of what it sees of one image.
+    shape: (n, C, h, w), what it sees of one image; with a twin n is 2.
     """
     if not compiling.should_compile(settings.compile, device):
         return False
-    count = loop.micro_batch_size(batch_size, settings.train.accumulate)
-    latents = torch.zeros(count, *shape, device=device)
+    count = shape[0] * loop.micro_batch_size(batch_size, settings.train.accumulate)
+    latents = torch.zeros(count, *shape[1:], device=device)
     timesteps = torch.zeros(count, dtype=torch.long, device=device)
     return compiling.compile_for_training([unet], unet, (latents, timesteps), precision, processes.say)
 

@@ -75,7 +75,7 @@ def trainer(networks: dict, optimizers: dict, objective, *, batch: int, average:
     """The project's own loop around one objective, for both ways."""
     course = config.Course(epochs=1, batch_size=batch, learning_rate=1e-5, milestones=(), gamma=1, average=average,
                            start=None)
-    train = config.Train(seed=0, workers=0, accumulate=1, checkpointing=False, validate_every=1, sample_every=9,
+    train = config.AnyTraining(seed=0, workers=0, accumulate=1, checkpointing=False, validate_every=1, sample_every=9,
                          save_every=1e9)
     return loop.Trainer(tempfile.gettempdir(), networks, optimizers, objective, Pairs(batch), None, course=course,
                         train=train, learning_rates=dict.fromkeys(optimizers, course.learning_rate),

@@ -1,0 +1,357 @@
+"""What bone suppression does to findings that are known: contrast kept, contrast to noise, a model observer's AUC, a
+picture of crops.
+
+    found = findings.read("findings.csv")
+    measured = findings.measure({"GL-LCM": "runs/batch_lcm_eval"}, "data/CXR", found)
+    print(findings.write(measured, "runs/metrics"))
+
+Contrast: the mean within 0.35 diameters of the centre less the mean of the ring from 0.75 to 1.2 diameters. Everything
+is measured in the X-ray's own pixels; results and targets of another size are brought to it.
+"""
+import csv
+import io
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from .. import images, lungs, scores
+from ..data import lists
+from ..runtime.files import UserError
+from . import insertion, observer, pictures
+from .tables import Table, markdown, text
+
+INSIDE = 0.35             # diameters: radius of the disc whose mean is a finding's grey level
+RING = (0.75, 1.2)        # diameters: radii of the ring that it is compared with
+WHOLE = 0.5               # diameters: radius of the disc in which the result is regressed on the target
+LEAST_CONTRAST = 0.005    # of the grey scale; the share kept of a fainter finding would be noise
+NORMAL_PLACES = 4         # places without finding that the observer is shown in each X-ray
+AWAY_MM = 40.0            # from a normal place to the nearest finding and to the next normal place
+TRIES = 100               # draws of a normal place before it is left out
+CROPS = 12                # findings in the picture
+CROP_SIZE = 160           # pixels, side of a crop in the picture
+CROP_REACH = 3.0          # diameters, side of a crop in the X-ray; at least CROP_LEAST
+CROP_LEAST = 48           # pixels
+FILES = ("findings.txt", "findings.md", "findings.csv", "findings.png")  # what `write` writes
+ABSENT = "—"              # in a table, what is not known
+UNTOUCHED = scores.REFERENCE
+COLUMNS = {"image": ("image", "image_id", "name"), "label": ("label", "class_name")}
+POINT = ("x", "y", "diameter")
+BOX = ("x_min", "y_min", "x_max", "y_max")  # VinDr's columns
+
+
+@dataclass(frozen=True)
+class Finding:
+    """image: name without ending; x, y: centre, and diameter, in pixels of that image; label: what it is."""
+    image: str
+    x: float
+    y: float
+    diameter: float
+    label: str = ""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A finding in one method's result: contrast in the X-ray and in the result, contrast to noise in both, slope of
+    the result on the target inside the finding (NaN without target).
+    """
+    finding: Finding
+    before: float
+    after: float
+    noise_before: float
+    noise_after: float
+    slope: float
+
+    @property
+    def kept(self) -> float:
+        """The share of the contrast that is left; NaN where there was too little to tell."""
+        return self.after / self.before if abs(self.before) >= LEAST_CONTRAST else math.nan
+
+
+@dataclass
+class Result:
+    """What `measure` found. rows: {method: a Measured for each finding}, in one order for all methods; observers:
+    {method: Comparison with the untouched CXR}; crops: {method or "CXR" or "target": squares (CROP_SIZE, CROP_SIZE), a
+    finding each}; faults, notes: lines.
+    """
+    rows: dict[str, list[Measured]]
+    observers: dict[str, observer.Comparison] = field(default_factory=dict)
+    crops: dict[str, list[np.ndarray]] = field(default_factory=dict)
+    faults: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+# --- The list of findings ---------------------------------------------------------------------------------------------
+
+def read(path) -> list[Finding]:
+    """The findings of a CSV file: columns image (or image_id), x, y, diameter or VinDr's x_min, y_min, x_max, y_max,
+    and label (or class_name), which may be missing. Rows with empty coordinates, VinDr's "No finding", are left out.
+
+    UserError, with the line, for what is missing or no number.
+    """
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            columns = {(name or "").strip().lower(): name for name in reader.fieldnames or ()}
+            table = list(reader)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"cannot read the findings {path}: {error}") from None
+
+    image_column = next((columns[name] for name in COLUMNS["image"] if name in columns), None)
+    label_column = next((columns[name] for name in COLUMNS["label"] if name in columns), None)
+    coordinates = next((names for names in (POINT, BOX) if all(name in columns for name in names)), None)
+    if image_column is None or coordinates is None:
+        shown = ", ".join(columns) or "(none)"
+        raise UserError(f"{path} has the columns {shown}; a list of findings has image, and x, y, diameter or "
+                        "x_min, y_min, x_max, y_max")
+
+    found = []
+    for line, row in enumerate(table, 2):
+        entries = [(row[columns[name]] or "").strip() for name in coordinates]
+        if not any(entries):
+            continue
+        try:
+            numbers = [float(entry) for entry in entries]
+        except ValueError:
+            raise UserError(f"{path}, line {line}: {', '.join(coordinates)} are {', '.join(entries)}; "
+                            "numbers are expected") from None
+        if coordinates is BOX:
+            x_min, y_min, x_max, y_max = numbers
+            numbers = [(x_min + x_max) / 2, (y_min + y_max) / 2, (x_max - x_min + y_max - y_min) / 2]
+        x, y, diameter = numbers
+        if not (all(map(math.isfinite, numbers)) and diameter > 0):
+            raise UserError(f"{path}, line {line}: the finding has no positive size ({', '.join(entries)})")
+        name = images.stem((row[image_column] or "").strip())
+        label = (row[label_column] or "").strip() if label_column else ""
+        found.append(Finding(name, x, y, diameter, label))
+    if not found:
+        raise UserError(f"{path} lists no finding")
+    return found
+
+
+# --- Measuring one finding --------------------------------------------------------------------------------------------
+
+def contrast(image: np.ndarray, finding: Finding) -> tuple[float, float]:
+    """(contrast, contrast to noise) of a finding in an image, float (H, W): noise is the ring's standard deviation.
+
+    NaN where the disc or the ring has no pixel in the image.
+    """
+    distance = _distance(image.shape, finding)
+    inside = image[distance <= max(INSIDE * finding.diameter, 0.5)]
+    ring = image[(distance >= RING[0] * finding.diameter) & (distance <= RING[1] * finding.diameter)]
+    if len(inside) == 0 or len(ring) < 2:
+        return math.nan, math.nan
+    difference = float(inside.mean() - ring.mean())
+    noise = float(ring.std())
+    return difference, difference / noise if noise > 0 else math.nan
+
+
+def slope_on_target(result: np.ndarray, target: np.ndarray, finding: Finding) -> float:
+    """Least-squares slope, with intercept, of the result on the target, float (H, W), inside the finding; NaN for a
+    constant target."""
+    inside = _distance(result.shape, finding) <= max(WHOLE * finding.diameter, 1)
+    x = target[inside] - target[inside].mean() if inside.any() else np.zeros(1)
+    if not (x * x).sum() > 0:
+        return math.nan
+    return float((x * result[inside]).sum() / (x * x).sum())
+
+
+def _distance(shape: tuple[int, int], finding: Finding) -> np.ndarray:
+    """(H, W): distance of each pixel's centre from the finding's, pixels."""
+    return np.hypot(np.arange(shape[1])[None, :] - finding.x, np.arange(shape[0])[:, None] - finding.y)
+
+
+# --- Measuring folders ------------------------------------------------------------------------------------------------
+
+def measure(predictions: dict[str, str | Path], cxr, found: list[Finding], *, target=None, masks=None, seed: int = 0,
+            side_mm: float = insertion.SIDE_MM) -> Result:
+    """Measure findings in {method: folder of results}; cxr, target, masks: folders of X-rays, of true soft tissue and
+    of lung masks.
+
+    target, masks: None, or without an image of the name: no slope, lungs are found. side_mm: what an X-ray's longer
+    side shows. seed: of the normal places and the bootstrap. Images that a folder lacks are faults, and their findings
+    are left out; UserError where none is left.
+    """
+    sources = {"CXR": images.find(cxr)} | {method: images.find(folder) for method, folder in predictions.items()}
+    targets = images.find(target) if target is not None and Path(target).is_dir() else {}
+    given_masks = images.find(masks) if masks is not None and Path(masks).is_dir() else {}
+    result = Result({method: [] for method in (UNTOUCHED, *predictions)})
+    responses = {method: ([], []) for method in result.rows}  # channel outputs (with finding, without)
+    names = ([], [])                                          # their images
+
+    by_image: dict[str, list[Finding]] = {}
+    for finding in found:
+        by_image.setdefault(finding.image, []).append(finding)
+    for image, own in by_image.items():
+        lacking = [source for source, paths in sources.items() if image not in paths]
+        if lacking:
+            result.faults.append(f"{image}: its {len(own)} findings are left out; it is not among {', '.join(lacking)}")
+            continue
+        untouched = images.read(sources["CXR"][image]).pixels
+        shown = {UNTOUCHED: untouched}
+        for method in predictions:
+            shown[method] = images.resize(images.read(sources[method][image]).pixels, untouched.shape)
+        truth = images.resize(images.read(targets[image]).pixels, untouched.shape) if image in targets else None
+
+        # Contrast, noise and slope of each finding in each method's result.
+        for method, pixels in shown.items():
+            for finding in own:
+                before, noise_before = contrast(untouched, finding)
+                after, noise_after = contrast(pixels, finding)
+                slope = slope_on_target(pixels, truth, finding) if truth is not None else math.nan
+                result.rows[method].append(Measured(finding, before, after, noise_before, noise_after, slope))
+
+        # Channel outputs of the findings and of normal places in the same lungs.
+        mask = images.read_mask(given_masks[image]) if image in given_masks else lungs.lung_mask(untouched)
+        pixel_mm = side_mm / max(untouched.shape)
+        normal = normal_places(mask, own, pixel_mm, np.random.default_rng([seed, *image.encode()]))
+        centres = np.array([(round(finding.x), round(finding.y)) for finding in own])
+        inside = ((centres >= 0) & (centres < untouched.shape[::-1])).all(1)
+        for method, pixels in shown.items():
+            responses[method][0].append(observer.outputs(pixels, centres[inside], pixel_mm))
+            responses[method][1].append(observer.outputs(pixels, normal, pixel_mm))
+        names[0].extend([image] * int(inside.sum()))
+        names[1].extend([image] * len(normal))
+
+        # Crops for the picture.
+        cropped = {"CXR": untouched, **{method: shown[method] for method in predictions}, "target": truth}
+        for label, pixels in cropped.items():
+            crops = result.crops.setdefault(label, [])
+            for finding in own:
+                black = np.zeros((CROP_SIZE, CROP_SIZE), np.float32)
+                crops.append(black if pixels is None else _crop(pixels, finding))
+
+    if not result.rows[UNTOUCHED]:
+        raise UserError(f"no finding lies in an image that all folders hold ({lists.shown_names(result.faults, '; ')})")
+    _observe(result, responses, names, seed)
+    return result
+
+
+def _observe(result: Result, responses: dict, names: tuple[list, list], seed: int) -> None:
+    """Fill in result.observers, or a note that says why there are none."""
+    images_present, images_absent = (np.array(each) for each in names)
+    observed = {}  # {method: scores of the places}
+    try:
+        for method, (present, absent) in responses.items():
+            outputs_present = np.concatenate(present)
+            outputs_absent = np.concatenate(absent)
+            observed[method] = observer.cross_validate(outputs_present, outputs_absent, images_present, images_absent,
+                                                       seed)
+    except ValueError as error:
+        result.notes.append(f"no model observer: {error}")
+        return
+    for method, after in observed.items():
+        result.observers[method] = observer.compare(observed[UNTOUCHED], after, images_present, images_absent, seed)
+
+
+def normal_places(mask: np.ndarray, findings: list[Finding], pixel_mm: float,
+                  random: np.random.Generator) -> np.ndarray:
+    """(n, 2) columns and rows of up to NORMAL_PLACES places in the lungs, mask bool (H, W), away from findings and from
+    each other."""
+    inside = np.argwhere(mask)
+    taken: list[tuple[float, float]] = [(finding.x, finding.y) for finding in findings]
+    count = len(taken)
+    for _ in range(NORMAL_PLACES if len(inside) else 0):
+        for _ in range(TRIES):
+            y, x = (int(value) for value in random.choice(inside))
+            if all(math.hypot(x - other_x, y - other_y) * pixel_mm >= AWAY_MM for other_x, other_y in taken):
+                taken.append((x, y))
+                break
+    return np.array(taken[count:], int).reshape(-1, 2)
+
+
+# --- Tables and pictures ----------------------------------------------------------------------------------------------
+
+def tables(result: Result) -> list[Table]:
+    """What is kept of the findings, and what the observer sees, a row per method."""
+    contrasts = Table(f"Findings ({len(result.rows[UNTOUCHED])}): contrast in the result over that in the CXR",
+                      ["method", "median kept", "quartiles", "lost more than a fifth", "CNR before", "CNR after",
+                       "slope on target"], [], notes=result.notes)
+    for method, rows in result.rows.items():
+        kept = np.array([row.kept for row in rows])
+        kept = kept[np.isfinite(kept)]
+        lost = float(np.mean(kept < 1 - insertion.LARGE_LOSS)) if len(kept) else math.nan
+        noise_before = _median([row.noise_before for row in rows])
+        noise_after = _median([row.noise_after for row in rows])
+        slope = _median([row.slope for row in rows])
+        contrasts.rows.append([method, _number(_median(kept)), _quartiles(kept), _percent(lost), _number(noise_before),
+                               _number(noise_after), _number(slope)])
+    observers = Table("Channelized Hotelling observer: AUC of findings against normal places in the lungs, "
+                      "95 % interval of the difference",
+                      ["method", "AUC", "difference from the untouched CXR", "interval"], [])
+    for method, comparison in result.observers.items():
+        if method == UNTOUCHED:
+            observers.rows.append([method, _number(comparison.after), ABSENT, ABSENT])
+        else:
+            observers.rows.append([method, _number(comparison.after), f"{comparison.difference:+.3f}",
+                                   f"{comparison.low:+.3f} to {comparison.high:+.3f}"])
+    return [contrasts, observers] if result.observers else [contrasts]
+
+
+def write(result: Result, output) -> str:
+    """Write findings.txt, findings.md, findings.csv (every finding in every method) and findings.png (crops, worst
+    first) into a folder; the text of the tables.
+    """
+    output = Path(output)
+    shown = tables(result)
+    written = "\n".join(text(table) for table in shown)
+    images.write_file(output / "findings.txt", written.encode())
+    images.write_file(output / "findings.md", "\n".join(markdown(table) for table in shown).encode())
+    images.write_file(output / "findings.csv", _rows_as_csv(result).encode())
+    images.write_file(output / "findings.png", pictures.side_by_side(crops_worst_first(result)))
+    return written
+
+
+def crops_worst_first(result: Result) -> list[dict[str, np.ndarray]]:
+    """The CROPS findings that lost most in any method, {CXR, each method, target: (CROP_SIZE, CROP_SIZE)} each."""
+    methods = [method for method in result.rows if method != UNTOUCHED]
+    kept = np.array([[row.kept for row in result.rows[method]] for method in methods])  # (methods, findings)
+    worst = np.where(np.isfinite(kept), kept, np.inf).min(0)
+    order = np.argsort(worst, kind="stable")[:CROPS]
+    known = [label for label, crops in result.crops.items() if any(crop.any() for crop in crops)]
+    return [{label: result.crops[label][place] for label in known} for place in order]
+
+
+def _rows_as_csv(result: Result) -> str:
+    lines = io.StringIO()
+    writer = csv.writer(lines, lineterminator="\n")
+    writer.writerow(["image", "x", "y", "diameter", "label", "method", "contrast_before", "contrast_after", "kept",
+                     "cnr_before", "cnr_after", "slope_on_target"])
+    for method, rows in result.rows.items():
+        for row in rows:
+            finding = row.finding
+            writer.writerow([finding.image, finding.x, finding.y, finding.diameter, finding.label, method, row.before,
+                             row.after, row.kept, row.noise_before, row.noise_after, row.slope])
+    return lines.getvalue()
+
+
+def _crop(pixels: np.ndarray, finding: Finding) -> np.ndarray:
+    """(CROP_SIZE, CROP_SIZE): the surroundings of a finding, black beyond the image."""
+    side = max(CROP_LEAST, round(CROP_REACH * finding.diameter))
+    scale = CROP_SIZE / side
+    move = np.array([[scale, 0, CROP_SIZE / 2 - scale * finding.x], [0, scale, CROP_SIZE / 2 - scale * finding.y]])
+    smaller = cv2.INTER_LINEAR if scale > 1 else cv2.INTER_AREA
+    return cv2.warpAffine(pixels.astype(np.float32), move, (CROP_SIZE, CROP_SIZE), flags=smaller)
+
+
+def _median(values) -> float:
+    finite = np.asarray(values, float)
+    finite = finite[np.isfinite(finite)]
+    return float(np.median(finite)) if len(finite) else math.nan
+
+
+def _quartiles(values: np.ndarray) -> str:
+    if len(values) == 0:
+        return ABSENT
+    low, high = np.quantile(values, (0.25, 0.75))
+    return f"{low:.3f} to {high:.3f}"
+
+
+def _number(value: float) -> str:
+    return f"{value:.3f}" if math.isfinite(value) else ABSENT
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.0f} %" if math.isfinite(value) else ABSENT
