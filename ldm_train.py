@@ -7,15 +7,32 @@
 Reads vqgan.weights, <data.root>/CXR, BS and the split lists; writes <runs>/ldm/.
 The same command goes on where it was stopped.
 """
+
 from models import config
 from models.runtime import entry
 
-READS = ("device", "precision", "compile", "runs",
-         "data.root", "data.name", "data.lists", "data.image_size", "vqgan.weights", "unet",
-         "ldm.qkv_by_head", "ldm.offset_noise", "ldm.epsilon", *config.keys("ldm", config.Course),
-         # for the sample pictures, and for the weights, which say what they work with
-         *config.keys("ldm", config.BsldmSampling), "eval.residual", "eval.strength",
-         "augment", *(key for key in config.keys("train", config.Train) if key != "train.workers"))
+READS = (
+    "device",
+    "precision",
+    "compile",
+    "runs",
+    "data.root",
+    "data.name",
+    "data.lists",
+    "data.image_size",
+    "vqgan.weights",
+    "unet",
+    "ldm.qkv_by_head",
+    "ldm.offset_noise",
+    "ldm.epsilon",
+    *config.keys("ldm", config.Course),
+    # for the sample pictures, and for the weights, which say what they work with
+    *config.keys("ldm", config.BsldmSampling),
+    "eval.residual",
+    "eval.strength",
+    "augment",
+    *(key for key in config.keys("train", config.Train) if key != "train.workers"),
+)
 PICTURE_STEPS = 50  # DDPM steps of the sample pictures
 
 
@@ -25,6 +42,7 @@ def main() -> int:
     # torch is imported only after the settings: --help and a mistyped key answer at once
     from models import pipelines
     from models.training import noise_estimator
+
     sampling = {"steps": PICTURE_STEPS, "clip": settings.ldm.clip, "clip_rate": settings.ldm.clip_rate}
     return noise_estimator.train(settings, settings.ldm, pipelines.BSLDM, masked=False, sampling=sampling, reads=READS)
 

@@ -19,6 +19,7 @@ and written. A tiny run, seconds on a CPU (an untouched X-ray as the prediction)
 
     python metrics.py metrics.prediction=data/CXR metrics.size=64 metrics.output=runs/tiny
 """
+
 import sys
 from pathlib import Path
 
@@ -52,14 +53,28 @@ def main() -> int:
 
     # scores
     device = pick_device(settings.device)
-    scored = scoring.score_folders(folders, settings.metrics.cxr, settings.metrics.target, masks=masks, names=names,
-                                   size=settings.metrics.size, device=device, features=settings.features)
+    scored = scoring.score_folders(
+        folders,
+        settings.metrics.cxr,
+        settings.metrics.target,
+        masks=masks,
+        names=names,
+        size=settings.metrics.size,
+        device=device,
+        features=settings.features,
+    )
 
     # tables and pictures
     print(report.write(scored, output, folders, settings.metrics.seed))
     if found:
-        measured = findings.measure(folders, settings.metrics.cxr, found, target=settings.metrics.target, masks=masks,
-                                    seed=settings.metrics.seed)
+        measured = findings.measure(
+            folders,
+            settings.metrics.cxr,
+            found,
+            target=settings.metrics.target,
+            masks=masks,
+            seed=settings.metrics.seed,
+        )
         print(findings.write(measured, output))
         scored.faults.extend(measured.faults)
     print(f"written to {settings.metrics.output}; intervals and paired tests are in metrics.txt")

@@ -8,11 +8,24 @@
 Writes <eval.output>/<name>.png (reconstruction), panels/ (image | reconstruction | difference), latents/ (the channels
 of z_q, each from its least to its greatest value), summary.json with the PSNR of each.
 """
+
 from models import config
 from models.runtime import entry
 
-READS = ("runs", "device", "precision", "data.root", "data.name", "data.lists", "data.image_size", "vqgan.weights",
-         "eval.input", "eval.output", "eval.batch_size", "eval.range")
+READS = (
+    "runs",
+    "device",
+    "precision",
+    "data.root",
+    "data.name",
+    "data.lists",
+    "data.image_size",
+    "vqgan.weights",
+    "eval.input",
+    "eval.output",
+    "eval.batch_size",
+    "eval.range",
+)
 
 
 def main() -> int:

@@ -7,13 +7,24 @@
 Reads <data.root>/CXR, BS and Mask and the split lists; writes <runs>/vqgan/.
 The same command goes on where it was stopped.
 """
+
 from models import config
 from models.runtime import entry
 
-READS = ("device", "precision", "compile", "features", "runs",
-         "data.root", "data.name", "data.lists", "data.image_size",
-         *(key for key in config.keys("vqgan", config.Vqgan) if key != "vqgan.weights"),
-         *config.keys("augment", config.ImageAugmentation), *config.keys("train", config.AnyTraining))
+READS = (
+    "device",
+    "precision",
+    "compile",
+    "features",
+    "runs",
+    "data.root",
+    "data.name",
+    "data.lists",
+    "data.image_size",
+    *(key for key in config.keys("vqgan", config.Vqgan) if key != "vqgan.weights"),
+    *config.keys("augment", config.ImageAugmentation),
+    *config.keys("train", config.AnyTraining),
+)
 
 
 def main() -> int:
@@ -22,6 +33,7 @@ def main() -> int:
 
     # torch is imported only after the settings: --help and a mistyped key answer at once
     from models.training import autoencoder
+
     return autoencoder.train(settings, READS)
 
 

@@ -1,2 +1,3 @@
 """What the scripts share (README, "The tree")."""
+
 from .runtime.files import UserError as UserError

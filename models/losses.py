@@ -2,6 +2,7 @@
 
 Sources: [B] BS-LDM, JBHI 2025; [G] GL-LCM, MICCAI 2025; [S] the published scripts.
 """
+
 from collections.abc import Callable
 from typing import Literal
 
@@ -12,13 +13,13 @@ from torch import Tensor, nn
 from . import schedulers
 from .features import lpips_network
 
-WINDOW = 11                                                # pixels; SSIM's Gaussian window
-SIGMA = 1.5                                                # pixels, its standard deviation
-K_1 = 0.01                                                 # SSIM's constant of the luminance term
-K_2 = 0.03                                                 # SSIM's constant of the contrast-structure term
-SCALE_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)   # beta_1 ... beta_5 of MS-SSIM, finest scale first
+WINDOW = 11  # pixels; SSIM's Gaussian window
+SIGMA = 1.5  # pixels, its standard deviation
+K_1 = 0.01  # SSIM's constant of the luminance term
+K_2 = 0.03  # SSIM's constant of the contrast-structure term
+SCALE_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # beta_1 ... beta_5 of MS-SSIM, finest scale first
 MS_SSIM_MIN_SIDE = (WINDOW - 1) * 2 ** (len(SCALE_WEIGHTS) - 1) + 1  # pixels, so that the coarsest scale holds a window
-LOGIT_SLOPE = 0.05                                         # LeakyReLU before the least squares [S]
+LOGIT_SLOPE = 0.05  # LeakyReLU before the least squares [S]
 
 
 def ms_ssim(prediction: Tensor, target: Tensor, data_range: float = 2.0, as_published: bool = True) -> Tensor:
@@ -32,11 +33,14 @@ def ms_ssim(prediction: Tensor, target: Tensor, data_range: float = 2.0, as_publ
     Raises ValueError for unequal shapes and for images too small for five scales.
     """
     if prediction.shape != target.shape:
-        raise ValueError(f"prediction is {tuple(prediction.shape)}, target {tuple(target.shape)}: "
-                         "they must be of one shape")
+        raise ValueError(
+            f"prediction is {tuple(prediction.shape)}, target {tuple(target.shape)}: they must be of one shape"
+        )
     if min(prediction.shape[-2:]) < MS_SSIM_MIN_SIDE:
-        raise ValueError(f"images of {prediction.shape[-2]} x {prediction.shape[-1]} are too small for MS-SSIM: "
-                         f"both sides must be at least {MS_SSIM_MIN_SIDE}, or set its weight to 0")
+        raise ValueError(
+            f"images of {prediction.shape[-2]} x {prediction.shape[-1]} are too small for MS-SSIM: "
+            f"both sides must be at least {MS_SSIM_MIN_SIDE}, or set its weight to 0"
+        )
     coarsest = len(SCALE_WEIGHTS) - 1
     with torch.autocast(prediction.device.type, enabled=False):
         precision = torch.promote_types(prediction.dtype, torch.float32)  # bf16 -> float32, float64 stays
@@ -78,11 +82,11 @@ def _ssim_terms(x: Tensor, y: Tensor, data_range: float | Tensor) -> tuple[Tenso
 def _gaussian_blur(images: Tensor) -> Tensor:
     """Gaussian mean of every window that lies inside the image: (..., H, W) -> (..., H-10, W-10)."""
     offsets = torch.arange(WINDOW, device=images.device, dtype=images.dtype) - WINDOW // 2
-    kernel = torch.exp(-offsets ** 2 / (2 * SIGMA ** 2))
+    kernel = torch.exp(-(offsets**2) / (2 * SIGMA**2))
     kernel = kernel / kernel.sum()
-    flat = images.reshape(-1, 1, *images.shape[-2:])         # (N, 1, H, W)
-    columns = F.conv2d(flat, kernel.view(1, 1, -1, 1))       # (N, 1, H-10, W); a Gaussian is separable
-    blurred = F.conv2d(columns, kernel.view(1, 1, 1, -1))    # (N, 1, H-10, W-10)
+    flat = images.reshape(-1, 1, *images.shape[-2:])  # (N, 1, H, W)
+    columns = F.conv2d(flat, kernel.view(1, 1, -1, 1))  # (N, 1, H-10, W); a Gaussian is separable
+    blurred = F.conv2d(columns, kernel.view(1, 1, 1, -1))  # (N, 1, H-10, W-10)
     return blurred.reshape(*images.shape[:-2], *blurred.shape[-2:])
 
 
@@ -131,8 +135,15 @@ class HybridLoss(nn.Module):
     pixel + commitment + w_p LPIPS + w_a adversarial + w_m (1 - MS-SSIM)
     """
 
-    def __init__(self, *, pixel: Literal["mse", "l1"], perceptual: float, adversarial: float, ms_ssim: float,
-                 features: str | None = None):
+    def __init__(
+        self,
+        *,
+        pixel: Literal["mse", "l1"],
+        perceptual: float,
+        adversarial: float,
+        ms_ssim: float,
+        features: str | None = None,
+    ):
         """pixel: which pixel loss. perceptual, adversarial, ms_ssim: weights; a term of weight 0 is not computed.
 
         features: folder with VGG16's weights, see models/features.py.
@@ -148,8 +159,13 @@ class HybridLoss(nn.Module):
         }
         self.perceptual = Perceptual("vgg", features) if perceptual else None
 
-    def forward(self, reconstruction: Tensor, image: Tensor, commitment: Tensor,
-                discriminator: Callable[[Tensor], Tensor] | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(
+        self,
+        reconstruction: Tensor,
+        image: Tensor,
+        commitment: Tensor,
+        discriminator: Callable[[Tensor], Tensor] | None = None,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """-> (the weighted sum, its terms by name: unweighted, detached, for the log).
 
         reconstruction, image: (B, 1, H, W) in [-1, 1]. commitment: the VQGAN's commitment loss, already times its own
@@ -185,8 +201,10 @@ def noise_loss(predicted: Tensor, noise: Tensor, weight: Tensor | None = None) -
     """
     channels = noise.shape[1]
     if predicted.shape[1] < channels or predicted.shape[2:] != noise.shape[2:] or len(predicted) != len(noise):
-        raise ValueError(f"predicted is {tuple(predicted.shape)}, noise {tuple(noise.shape)}: "
-                         "it needs at least the noise's channels and the same batch and size")
+        raise ValueError(
+            f"predicted is {tuple(predicted.shape)}, noise {tuple(noise.shape)}: "
+            "it needs at least the noise's channels and the same batch and size"
+        )
     estimate = predicted[:, :channels].float()  # (B, 4, h, w)
     if weight is None:
         return F.mse_loss(estimate, noise.float())
@@ -218,8 +236,14 @@ def autoencoder_objective(hybrid: HybridLoss) -> Callable:
     return objective
 
 
-def denoising_objective(alpha_bar: Tensor, offset: float, weight: Callable[[Tensor], Tensor] | None = None, *,
-                        lesion_weight: float = 0.0, least_timestep: int = 0) -> Callable:
+def denoising_objective(
+    alpha_bar: Tensor,
+    offset: float,
+    weight: Callable[[Tensor], Tensor] | None = None,
+    *,
+    lesion_weight: float = 0.0,
+    least_timestep: int = 0,
+) -> Callable:
     """The update of both noise estimators: estimate the noise in a soft-tissue latent, beside the CXR's latent.
 
     The latent is noised to a timestep drawn for each image. alpha_bar (1000,): the schedule. offset: coefficient of the
@@ -280,4 +304,4 @@ def lesion_loss(predicted: Tensor, weight: Tensor | None = None) -> Tensor:
     error = (of_patients - of_twins).square().mean((1, 2, 3))  # (B,)
     if weight is None:
         return error.mean()
-    return (error * weight[:len(error)]).mean()
+    return (error * weight[: len(error)]).mean()

@@ -6,6 +6,7 @@
 4. Shape: the two largest connected regions, without holes.
 The weights in weights/lungs.safetensors come from tools/train_lungs.py.
 """
+
 from functools import cache
 from pathlib import Path
 
@@ -23,27 +24,27 @@ from .runtime.files import UserError
 WEIGHTS = Path(__file__).resolve().parents[1] / "weights" / "lungs.safetensors"
 
 # Sizes, pixels.
-MIN_SIZE = 64      # smaller images do not show a chest wall
-WORK_SIZE = 512    # longer side of the image in which the outlines are found
-NET_SIZE = 128     # longer side of the image that the network sees: a rib is 2 to 3 pixels wide
-STRIDE = 16        # the network's sides must be multiples: it works at half size, and there are three more halvings
-NORM_GROUPS = 8    # of every group normalisation
+MIN_SIZE = 64  # smaller images do not show a chest wall
+WORK_SIZE = 512  # longer side of the image in which the outlines are found
+NET_SIZE = 128  # longer side of the image that the network sees: a rib is 2 to 3 pixels wide
+STRIDE = 16  # the network's sides must be multiples: it works at half size, and there are three more halvings
+NORM_GROUPS = 8  # of every group normalisation
 
 # Features.
 NOISE_SIGMA = 0.5  # pixels of the network's image, blur before ranking
 LOCAL_SIGMA = 8.0  # pixels, neighbourhood of the local contrast: about two rib spaces
-FLAT = 0.02        # added to the spread of ranks: a neighbourhood with less is noise, not anatomy
-CLIP = 3.0         # local contrast is cut off at so many standard deviations
+FLAT = 0.02  # added to the spread of ranks: a neighbourhood with less is noise, not anatomy
+CLIP = 3.0  # local contrast is cut off at so many standard deviations
 
 # Shape.
-EDGE_SIGMA = 1.0   # pixels of the network's image, smoothing of its answer
-MARGIN = 0.1       # margin of the second look around the lungs, as a fraction of their longer side
+EDGE_SIGMA = 1.0  # pixels of the network's image, smoothing of its answer
+MARGIN = 0.1  # margin of the second look around the lungs, as a fraction of their longer side
 LEAST_SHARE = 0.1  # a second region smaller than this fraction of the largest is a speck, not a lung
 
 # What a plausible mask looks like, for `lung_faults`.
 PLAUSIBLE_SHARE = (0.10, 0.55)  # fraction of the image that the lungs cover
-SPECK_SHARE = 0.1               # regions below this fraction of the mask are not counted
-LEAST_RATIO = 0.4               # area of the smaller lung over the larger one's
+SPECK_SHARE = 0.1  # regions below this fraction of the mask are not counted
+LEAST_RATIO = 0.4  # area of the smaller lung over the larger one's
 
 
 class TooSmall(UserError, ValueError):
@@ -89,8 +90,10 @@ def lung_faults(mask: np.ndarray) -> list[str]:
         plural = "" if len(large) == 1 else "s"
         faults.append(f"{len(large)} large part{plural}, expected 2")
     elif large[1] < LEAST_RATIO * large[0]:
-        faults.append(f"unequal lungs: the smaller has {large[1] / large[0]:.0%} of the larger, "
-                      f"expected at least {LEAST_RATIO:.0%}")
+        faults.append(
+            f"unequal lungs: the smaller has {large[1] / large[0]:.0%} of the larger, "
+            f"expected at least {LEAST_RATIO:.0%}"
+        )
 
     rim = np.concatenate([mask[0], mask[-1], mask[1:-1, 0], mask[1:-1, -1]])
     if rim.any():
@@ -105,8 +108,10 @@ def _check(cxr: np.ndarray) -> None:
     if cxr.ndim != 2:
         raise ValueError(f"lung_mask got shape {cxr.shape}, expected (H, W) with both sides >= {MIN_SIZE}")
     if min(cxr.shape) < MIN_SIZE:
-        raise TooSmall(f"no lungs can be found in an X-ray of {cxr.shape[0]} x {cxr.shape[1]}, expected both sides >= "
-                       f"{MIN_SIZE}; raise data.image_size, or give masks (Mask/ beside the X-rays, or eval.masks=)")
+        raise TooSmall(
+            f"no lungs can be found in an X-ray of {cxr.shape[0]} x {cxr.shape[1]}, expected both sides >= "
+            f"{MIN_SIZE}; raise data.image_size, or give masks (Mask/ beside the X-rays, or eval.masks=)"
+        )
     if not (cxr.min() >= 0 and cxr.max() <= 1):
         raise ValueError(f"lung_mask got values from {cxr.min()} to {cxr.max()}, expected [0, 1]")
 
@@ -134,7 +139,7 @@ def _box_around(mask: np.ndarray) -> tuple[slice, slice]:
     margin = round(MARGIN * max(np.ptp(rows), np.ptp(columns)))
     top = max(0, rows[0] - margin)
     left = max(0, columns[0] - margin)
-    return np.s_[top:rows[-1] + margin + 1, left:columns[-1] + margin + 1]
+    return np.s_[top : rows[-1] + margin + 1, left : columns[-1] + margin + 1]
 
 
 def _resize(cxr: np.ndarray, scale: float) -> np.ndarray:
@@ -218,5 +223,10 @@ class LungNet(nn.Module):
 def _block(channels: int, width: int) -> nn.Sequential:
     """Two 3 x 3 convolutions, each with group normalisation and SiLU: (B, channels, h, w) -> (B, width, h, w)."""
     return nn.Sequential(
-        nn.Conv2d(channels, width, 3, padding=1, bias=False), nn.GroupNorm(NORM_GROUPS, width), nn.SiLU(inplace=True),
-        nn.Conv2d(width, width, 3, padding=1, bias=False), nn.GroupNorm(NORM_GROUPS, width), nn.SiLU(inplace=True))
+        nn.Conv2d(channels, width, 3, padding=1, bias=False),
+        nn.GroupNorm(NORM_GROUPS, width),
+        nn.SiLU(inplace=True),
+        nn.Conv2d(width, width, 3, padding=1, bias=False),
+        nn.GroupNorm(NORM_GROUPS, width),
+        nn.SiLU(inplace=True),
+    )

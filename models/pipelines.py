@@ -1,4 +1,5 @@
 """CXR in, soft tissue out: encode, sample, decode, fuse, in batches. What the evaluation and a notebook call."""
+
 import hashlib
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -17,7 +18,7 @@ from .unet import ConditionalUNet
 from .vqgan import MLVQGAN
 
 # Gaussian sigmas of the residual form, pixels (see `bone_share`).
-FINE_SIGMA = 1.0    # what a blur of this width removes is an image's finest detail
+FINE_SIGMA = 1.0  # what a blur of this width removes is an image's finest detail
 ENERGY_SIGMA = 2.0  # the detail's energy is averaged over this neighbourhood
 LEAST_ENERGY = 4e-9  # of detail on [-1, 1], far below that of any grain: a ratio of two zeros becomes zero
 
@@ -31,16 +32,27 @@ class Pipeline:
     image_size: side of the square at which `suppress_image` shows X-rays to the networks, pixels.
     options: keywords of the method's sampler.
     """
-    title: str         # the method's name in reports and in the headers of weights
-    section: str       # its section of the settings
-    schedule: str      # its noise schedule, a name in schedulers.SCHEDULES
+
+    title: str  # the method's name in reports and in the headers of weights
+    section: str  # its section of the settings
+    schedule: str  # its noise schedule, a name in schedulers.SCHEDULES
     qkv_by_head: bool  # the attention order of its released checkpoints
-    sampler: str       # its sampler, unless the options name another
+    sampler: str  # its sampler, unless the options name another
     keywords: tuple[type, ...]  # the classes of schema.py whose fields are keywords of its constructor
 
-    def __init__(self, vqgan: MLVQGAN, unet: ConditionalUNet, *, seed: int = 0, precision: str = "float32",
-                 compiled: bool = False, residual: bool = False, strength: float = 1.0, image_size: int = 1024,
-                 **options):
+    def __init__(
+        self,
+        vqgan: MLVQGAN,
+        unet: ConditionalUNet,
+        *,
+        seed: int = 0,
+        precision: str = "float32",
+        compiled: bool = False,
+        residual: bool = False,
+        strength: float = 1.0,
+        image_size: int = 1024,
+        **options,
+    ):
         for name in options:
             if name not in self.keyword_names():
                 known = ", ".join(self.keyword_names())
@@ -62,8 +74,16 @@ class Pipeline:
         self.estimator, self.encoder, self.decoder = self.parts
 
     @classmethod
-    def load(cls, vqgan_path: str | Path, unet_path: str | Path, device: str | torch.device = "cpu", *,
-             precision: str = "float32", compiled: bool = False, **keywords) -> "Pipeline":
+    def load(
+        cls,
+        vqgan_path: str | Path,
+        unet_path: str | Path,
+        device: str | torch.device = "cpu",
+        *,
+        precision: str = "float32",
+        compiled: bool = False,
+        **keywords,
+    ) -> "Pipeline":
         """The method with the networks of two weights files, of this project or released ones.
 
         keywords: of the constructor. Those not given are the ones that the noise estimator's header says it works with,
@@ -78,8 +98,10 @@ class Pipeline:
         latent_channels = vqgan.settings["code_channels"]
         in_channels = unet.settings["in_channels"]
         if in_channels != 2 * latent_channels:
-            raise UserError(f"{unet_path} takes {in_channels} channels, but twice the latent of {vqgan_path} is "
-                            f"{2 * latent_channels}")
+            raise UserError(
+                f"{unet_path} takes {in_channels} channels, but twice the latent of {vqgan_path} is "
+                f"{2 * latent_channels}"
+            )
         cls.check_belonging(unet, unet_path, vqgan, vqgan_path)
 
         # what the weights were made to work with, unless the caller says otherwise
@@ -91,8 +113,14 @@ class Pipeline:
         return cls(vqgan, unet, precision=precision, compiled=compiled, **keywords)
 
     @classmethod
-    def from_settings(cls, settings: config.Settings, device: str | torch.device = "cpu", precision: str = "float32",
-                      compiled: bool = False, **changes) -> "Pipeline":
+    def from_settings(
+        cls,
+        settings: config.Settings,
+        device: str | torch.device = "cpu",
+        precision: str = "float32",
+        compiled: bool = False,
+        **changes,
+    ) -> "Pipeline":
         """The method as the settings have it: its weights, its sampler, and what section eval says of results.
 
         changes: keywords of the constructor that replace those of the settings. Raises UserError as `load`.
@@ -130,32 +158,42 @@ class Pipeline:
 
         They belong into its `Network.notes`. vqgan: in float32, as it was loaded.
         """
-        return {"method": cls.title, "schedule": cls.schedule, "vqgan": checkpoint.tensor_digest(vqgan),
-                "works_with": cls.working_keywords(settings)}
+        return {
+            "method": cls.title,
+            "schedule": cls.schedule,
+            "vqgan": checkpoint.tensor_digest(vqgan),
+            "works_with": cls.working_keywords(settings),
+        }
 
     @classmethod
     def check_belonging(cls, unet: ConditionalUNet, unet_path, vqgan: MLVQGAN, vqgan_path) -> None:
         """Raise UserError if the header of a noise estimator names another method, schedule or autoencoder."""
         method = unet.notes.get("method", cls.title)
         if method != cls.title:
-            raise UserError(f"{unet_path} holds weights of {method}, not of {cls.title}; name those of {cls.title} in "
-                            f"{cls.section}.weights=")
+            raise UserError(
+                f"{unet_path} holds weights of {method}, not of {cls.title}; name those of {cls.title} in "
+                f"{cls.section}.weights="
+            )
 
         # a network with a prior has its noise schedule among its settings, also in files of earlier versions
         schedule = unet.notes.get("schedule", cls.schedule)
         if unet.prior:
             schedule = unet.settings["schedule"]
         if schedule != cls.schedule:
-            raise UserError(f"{unet_path} was trained on the noise schedule {schedule}, but {cls.title} has "
-                            f"{cls.schedule}; name weights of {cls.title} in {cls.section}.weights=")
+            raise UserError(
+                f"{unet_path} was trained on the noise schedule {schedule}, but {cls.title} has "
+                f"{cls.schedule}; name weights of {cls.title} in {cls.section}.weights="
+            )
 
         if "vqgan" in unet.notes:
             expected = unet.notes["vqgan"]
             found = checkpoint.tensor_digest(vqgan)
             if found != expected:
-                raise UserError(f"{unet_path} was trained on the latents of another autoencoder than {vqgan_path} "
-                                f"(digest of its tensors {expected}, here {found}); name that autoencoder in "
-                                "vqgan.weights=, or train the noise estimator again")
+                raise UserError(
+                    f"{unet_path} was trained on the latents of another autoencoder than {vqgan_path} "
+                    f"(digest of its tensors {expected}, here {found}); name that autoencoder in "
+                    "vqgan.weights=, or train the noise estimator again"
+                )
 
     @classmethod
     def read_keywords(cls, notes: dict, path: str | Path) -> dict:
@@ -169,12 +207,16 @@ class Pipeline:
                 checked.update(asdict(group(**{field.name: found[field.name] for field in fields(group)})))
         except (KeyError, TypeError, ValueError) as error:
             reason = " ".join(str(error).split())[:200]
-            raise UserError(f"the header of {path} does not say what {cls.title} works with ({reason}); it is damaged "
-                            "or of another version of this project") from None
+            raise UserError(
+                f"the header of {path} does not say what {cls.title} works with ({reason}); it is damaged "
+                "or of another version of this project"
+            ) from None
         unknown = sorted(set(found) - set(checked))
         if unknown:
-            raise UserError(f"the header of {path} sets {', '.join(unknown)}, which this version of the project does "
-                            "not know; use a newer one")
+            raise UserError(
+                f"the header of {path} sets {', '.join(unknown)}, which this version of the project does "
+                "not know; use a newer one"
+            )
         return checked
 
     @property
@@ -198,12 +240,15 @@ class Pipeline:
     def check_size(self, *sides: int) -> None:
         """Raise UserError if the networks cannot take images with these sides."""
         if any(side % self.multiple for side in sides):
-            raise UserError(f"images of {' x '.join(map(str, sides))} do not fit these networks; data.image_size must "
-                            f"be a multiple of {self.multiple}")
+            raise UserError(
+                f"images of {' x '.join(map(str, sides))} do not fit these networks; data.image_size must "
+                f"be a multiple of {self.multiple}"
+            )
 
     @torch.inference_mode()
-    def __call__(self, cxr: torch.Tensor, names: list[str], masks=None,
-                 progress: sampling.Progress = iter) -> torch.Tensor:
+    def __call__(
+        self, cxr: torch.Tensor, names: list[str], masks=None, progress: sampling.Progress = iter
+    ) -> torch.Tensor:
         """The soft tissue (B, 1, H, W) in [-1, 1] of X-rays (B, 1, H, W) in [-1, 1].
 
         names: one unique name per image, on which its noise depends. masks: one boolean (H, W) per image, true in the
@@ -216,8 +261,10 @@ class Pipeline:
         with autocast(self.device, self.precision):
             soft = self.suppress(cxr.to(self.device), names, masks, progress).cpu()
         if not torch.isfinite(soft).all():
-            raise UserError(f"the result of {', '.join(names)[:100]} has pixels that are not finite numbers: the "
-                            f"sampler's settings are too extreme ({self.options}), or the weights' training diverged")
+            raise UserError(
+                f"the result of {', '.join(names)[:100]} has pixels that are not finite numbers: the "
+                f"sampler's settings are too extreme ({self.options}), or the weights' training diverged"
+            )
         if self.strength < 1:
             soft = torch.lerp(cxr.cpu(), soft, self.strength)
         return soft
@@ -286,6 +333,7 @@ class Pipeline:
 
 class BSLDM(Pipeline):
     """BS-LDM. options: the keywords of sampling.sample_bsldm (steps, sampler, clip, clip_rate, clip_lag)."""
+
     title = "BS-LDM"
     section = "ldm"
     schedule = "squared_cosine"
@@ -307,6 +355,7 @@ class GLLCM(Pipeline):
     fusion: how the global and the local path are fused: "poisson", "alpha" or "none", see fusion.fuse; "autoencoder":
     the two latents are averaged by the mask, then decoded. blend: weight of the local image in alpha fusion.
     """
+
     title = "GL-LCM"
     section = "lcm"
     schedule = "scaled_linear"
@@ -314,8 +363,9 @@ class GLLCM(Pipeline):
     sampler = "lcm"
     keywords = (GllcmSampling, GllcmFusion)
 
-    def __init__(self, vqgan: MLVQGAN, unet: ConditionalUNet, *, fusion: str = "poisson", blend: float = 0.5,
-                 **keywords):
+    def __init__(
+        self, vqgan: MLVQGAN, unet: ConditionalUNet, *, fusion: str = "poisson", blend: float = 0.5, **keywords
+    ):
         super().__init__(vqgan, unet, **keywords)
         self.fusion = fusion
         self.blend = blend
@@ -329,8 +379,9 @@ class GLLCM(Pipeline):
         latent = self.encode(cxr)
         masked_latent = self.encode(masked_cxr)
         draw = self.draw(names, latent.shape)
-        global_latent, local_latent = sampling.sample_gllcm(self.estimator, latent, masked_latent, draw,
-                                                            progress=progress, **self.options)
+        global_latent, local_latent = sampling.sample_gllcm(
+            self.estimator, latent, masked_latent, draw, progress=progress, **self.options
+        )
 
         # fusion of the latents
         if self.fusion == "autoencoder":
@@ -419,8 +470,15 @@ def at_full_size(scan: np.ndarray, cxr: torch.Tensor, result: torch.Tensor, resi
 METHODS = {"bsldm": BSLDM, "gllcm": GLLCM}
 
 
-def load(profile: str = config.BASE_PROFILE, method: str = "gllcm", device: str | torch.device = "cpu", *,
-         precision: str = "float32", compiled: bool = False, **changes) -> Pipeline:
+def load(
+    profile: str = config.BASE_PROFILE,
+    method: str = "gllcm",
+    device: str | torch.device = "cpu",
+    *,
+    precision: str = "float32",
+    compiled: bool = False,
+    **changes,
+) -> Pipeline:
     """A method as a profile of config.yaml has it, for a notebook: load("small").suppress_image(pixels).
 
     method: "gllcm" or "bsldm". changes: keywords of the method's constructor that replace the profile's, such as steps.

@@ -4,6 +4,7 @@ Called through `images.read` only. Each reader takes a path and the limits that 
 `Decoded`. It raises ValueError, or whatever its decoder raises, for what is damaged, too large or no single image;
 `images.read` makes one line of it.
 """
+
 import io
 import re
 import zlib
@@ -14,10 +15,10 @@ import cv2
 import numpy as np
 from PIL import Image
 
-MAX_PIXELS = 2 ** 26            # four times the largest detectors; a header that claims more is damaged or hostile
-GREY = (0.299, 0.587, 0.114)    # luma of red, green, blue (Rec. 601)
-JSRT_SIDE = 2048                # the database's .IMG files are squares of this side, 16-bit big-endian, with dark bones
-JSRT_BITS = 12                  # of which so many are used
+MAX_PIXELS = 2**26  # four times the largest detectors; a header that claims more is damaged or hostile
+GREY = (0.299, 0.587, 0.114)  # luma of red, green, blue (Rec. 601)
+JSRT_SIDE = 2048  # the database's .IMG files are squares of this side, 16-bit big-endian, with dark bones
+JSRT_BITS = 12  # of which so many are used
 # Of Pillow's decoders; the others are not X-rays'.
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "WEBP", "JPEG2000", "PPM")
 DETECTOR_BITS = (8, 10, 12, 14)  # depths that exports put into 16 bits without saying so
@@ -26,7 +27,7 @@ RANGE_KEYWORD = b"grey values"  # of the PNG text in which `images.write_like` s
 # Tag numbers (TIFF 6.0)
 TIFF_BITS = 258
 TIFF_PHOTOMETRIC = 262
-TIFF_ORIENTATION = 274          # EXIF's too
+TIFF_ORIENTATION = 274  # EXIF's too
 TIFF_MAX = 281
 TIFF_FORMAT = 339
 TIFF_SMAX = 341
@@ -37,6 +38,7 @@ Limits = str | tuple[float, float]  # "auto", "container", or the grey values of
 @dataclass(frozen=True)
 class Scale:
     """Which grey values of a file are black and white, and in how many bits it holds them (8 or 16)."""
+
     black: float
     white: float
     container: int
@@ -49,6 +51,7 @@ class Decoded:
     scale: where it is not black = 0 and white = all bits set. note: what the user should know. orientation: EXIF's, as
     the file lies; 1: upright.
     """
+
     pixels: np.ndarray
     bits: int
     scale: Scale | None = None
@@ -64,7 +67,7 @@ def refuse_size(height: int, width: int) -> None:
         raise ValueError(f"it claims {width} x {height} pixels, more than {MAX_PIXELS}")
     # The networks see squares: a thin image is padded to one.
     side = max(height, width)
-    if side ** 2 > MAX_PIXELS:
+    if side**2 > MAX_PIXELS:
         raise ValueError(
             f"it is {width} x {height}; padded to a square it has {side} x {side} pixels, more than {MAX_PIXELS}"
         )
@@ -79,8 +82,16 @@ def to_grey(levels: np.ndarray) -> np.ndarray:
 
 # --- Range ------------------------------------------------------------------------------------------------------------
 
-def scaled(levels: np.ndarray, container: int, limits: Limits, *, bits: int | None = None, white: int | None = None,
-           white_is_zero: bool = False) -> Decoded:
+
+def scaled(
+    levels: np.ndarray,
+    container: int,
+    limits: Limits,
+    *,
+    bits: int | None = None,
+    white: int | None = None,
+    white_is_zero: bool = False,
+) -> Decoded:
     """Grey levels (H, W) -> [0, 1].
 
     container: bits in which the file holds them. bits, white: significant bits and the level of white, where the header
@@ -88,7 +99,7 @@ def scaled(levels: np.ndarray, container: int, limits: Limits, *, bits: int | No
     16 bits are read as the next of DETECTOR_BITS, with a note: to the networks such an image is black otherwise.
     limits: as in `images.read`.
     """
-    full = int(2 ** container - 1)
+    full = int(2**container - 1)
     if isinstance(limits, tuple):
         return _forced(levels, container, limits, white_is_zero)
     note = ""
@@ -97,10 +108,12 @@ def scaled(levels: np.ndarray, container: int, limits: Limits, *, bits: int | No
         white = full
     if white is None:
         bits = _bits_used(levels, container)
-        white = int(2 ** bits - 1)
+        white = int(2**bits - 1)
         if bits < container:
-            note = (f"no grey value is above {white} of {full}, so it is read as {bits} bits "
-                    f"(eval.range=container reads all 16, eval.range={white} forces this)")
+            note = (
+                f"no grey value is above {white} of {full}, so it is read as {bits} bits "
+                f"(eval.range=container reads all 16, eval.range={white} forces this)"
+            )
     if levels.max() > white:
         raise ValueError(f"its largest value {levels.max():.0f} is above what its header declares, {white}")
     if white_is_zero:
@@ -111,15 +124,15 @@ def scaled(levels: np.ndarray, container: int, limits: Limits, *, bits: int | No
 def _bits_used(levels: np.ndarray, container: int) -> int:
     """The least of DETECTOR_BITS into which all levels fit, where the file holds 16; else what it holds."""
     largest = levels.max()
-    fitting = [bits for bits in DETECTOR_BITS if largest <= 2 ** bits - 1]
+    fitting = [bits for bits in DETECTOR_BITS if largest <= 2**bits - 1]
     return fitting[0] if container == 16 and fitting else container
 
 
 def _forced(levels: np.ndarray, container: int, limits: tuple[float, float], white_is_zero: bool = False) -> Decoded:
     """Levels of any type between two that the user names; those outside are cut."""
     black, white = limits
-    if levels.dtype.kind in "bu" and white > 2 ** container - 1:
-        raise ValueError(f"its {container} bits hold at most {2 ** container - 1}, less than eval.range={white:g} says")
+    if levels.dtype.kind in "bu" and white > 2**container - 1:
+        raise ValueError(f"its {container} bits hold at most {2**container - 1}, less than eval.range={white:g} says")
     unit = (levels - np.float64(black)) / (np.float64(white) - black)
     outside = np.mean((unit < 0) | (unit > 1))
     note = f"{outside:.1%} of the grey values lie outside eval.range and are cut" if outside else ""
@@ -138,7 +151,7 @@ def _unless_full(black: float, white: float, container: int) -> Scale | None:
     """The scale in which a PNG can hold the same grey values, 8 or 16 bits; None where its whole range is the usual
     one."""
     container = 8 if container <= 8 else 16
-    full = 2 ** container - 1
+    full = 2**container - 1
     if white > full or (black == 0 and white == full):
         return None
     return Scale(black, white, container)
@@ -146,8 +159,15 @@ def _unless_full(black: float, white: float, container: int) -> Scale | None:
 
 def upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
     """(H, W) as a file holds it -> as it is to be seen. orientation: EXIF's, 1 to 8."""
-    turns = {2: np.fliplr, 3: lambda image: np.rot90(image, 2), 4: np.flipud, 5: np.transpose,
-             6: lambda image: np.rot90(image, -1), 7: lambda image: np.rot90(image, 2).T, 8: np.rot90}
+    turns = {
+        2: np.fliplr,
+        3: lambda image: np.rot90(image, 2),
+        4: np.flipud,
+        5: np.transpose,
+        6: lambda image: np.rot90(image, -1),
+        7: lambda image: np.rot90(image, 2).T,
+        8: np.rot90,
+    }
     return turns[orientation](pixels) if orientation in turns else pixels
 
 
@@ -157,6 +177,7 @@ def as_stored(pixels: np.ndarray, orientation: int) -> np.ndarray:
 
 
 # --- PNG, TIFF, JPEG and others ---------------------------------------------------------------------------------------
+
 
 def read_picture(path: Path, limits: Limits) -> Decoded:
     """All of FORMATS. Pillow notices truncated data; OpenCV reads the one thing that Pillow cuts to 8 bits, 16-bit
@@ -199,6 +220,7 @@ def _decode(content: bytes, picture, limits: Limits) -> Decoded:
 @dataclass(frozen=True)
 class _Declared:
     """What a header says of its grey levels; bits and white None: nothing beside the container's bits."""
+
     container: int
     bits: int | None = None
     white: int | None = None
@@ -210,8 +232,8 @@ def _of_declared(levels: np.ndarray, declared: _Declared, limits: Limits, white_
         return _forced(levels, declared.container, declared.limits)
     white = declared.white
     # Writers that put 12 bits into 16 without scaling them are common; if all fit into sBIT bits, this is one.
-    if declared.bits is not None and white == 2 ** 16 - 1 and levels.max() <= 2 ** declared.bits - 1:
-        white = 2 ** declared.bits - 1
+    if declared.bits is not None and white == 2**16 - 1 and levels.max() <= 2**declared.bits - 1:
+        white = 2**declared.bits - 1
     return scaled(levels, declared.container, limits, bits=declared.bits, white=white, white_is_zero=white_is_zero)
 
 
@@ -265,7 +287,7 @@ def _declared(content: bytes, picture) -> _Declared:
         return _declared_jpeg2000(content, picture)
     if picture.format == "PPM" and picture.mode == "I":  # in text; Pillow scales its values to 16 bits
         bits = _pnm_header(content)[2].bit_length()
-        return _Declared(16) if bits >= 16 else _Declared(16, bits, 2 ** 16 - 1)
+        return _Declared(16) if bits >= 16 else _Declared(16, bits, 2**16 - 1)
     return _Declared(8, 8, 255)
 
 
@@ -281,7 +303,7 @@ def _declared_png(chunks: dict[bytes, bytes]) -> _Declared:
     if not chunks.get(b"sBIT"):
         return _Declared(16)
     bits = min(max(chunks[b"sBIT"][0], 1), 16)
-    return _Declared(16, bits, 2 ** 16 - 1)
+    return _Declared(16, bits, 2**16 - 1)
 
 
 def _declared_tiff(picture) -> _Declared:
@@ -297,7 +319,7 @@ def _declared_tiff(picture) -> _Declared:
     if container > 16 or (container == 16 and declared < 1):
         return _Declared(container)
     bits = min(container, declared.bit_length() or container)
-    return _Declared(container, bits, 2 ** bits - 1)
+    return _Declared(container, bits, 2**bits - 1)
 
 
 def _declared_jpeg2000(content: bytes, picture) -> _Declared:
@@ -308,14 +330,14 @@ def _declared_jpeg2000(content: bytes, picture) -> _Declared:
     place = marker + 42
     if marker < 0 or place >= len(content):
         raise ValueError("the JPEG 2000 has no SIZ segment")
-    bits = (content[place] & 0x7f) + 1
+    bits = (content[place] & 0x7F) + 1
     if content[place] & 0x80:
         raise ValueError("signed integers have no known range; save it as 8- or 16-bit unsigned")
     if bits <= 8:
         return _Declared(8, 8, 255)
     if not picture.mode.startswith("I"):
         raise ValueError(f"JPEG 2000 in colour of {bits} bits is not supported; save it as grey")
-    return _Declared(16) if bits >= 16 else _Declared(16, bits, (2 ** bits - 1) << (16 - bits))
+    return _Declared(16) if bits >= 16 else _Declared(16, bits, (2**bits - 1) << (16 - bits))
 
 
 def _largest_tag(picture, tag: int, default: int) -> int:
@@ -340,7 +362,7 @@ def _raw_pgm(content: bytes, picture, limits: Limits) -> Decoded:
     if len(content) - start < 2 * width * height:
         raise ValueError("the file is truncated")
     levels = np.frombuffer(content, ">u2", width * height, start).reshape(height, width).astype(np.uint16)
-    if white == 2 ** 16 - 1:
+    if white == 2**16 - 1:
         return scaled(levels, 16, limits)
     return scaled(levels, 16, limits, bits=white.bit_length(), white=white)
 
@@ -348,6 +370,7 @@ def _raw_pgm(content: bytes, picture, limits: Limits) -> Decoded:
 def _float_tiff(content: bytes, limits: Limits) -> Decoded:
     """Floats of 16 or 64 bits, which Pillow does not know."""
     import tifffile
+
     with tifffile.TiffFile(io.BytesIO(content)) as file:
         if len(file.pages) != 1:
             raise ValueError(f"it holds {len(file.pages)} images; one is expected")
@@ -364,10 +387,10 @@ def _png_chunks(content: bytes) -> dict[bytes, bytes]:
     chunks: dict[bytes, bytes] = {}
     start = 8  # behind the signature
     while b"IEND" not in chunks:
-        length = int.from_bytes(content[start:start + 4], "big")
-        name = content[start + 4:start + 8]
-        data = content[start + 8:start + 8 + length]
-        checksum = content[start + 8 + length:start + 12 + length]
+        length = int.from_bytes(content[start : start + 4], "big")
+        name = content[start + 4 : start + 8]
+        data = content[start + 8 : start + 8 + length]
+        checksum = content[start + 8 + length : start + 12 + length]
         if len(checksum) < 4:
             raise ValueError("the PNG is truncated")
         if zlib.crc32(name + data) != int.from_bytes(checksum, "big"):
@@ -378,6 +401,7 @@ def _png_chunks(content: bytes) -> dict[bytes, bytes]:
 
 
 # --- Arrays and raw files ---------------------------------------------------------------------------------------------
+
 
 def read_array(path: Path, limits: Limits) -> Decoded:
     """A NumPy array: booleans, uint8, uint16, or floats from 0 to 1; (H, W), (1, H, W), (H, W, 1) or colour (H, W, 3 or
@@ -412,11 +436,11 @@ def read_array(path: Path, limits: Limits) -> Decoded:
 def read_jsrt(path: Path, limits: Limits) -> Decoded:
     """An .IMG file of JSRT's database, turned so that bones are bright. Its range is known: limits change nothing."""
     size = path.stat().st_size
-    expected = 2 * JSRT_SIDE ** 2
+    expected = 2 * JSRT_SIDE**2
     levels = np.fromfile(path, ">u2")
     if size != expected:
         raise ValueError(f"it has {size} bytes; a JSRT image has {expected}")
-    white = 2 ** JSRT_BITS - 1
+    white = 2**JSRT_BITS - 1
     if levels.max() > white:
         raise ValueError(
             f"its largest value {levels.max()} is above {white}; JSRT images have {JSRT_BITS} bits, big-endian"

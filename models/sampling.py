@@ -4,6 +4,7 @@ Names used throughout: cxr and masked_cxr are the latents (B, C, h, w) of the X-
 mask. draw(name) returns standard normal noise of that shape for the names "initial", "global/<j>", "local/<j>" and
 "unconditional/<j>", where j counts the steps from 0.
 """
+
 from collections.abc import Callable, Iterable
 from functools import partial
 
@@ -17,8 +18,9 @@ Draw = Callable[[str], torch.Tensor]
 Progress = Callable[[Iterable], Iterable]  # wraps the list of steps, for a progress bar
 
 
-def estimate(unet: Estimator, latents: list[torch.Tensor], t: int,
-             conditions: list[torch.Tensor]) -> list[torch.Tensor]:
+def estimate(
+    unet: Estimator, latents: list[torch.Tensor], t: int, conditions: list[torch.Tensor]
+) -> list[torch.Tensor]:
     """The predicted noise of several (noisy latent, condition) pairs, computed in one pass through the network.
 
     latents, conditions: n tensors (B, C, h, w) each. Returns n tensors (B, C, h, w) in float32.
@@ -27,14 +29,23 @@ def estimate(unet: Estimator, latents: list[torch.Tensor], t: int,
     x = torch.cat([torch.cat(latents), torch.cat(conditions)], 1)  # (n B, 2 C, h, w)
     timesteps = torch.full((len(x),), t, device=x.device)
     output = unet(x, timesteps)  # (n B, 2 C, h, w)
-    eps = output[:, :channels]   # the first half is the noise; no sampler reads the other
+    eps = output[:, :channels]  # the first half is the noise; no sampler reads the other
     return list(eps.float().chunk(len(latents)))
 
 
 @torch.no_grad()
-def sample_bsldm(unet: Estimator, cxr: torch.Tensor, draw: Draw, *, steps: int = 1000, sampler: str = "ddpm",
-                 clip: float = 1.4, clip_rate: float = 0.003, clip_lag: int = 0,
-                 progress: Progress = iter) -> torch.Tensor:
+def sample_bsldm(
+    unet: Estimator,
+    cxr: torch.Tensor,
+    draw: Draw,
+    *,
+    steps: int = 1000,
+    sampler: str = "ddpm",
+    clip: float = 1.4,
+    clip_rate: float = 0.003,
+    clip_lag: int = 0,
+    progress: Progress = iter,
+) -> torch.Tensor:
     """BS-LDM: sample the soft-tissue latent (B, C, h, w) of a CXR latent, with temporal adaptive thresholding.
 
     sampler: a name in schedulers.DIFFUSION_SAMPLERS.
@@ -60,9 +71,20 @@ def sample_bsldm(unet: Estimator, cxr: torch.Tensor, draw: Draw, *, steps: int =
 
 
 @torch.no_grad()
-def sample_gllcm(unet: Estimator, cxr: torch.Tensor, masked_cxr: torch.Tensor, draw: Draw, *, steps: int = 50,
-                 guidance: str = "leg", alpha: float = 3.0, clip_global: float = 2.0, clip_local: float = 3.5,
-                 clip_rate: float = 0.025, progress: Progress = iter) -> tuple[torch.Tensor, torch.Tensor]:
+def sample_gllcm(
+    unet: Estimator,
+    cxr: torch.Tensor,
+    masked_cxr: torch.Tensor,
+    draw: Draw,
+    *,
+    steps: int = 50,
+    guidance: str = "leg",
+    alpha: float = 3.0,
+    clip_global: float = 2.0,
+    clip_local: float = 3.5,
+    clip_rate: float = 0.025,
+    progress: Progress = iter,
+) -> tuple[torch.Tensor, torch.Tensor]:
     """GL-LCM: dual-path sampling from one initial noise -> (global, local) soft-tissue latents, (B, C, h, w) each.
 
     guidance: a name in GUIDANCE. alpha: its scale.
@@ -94,6 +116,7 @@ def sample_gllcm(unet: Estimator, cxr: torch.Tensor, masked_cxr: torch.Tensor, d
 
 # The guidances: (network, latents of both paths, timestep, both conditions, scale, fresh_noise() -> (B, C, h, w)) ->
 # (eps of the global path, eps of the local path). They differ in what the local path is pushed away from.
+
 
 def leg(unet, z_g, z_l, t, cxr, masked_cxr, alpha, fresh_noise):
     """Local-enhanced guidance (GL-LCM): eps_l = (1 - alpha) eps(z_l, CXR) + alpha eps(z_l, masked CXR).

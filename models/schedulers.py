@@ -8,6 +8,7 @@ Tables and coefficients are float32 scalars on the CPU, as in the published scri
 1 - alpha_bar moves a whole BS-LDM walk by 3e-4, and the published numbers include it. No step waits for the device.
 To add a sampler to BS-LDM, write its step here and name it in DIFFUSION_SAMPLERS.
 """
+
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -16,19 +17,20 @@ import numpy as np
 import torch
 
 TRAIN_STEPS = 1000  # timesteps of both schedules
-LCM_STEPS = 50      # steps of the full consistency walk
-LCM_SIGMA = 0.5     # sigma_data of the consistency model's boundary condition (Luo 2023)
-LCM_SCALE = 10.0    # timestep scaling of the boundary condition (Luo 2023)
+LCM_STEPS = 50  # steps of the full consistency walk
+LCM_SIGMA = 0.5  # sigma_data of the consistency model's boundary condition (Luo 2023)
+LCM_SCALE = 10.0  # timestep scaling of the boundary condition (Luo 2023)
 
 
 @dataclass(frozen=True)
 class Step:
     """One step of a walk from noise to a clean latent: from timestep t to the next, cleaner one."""
-    t: int                        # the timestep, an input of the network
-    alpha_bar: torch.Tensor       # alpha_bar_t, a scalar
+
+    t: int  # the timestep, an input of the network
+    alpha_bar: torch.Tensor  # alpha_bar_t, a scalar
     alpha_bar_prev: torch.Tensor  # at the cleaner timestep that follows; 1 in the last step, which reaches z_0 itself
-    position: float               # how many steps of the full walk lie behind, 0 at the noisiest timestep
-    last: bool                    # whether the walk ends with this step
+    position: float  # how many steps of the full walk lie behind, 0 at the noisiest timestep
+    last: bool  # whether the walk ends with this step
 
 
 def squared_cosine(offset: float = 0.008, beta_max: float = 0.999) -> torch.Tensor:
@@ -41,8 +43,8 @@ def squared_cosine(offset: float = 0.008, beta_max: float = 0.999) -> torch.Tens
 
 def scaled_linear(beta_start: float = 0.00085, beta_end: float = 0.012) -> torch.Tensor:
     """alpha_bar (1000,) of GL-LCM: betas whose square roots are evenly spaced (Rombach 2022)."""
-    roots = torch.linspace(beta_start ** 0.5, beta_end ** 0.5, TRAIN_STEPS)
-    return _accumulate(roots ** 2)
+    roots = torch.linspace(beta_start**0.5, beta_end**0.5, TRAIN_STEPS)
+    return _accumulate(roots**2)
 
 
 def _accumulate(betas: torch.Tensor) -> torch.Tensor:
@@ -123,7 +125,7 @@ def precondition(variance: float, alpha_bar: torch.Tensor) -> tuple[torch.Tensor
 
 def predict_z_0(z_t: torch.Tensor, eps: torch.Tensor, step: Step, bound: float) -> torch.Tensor:
     """z_0 = (z_t - sqrt(1 - alpha_bar) eps) / sqrt(alpha_bar), clipped to [-bound, bound]. z_t, eps: (B, C, h, w)."""
-    z_0 = (z_t - (1 - step.alpha_bar) ** 0.5 * eps) / step.alpha_bar ** 0.5
+    z_0 = (z_t - (1 - step.alpha_bar) ** 0.5 * eps) / step.alpha_bar**0.5
     return z_0.clamp(-bound, bound)
 
 
@@ -133,8 +135,9 @@ def predict_z_0(z_t: torch.Tensor, eps: torch.Tensor, step: Step, bound: float) 
 Previous = tuple[Step, torch.Tensor]  # the step taken before, and the z_0 that was predicted in it
 
 
-def ddpm_step(z_t: torch.Tensor, z_0: torch.Tensor, step: Step, noise: torch.Tensor | None,
-              previous: Previous | None = None) -> torch.Tensor:
+def ddpm_step(
+    z_t: torch.Tensor, z_0: torch.Tensor, step: Step, noise: torch.Tensor | None, previous: Previous | None = None
+) -> torch.Tensor:
     """Ancestral step with the posterior's mean and variance (Ho 2020, eq. 6 and 7; "fixed small").
 
     The last step adds no noise.
@@ -143,23 +146,25 @@ def ddpm_step(z_t: torch.Tensor, z_0: torch.Tensor, step: Step, noise: torch.Ten
     beta = 1 - alpha
     beta_bar = 1 - step.alpha_bar
     beta_bar_prev = 1 - step.alpha_bar_prev
-    mean = step.alpha_bar_prev ** 0.5 * beta / beta_bar * z_0 + alpha ** 0.5 * beta_bar_prev / beta_bar * z_t
+    mean = step.alpha_bar_prev**0.5 * beta / beta_bar * z_0 + alpha**0.5 * beta_bar_prev / beta_bar * z_t
     if step.last:
         return mean
     assert noise is not None, "all steps but the last need noise"
     variance = beta * beta_bar_prev / beta_bar
-    return mean + variance ** 0.5 * noise
+    return mean + variance**0.5 * noise
 
 
-def ddim_step(z_t: torch.Tensor, z_0: torch.Tensor, step: Step, noise: torch.Tensor | None,
-              previous: Previous | None = None) -> torch.Tensor:
+def ddim_step(
+    z_t: torch.Tensor, z_0: torch.Tensor, step: Step, noise: torch.Tensor | None, previous: Previous | None = None
+) -> torch.Tensor:
     """Deterministic step (Song 2021, eq. 12 with sigma = 0), with the noise that agrees with the thresholded z_0."""
-    eps = (z_t - step.alpha_bar ** 0.5 * z_0) / (1 - step.alpha_bar) ** 0.5
-    return step.alpha_bar_prev ** 0.5 * z_0 + (1 - step.alpha_bar_prev) ** 0.5 * eps
+    eps = (z_t - step.alpha_bar**0.5 * z_0) / (1 - step.alpha_bar) ** 0.5
+    return step.alpha_bar_prev**0.5 * z_0 + (1 - step.alpha_bar_prev) ** 0.5 * eps
 
 
-def dpmpp_step(z_t: torch.Tensor, z_0: torch.Tensor, step: Step, noise: torch.Tensor | None,
-               previous: Previous | None = None) -> torch.Tensor:
+def dpmpp_step(
+    z_t: torch.Tensor, z_0: torch.Tensor, step: Step, noise: torch.Tensor | None, previous: Previous | None = None
+) -> torch.Tensor:
     """DPM-Solver++(2M): deterministic, second order, for few steps (Lu 2022, algorithm 2).
 
     lambda = log(sqrt(alpha_bar) / sqrt(1 - alpha_bar)); z_0 is extrapolated over the last two steps in lambda. The
@@ -174,7 +179,7 @@ def dpmpp_step(z_t: torch.Tensor, z_0: torch.Tensor, step: Step, noise: torch.Te
         r = (lambda_now - _half_log_snr(previous_step.alpha_bar)) / h
         z_0 = (1 + 1 / (2 * r)) * z_0 - 1 / (2 * r) * previous_z_0
     ratio = ((1 - step.alpha_bar_prev) / (1 - step.alpha_bar)) ** 0.5
-    return ratio * z_t - step.alpha_bar_prev ** 0.5 * torch.expm1(-h) * z_0
+    return ratio * z_t - step.alpha_bar_prev**0.5 * torch.expm1(-h) * z_0
 
 
 def _half_log_snr(alpha_bar: torch.Tensor) -> torch.Tensor:
@@ -188,19 +193,20 @@ def lcm_step(z_t: torch.Tensor, z_0: torch.Tensor, step: Step, noise: torch.Tens
     The last step returns d itself.
     """
     scaled = LCM_SCALE * step.t
-    c_skip = LCM_SIGMA ** 2 / (scaled ** 2 + LCM_SIGMA ** 2)
-    c_out = scaled / (scaled ** 2 + LCM_SIGMA ** 2) ** 0.5
+    c_skip = LCM_SIGMA**2 / (scaled**2 + LCM_SIGMA**2)
+    c_out = scaled / (scaled**2 + LCM_SIGMA**2) ** 0.5
     d = c_out * z_0 + c_skip * z_t
     if step.last:
         return d
     assert noise is not None, "all steps but the last need noise"
-    return step.alpha_bar_prev ** 0.5 * d + (1 - step.alpha_bar_prev) ** 0.5 * noise
+    return step.alpha_bar_prev**0.5 * d + (1 - step.alpha_bar_prev) ** 0.5 * noise
 
 
 class Sampler(NamedTuple):
     """A sampler of BS-LDM, on the squared-cosine schedule."""
+
     step: Callable[..., torch.Tensor]  # (z_t, z_0, step, noise, previous) -> the next latent
-    draws_noise: bool                  # whether its steps, but for the last, need noise
+    draws_noise: bool  # whether its steps, but for the last, need noise
 
 
 DIFFUSION_SAMPLERS = {

@@ -3,6 +3,7 @@
 A setting is one line of config.yaml (value, meaning, source) and one field here. The sampler's keywords and the like
 are classes of their own, which sections of the file inherit and the methods share.
 """
+
 import os
 import typing
 from dataclasses import is_dataclass
@@ -17,6 +18,7 @@ WORDS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "of
 
 
 # --- Types of values -------------------------------------------------------------------------------------------------
+
 
 def _number(value: Any) -> Any:
     """'3e-5' -> 3e-5 and '1e3' -> 1000.0, which YAML 1.1 reads as texts; pydantic then checks the type."""
@@ -61,9 +63,9 @@ Flag = Annotated[bool, PlainValidator(_boolean)]
 Text = Annotated[str, PlainValidator(_text)]
 Whole = Annotated[int, BeforeValidator(_number), Field(ge=0)]
 Count = Annotated[Whole, Field(ge=1)]
-Seed = Annotated[Whole, Field(lt=2 ** 63)]             # what torch's generators take
-Side = Annotated[Count, Field(le=8192)]                # of an image, pixels; its square is images.MAX_PIXELS
-Channels = Annotated[Count, Field(le=2 ** 16)]
+Seed = Annotated[Whole, Field(lt=2**63)]  # what torch's generators take
+Side = Annotated[Count, Field(le=8192)]  # of an image, pixels; its square is images.MAX_PIXELS
+Channels = Annotated[Count, Field(le=2**16)]
 Layers = Annotated[Whole, Field(le=1000)]
 Amount = Annotated[float, BeforeValidator(_number), Field(ge=0)]
 Share = Annotated[Amount, Field(le=1)]
@@ -74,9 +76,11 @@ Pair = Field(min_length=2, max_length=2)
 
 # --- The sections of config.yaml -------------------------------------------------------------------------------------
 
+
 @dataclass(frozen=True, config=STRICT)
 class Data:
     """Images on the disk and the lists that split them."""
+
     root: Text
     name: Text
     lists: Text
@@ -92,6 +96,7 @@ class Data:
 @dataclass(frozen=True, config=STRICT)
 class Simulate:
     """Simulated pairs of CXR and soft tissue."""
+
     count: Whole
     seed: Seed
     source: Literal["phantom", "ct", "both"]
@@ -102,10 +107,11 @@ class Simulate:
 @dataclass(frozen=True, config=STRICT)
 class VqganNetwork:
     """Keywords of vqgan.MLVQGAN."""
+
     channels: Annotated[tuple[Channels, ...], List, NotEmpty]
     residual_channels: Channels
     residual_layers: Layers
-    codes: Annotated[Count, Field(le=2 ** 20)]
+    codes: Annotated[Count, Field(le=2**20)]
     code_channels: Channels
     decay: Share
     commitment: Amount
@@ -115,6 +121,7 @@ class VqganNetwork:
 @dataclass(frozen=True, config=STRICT)
 class Discriminator:
     """Keywords of vqgan.PatchDiscriminator."""
+
     channels: Channels
     layers: Layers
 
@@ -122,6 +129,7 @@ class Discriminator:
 @dataclass(frozen=True, config=STRICT)
 class VqganLoss:
     """Keywords of losses.HybridLoss."""
+
     pixel: Literal["mse", "l1"]
     perceptual: Amount
     adversarial: Amount
@@ -131,6 +139,7 @@ class VqganLoss:
 @dataclass(frozen=True, config=STRICT)
 class Course:
     """The settings that every training has."""
+
     epochs: Count
     batch_size: Count
     learning_rate: Amount
@@ -143,6 +152,7 @@ class Course:
 @dataclass(frozen=True, config=STRICT)
 class Vqgan(Course):
     """The autoencoder and its training."""
+
     weights: Text
     network: VqganNetwork
     discriminator: Discriminator
@@ -156,6 +166,7 @@ class Vqgan(Course):
 @dataclass(frozen=True, config=STRICT)
 class Unet:
     """Keywords of unet.ConditionalUNet."""
+
     width: Channels
     multipliers: Annotated[tuple[Channels, ...], List, NotEmpty]
     blocks: Annotated[Layers, Field(ge=1)]
@@ -167,6 +178,7 @@ class Unet:
 @dataclass(frozen=True, config=STRICT)
 class BsldmSampling:
     """Keywords of sampling.sample_bsldm."""
+
     sampler: Literal["ddpm", "ddim", "dpmpp"]
     steps: Annotated[Count, Field(le=1000)]  # the noise schedule's
     clip: Amount
@@ -177,6 +189,7 @@ class BsldmSampling:
 @dataclass(frozen=True, config=STRICT)
 class GllcmSampling:
     """Keywords of sampling.sample_gllcm."""
+
     steps: Annotated[Count, Field(le=50)]  # latent consistency steps among the noise schedule's 1000
     guidance: Literal["leg", "leg_shared", "cfg", "vanilla"]
     alpha: Amount
@@ -188,6 +201,7 @@ class GllcmSampling:
 @dataclass(frozen=True, config=STRICT)
 class GllcmFusion:
     """How GL-LCM fuses its global and its local result."""
+
     fusion: Literal["poisson", "alpha", "autoencoder", "none"]
     blend: Share
 
@@ -195,6 +209,7 @@ class GllcmFusion:
 @dataclass(frozen=True, config=STRICT)
 class Ldm(BsldmSampling, Course):
     """BS-LDM: its noise estimator's training and its sampler."""
+
     weights: Text
     qkv_by_head: Flag
     offset_noise: Amount
@@ -204,6 +219,7 @@ class Ldm(BsldmSampling, Course):
 @dataclass(frozen=True, config=STRICT)
 class Lcm(GllcmSampling, GllcmFusion, Course):
     """GL-LCM: its noise estimator's training, its sampler and its fusion."""
+
     weights: Text
     qkv_by_head: Flag
     offset_noise: Amount
@@ -213,9 +229,10 @@ class Lcm(GllcmSampling, GllcmFusion, Course):
 @dataclass(frozen=True, config=STRICT)
 class ImageAugmentation:
     """How far training images are changed; each amount is drawn from 0 to its value or about it (see config.yaml)."""
+
     flip: Flag
-    rotate: Annotated[Amount, Field(le=180)]    # degrees
-    scale: Annotated[Amount, Field(le=0.5)]     # 1 - scale divides
+    rotate: Annotated[Amount, Field(le=180)]  # degrees
+    scale: Annotated[Amount, Field(le=0.5)]  # 1 - scale divides
     contrast: Annotated[Amount, Field(le=0.9)]  # above, images may turn black
     gamma: Amount
     sharpen: Amount
@@ -229,12 +246,14 @@ class ImageAugmentation:
 @dataclass(frozen=True, config=STRICT)
 class Augment(ImageAugmentation):
     """Augmentation, and how often it is drawn where latents are kept (not in the autoencoder's training)."""
+
     versions: Count
 
 
 @dataclass(frozen=True, config=STRICT)
 class AnyTraining:
     """What the three trainings share."""
+
     seed: Seed
     workers: Annotated[Whole, Field(le=1024)]
     accumulate: Count
@@ -247,6 +266,7 @@ class AnyTraining:
 @dataclass(frozen=True, config=STRICT)
 class Train(AnyTraining):
     """What the three trainings share, and what only those of the noise estimators have (see losses)."""
+
     lesion_weight: Amount
     least_timestep: Annotated[Whole, Field(le=999)]  # the noise schedule's last
 
@@ -254,6 +274,7 @@ class Train(AnyTraining):
 @dataclass(frozen=True, config=STRICT)
 class ResultForm:
     """How a method makes its result from what was sampled, see pipelines.Pipeline."""
+
     residual: Flag
     strength: Share
 
@@ -261,6 +282,7 @@ class ResultForm:
 @dataclass(frozen=True, config=STRICT)
 class Eval(ResultForm):
     """One evaluation: what goes in and how the results come out."""
+
     input: Text
     output: Text
     batch_size: Count
@@ -276,6 +298,7 @@ class Eval(ResultForm):
 @dataclass(frozen=True, config=STRICT)
 class Metrics:
     """The comparison of predictions with the truth."""
+
     cxr: Text
     target: Text
     prediction: Annotated[tuple[Text, ...], List, NotEmpty]
@@ -290,6 +313,7 @@ class Metrics:
 @dataclass(frozen=True, config=STRICT)
 class Settings:
     """All of config.yaml, resolved."""
+
     runs: Text
     device: Text
     precision: Literal["auto", "bf16", "float32"]

@@ -2,6 +2,7 @@
 
 Sources: [B] BS-LDM, JBHI 2025; [G] GL-LCM, MICCAI 2025; [S] the published scripts.
 """
+
 import math
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -13,22 +14,24 @@ import torch
 
 from .features import lpips_network
 
-LEAST_SIDE = 32        # pixels; AlexNet leaves nothing of a smaller image
-RANGE_SLACK = 0.5      # noise may leave [0, 1] a little; beyond this the image has another range
-WINDOW = 11            # side of SSIM's Gaussian window, pixels [Wang et al. 2004]
-SIGMA = 1.5            # of that Gaussian, pixels
-SSIM_K1 = 0.01         # Wang's constants that keep the quotient finite, for a range of 1
+LEAST_SIDE = 32  # pixels; AlexNet leaves nothing of a smaller image
+RANGE_SLACK = 0.5  # noise may leave [0, 1] a little; beyond this the image has another range
+WINDOW = 11  # side of SSIM's Gaussian window, pixels [Wang et al. 2004]
+SIGMA = 1.5  # of that Gaussian, pixels
+SSIM_K1 = 0.01  # Wang's constants that keep the quotient finite, for a range of 1
 SSIM_K2 = 0.03
-GPU_MICRO_BATCH = 8    # images that go through LPIPS's network at once on a GPU; on a CPU one is as fast in less memory
-LENGTH_FLOOR = 1e-10   # keeps LPIPS from dividing by 0, as in the package
+GPU_MICRO_BATCH = 8  # images that go through LPIPS's network at once on a GPU; on a CPU one is as fast in less memory
+LENGTH_FLOOR = 1e-10  # keeps LPIPS from dividing by 0, as in the package
 REFERENCE = "untouched CXR"  # the method that does nothing, in every table
 
 
 # --- Columns of the tables --------------------------------------------------------------------------------------------
 
+
 @dataclass(frozen=True)
 class Score:
     """A column of the tables. key: its name in files; label: its heading; scale: what the table multiplies it by."""
+
     key: str
     label: str
     scale: float
@@ -61,6 +64,7 @@ IN_LUNGS = (
 
 
 # --- Scores of one image ----------------------------------------------------------------------------------------------
+
 
 def bsr(cxr: np.ndarray, gt: np.ndarray, pred: np.ndarray, mask: np.ndarray | None = None) -> float:
     """Bone suppression ratio as published [B, G]: 1 - sum(max(gt - pred', 0)^2) / sum((cxr - gt)^2), pred' = pred +
@@ -105,8 +109,9 @@ def ssim(gt: np.ndarray, pred: np.ndarray) -> float:
     return _ssim(*_checked(gt, pred))
 
 
-def pixel_scores(cxr: np.ndarray, gt: np.ndarray, predictions: dict[str, np.ndarray],
-                 mask: np.ndarray | None = None) -> dict:
+def pixel_scores(
+    cxr: np.ndarray, gt: np.ndarray, predictions: dict[str, np.ndarray], mask: np.ndarray | None = None
+) -> dict:
     """{method: {key: value}} of all scores but LPIPS, the untouched CXR first.
 
     cxr, gt and each prediction: float (H, W) in [0, 1]. mask: bool (H, W), true in the lungs; if there is none, or an
@@ -192,8 +197,9 @@ class Lpips:
         return normed
 
 
-def score(cxr: np.ndarray, gt: np.ndarray, predictions: dict[str, np.ndarray], lpips: Lpips,
-          mask: np.ndarray | None = None) -> dict:
+def score(
+    cxr: np.ndarray, gt: np.ndarray, predictions: dict[str, np.ndarray], lpips: Lpips, mask: np.ndarray | None = None
+) -> dict:
     """{method: {key: value}} of all scores of one image; otherwise as `pixel_scores`."""
     values = pixel_scores(cxr, gt, predictions, mask)
     return add_lpips(values, gt, np.stack([cxr, *predictions.values()]), lpips)
@@ -247,12 +253,12 @@ def _ssim(gt: np.ndarray, pred: np.ndarray) -> float:
 
     mean_gt = local_mean(gt)
     mean_pred = local_mean(pred)
-    mean_squares = mean_gt ** 2 + mean_pred ** 2
+    mean_squares = mean_gt**2 + mean_pred**2
     mean_product = mean_gt * mean_pred
     covariance = local_mean(gt * pred) - mean_product
     variances = local_mean(gt * gt) + local_mean(pred * pred) - mean_squares
-    c_1 = SSIM_K1 ** 2
-    c_2 = SSIM_K2 ** 2
+    c_1 = SSIM_K1**2
+    c_2 = SSIM_K2**2
     similarity = (2 * mean_product + c_1) * (2 * covariance + c_2) / ((mean_squares + c_1) * (variances + c_2))
     return float(similarity.mean())
 
@@ -276,8 +282,9 @@ def _checked(*arrays: np.ndarray, stacks: bool = False) -> list[np.ndarray]:
     for array in arrays:
         if not isinstance(array, np.ndarray) or array.dtype.kind != "f":
             found = getattr(array, "dtype", type(array).__name__)
-            raise ValueError(f"expected float arrays in [0, 1], got {found}; "
-                             "divide integer images by their largest possible value")
+            raise ValueError(
+                f"expected float arrays in [0, 1], got {found}; divide integer images by their largest possible value"
+            )
         if array.shape != arrays[0].shape or array.ndim not in dimensions or array.size == 0:
             shapes = ", ".join(str(other.shape) for other in arrays)
             raise ValueError(f"expected images of one shape (H, W), got {shapes}")

@@ -3,6 +3,7 @@
 The architecture is that of Dhariwal & Nichol, "Diffusion models beat GANs" (2021); its input is the noisy soft-tissue
 latent concatenated with the CXR's latent. Parameter names are the released checkpoints' own.
 """
+
 import math
 
 import torch
@@ -14,7 +15,7 @@ from .layers import GroupNorm32, checkpointed
 from .runtime.checkpoint import Network
 
 MAX_PERIOD = 10000  # of the time embedding's sinusoids, timesteps (Vaswani 2017)
-TIME_WIDTH = 4      # width of the time embedding as a multiple of the network's width
+TIME_WIDTH = 4  # width of the time embedding as a multiple of the network's width
 
 
 def time_embedding(t: torch.Tensor, width: int) -> torch.Tensor:
@@ -38,13 +39,18 @@ class ResidualBlock(nn.Module):
         if resample not in (None, "down", "up"):
             raise ValueError(f"resample={resample!r} is not one of: None, 'down', 'up'")
         self.resample = resample
-        self.in_layers = nn.Sequential(GroupNorm32(channels), nn.SiLU(),
-                                       nn.Conv2d(channels, out_channels, 3, padding=1))
+        self.in_layers = nn.Sequential(
+            GroupNorm32(channels), nn.SiLU(), nn.Conv2d(channels, out_channels, 3, padding=1)
+        )
         self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(time_channels, 2 * out_channels))
         # nn.Identity stands in for the published dropout of rate 0, so that the convolution keeps its released name
         # out_layers.3
-        self.out_layers = nn.Sequential(GroupNorm32(out_channels), nn.SiLU(), nn.Identity(),
-                                        zero(nn.Conv2d(out_channels, out_channels, 3, padding=1)))
+        self.out_layers = nn.Sequential(
+            GroupNorm32(out_channels),
+            nn.SiLU(),
+            nn.Identity(),
+            zero(nn.Conv2d(out_channels, out_channels, 3, padding=1)),
+        )
         self.skip_connection = nn.Identity() if out_channels == channels else nn.Conv2d(channels, out_channels, 1)
 
     def forward(self, x: torch.Tensor, embedding: torch.Tensor) -> torch.Tensor:
@@ -129,13 +135,32 @@ class ConditionalUNet(Network):
     repeats = ("blocks",)
     alpha_bar: torch.Tensor  # (1000,), of networks with a prior
 
-    def __init__(self, in_channels: int = 8, out_channels: int = 8, width: int = 128, multipliers=(1, 1, 2, 2, 4, 4),
-                 blocks: int = 8, heads: int = 8, attention=(8, 16, 32), qkv_by_head: bool = False, prior: float = 0.0,
-                 schedule: str = "scaled_linear"):
+    def __init__(
+        self,
+        in_channels: int = 8,
+        out_channels: int = 8,
+        width: int = 128,
+        multipliers=(1, 1, 2, 2, 4, 4),
+        blocks: int = 8,
+        heads: int = 8,
+        attention=(8, 16, 32),
+        qkv_by_head: bool = False,
+        prior: float = 0.0,
+        schedule: str = "scaled_linear",
+    ):
         super().__init__()
-        self.settings = dict(in_channels=in_channels, out_channels=out_channels, width=width, multipliers=multipliers,
-                             blocks=blocks, heads=heads, attention=attention, qkv_by_head=qkv_by_head, prior=prior,
-                             schedule=schedule)
+        self.settings = dict(
+            in_channels=in_channels,
+            out_channels=out_channels,
+            width=width,
+            multipliers=multipliers,
+            blocks=blocks,
+            heads=heads,
+            attention=attention,
+            qkv_by_head=qkv_by_head,
+            prior=prior,
+            schedule=schedule,
+        )
         self.width = width
         self.levels = len(multipliers)
         self.checkpointing = False
@@ -146,13 +171,14 @@ class ConditionalUNet(Network):
             self.register_buffer("alpha_bar", alpha_bar, persistent=False)  # no checkpoint holds it
 
         time_channels = TIME_WIDTH * width
-        self.time_embed = nn.Sequential(nn.Linear(width, time_channels), nn.SiLU(),
-                                        nn.Linear(time_channels, time_channels))
+        self.time_embed = nn.Sequential(
+            nn.Linear(width, time_channels), nn.SiLU(), nn.Linear(time_channels, time_channels)
+        )
 
         def residual_layers(before: int, after: int, level: int) -> list[nn.Module]:
             """A residual block, then self-attention on the levels that have it."""
             # the attention is built first: the order of building decides which weights a seed gives
-            attends = [AttentionBlock(after, heads, qkv_by_head)] if 2 ** level in attention else []
+            attends = [AttentionBlock(after, heads, qkv_by_head)] if 2**level in attention else []
             return [ResidualBlock(before, time_channels, after), *attends]
 
         # The way down. skips: the channels of each stage's output, which the way up concatenates to its input.
@@ -170,9 +196,11 @@ class ConditionalUNet(Network):
         self.input_blocks = nn.ModuleList(down)
 
         # The bottom of the U always has attention.
-        self.middle_block = Stage(ResidualBlock(channels, time_channels, channels),
-                                  AttentionBlock(channels, heads, qkv_by_head),
-                                  ResidualBlock(channels, time_channels, channels))
+        self.middle_block = Stage(
+            ResidualBlock(channels, time_channels, channels),
+            AttentionBlock(channels, heads, qkv_by_head),
+            ResidualBlock(channels, time_channels, channels),
+        )
 
         # The way up; the last stage of every level but the top one doubles the size.
         up = []
@@ -184,8 +212,9 @@ class ConditionalUNet(Network):
                     layers.append(ResidualBlock(channels, time_channels, channels, "up"))
                 up.append(Stage(*layers))
         self.output_blocks = nn.ModuleList(up)
-        self.out = nn.Sequential(GroupNorm32(channels), nn.SiLU(),
-                                 zero(nn.Conv2d(channels, out_channels, 3, padding=1)))
+        self.out = nn.Sequential(
+            GroupNorm32(channels), nn.SiLU(), zero(nn.Conv2d(channels, out_channels, 3, padding=1))
+        )
 
     def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         """x (B, in_channels, h, w), t (B,) integers in 0..999 -> (B, out_channels, h, w).
@@ -198,7 +227,7 @@ class ConditionalUNet(Network):
         # EDM preconditioning: the layers see the normalised difference from the CXR and predict the normalised residual
         alpha_bar = self.alpha_bar[t].view(-1, 1, 1, 1)  # (B, 1, 1, 1)
         z_t, cxr = x.float().chunk(2, 1)
-        k, c_in, c_out = schedulers.precondition(self.prior ** 2, alpha_bar)
+        k, c_in, c_out = schedulers.precondition(self.prior**2, alpha_bar)
         difference = z_t / alpha_bar.sqrt() - cxr
         output = self.layers(torch.cat([c_in * difference, cxr], 1), t)
         residual, rest = output.float().chunk(2, 1)
@@ -214,7 +243,7 @@ class ConditionalUNet(Network):
         Weighted so, the error in the noise equals the error in the normalised residual, which is what the layers
         predict.
         """
-        k, _, _ = schedulers.precondition(self.prior ** 2, self.alpha_bar[t])
+        k, _, _ = schedulers.precondition(self.prior**2, self.alpha_bar[t])
         return 1 / k
 
     def layers(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
@@ -264,11 +293,16 @@ class ConditionalUNet(Network):
             first = 1 + level * (blocks + 1)
             multipliers.append(state[f"input_blocks.{first}.0.out_layers.3.weight"].shape[0] // width)
             if f"input_blocks.{first}.1.qkv.weight" in state:
-                attention.append(2 ** level)
+                attention.append(2**level)
 
-        settings = dict(in_channels=state["input_blocks.0.0.weight"].shape[1],
-                        out_channels=state["out.2.weight"].shape[0], width=width, blocks=blocks,
-                        multipliers=tuple(multipliers), attention=tuple(attention))
+        settings = dict(
+            in_channels=state["input_blocks.0.0.weight"].shape[1],
+            out_channels=state["out.2.weight"].shape[0],
+            width=width,
+            blocks=blocks,
+            multipliers=tuple(multipliers),
+            attention=tuple(attention),
+        )
 
         # The published code names its attention block and, in it, one of two classes by the order of the qkv channels.
         classes = set()

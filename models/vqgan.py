@@ -3,6 +3,7 @@
 BS-LDM (JBHI 2025), section on the multi-level hybrid loss-constrained VQGAN; GL-LCM (MICCAI 2025). Parameter names are
 the released checkpoints' own.
 """
+
 import torch
 from scipy.spatial import KDTree
 from torch import nn
@@ -12,13 +13,13 @@ from .layers import checkpointed
 from .runtime import processes
 from .runtime.checkpoint import Network
 
-KERNEL = 4           # side of every convolution that halves or doubles the image
-STRIDE = 2           # of these convolutions
-TREE_CHANNELS = 8    # channels of a code, above which a search tree is no faster than comparing with all codes
-ROWS = 1 << 16       # latent vectors compared with the codebook at a time, to bound memory
-LAPLACE = 1e-5       # Laplace smoothing of the codebook's counts [published script]
+KERNEL = 4  # side of every convolution that halves or doubles the image
+STRIDE = 2  # of these convolutions
+TREE_CHANNELS = 8  # channels of a code, above which a search tree is no faster than comparing with all codes
+ROWS = 1 << 16  # latent vectors compared with the codebook at a time, to bound memory
+LAPLACE = 1e-5  # Laplace smoothing of the codebook's counts [published script]
 RESTART_BELOW = 0.1  # a code whose moving count is smaller is restarted, if restarting is on
-SLOPE = 0.2          # LeakyReLU of the discriminator (Isola 2017)
+SLOPE = 0.2  # LeakyReLU of the discriminator (Isola 2017)
 
 
 class Convolution(nn.Module):
@@ -74,7 +75,7 @@ class Codebook(nn.Module):
     """
 
     ema_cluster_size: torch.Tensor  # N_k, (codes,)
-    ema_w: torch.Tensor             # m_k, (codes, channels)
+    ema_w: torch.Tensor  # m_k, (codes, channels)
 
     def __init__(self, codes: int, channels: int, decay: float, commitment: float, restart: bool):
         super().__init__()
@@ -181,13 +182,30 @@ class MLVQGAN(Network):
 
     repeats = ("residual_layers",)
 
-    def __init__(self, in_channels: int = 1, channels=(128, 256, 512), residual_channels: int = 512,
-                 residual_layers: int = 2, codes: int = 1024, code_channels: int = 4, decay: float = 0.5,
-                 commitment: float = 0.25, restart: bool = False):
+    def __init__(
+        self,
+        in_channels: int = 1,
+        channels=(128, 256, 512),
+        residual_channels: int = 512,
+        residual_layers: int = 2,
+        codes: int = 1024,
+        code_channels: int = 4,
+        decay: float = 0.5,
+        commitment: float = 0.25,
+        restart: bool = False,
+    ):
         super().__init__()
-        self.settings = dict(in_channels=in_channels, channels=channels, residual_channels=residual_channels,
-                             residual_layers=residual_layers, codes=codes, code_channels=code_channels, decay=decay,
-                             commitment=commitment, restart=restart)
+        self.settings = dict(
+            in_channels=in_channels,
+            channels=channels,
+            residual_channels=residual_channels,
+            residual_layers=residual_layers,
+            codes=codes,
+            code_channels=code_channels,
+            decay=decay,
+            commitment=commitment,
+            restart=restart,
+        )
         self.factor = STRIDE ** len(channels)  # an image's side over its latent's
 
         def residual_units(width: int) -> list[nn.Module]:
@@ -281,11 +299,17 @@ class MLVQGAN(Network):
 
         codes, code_channels = state["quantizer.quantizer.embedding.weight"].shape
         codebook = modules.get("quantizer.quantizer", {})
-        return dict(in_channels=state["encoder.blocks.0.conv.weight"].shape[1], channels=channels,
-                    residual_channels=state["encoder.blocks.1.conv1.conv.weight"].shape[0],
-                    residual_layers=residual_layers, codes=codes, code_channels=code_channels,
-                    # the published class names them so; a plain state_dict has the published values
-                    decay=codebook.get("_decay", 0.5), commitment=codebook.get("_commitment_cost", 0.25))
+        return dict(
+            in_channels=state["encoder.blocks.0.conv.weight"].shape[1],
+            channels=channels,
+            residual_channels=state["encoder.blocks.1.conv1.conv.weight"].shape[0],
+            residual_layers=residual_layers,
+            codes=codes,
+            code_channels=code_channels,
+            # the published class names them so; a plain state_dict has the published values
+            decay=codebook.get("_decay", 0.5),
+            commitment=codebook.get("_commitment_cost", 0.25),
+        )
 
 
 class BatchNorm(nn.BatchNorm2d):
@@ -293,6 +317,7 @@ class BatchNorm(nn.BatchNorm2d):
 
     In one process it is nn.BatchNorm2d itself.
     """
+
     batch_weight = 1.0  # as the codebook's
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,6 @@
-"""What the tests share: one thread (small networks gain nothing from more, and lose much on a busy machine), scripts run in this process."""
+"""What the tests share: one thread (small networks gain nothing from more, and lose much on a busy machine), scripts
+run in this process."""
+
 import io
 import runpy
 import signal
@@ -17,19 +19,47 @@ from models.unet import ConditionalUNet
 from models.vqgan import MLVQGAN
 
 torch.set_num_threads(1)
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's background jobs start so, and the scripts that tests signal would inherit it
+if (
+    signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+):  # a shell's background jobs start so, and the scripts that tests signal would inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)
 ROOT = Path(__file__).resolve().parent.parent
-TINY = ["--profile", "demo", "data.image_size=64", "vqgan.network.channels=[8,16]", "vqgan.network.residual_channels=8",
-        "vqgan.network.codes=32", "vqgan.discriminator.channels=4", "vqgan.loss.ms_ssim=0", "vqgan.epochs=2", "unet.multipliers=[1,1]",
-        "unet.attention=[2]", "ldm.epochs=2", "lcm.epochs=2", "vqgan.batch_size=2", "ldm.batch_size=3", "lcm.batch_size=4", "device=cpu",
-        "train.sample_every=2", "train.workers=0", "ldm.sampler=ddim", "ldm.steps=3", "lcm.steps=2", "metrics.size=64"]
+TINY = [
+    "--profile",
+    "demo",
+    "data.image_size=64",
+    "vqgan.network.channels=[8,16]",
+    "vqgan.network.residual_channels=8",
+    "vqgan.network.codes=32",
+    "vqgan.discriminator.channels=4",
+    "vqgan.loss.ms_ssim=0",
+    "vqgan.epochs=2",
+    "unet.multipliers=[1,1]",
+    "unet.attention=[2]",
+    "ldm.epochs=2",
+    "lcm.epochs=2",
+    "vqgan.batch_size=2",
+    "ldm.batch_size=3",
+    "lcm.batch_size=4",
+    "device=cpu",
+    "train.sample_every=2",
+    "train.workers=0",
+    "ldm.sampler=ddim",
+    "ldm.steps=3",
+    "lcm.steps=2",
+    "metrics.size=64",
+]
 
 
 def run_script(script: str, *arguments: str, folder: Path = ROOT) -> tuple[int, str, str]:
     """Run a script in a folder without starting Python and torch anew -> (exit status, stdout, stderr)."""
     out, err = io.StringIO(), io.StringIO()
-    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err), pytest.raises(SystemExit) as stop:
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        redirect_stdout(out),
+        redirect_stderr(err),
+        pytest.raises(SystemExit) as stop,
+    ):
         patch.chdir(folder)
         patch.setattr(sys, "argv", [str(ROOT / script), *arguments])
         runpy.run_path(str(ROOT / script), run_name="__main__")
@@ -63,6 +93,7 @@ def recording(found: set[str]) -> Iterator[None]:
             if key in config.KEYS and not is_written_down():
                 found.add(key)
             return object.__getattribute__(self, name)
+
         return __getattribute__
 
     with pytest.MonkeyPatch.context() as patch:
@@ -88,7 +119,14 @@ def chain(tmp_path_factory, keys_read):
             run(script, *arguments, folder=folder)
 
     run_recorded("dataSegmentation.py", "simulate.count=6")
-    for script in ("vq-gan_train.py", "ldm_train.py", "lcm_train.py", "vq-gan_eval.py", "ldm_eval.py", "batch_lcm_eval.py"):
+    for script in (
+        "vq-gan_train.py",
+        "ldm_train.py",
+        "lcm_train.py",
+        "vq-gan_eval.py",
+        "ldm_eval.py",
+        "batch_lcm_eval.py",
+    ):
         run_recorded(script)
     try:
         run_recorded("metrics.py", "metrics.prediction=[runs/demo/ldm_eval,runs/demo/batch_lcm_eval]")
@@ -106,8 +144,9 @@ def run_here():
 @pytest.fixture(scope="session")
 def networks():
     """(ML-VQGAN, ConditionalUNet), small, for images of 64 x 64; not to be changed."""
-    return fill(MLVQGAN(channels=(8, 16), residual_channels=8, residual_layers=1, codes=32)), \
-        fill(ConditionalUNet(width=32, multipliers=(1, 1), blocks=1, heads=4, attention=(2,)))
+    return fill(MLVQGAN(channels=(8, 16), residual_channels=8, residual_layers=1, codes=32)), fill(
+        ConditionalUNet(width=32, multipliers=(1, 1), blocks=1, heads=4, attention=(2,))
+    )
 
 
 @pytest.fixture(scope="session")

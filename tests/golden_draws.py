@@ -1,4 +1,6 @@
-"""How the reference figures' inputs and weights are drawn again (golden/README.md of the project's shared documents)."""
+"""How the reference figures' inputs and weights are drawn again (golden/README.md of the project's shared
+documents)."""
+
 import json
 import zlib
 from math import prod
@@ -13,7 +15,9 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 def draw(name: str, shape) -> torch.Tensor:
     """Standard normal numbers by name."""
-    return torch.from_numpy(np.random.default_rng(zlib.crc32(name.encode())).standard_normal(tuple(shape), dtype=np.float32))
+    return torch.from_numpy(
+        np.random.default_rng(zlib.crc32(name.encode())).standard_normal(tuple(shape), dtype=np.float32)
+    )
 
 
 def weight(key: str, shape) -> torch.Tensor:
@@ -24,7 +28,8 @@ def weight(key: str, shape) -> torch.Tensor:
 
 
 def fill(network: torch.nn.Module) -> torch.nn.Module:
-    """Give a network the reference weights; buffers keep their initial values, but a codebook's sums become its codes."""
+    """Give a network the reference weights; buffers keep their initial values, but a codebook's sums become its
+    codes."""
     buffers = {name for name, _ in network.named_buffers()}
     state = network.state_dict()
     for key, tensor in state.items():

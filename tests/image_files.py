@@ -1,4 +1,5 @@
 """What the tests of image files share: grey values, files of every kind, and what is expected of reading them."""
+
 import numpy as np
 import pytest
 from PIL import Image

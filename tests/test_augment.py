@@ -1,4 +1,5 @@
 """Augmentation: the amounts that were asked for, the same for a pair, black stays black, a function of its key."""
+
 import numpy as np
 import pytest
 import scipy.ndimage
@@ -7,8 +8,20 @@ from models import config
 from models.data import augment
 from models.simulate import phantom
 
-NOTHING = {"versions": 1, "flip": False, "rotate": 0.0, "scale": 0.0, "contrast": 0.0, "gamma": 0.0, "sharpen": 0.0, "noise": 0.0,
-           "bone": 0.0, "bone_flat": (0.0, 0.0), "bone_wide": (0.03, 0.12), "bone_edge": 0.0}
+NOTHING = {
+    "versions": 1,
+    "flip": False,
+    "rotate": 0.0,
+    "scale": 0.0,
+    "contrast": 0.0,
+    "gamma": 0.0,
+    "sharpen": 0.0,
+    "noise": 0.0,
+    "bone": 0.0,
+    "bone_flat": (0.0, 0.0),
+    "bone_wide": (0.03, 0.12),
+    "bone_edge": 0.0,
+}
 
 
 def augmentation(**amounts) -> config.Augment:
@@ -78,9 +91,13 @@ def test_rotation_and_scale_are_those_asked_for(patient):
     assert 0.89 < min(sides) < 0.94 and 1.06 < max(sides) < 1.11
 
 
-@pytest.mark.parametrize("amounts, least, most", [({"contrast": 0.2}, 0.4, 0.6), ({"gamma": 0.3}, 0.5 ** 1.3, 0.5 ** (1 / 1.3))])
+@pytest.mark.parametrize(
+    "amounts, least, most", [({"contrast": 0.2}, 0.4, 0.6), ({"gamma": 0.3}, 0.5**1.3, 0.5 ** (1 / 1.3))]
+)
 def test_grey_values_stay_within_what_was_asked(amounts, least, most):
-    values = [augment.augment(np.full((8, 8), 0.5, np.float32), augmentation(**amounts), str(key))[0, 0] for key in range(200)]
+    values = [
+        augment.augment(np.full((8, 8), 0.5, np.float32), augmentation(**amounts), str(key))[0, 0] for key in range(200)
+    ]
     assert least - 1e-6 <= min(values) < least + 0.02 and most - 0.02 < max(values) <= most + 1e-6
 
 
@@ -101,11 +118,14 @@ def test_noise_is_of_the_deviation_asked_for_and_one_for_both_images():
     flat = np.full((128, 128), 0.5, np.float32)
     spreads = [augment.augment(flat, augmentation(noise=0.02), str(key)).std() for key in range(40)]
     assert max(spreads) <= 0.0205 and max(spreads) > 0.017 and min(spreads) < 0.003
-    assert np.array_equal(augment.augment(flat, augmentation(noise=0.02), "a"), augment.augment(flat, augmentation(noise=0.02), "a"))
+    assert np.array_equal(
+        augment.augment(flat, augmentation(noise=0.02), "a"), augment.augment(flat, augmentation(noise=0.02), "a")
+    )
 
 
 def test_bone_gets_fainter_flatter_and_sharper_as_asked():
-    """A disc of bone on even tissue: its height, its middle against its rim; nothing changes where there is neither bone nor image."""
+    """A disc of bone on even tissue: its height, its middle against its rim; nothing changes where there is neither
+    bone nor image."""
     side = 256
     radius = np.hypot(*(np.indices((side, side)) - side / 2))
     soft = np.where(radius < 120, 0.4, 0).astype(np.float32)
@@ -114,9 +134,13 @@ def test_bone_gets_fainter_flatter_and_sharper_as_asked():
     for key in map(str, range(20)):
         faint = augment.change_bone(cxr, soft, augmentation(bone=0.7), key)
         height = faint[128, 128] - 0.4
-        assert 0.3 * 0.2 - 1e-6 <= height <= 0.2 + 1e-6 and np.allclose(faint, soft + (cxr - soft) * height / 0.2, atol=1e-6)
-        flat, edgy = (augment.change_bone(cxr, soft, changes, key) - soft
-                      for changes in (augmentation(bone_flat=(0.0, 0.9)), augmentation(bone_edge=1.0)))
+        assert 0.3 * 0.2 - 1e-6 <= height <= 0.2 + 1e-6 and np.allclose(
+            faint, soft + (cxr - soft) * height / 0.2, atol=1e-6
+        )
+        flat, edgy = (
+            augment.change_bone(cxr, soft, changes, key) - soft
+            for changes in (augmentation(bone_flat=(0.0, 0.9)), augmentation(bone_edge=1.0))
+        )
         assert 0.2 - 0.9 * 0.2 <= flat[128, 128] <= 0.2 + 1e-6 and flat[128, 128] <= flat[128, 128 + 38] + 1e-4
         assert edgy[128, 128] == pytest.approx(0.2, abs=1e-3) and edgy[128, 128 + 39] >= 0.2 - 1e-6
         assert np.all(flat[radius > 125] == 0) and np.all(edgy[radius > 125] == 0)

@@ -1,4 +1,5 @@
 """The benchmarks of tools/ on small networks: that they run, and that what they say is so."""
+
 import sys
 from functools import cache
 from pathlib import Path
@@ -10,17 +11,22 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools" / "benchmar
 import memory  # noqa: E402
 
 UNET = {"width": 32, "multipliers": (1, 1), "blocks": 1, "heads": 4, "attention": (2,)}
-SMALL = memory.Scale(side=192, batch=2, vqgan={"channels": (8, 8, 16), "residual_channels": 8, "codes": 32}, unet=UNET,
-                     discriminator={"channels": 4})
+SMALL = memory.Scale(
+    side=192,
+    batch=2,
+    vqgan={"channels": (8, 8, 16), "residual_channels": 8, "codes": 32},
+    unet=UNET,
+    discriminator={"channels": 4},
+)
 
 
 def test_memory_counts_the_bytes_that_are_alive_and_views_not_twice():
     with memory.Alive() as alive:
-        kept = torch.zeros(1000)      # 4000 bytes
+        kept = torch.zeros(1000)  # 4000 bytes
         view = kept.view(10, 100)
-        passing = torch.zeros(500)    # 2000 bytes
+        passing = torch.zeros(500)  # 2000 bytes
         del passing
-        other = view + 1              # 4000 bytes
+        other = view + 1  # 4000 bytes
     assert (alive.now, alive.peak) == (8000, 8000) and len(other) == 10
     del kept, view
     assert alive.now == 4000

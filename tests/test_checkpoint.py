@@ -1,6 +1,7 @@
 """Weights and states: what is written comes back, released files load without running anything, damaged files are
 named.
 """
+
 import copy
 import json
 import os
@@ -131,7 +132,7 @@ def test_newest_whole_state_wins_and_damage_is_told(tmp_path):
     newest = tmp_path / "state_00000003.pt"
     whole, told = newest.read_bytes(), []
     middle = whole.index(torch.full((1000,), 3.0).numpy().tobytes()) + 100
-    for damaged in (b"", whole[:1000], whole[:middle] + b"\xff" + whole[middle + 1:]):
+    for damaged in (b"", whole[:1000], whole[:middle] + b"\xff" + whole[middle + 1 :]):
         newest.write_bytes(damaged)
         state, path = checkpoint.newest_state(tmp_path, warn=told.append)
         assert state["step"] == 2 and path.name == "state_00000002.pt"
@@ -184,6 +185,7 @@ def test_loading_takes_the_memory_of_the_file_once(tmp_path):
 
 # --- Hostile and foreign files: one line each, and nothing that takes hours or gigabytes -----------------------------
 
+
 @pytest.fixture(scope="module")
 def bombed(tmp_path_factory):
     """A checkpoint of less than 100 kB that unpacks to 64 MB of zeros."""
@@ -226,7 +228,7 @@ def test_a_compressed_checkpoint_is_read_and_tensors_larger_than_their_file_are_
     assert torch.equal(
         MLVQGAN.load(tmp_path / "small.pth").encoder.blocks[0].conv.weight, network.encoder.blocks[0].conv.weight
     )
-    torch.save({**network.state_dict(), "more": torch.zeros(1).expand(10 ** 6, 10 ** 4)}, tmp_path / "strided.pth")
+    torch.save({**network.state_dict(), "more": torch.zeros(1).expand(10**6, 10**4)}, tmp_path / "strided.pth")
     with pytest.raises(UserError, match="but its tensors 400000"):
         MLVQGAN.load(tmp_path / "strided.pth")
 

@@ -1,4 +1,5 @@
 """The fast paths give the images of the plain one: compiled, channels last, bf16; for every sampler and guidance."""
+
 import copy
 
 import numpy as np
@@ -15,15 +16,17 @@ from models.unet import ConditionalUNet
 from models.vqgan import MLVQGAN
 
 SIZE = 64  # of the images, pixels
-CALL = 6   # images in a call of the U-Net, the same for all methods, so that it is compiled once
+CALL = 6  # images in a call of the U-Net, the same for all methods, so that it is compiled once
 # method, its keywords, noise estimates a step
-WAYS = [(pipelines.BSLDM, {"sampler": "ddpm"}, 1),
-        (pipelines.BSLDM, {"sampler": "ddim"}, 1),
-        (pipelines.BSLDM, {"sampler": "dpmpp"}, 1),
-        (pipelines.GLLCM, {"guidance": "leg"}, 3),
-        (pipelines.GLLCM, {"guidance": "leg_shared"}, 2),
-        (pipelines.GLLCM, {"guidance": "cfg"}, 2),
-        (pipelines.GLLCM, {"guidance": "vanilla"}, 2)]
+WAYS = [
+    (pipelines.BSLDM, {"sampler": "ddpm"}, 1),
+    (pipelines.BSLDM, {"sampler": "ddim"}, 1),
+    (pipelines.BSLDM, {"sampler": "dpmpp"}, 1),
+    (pipelines.GLLCM, {"guidance": "leg"}, 3),
+    (pipelines.GLLCM, {"guidance": "leg_shared"}, 2),
+    (pipelines.GLLCM, {"guidance": "cfg"}, 2),
+    (pipelines.GLLCM, {"guidance": "vanilla"}, 2),
+]
 IDS = [next(iter(options.values())) for _, options, _ in WAYS]
 
 
@@ -79,7 +82,7 @@ def test_compiled_and_plain_give_the_same_image(networks, saved, compiled_parts,
 def test_bf16_gives_the_same_image_at_36_db(networks, saved, method, options, estimates):
     low = method.load(*saved, precision="bf16", steps=4, **options)
     assert low.unet.input_blocks[0][0].weight.dtype == torch.bfloat16  # a convolution
-    assert low.unet.out[0].weight.dtype == torch.float32               # a group normalisation
+    assert low.unet.out[0].weight.dtype == torch.float32  # a group normalisation
     plain = result(method(*networks, steps=4, **options), estimates)
     found = result(low, estimates)
     assert found.dtype == torch.float32
@@ -100,7 +103,7 @@ def test_bf16_calls_are_within_45_db(networks):
                 low = call()
         error = (low.double() - plain).square().mean() / (plain.max() - plain.min()) ** 2  # as PSNR has it
         assert low.dtype == torch.bfloat16
-        assert 1e-8 < error < 10 ** -4.5  # the lower bound: it is not float32 in disguise
+        assert 1e-8 < error < 10**-4.5  # the lower bound: it is not float32 in disguise
 
 
 def test_weights_cast_once_are_those_that_autocast_casts(networks):
@@ -190,8 +193,10 @@ def test_a_training_whose_compiler_fails_in_the_backward_pass_runs_plain(network
     assert unet.out[2].weight.grad is not None
 
 
-@pytest.mark.parametrize("setting, device, expected", [("auto", "cpu", False), ("auto", "cuda", True),
-                                                       (True, "cpu", True), (False, "cuda", False)])
+@pytest.mark.parametrize(
+    "setting, device, expected",
+    [("auto", "cpu", False), ("auto", "cuda", True), (True, "cpu", True), (False, "cuda", False)],
+)
 def test_automatic_compilation_is_for_gpus(setting, device, expected):
     assert compiling.should_compile(setting, torch.device(device)) is expected
 

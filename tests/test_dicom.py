@@ -1,4 +1,5 @@
 """DICOM files are shown as the standard says, and an archive takes their results and a viewer shows them right."""
+
 import os
 
 import numpy as np
@@ -17,8 +18,12 @@ RNG = np.random.default_rng(2)
 
 def make_source(path, stored, bits=12, **tags):
     """A DICOM file that a result can be derived from."""
-    about = {"PatientName": "Doe^Jane", "PatientID": "7", "StudyInstanceUID": generate_uid(entropy_srcs=["study"]),
-             "SeriesInstanceUID": generate_uid(entropy_srcs=["series"])}
+    about = {
+        "PatientName": "Doe^Jane",
+        "PatientID": "7",
+        "StudyInstanceUID": generate_uid(entropy_srcs=["study"]),
+        "SeriesInstanceUID": generate_uid(entropy_srcs=["series"]),
+    }
     dataset = make_dicom(path, stored, bits, **(about | tags))
     dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID
     dataset.save_as(path)
@@ -145,8 +150,15 @@ def test_modality_table_of_any_depth(tmp_path):
 
 @pytest.mark.parametrize("function", ["LINEAR", "LINEAR_EXACT", "SIGMOID"])
 def test_dicom_window_as_pydicom_applies_it(tmp_path, function):
-    dataset = make_dicom(tmp_path / "a.dcm", GREY12, RescaleSlope=2, RescaleIntercept=-1000, WindowCenter=[2500, 40],
-                         WindowWidth=[1800, 400], VOILUTFunction=function)
+    dataset = make_dicom(
+        tmp_path / "a.dcm",
+        GREY12,
+        RescaleSlope=2,
+        RescaleIntercept=-1000,
+        WindowCenter=[2500, 40],
+        WindowWidth=[1800, 400],
+        VOILUTFunction=function,
+    )
     expected = apply_windowing(apply_modality_lut(GREY12, dataset), dataset)  # in the range of the rescaled values
     low, high = -1000, 4095 * 2 - 1000
     close(tmp_path / "a.dcm", (expected - low) / (high - low), 12, 1e-6)
@@ -195,11 +207,13 @@ def test_pydicoms_own_files():
 def test_missing_decoder_names_what_to_install(monkeypatch):
     path = get_testdata_file("MR_small_jpeg_ls_lossless.dcm")
     from pydicom.pixels.decoders import JPEGLSLosslessDecoder
+
     monkeypatch.setattr(JPEGLSLosslessDecoder, "_available", {})
     refused(path, "pip install pylibjpeg", "JPEG-LS")
 
 
 # --- Results
+
 
 def test_result_keeps_patient_study_and_window_and_is_shown_right(tmp_path):
     source = make_source(
@@ -261,23 +275,26 @@ def test_result_can_be_windowed_again(tmp_path):
     assert np.all(changed[shown == 0] == 0)
 
 
-@pytest.mark.parametrize("tags", [
-    {},
-    {"bits": 16},
-    {"WindowCenter": 2000, "WindowWidth": 2500, "VOILUTFunction": "SIGMOID"},
-    {"WindowCenter": 2000, "WindowWidth": 2500, "VOILUTFunction": "LINEAR_EXACT"},
-    {"RescaleSlope": -1, "RescaleIntercept": 4095},
-    {"PhotometricInterpretation": "MONOCHROME1"},
-    {"voi": 10},
-    {"modality": 12},
-])
+@pytest.mark.parametrize(
+    "tags",
+    [
+        {},
+        {"bits": 16},
+        {"WindowCenter": 2000, "WindowWidth": 2500, "VOILUTFunction": "SIGMOID"},
+        {"WindowCenter": 2000, "WindowWidth": 2500, "VOILUTFunction": "LINEAR_EXACT"},
+        {"RescaleSlope": -1, "RescaleIntercept": 4095},
+        {"PhotometricInterpretation": "MONOCHROME1"},
+        {"voi": 10},
+        {"modality": 12},
+    ],
+)
 def test_result_is_shown_as_it_was_given_whatever_shows_the_source(tmp_path, tags):
     tags = dict(tags)
     curve = np.sqrt(np.arange(4096) / 4095)
     for keyword, name in (("voi", "VOILUTSequence"), ("modality", "ModalityLUTSequence")):
         if keyword in tags:
             bits = tags.pop(keyword)
-            tags[name] = pydicom.Sequence([table((curve * (2 ** bits - 1)).astype(np.uint16), bits)])
+            tags[name] = pydicom.Sequence([table((curve * (2**bits - 1)).astype(np.uint16), bits)])
     make_source(tmp_path / "in.dcm", GREY12 // 2 + 900, **tags)
     shown = images.read(tmp_path / "in.dcm").pixels
     middle = (shown > 0.1) & (shown < 0.9)
@@ -390,10 +407,12 @@ def test_result_has_what_its_class_requires(tmp_path):
         "BurnedInAnnotation": "NO",
         "Modality": "DX",
     }
-    classes = {processing: (presentation, dx, own | {"PresentationIntentType": "FOR PROCESSING"}),
-               presentation: (presentation, dx, own | {"PresentationIntentType": "FOR PRESENTATION"}),
-               "1.2.840.10008.5.1.4.1.1.1": ("1.2.840.10008.5.1.4.1.1.1", grey, {"Modality": "CR"}),
-               "1.2.840.10008.5.1.4.1.1.7": ("1.2.840.10008.5.1.4.1.1.7", grey, {"Modality": "OT"})}
+    classes = {
+        processing: (presentation, dx, own | {"PresentationIntentType": "FOR PROCESSING"}),
+        presentation: (presentation, dx, own | {"PresentationIntentType": "FOR PRESENTATION"}),
+        "1.2.840.10008.5.1.4.1.1.1": ("1.2.840.10008.5.1.4.1.1.1", grey, {"Modality": "CR"}),
+        "1.2.840.10008.5.1.4.1.1.7": ("1.2.840.10008.5.1.4.1.1.7", grey, {"Modality": "OT"}),
+    }
     for source_class, (result_class, required, tags) in classes.items():
         for photometric, shape in (("MONOCHROME1", "INVERSE"), ("MONOCHROME2", "IDENTITY")):
             make_source(

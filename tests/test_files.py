@@ -1,4 +1,5 @@
 """Every file that is written takes its place whole, under any name that the filesystem takes."""
+
 import os
 import subprocess
 import sys

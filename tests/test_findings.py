@@ -1,4 +1,5 @@
 """Findings and the model observer against closed forms."""
+
 import numpy as np
 import pytest
 from scipy.special import ndtr
@@ -11,6 +12,7 @@ SIZE = 256
 
 
 # --- The observer -----------------------------------------------------------------------------------------------------
+
 
 def test_channels_are_orthonormal():
     channels = observer.laguerre_gauss(121, 20.0)
@@ -65,6 +67,7 @@ def test_too_few_images_are_refused():
 
 # --- Contrast ---------------------------------------------------------------------------------------------------------
 
+
 def blob(size, x, y, diameter, height=0.2, ground=0.4):
     """An image of one disc with a sharp edge."""
     distance = np.hypot(np.arange(size)[None, :] - x, np.arange(size)[:, None] - y)
@@ -94,19 +97,26 @@ def test_slope_on_the_target_is_what_the_result_keeps_of_it():
 
 # --- Files ------------------------------------------------------------------------------------------------------------
 
+
 def test_both_kinds_of_lists_are_read(tmp_path):
     (tmp_path / "points.csv").write_text("image,x,y,diameter,label\na.png,10,20,6,nodule\nb,30.5,40,12,\n")
     expected = [findings.Finding("a", 10, 20, 6, "nodule"), findings.Finding("b", 30.5, 40, 12)]
     assert findings.read(tmp_path / "points.csv") == expected
-    (tmp_path / "vindr.csv").write_text("image_id,class_name,rad_id,x_min,y_min,x_max,y_max\n"
-                                        "a,Nodule/Mass,R1,10,20,30,50\nb,No finding,R1,,,,\n")
+    (tmp_path / "vindr.csv").write_text(
+        "image_id,class_name,rad_id,x_min,y_min,x_max,y_max\na,Nodule/Mass,R1,10,20,30,50\nb,No finding,R1,,,,\n"
+    )
     assert findings.read(tmp_path / "vindr.csv") == [findings.Finding("a", 20, 35, 25, "Nodule/Mass")]
 
 
-@pytest.mark.parametrize("text, complaint", [
-    ("image,x,y\na,1,2\n", "diameter"), ("image,x,y,diameter\na,1,two,3\n", "line 2"),
-    ("image,x,y,diameter\na,1,2,0\n", "line 2"),
-    ("image,x,y,diameter\n", "no finding")])
+@pytest.mark.parametrize(
+    "text, complaint",
+    [
+        ("image,x,y\na,1,2\n", "diameter"),
+        ("image,x,y,diameter\na,1,two,3\n", "line 2"),
+        ("image,x,y,diameter\na,1,2,0\n", "line 2"),
+        ("image,x,y,diameter\n", "no finding"),
+    ],
+)
 def test_what_is_wrong_with_a_list_is_said(tmp_path, text, complaint):
     (tmp_path / "list.csv").write_text(text)
     with pytest.raises(UserError, match=complaint):

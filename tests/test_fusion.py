@@ -1,4 +1,5 @@
 """Poisson fusion against OpenCV's seamlessClone and against its own equations; the other fusions."""
+
 import cv2
 import numpy as np
 import pytest
@@ -52,12 +53,12 @@ def test_poisson_satisfies_its_equation(case):
     outer[[0, -1]] = outer[:, [0, -1]] = False
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     box = np.zeros_like(mask)
-    box[rows[0] + 1:rows[-1], columns[0] + 1:columns[-1]] = True
+    box[rows[0] + 1 : rows[-1], columns[0] + 1 : columns[-1]] = True
     laplacian = lambda image: cv2.Laplacian(image, cv2.CV_64F, ksize=1)  # noqa: E731
     assert np.abs(laplacian(fused) - laplacian(local_soft))[inner & box].max() < 1e-9
     assert np.abs(laplacian(fused) - laplacian(global_soft))[outer & box].max() < 1e-9
     untouched = np.ones_like(mask)
-    untouched[rows[0] + 1:rows[-1], columns[0] + 1:columns[-1]] = False
+    untouched[rows[0] + 1 : rows[-1], columns[0] + 1 : columns[-1]] = False
     assert np.array_equal(fused[untouched], global_soft[untouched])
 
 

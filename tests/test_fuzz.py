@@ -1,5 +1,6 @@
 """Random inputs end in a result or in one line, and what is written reads back. tools/fuzz.py does the same for an
 hour."""
+
 import random
 from pathlib import Path
 
@@ -38,6 +39,7 @@ def test_a_short_campaign(tmp_path, kind, count):
 
 def test_the_campaign_sees_what_it_looks_for(tmp_path, monkeypatch):
     """An exception, a message of two lines, a changed input and a hang each count as a failure."""
+
     def fail(folder, out, rng):
         raise ValueError("x")
 
@@ -79,7 +81,7 @@ def test_damaged_bytes_are_read_or_refused(tmp_path_factory, kind, place, patch,
     path = whole_file(tmp_path_factory.getbasetemp(), kind)
     content = path.read_bytes()
     start = int(place * len(content))
-    rest = b"" if cut else content[start + len(patch):]
+    rest = b"" if cut else content[start + len(patch) :]
     damaged = path.with_name(f"damaged.{kind}")
     damaged.write_bytes(content[:start] + patch + rest)
     try:
@@ -103,8 +105,14 @@ def whole_file(folder: Path, kind: str) -> Path:
 
 
 @settings(max_examples=60, **QUIET)
-@given(height=st.integers(1, 20), width=st.integers(1, 20), white=st.integers(1, 65535), seed=st.integers(0, 99),
-       orientation=st.integers(1, 8), limits=st.sampled_from(["auto", "container"]))
+@given(
+    height=st.integers(1, 20),
+    width=st.integers(1, 20),
+    white=st.integers(1, 65535),
+    seed=st.integers(0, 99),
+    orientation=st.integers(1, 8),
+    limits=st.sampled_from(["auto", "container"]),
+)
 def test_an_unchanged_image_is_written_as_it_was_read(
     tmp_path_factory, height, width, white, seed, orientation, limits
 ):
@@ -135,7 +143,7 @@ def test_an_unchanged_dicom_is_written_as_it_was_read(
     tmp_path_factory, bits, seed, slope, intercept, window, photometric
 ):
     folder = tmp_path_factory.getbasetemp()
-    stored = np.random.default_rng(seed).integers(0, 2 ** bits, (7, 9)).astype(np.uint8 if bits == 8 else np.uint16)
+    stored = np.random.default_rng(seed).integers(0, 2**bits, (7, 9)).astype(np.uint8 if bits == 8 else np.uint16)
     tags = {"WindowCenter": window[0], "WindowWidth": window[1]} if window else {}
     make_dicom(
         folder / "in.dcm",

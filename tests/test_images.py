@@ -1,4 +1,5 @@
 """Image files are read to the right values or refused in one line, and what is written or resized comes back."""
+
 import io
 import os
 import zlib
@@ -33,12 +34,13 @@ def png_bytes(levels) -> bytes:
 
 # --- PNG, TIFF, JPEG, NumPy
 
+
 @pytest.mark.parametrize("ending", ["png", "tif", "npy"])
 @pytest.mark.parametrize("levels, bits", [(GREY8, 8), (GREY16, 16)])
 def test_grey_levels_are_divided_by_white(tmp_path, ending, levels, bits):
     path = tmp_path / f"a.{ending}"
     np.save(path, levels) if ending == "npy" else Image.fromarray(levels).save(path)
-    close(path, levels / (2.0 ** bits - 1), bits)
+    close(path, levels / (2.0**bits - 1), bits)
 
 
 def test_eight_bit_png_is_exactly_value_over_255(tmp_path):
@@ -84,7 +86,7 @@ def test_16_bit_colour_keeps_its_bits(tmp_path, ending):
 @pytest.mark.parametrize("levels, bits", [(GREY8, 8), (GREY16, 16)])
 def test_tiff_white_is_zero(tmp_path, levels, bits):
     tifffile.imwrite(tmp_path / "a.tif", levels, photometric="miniswhite")
-    close(tmp_path / "a.tif", 1 - levels / (2.0 ** bits - 1), bits)
+    close(tmp_path / "a.tif", 1 - levels / (2.0**bits - 1), bits)
 
 
 def test_tiff_declared_maximum_byte_order_and_packing(tmp_path):
@@ -190,6 +192,7 @@ def test_big_endian_numpy_arrays(tmp_path):
 
 # --- Ranges
 
+
 def save_16(path, levels):
     if path.suffix == ".npy":
         np.save(path, levels)
@@ -206,7 +209,7 @@ def test_few_bits_in_16_are_found_and_said(tmp_path, ending, largest, bits):
     levels = (GREY16.astype(np.float64) / GREY16.max() * largest).round().astype(np.uint16)
     assert levels.max() == largest
     save_16(path, levels)
-    white = 2 ** bits - 1
+    white = 2**bits - 1
     close(path, levels / white, bits)
     picture = images.read(path)
     assert f"read as {bits} bits" in picture.note and f"above {white} of 65535" in picture.note
@@ -241,7 +244,7 @@ def test_tiff_maximum_as_declared_or_as_counted(tmp_path):
     for declared, bits in ((4095, 12), (3900, 12), (65535, 16)):
         levels = np.minimum(GREY12, 3900)
         tifffile.imwrite(tmp_path / "a.tif", levels, photometric="minisblack", extratags=[(281, 3, 1, declared, True)])
-        close(tmp_path / "a.tif", levels / (2 ** bits - 1), bits)
+        close(tmp_path / "a.tif", levels / (2**bits - 1), bits)
         assert images.read(tmp_path / "a.tif").note == ""
 
 
@@ -306,6 +309,7 @@ def test_dark_results_are_not_taken_for_few_bits(tmp_path):
 
 # --- Orientation
 
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("ending", ["png", "tif", "webp", "jpg", "16.png", "16.tif", "colour16.tif"])
 def test_exif_orientation_is_turned_and_turned_back(tmp_path, ending, orientation):
@@ -344,6 +348,7 @@ def test_damaged_exif_is_no_orientation(tmp_path):
 
 # --- Damage
 
+
 def test_missing_empty_folder_and_no_image(tmp_path):
     refused(tmp_path / "absent.png")
     refused(tmp_path)
@@ -364,7 +369,7 @@ def test_truncated_files_are_noticed_at_any_length(tmp_path, ending, capfd):
     content = whole.read_bytes()
     for share in (0.02, 0.3, 0.6, 0.95, 0.995):
         path = tmp_path / f"{share}.{ending}"
-        path.write_bytes(content[:int(share * len(content))])
+        path.write_bytes(content[: int(share * len(content))])
         refused(path)
     assert capfd.readouterr().err == ""  # decoders are not to talk beside the one line
 
@@ -435,6 +440,7 @@ def test_raw_jsrt_files(tmp_path):
 
 # --- Masks, writing, finding
 
+
 def test_masks_of_255_of_1_and_empty_ones(tmp_path):
     inside = GREY8 > 100
     for white in (1, 255):
@@ -499,6 +505,7 @@ def test_find_in_natural_order_and_its_refusals(tmp_path):
 
 # --- Sizes
 
+
 def test_shrinking_is_the_mean_of_the_area():
     pixels = RNG.random((24, 36), dtype=np.float32)
     np.testing.assert_allclose(images.resize(pixels, (8, 9)), pixels.reshape(8, 3, 9, 4).mean((1, 3)), atol=1e-6)
@@ -534,7 +541,7 @@ def test_network_round_trip_without_squeezing(shape):
     square = images.to_network(pixels, 64)
     assert square.shape == (1, 64, 64) and square.dtype == torch.float32
     top, left = (64 - shape[0]) // 2, (64 - shape[1]) // 2
-    np.testing.assert_allclose(square[0, top:top + shape[0], left:left + shape[1]], 2 * pixels - 1, atol=1e-6)
+    np.testing.assert_allclose(square[0, top : top + shape[0], left : left + shape[1]], 2 * pixels - 1, atol=1e-6)
     assert square[0].numel() - int((square[0] == -1).sum()) <= pixels.size  # the padding is black
     for image in (square, square[0], square.bfloat16()):
         back = images.from_network(image, shape)
@@ -560,6 +567,7 @@ def test_ranges_are_inverse():
 
 
 # --- Plausibility
+
 
 def test_constant_images_are_refused(tmp_path):
     images.write(tmp_path / "flat.png", np.full((9, 9), 0.5))

@@ -1,4 +1,5 @@
 """The insertion test against methods whose answer is known."""
+
 import numpy as np
 import pytest
 from conftest import TINY, run_script
@@ -14,10 +15,12 @@ SIZE = 256
 @pytest.fixture
 def nodules():
     """Balls of 10 and 16 mm, as their line integrals in water."""
+
     def ball(diameter):
         index = np.arange(diameter + 5) - (diameter + 4) / 2
         inside = (diameter / 2) ** 2 - index[None, :] ** 2 - index[:, None] ** 2
         return (2 * np.sqrt(np.maximum(inside, 0)) / 10 * 0.85).astype(np.float32)
+
     made = []
     for number in range(2):
         made += [insertion.Nodule(f"{diameter} mm, number {number}", ball(diameter)) for diameter in (10, 16)]
@@ -92,10 +95,10 @@ def test_inserting_follows_the_logistic_tone_curve():
 def test_a_nodule_is_projected_from_the_back_to_the_front_in_cm_of_water(tmp_path):
     hounsfield = np.full((4, 3, 5), -850, np.int16)
     mask = np.zeros_like(hounsfield)
-    hounsfield[1, :, 2], mask[1, :, 2] = 150, 1   # 3 mm deep, 1 g / cm^3 more than the lung
-    hounsfield[0, 0, 0] = 500                     # not the nodule's
+    hounsfield[1, :, 2], mask[1, :, 2] = 150, 1  # 3 mm deep, 1 g / cm^3 more than the lung
+    hounsfield[0, 0, 0] = 500  # not the nodule's
     np.savez(tmp_path / "some.npz", nodule_0_hu=hounsfield, nodule_0_mask=mask)
-    nodule, = insertion.read_nodules(tmp_path)
+    (nodule,) = insertion.read_nodules(tmp_path)
     expected = np.zeros((4, 5))
     expected[1, 2] = 0.3
     np.testing.assert_allclose(nodule.water, expected, atol=1e-6)
@@ -105,7 +108,7 @@ def test_a_nodule_is_projected_from_the_back_to_the_front_in_cm_of_water(tmp_pat
 def test_a_nodule_in_an_image_keeps_its_mass_and_middle(nodules):
     pixel = insertion.SIDE_MM / SIZE / 10  # cm
     water = insertion.water_map(nodules[1], 100, 60, SIZE)
-    assert water.sum() * pixel ** 2 == pytest.approx(nodules[1].water.sum() * 0.1 ** 2, rel=0.05)
+    assert water.sum() * pixel**2 == pytest.approx(nodules[1].water.sum() * 0.1**2, rel=0.05)
     y, x = np.indices(water.shape)
     assert (x * water).sum() / water.sum() == pytest.approx(100, abs=0.1)
     assert (y * water).sum() / water.sum() == pytest.approx(60, abs=0.1)

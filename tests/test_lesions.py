@@ -1,5 +1,6 @@
 """Drawn lesions: their shapes and places, twins with and without them, and the loss that charges bone estimated in
 them."""
+
 import csv
 import dataclasses
 
@@ -30,6 +31,7 @@ def chest():
 
 # --- Shapes and places ------------------------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize("shape", lesions.SHAPES)
 def test_every_shape_is_about_as_wide_as_asked_and_as_thick_as_a_ball(shape):
     diameter, pixel = 3.0, 0.05
@@ -37,7 +39,7 @@ def test_every_shape_is_about_as_wide_as_asked_and_as_thick_as_a_ball(shape):
     for piece in pieces:
         assert piece.dtype == np.float32 and np.isfinite(piece).all() and piece.min() >= 0
         assert max(piece[0].max(), piece[-1].max(), piece[:, 0].max(), piece[:, -1].max()) < 0.02  # nothing is cut off
-    areas = [(piece > 0.1).sum() * pixel ** 2 for piece in pieces]
+    areas = [(piece > 0.1).sum() * pixel**2 for piece in pieces]
     assert 0.5 * diameter < np.mean(2 * np.sqrt(np.array(areas) / np.pi)) < 1.5 * diameter
     assert 0.15 * diameter < np.mean([piece.max() for piece in pieces]) < 2.5 * diameter
 
@@ -45,16 +47,17 @@ def test_every_shape_is_about_as_wide_as_asked_and_as_thick_as_a_ball(shape):
 def test_a_round_lesion_weighs_what_a_ball_of_its_size_and_density_weighs():
     diameter, pixel = 2.0, 0.04
     pieces = [lesions.thickness("round", diameter, pixel, np.random.default_rng(seed)) for seed in range(60)]
-    masses = [piece.sum() * pixel ** 2 for piece in pieces]
-    assert np.mean(masses) == pytest.approx(np.mean(lesions.DENSITY) * np.pi / 6 * diameter ** 3, rel=0.25)
+    masses = [piece.sum() * pixel**2 for piece in pieces]
+    assert np.mean(masses) == pytest.approx(np.mean(lesions.DENSITY) * np.pi / 6 * diameter**3, rel=0.25)
 
 
 def test_a_cavitated_lesion_is_thinner_inside_and_a_calcified_one_denser():
     def profile(shape):  # mean of the middle over that of the body
         pieces = [lesions.thickness(shape, 3.0, 0.05, np.random.default_rng(seed)) for seed in range(20)]
         half = len(pieces[0]) // 2
-        middle = np.s_[half - 4:half + 5, half - 4:half + 5]
+        middle = np.s_[half - 4 : half + 5, half - 4 : half + 5]
         return np.mean([piece[middle].mean() / piece[piece > 0.1].mean() for piece in pieces])
+
     assert profile("cavitated") < profile("round") < profile("calcified")
 
 
@@ -91,6 +94,7 @@ def test_what_leaves_the_image_is_cut_off():
 
 
 # --- Twins ------------------------------------------------------------------------------------------------------------
+
 
 def test_a_patient_with_lesions_differs_from_his_twin_by_the_same_lesions_in_both_images():
     ill, normal = phantom.simulate(5, 128, True), phantom.simulate(5, 128)
@@ -164,13 +168,19 @@ def test_twins_are_recognised_only_if_all_have_one():
 
 
 def test_batches_hold_each_patients_own_twin():
-    latents = {name: {"cxr": torch.full((1, 2, 2), number), "soft": torch.full((1, 2, 2), -number)}
-               for name, number in {"1": 1.0, "1_normal": 10.0, "2_normal": 20.0, "2": 2.0}.items()}
+    latents = {
+        name: {"cxr": torch.full((1, 2, 2), number), "soft": torch.full((1, 2, 2), -number)}
+        for name, number in {"1": 1.0, "1_normal": 10.0, "2_normal": 20.0, "2": 2.0}.items()
+    }
     source = datasets.LatentSource(latents)
     assert source.names == ["1 (cxr)", "2 (cxr)"]
-    batch, = source.batches([[1, 0]])
+    (batch,) = source.batches([[1, 0]])
     assert {name: stack[:, 0, 0, 0].tolist() for name, stack in batch.items()} == {
-        "cxr": [2, 1], "soft": [-2, -1], "twin_cxr": [20, 10], "twin_soft": [-20, -10]}
+        "cxr": [2, 1],
+        "soft": [-2, -1],
+        "twin_cxr": [20, 10],
+        "twin_soft": [-20, -10],
+    }
 
 
 def test_twins_are_augmented_alike(tmp_path):
@@ -180,14 +190,24 @@ def test_twins_are_augmented_alike(tmp_path):
         for kind, pixels in {"CXR": pair.cxr, "BS": pair.soft, "Mask": pair.mask.astype(np.float32)}.items():
             images.write(tmp_path / kind / f"{name}.png", pixels)
     changes = augmentation(flip=True, rotate=8, scale=0.1, contrast=0.2, gamma=0.2, noise=0.05, bone=0.5)
-    latents = datasets.cached_latents(lambda batch: batch, "key", lists.find_pairs(tmp_path), 32, True,
-                                      tmp_path / "latents", 4, augmentation=changes, version="0/0")
+    latents = datasets.cached_latents(
+        lambda batch: batch,
+        "key",
+        lists.find_pairs(tmp_path),
+        32,
+        True,
+        tmp_path / "latents",
+        4,
+        augmentation=changes,
+        version="0/0",
+    )
     for variant in datasets.WHOLE + datasets.MASKED:
         assert torch.equal(latents["1"][variant], latents["1_normal"][variant])
         assert not torch.allclose(latents["1"][variant], latents["2"][variant], atol=0.01)
 
 
 # --- The loss ---------------------------------------------------------------------------------------------------------
+
 
 class Drawn:
     """The noise source of an objective, in a fixed order."""
@@ -232,7 +252,7 @@ def test_the_lesion_loss_is_what_of_the_lesion_was_taken_for_bone():
     loss, logged = objective_on(lambda z_t, cxr, t: cxr - 0.5, lesion_weight=3.0)
     assert loss == pytest.approx(0, abs=1e-6)  # the truth
     loss, logged = objective_on(lambda z_t, cxr, t: 0.7 * (cxr - 0.5), lesion_weight=3.0)
-    assert logged["lesions"] == pytest.approx(0.3 ** 2 * share_of_lesion, rel=1e-3)
+    assert logged["lesions"] == pytest.approx(0.3**2 * share_of_lesion, rel=1e-3)
     assert loss == pytest.approx(logged["loss"] + 3 * logged["lesions"], rel=1e-5)
 
 
@@ -299,12 +319,16 @@ def test_timesteps_start_where_they_are_told_to():
 
 # --- Settings and scripts ---------------------------------------------------------------------------------------------
 
+
 def test_a_lesion_weight_needs_twins(tmp_path):
     for kind in lists.FOLDERS:
         images.write(tmp_path / kind / "1.png", np.zeros((64, 64), np.float32))
     lists.write_list(tmp_path / "data_trainset.txt", ["1.png"])
-    settings = config.parse("", ("data", "train"), [f"data.root={tmp_path}", f"data.lists={tmp_path}", "data.name=data",
-                                                   "train.lesion_weight=40"])
+    settings = config.parse(
+        "",
+        ("data", "train"),
+        [f"data.root={tmp_path}", f"data.lists={tmp_path}", "data.name=data", "train.lesion_weight=40"],
+    )
     with pytest.raises(UserError, match="train.lesion_weight=40 needs a twin .*simulate.lesions"):
         noise_estimator.train(settings, settings.ldm, pipelines.BSLDM, masked=False, sampling={}, reads=())
 
@@ -318,8 +342,15 @@ def test_patients_with_twins_through_the_scripts(chain):
     for part in lists.SETS:
         listed = lists.read_list(chain / "runs" / "twins" / "lists" / f"data_{part}.txt")
         assert listed and lists.with_twins(listed), f"{part} parts a patient from the twin"
-    run("ldm_train.py", *places, "runs=runs/twins", "vqgan.weights=runs/demo/vqgan/weights.safetensors",
-        "train.lesion_weight=3", "train.least_timestep=500", folder=chain)
+    run(
+        "ldm_train.py",
+        *places,
+        "runs=runs/twins",
+        "vqgan.weights=runs/demo/vqgan/weights.safetensors",
+        "train.lesion_weight=3",
+        "train.least_timestep=500",
+        folder=chain,
+    )
     with (chain / "runs" / "twins" / "ldm" / "log.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert float(rows[0]["lesions"]) == 0  # the last layer starts at 0, and nothing depends on what is seen

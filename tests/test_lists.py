@@ -1,4 +1,5 @@
 """Split lists, the matching of files into pairs, and the faults of a pair."""
+
 from pathlib import Path
 
 import cv2
@@ -20,10 +21,19 @@ PICTURE = resize(camera(), (96, 80), anti_aliasing=True).astype(np.float32)  # a
 
 # --- Splitting
 
-@pytest.mark.parametrize("count, shares, sizes", [(741, (0.8, 0.1, 0.1), [592, 74, 75]), (241, (0.8, 0.1, 0.1), [192, 24, 25]),
-                                                  (3, (0.8, 0.1, 0.1), [1, 1, 1]), (2, (0.8, 0.1, 0.1), [1, 0, 1]),
-                                                  (10, (0.8, 0.0, 0.2), [8, 0, 2]), (9, (1.0, 0.0, 0.0), [9, 0, 0]),
-                                                  (100, (0.29, 0.57, 0.14), [29, 57, 14])])
+
+@pytest.mark.parametrize(
+    "count, shares, sizes",
+    [
+        (741, (0.8, 0.1, 0.1), [592, 74, 75]),
+        (241, (0.8, 0.1, 0.1), [192, 24, 25]),
+        (3, (0.8, 0.1, 0.1), [1, 1, 1]),
+        (2, (0.8, 0.1, 0.1), [1, 0, 1]),
+        (10, (0.8, 0.0, 0.2), [8, 0, 2]),
+        (9, (1.0, 0.0, 0.0), [9, 0, 0]),
+        (100, (0.29, 0.57, 0.14), [29, 57, 14]),
+    ],
+)
 def test_split_sizes(count, shares, sizes):
     sets = splits.split(NAMES[:count], shares, 0)
     assert [len(names) for names in sets] == sizes
@@ -53,6 +63,7 @@ def test_wrong_shares_are_refused(shares):
 
 # --- Lists
 
+
 def refused(path, word, folder=None):
     with pytest.raises(UserError) as error:
         lists.read_list(path, folder)
@@ -67,14 +78,17 @@ def test_lists_in_the_published_format_come_back(tmp_path):
     assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
-@pytest.mark.parametrize("content", [b"\xef\xbb\xbf0.png\r\n\r\n 1 \r\n1.2.840.7\r\n", b"0.png\n1.tif\n1.2.840.7",
-                                     b"\n0\n1\n1.2.840.7\n\n"])
+@pytest.mark.parametrize(
+    "content", [b"\xef\xbb\xbf0.png\r\n\r\n 1 \r\n1.2.840.7\r\n", b"0.png\n1.tif\n1.2.840.7", b"\n0\n1\n1.2.840.7\n\n"]
+)
 def test_bom_crlf_blank_lines_and_endings_are_no_faults(tmp_path, content):
     (tmp_path / "list.txt").write_bytes(content)
     assert lists.read_list(tmp_path / "list.txt") == ["0", "1", "1.2.840.7"]
 
 
-@pytest.mark.parametrize("line", ["../0.png", "/etc/passwd", "..", "a/../../0.png", "..\\0.png", "C:\\0.png", "sub/0.png"])
+@pytest.mark.parametrize(
+    "line", ["../0.png", "/etc/passwd", "..", "a/../../0.png", "..\\0.png", "C:\\0.png", "sub/0.png"]
+)
 def test_paths_in_a_list_are_refused(tmp_path, line):
     (tmp_path / "list.txt").write_text(f"1.png\n{line}\n")
     refused(tmp_path / "list.txt", line)
@@ -107,7 +121,17 @@ def test_names_must_lie_in_the_folder(tmp_path):
     refused(path, "lead out", folder)
 
 
-UNLISTABLE = ["a\nb.png", " a.png", "a.png ", "\x0ba.png", "a\x0b.png", "a\u2028b.png", "\ufeffa.png", "bad\udcff.png", "sub/a.png"]
+UNLISTABLE = [
+    "a\nb.png",
+    " a.png",
+    "a.png ",
+    "\x0ba.png",
+    "a\x0b.png",
+    "a\u2028b.png",
+    "\ufeffa.png",
+    "bad\udcff.png",
+    "sub/a.png",
+]
 
 
 @pytest.mark.parametrize("name", UNLISTABLE)
@@ -126,6 +150,7 @@ def test_odd_names_that_a_list_can_hold_come_back(tmp_path):
 
 # --- Folders
 
+
 def test_images_in_sub_folders_are_counted(tmp_path, capsys):
     images.write(tmp_path / "0.png", PICTURE)
     assert list(lists.inputs(tmp_path, tmp_path)) == ["0"] and capsys.readouterr().err == ""
@@ -142,10 +167,11 @@ def test_images_in_sub_folders_are_counted(tmp_path, capsys):
 
 # --- Pairs
 
+
 def make_pairs(root, names=("0", "1", "2")):
     for name in names:
         images.write(root / "CXR" / f"{name}.png", PICTURE)
-        images.write(root / "BS" / f"{name}.tif.png", PICTURE ** 2)
+        images.write(root / "BS" / f"{name}.tif.png", PICTURE**2)
         (root / "BS" / f"{name}.tif.png").rename(root / "BS" / f"{name}.png")
 
 
@@ -186,26 +212,31 @@ def faults_of(tmp_path, cxr, soft, mask=None):
 
 
 def test_a_good_pair_has_no_faults(tmp_path):
-    assert faults_of(tmp_path, PICTURE, PICTURE ** 2, PICTURE > 0.5) == []
-    assert faults_of(tmp_path, PICTURE, np.roll(PICTURE ** 2, 1, 0)) == []  # a pixel is no fault
+    assert faults_of(tmp_path, PICTURE, PICTURE**2, PICTURE > 0.5) == []
+    assert faults_of(tmp_path, PICTURE, np.roll(PICTURE**2, 1, 0)) == []  # a pixel is no fault
 
 
-@pytest.mark.parametrize("name, change, word", [
-    ("size", lambda: (PICTURE, PICTURE[:-1] ** 2), "80 x 95"),
-    ("constant", lambda: (PICTURE, PICTURE * 0), "soft.png is no X-ray"),
-    ("identical", lambda: (PICTURE, PICTURE), "same image"),
-    ("shifted", lambda: (PICTURE, np.roll(PICTURE ** 2, 4, 0)), "4 down"),
-    ("other", lambda: (PICTURE, PICTURE[::-1, ::-1] ** 2), "not aligned"),
-    ("mask size", lambda: (PICTURE, PICTURE ** 2, PICTURE[1:] > 0.5), "80 x 95"),
-    ("mask empty", lambda: (PICTURE, PICTURE ** 2, PICTURE > 2), "mask.png is empty"),
-    ("mask grey", lambda: (PICTURE, PICTURE ** 2, PICTURE), "neither black nor white")])
+@pytest.mark.parametrize(
+    "name, change, word",
+    [
+        ("size", lambda: (PICTURE, PICTURE[:-1] ** 2), "80 x 95"),
+        ("constant", lambda: (PICTURE, PICTURE * 0), "soft.png is no X-ray"),
+        ("identical", lambda: (PICTURE, PICTURE), "same image"),
+        ("shifted", lambda: (PICTURE, np.roll(PICTURE**2, 4, 0)), "4 down"),
+        ("other", lambda: (PICTURE, PICTURE[::-1, ::-1] ** 2), "not aligned"),
+        ("mask size", lambda: (PICTURE, PICTURE**2, PICTURE[1:] > 0.5), "80 x 95"),
+        ("mask empty", lambda: (PICTURE, PICTURE**2, PICTURE > 2), "mask.png is empty"),
+        ("mask grey", lambda: (PICTURE, PICTURE**2, PICTURE), "neither black nor white"),
+    ],
+)
 def test_each_fault_of_a_pair_is_told(tmp_path, name, change, word):
     faults = faults_of(tmp_path, *change())
     assert len(faults) == 1 and word in faults[0] and "\n" not in faults[0]
 
 
 def test_a_pair_of_which_different_bits_are_used_is_a_fault(tmp_path):
-    """12 bits in 16 without a word of it: a darker soft-tissue image would be taken for 10 bits, four times as bright."""
+    """12 bits in 16 without a word of it: a darker soft-tissue image would be taken for 10 bits, four times as
+    bright."""
     cxr = np.rint(PICTURE / PICTURE.max() * 4000).astype(np.uint16)
     for soft_white, faults in ((3000, 0), (1000, 1)):
         soft = np.rint((PICTURE / PICTURE.max()) ** 2 * soft_white).astype(np.uint16)
@@ -223,21 +254,28 @@ def test_all_faults_of_a_pair_are_told_at_once(tmp_path):
 
 def test_names_that_no_list_can_hold_are_faults(tmp_path):
     images.write(tmp_path / "CXR" / "a\nb.png", PICTURE)
-    images.write(tmp_path / "BS" / "a\nb.png", PICTURE ** 2)
+    images.write(tmp_path / "BS" / "a\nb.png", PICTURE**2)
     faults = checks.check_pair(tmp_path / "CXR" / "a\nb.png", tmp_path / "BS" / "a\nb.png")
     assert len(faults) == 2 and all("rename" in fault and "\n" not in fault for fault in faults)
 
 
 # --- The same image twice
 
+
 def jpeg(pixels):
     _, content = cv2.imencode(".jpg", np.rint(255 * pixels).astype(np.uint8), [cv2.IMWRITE_JPEG_QUALITY, 80])
     return cv2.imdecode(content, cv2.IMREAD_GRAYSCALE).astype(np.float32) / 255
 
 
-NEAR = {"a grey more": lambda pixels: np.clip(pixels + 1 / 255, 0, 1), "darker": lambda pixels: 0.9 * pixels,
-        "half the size": lambda pixels: images.resize(pixels, (128, 128)), "JPEG": jpeg,
-        "noise": lambda pixels: np.clip(pixels + np.random.default_rng(0).normal(0, 0.01, pixels.shape), 0, 1).astype(np.float32)}
+NEAR = {
+    "a grey more": lambda pixels: np.clip(pixels + 1 / 255, 0, 1),
+    "darker": lambda pixels: 0.9 * pixels,
+    "half the size": lambda pixels: images.resize(pixels, (128, 128)),
+    "JPEG": jpeg,
+    "noise": lambda pixels: np.clip(pixels + np.random.default_rng(0).normal(0, 0.01, pixels.shape), 0, 1).astype(
+        np.float32
+    ),
+}
 
 
 @pytest.mark.parametrize("change", NEAR)

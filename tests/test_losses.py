@@ -1,4 +1,5 @@
 """The loss terms against the published implementation's numbers (golden/), NumPy definitions and their invariants."""
+
 import json
 import zlib
 from pathlib import Path
@@ -53,7 +54,7 @@ def smooth(name: str, side: int) -> torch.Tensor:
 def reference_ms_ssim(x: np.ndarray, y: np.ndarray, data_range: float) -> float:
     """Wang et al. 2003 written out for one image, in float64, with a two-dimensional window."""
     grid = np.arange(-5, 6)
-    window = np.exp(-(grid[:, None] ** 2 + grid[None, :] ** 2) / (2 * 1.5 ** 2))
+    window = np.exp(-(grid[:, None] ** 2 + grid[None, :] ** 2) / (2 * 1.5**2))
     window /= window.sum()
 
     def mean(image):
@@ -64,7 +65,7 @@ def reference_ms_ssim(x: np.ndarray, y: np.ndarray, data_range: float) -> float:
         if scale > 0:
             x, y = (image.reshape(image.shape[0] // 2, 2, image.shape[1] // 2, 2).mean(axis=(1, 3)) for image in (x, y))
         m_x, m_y = mean(x), mean(y)
-        s_xx, s_yy, s_xy = mean(x * x) - m_x ** 2, mean(y * y) - m_y ** 2, mean(x * y) - m_x * m_y
+        s_xx, s_yy, s_xy = mean(x * x) - m_x**2, mean(y * y) - m_y**2, mean(x * y) - m_x * m_y
         terms = (2 * s_xy + (0.03 * data_range) ** 2) / (s_xx + s_yy + (0.03 * data_range) ** 2)
         if scale == 4:
             terms = terms * (2 * m_x * m_y + (0.01 * data_range) ** 2) / (m_x**2 + m_y**2 + (0.01 * data_range) ** 2)
@@ -158,8 +159,13 @@ def test_hybrid_loss_is_the_weighted_sum_of_its_terms(images, logits, monkeypatc
     prediction, target = images[0].clone().requires_grad_(), images[1]
     loss = hybrid(monkeypatch, perceptual=0.001, adversarial=0.01, ms_ssim=0.5)
     total, terms = loss(prediction, target, torch.tensor(0.25), lambda image: logits[0])
-    expected = {"pixel": EXPECTED["mse"], "commitment": 0.25, "perceptual": float((images[0] - target).abs().max()),
-                "adversarial": EXPECTED["adversarial_generator"], "ms_ssim": 1 - float(losses.ms_ssim(*images))}
+    expected = {
+        "pixel": EXPECTED["mse"],
+        "commitment": 0.25,
+        "perceptual": float((images[0] - target).abs().max()),
+        "adversarial": EXPECTED["adversarial_generator"],
+        "ms_ssim": 1 - float(losses.ms_ssim(*images)),
+    }
     assert {name: float(term) for name, term in terms.items()} == pytest.approx(expected, rel=1e-4)
     weighted = (
         expected["pixel"]
@@ -199,7 +205,7 @@ def test_autoencoder_objective_updates_each_network_by_its_own_loss(weight):
     # pixel (0.3 - 0.6)^2, commitment 0.125, adversarial (0.6 - 1)^2 with fake logits of 0.6; computed in float32
     assert float(logged["loss"].detach()) == pytest.approx(0.09 + 0.125 + weight * 0.16, rel=1e-6)
     assert minimised["vqgan"] is logged["loss"]
-    slope, = torch.autograd.grad(minimised["vqgan"], g, retain_graph=True)
+    (slope,) = torch.autograd.grad(minimised["vqgan"], g, retain_graph=True)
     assert float(slope) == pytest.approx(2 * (0.3 - 0.6) * 0.6 + 0.25 + weight * 2 * (0.6 - 1) * 2 * 0.6, rel=1e-6)
     if not weight:
         assert set(minimised) == {"vqgan"} and set(logged) == {"loss", "pixel", "commitment"}

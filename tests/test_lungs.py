@@ -3,6 +3,7 @@ spoiled; the shape check.
 
 The phantoms' seeds are none that the network was trained on. The outlines of the real films were drawn by hand.
 """
+
 import json
 from pathlib import Path
 
@@ -20,8 +21,8 @@ from models.runtime.files import UserError
 from models.simulate import phantom
 
 REAL = Path(__file__).resolve().parents[2] / "shared" / "szch" / "CXR"
-OUTLINES = Path(__file__).parent / "golden" / "lung_outlines.json"     # (x, y) of both lungs, pixels of the whole film
-SIDE = 512              # px, the real films are read at this size
+OUTLINES = Path(__file__).parent / "golden" / "lung_outlines.json"  # (x, y) of both lungs, pixels of the whole film
+SIDE = 512  # px, the real films are read at this size
 real = pytest.mark.skipif(not REAL.is_dir(), reason=f"no real X-rays in {REAL}")
 
 
@@ -48,14 +49,17 @@ def drawn_chest(height=256, width=256, shift=0.0):
     return np.clip(cv2.GaussianBlur(cxr, (0, 0), width / 128) + noise, 0, 1).astype(np.float32), lungs
 
 
-@pytest.mark.parametrize("cxr, words", [
-    (np.zeros((128, 128), np.uint8), "uint8"),
-    (np.zeros((128, 128, 3), np.float32), r"\(128, 128, 3\)"),
-    (np.zeros((128, 63), np.float32), "63"),
-    (np.full((128, 128), 1.5, np.float32), "1.5"),
-    (np.full((128, 128), np.nan, np.float32), "nan"),
-    ([[0.0]], "list"),
-])
+@pytest.mark.parametrize(
+    "cxr, words",
+    [
+        (np.zeros((128, 128), np.uint8), "uint8"),
+        (np.zeros((128, 128, 3), np.float32), r"\(128, 128, 3\)"),
+        (np.zeros((128, 63), np.float32), "63"),
+        (np.full((128, 128), 1.5, np.float32), "1.5"),
+        (np.full((128, 128), np.nan, np.float32), "nan"),
+        ([[0.0]], "list"),
+    ],
+)
 def test_wrong_input_is_refused_with_what_came_and_what_is_expected(cxr, words):
     with pytest.raises(ValueError, match=words) as refusal:
         lung_mask(cxr)
@@ -79,7 +83,7 @@ def test_a_flat_image_does_not_fail():
 def test_drawn_chests(shape, shift):
     cxr, lungs = drawn_chest(*shape, shift)
     mask = lung_mask(cxr)
-    assert dice(mask, lungs) > 0.87          # .895 when written: no patient looks like this
+    assert dice(mask, lungs) > 0.87  # .895 when written: no patient looks like this
     assert lung_faults(mask) == []
 
 
@@ -96,7 +100,7 @@ def test_black_collimator_border_and_white_marker():
     framed = cxr.copy()
     framed[:12], framed[-12:], framed[:, :12], framed[:, -12:] = 0, 0, 0, 0
     framed[16:40, 20:32] = 1
-    assert dice(lung_mask(framed), lungs) > 0.87             # .897 when written
+    assert dice(lung_mask(framed), lungs) > 0.87  # .897 when written
 
 
 @pytest.fixture(scope="module")
@@ -121,30 +125,35 @@ def films():
 
 def test_phantoms(phantoms):
     for cxr, lungs in phantoms:
-        assert dice(lung_mask(cxr), lungs) > 0.97            # .984 when written
+        assert dice(lung_mask(cxr), lungs) > 0.97  # .984 when written
 
 
 @real
 def test_real_films(films):
     for cxr, lungs in films:
         mask = lung_mask(cxr)
-        assert dice(mask, lungs) > 0.95                      # .966 when written
+        assert dice(mask, lungs) > 0.95  # .966 when written
         assert lung_faults(mask) == []
 
 
 # --- Spoiled images: (cxr, lungs) -> (cxr, lungs) ---------------------------------------------------------------------
 
+
 def turned(angle, zoom=1.0, border=cv2.BORDER_CONSTANT):
     def turn(cxr, lungs):
         height, width = cxr.shape
         matrix = cv2.getRotationMatrix2D((width / 2, height / 2), angle, zoom)
-        return [cv2.warpAffine(layer.astype(np.float32), matrix, (width, height), borderMode=mode)
-                for layer, mode in ((cxr, border), (lungs, cv2.BORDER_CONSTANT))]
+        return [
+            cv2.warpAffine(layer.astype(np.float32), matrix, (width, height), borderMode=mode)
+            for layer, mode in ((cxr, border), (lungs, cv2.BORDER_CONSTANT))
+        ]
+
     return turn
 
 
 def framed(share, grey, around):
     """A collimator's border laid over the image, or put around it."""
+
     def frame(cxr, lungs):
         width = int(share * len(cxr))
         if around:
@@ -153,14 +162,16 @@ def framed(share, grey, around):
         covered = np.full_like(cxr, grey)
         covered[inner] = cxr[inner]
         return covered, lungs
+
     return frame
 
 
 def cropped(top, bottom, side):
     def crop(cxr, lungs):
         height, width = cxr.shape
-        part = np.s_[int(top * height):height - int(bottom * height), int(side * width):width - int(side * width)]
+        part = np.s_[int(top * height) : height - int(bottom * height), int(side * width) : width - int(side * width)]
         return cxr[part], lungs[part]
+
     return crop
 
 
@@ -185,7 +196,7 @@ def marked(cxr, lungs):
     grey, size = np.uint8(255 * cxr), len(cxr) / 512
     cv2.putText(grey, "R", (int(20 * size), int(60 * size)), cv2.FONT_HERSHEY_SIMPLEX, 2 * size, 255, 4)
     cv2.putText(grey, "PORTABLE", (int(250 * size), int(500 * size)), cv2.FONT_HERSHEY_SIMPLEX, size, 255, 2)
-    grey[int(100 * size):int(150 * size), int(440 * size):int(500 * size)] = 255
+    grey[int(100 * size) : int(150 * size), int(440 * size) : int(500 * size)] = 255
     return grey / 255, lungs
 
 
@@ -200,21 +211,21 @@ def paced(cxr, lungs):
 
 
 def breasts(cxr, lungs):
-    y, x = np.mgrid[:cxr.shape[0], :cxr.shape[1]] / np.reshape(cxr.shape, (2, 1, 1))
+    y, x = np.mgrid[: cxr.shape[0], : cxr.shape[1]] / np.reshape(cxr.shape, (2, 1, 1))
     shadow = sum(((x - centre) / 0.19) ** 2 + ((y - 0.66) / 0.2) ** 2 < 1 for centre in (0.27, 0.75))
     return cxr + 0.16 * shadow * np.clip((y - 0.45) / 0.2, 0, 1), lungs
 
 
 def arms(cxr, lungs):
-    y, x = np.mgrid[:cxr.shape[0], :cxr.shape[1]] / np.reshape(cxr.shape, (2, 1, 1))
+    y, x = np.mgrid[: cxr.shape[0], : cxr.shape[1]] / np.reshape(cxr.shape, (2, 1, 1))
     return np.where((np.minimum(x, 1 - x) + 0.12 * (y - 0.4) < 0.09) & (y > 0.25), np.maximum(cxr, 0.75), cxr), lungs
 
 
 def opaque(cxr, lungs):
     """The lowest 30% of the lung on the viewer's left nearly as bright as tissue."""
-    rows, columns = np.nonzero(lungs[:, :cxr.shape[1] // 2])
+    rows, columns = np.nonzero(lungs[:, : cxr.shape[1] // 2])
     level = rows.max() - 0.3 * np.ptp(rows)
-    y, x = np.mgrid[:cxr.shape[0], :cxr.shape[1]]
+    y, x = np.mgrid[: cxr.shape[0], : cxr.shape[1]]
     weight = 0.8 * (x < columns.max()) * lungs / (1 + np.exp((level - y) / (0.02 * len(cxr))))
     return cxr * (1 - weight) + weight * np.quantile(cxr[lungs], 0.97), lungs
 
@@ -254,13 +265,13 @@ def spoiled_dice(spoil, cxr, lungs):
 
 @pytest.mark.parametrize("spoil", SPOILED.values(), ids=SPOILED)
 def test_spoiled_phantoms(spoil, phantoms):
-    assert min(spoiled_dice(spoil, *one) for one in phantoms) > 0.955         # .973 and better when written
+    assert min(spoiled_dice(spoil, *one) for one in phantoms) > 0.955  # .973 and better when written
 
 
 @real
 @pytest.mark.parametrize("spoil", SPOILED.values(), ids=SPOILED)
 def test_spoiled_films(spoil, films):
-    assert min(spoiled_dice(spoil, *one) for one in films) > 0.93             # .946 and better when written
+    assert min(spoiled_dice(spoil, *one) for one in films) > 0.93  # .946 and better when written
 
 
 def test_the_mirror_image_has_the_mirrored_lungs(phantoms):
@@ -270,7 +281,7 @@ def test_the_mirror_image_has_the_mirrored_lungs(phantoms):
 
 def test_the_network_sees_ranks_not_grey_values(phantoms):
     cxr = cv2.resize(phantoms[0][0], (128, 128), interpolation=cv2.INTER_AREA)
-    assert np.abs(models.lungs.features(cxr) - models.lungs.features(0.2 + 0.5 * cxr ** 3)).mean() < 0.03
+    assert np.abs(models.lungs.features(cxr) - models.lungs.features(0.2 + 0.5 * cxr**3)).mean() < 0.03
 
 
 def test_specks_go_and_holes_are_filled(monkeypatch):
@@ -311,6 +322,7 @@ def test_threads_do_not_matter(phantoms):
 
 # --- The network ------------------------------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize("content", [None, b"", b"not weights"])
 def test_missing_or_damaged_weights_are_named(content, tmp_path, monkeypatch):
     path = tmp_path / "lungs.safetensors"
@@ -346,7 +358,7 @@ def test_the_training_goes_on_where_it_was_stopped_and_its_weights_can_be_read(p
     pool = np.stack([np.stack([255 * cxr, 255 * cxr, mask]).astype(np.uint8) for cxr, mask in phantoms])
     monkeypatch.setattr(train_lungs, "BATCH", 2)
     monkeypatch.setattr(train_lungs, "STEPS_AN_EPOCH", 2)
-    monkeypatch.setattr(train_lungs, "rate_at", lambda step, steps: 1e-3)       # as if all 4 had been asked for at once
+    monkeypatch.setattr(train_lungs, "rate_at", lambda step, steps: 1e-3)  # as if all 4 had been asked for at once
 
     def train(steps, folder):
         torch.manual_seed(0)
@@ -370,13 +382,24 @@ def test_the_training_rises_falls_and_bounds_its_gradients(phantoms, tmp_path):
     pool = np.stack([np.stack([255 * cxr, 255 * cxr, mask]).astype(np.uint8) for cxr, mask in phantoms])
     network = train_lungs.ExportedLungNet(widths=(8, 8, 8, 8))
     samples = train_lungs.Samples(pool, 2, workers=0)
-    course = config.Course(epochs=1, batch_size=2, learning_rate=1e-3, milestones=(), gamma=1.0, average=0.0,
-                           start=None)
-    settings = config.AnyTraining(seed=0, workers=0, accumulate=1, checkpointing=False, validate_every=1,
-                                  sample_every=9, save_every=9)
+    course = config.Course(
+        epochs=1, batch_size=2, learning_rate=1e-3, milestones=(), gamma=1.0, average=0.0, start=None
+    )
+    settings = config.AnyTraining(
+        seed=0, workers=0, accumulate=1, checkpointing=False, validate_every=1, sample_every=9, save_every=9
+    )
     optimizer = torch.optim.AdamW(network.parameters())
-    trainer = train_lungs.Trainer(tmp_path, {"lungs": network}, {"lungs": optimizer}, train_lungs.objective, samples,
-                                  None, course=course, train=settings, learning_rates={"lungs": 1e-3})
+    trainer = train_lungs.Trainer(
+        tmp_path,
+        {"lungs": network},
+        {"lungs": optimizer},
+        train_lungs.objective,
+        samples,
+        None,
+        course=course,
+        train=settings,
+        learning_rates={"lungs": 1e-3},
+    )
     with torch.no_grad():
         network.head.weight.mul_(100)
     _, norm = trainer.gradients(next(samples.batches([[0, 1]])), 2)
@@ -391,15 +414,18 @@ def square_mask(*boxes):
     return mask
 
 
-@pytest.mark.parametrize("mask, words", [
-    (square_mask(), "0.0% of the image"),
-    (square_mask((40, 50, 20, 30), (40, 50, 60, 70)), "2.0% of the image"),
-    (square_mask((5, 95, 5, 45), (5, 95, 50, 95)), "76.5% of the image"),
-    (square_mask((20, 80, 20, 60)), "1 large part,"),
-    (square_mask((20, 80, 10, 30), (20, 80, 40, 60), (20, 80, 70, 90)), "3 large parts"),
-    (square_mask((20, 80, 10, 50), (20, 40, 60, 90)), "25%"),
-    (square_mask((20, 80, 0, 30), (20, 80, 60, 90)), "border in 60 pixels"),
-])
+@pytest.mark.parametrize(
+    "mask, words",
+    [
+        (square_mask(), "0.0% of the image"),
+        (square_mask((40, 50, 20, 30), (40, 50, 60, 70)), "2.0% of the image"),
+        (square_mask((5, 95, 5, 45), (5, 95, 50, 95)), "76.5% of the image"),
+        (square_mask((20, 80, 20, 60)), "1 large part,"),
+        (square_mask((20, 80, 10, 30), (20, 80, 40, 60), (20, 80, 70, 90)), "3 large parts"),
+        (square_mask((20, 80, 10, 50), (20, 40, 60, 90)), "25%"),
+        (square_mask((20, 80, 0, 30), (20, 80, 60, 90)), "border in 60 pixels"),
+    ],
+)
 def test_faults_of_bad_masks_are_named_with_their_numbers(mask, words):
     assert any(words in fault for fault in lung_faults(mask))
 

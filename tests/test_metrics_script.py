@@ -1,4 +1,5 @@
 """metrics.py run as a person runs it, on a small folder: what it writes, what it leaves out, how it ends."""
+
 import csv
 import json
 import math
@@ -26,7 +27,8 @@ def imagenet():
 
 @pytest.fixture
 def folder(tmp_path):
-    """CXR/, BS/ and predictions one/ and two/ of images 1, 2 and 10; image 2 has no bone; one/ holds the truth of image 1 in 16 bits."""
+    """CXR/, BS/ and predictions one/ and two/ of images 1, 2 and 10; image 2 has no bone; one/ holds the truth of image
+    1 in 16 bits."""
     rng = np.random.default_rng(0)
     for name in ("1", "2", "10"):
         soft = np.rint(255 * (0.2 + 0.5 * rng.random((SIDE, SIDE)))) / 255
@@ -43,8 +45,14 @@ def folder(tmp_path):
 
 def arguments(folder: Path, *predictions: str) -> list[str]:
     paths = ",".join(str(folder / name) for name in predictions)
-    return [f"metrics.cxr={folder}/CXR", f"metrics.target={folder}/BS", f"metrics.prediction=[{paths}]",
-            f"metrics.output={folder}/out", f"metrics.size={SIDE}", "device=cpu"]
+    return [
+        f"metrics.cxr={folder}/CXR",
+        f"metrics.target={folder}/BS",
+        f"metrics.prediction=[{paths}]",
+        f"metrics.output={folder}/out",
+        f"metrics.size={SIDE}",
+        "device=cpu",
+    ]
 
 
 def main(monkeypatch, *arguments: str) -> int:
@@ -66,8 +74,9 @@ def test_two_methods_with_faults_are_scored_on_what_is_complete(folder, run_here
 
     with open(folder / "out" / "metrics.csv", newline="") as file:
         rows = list(csv.DictReader(file))
-    assert [(row["image"], row["method"]) for row in rows] == [(name, method) for name in ("1", "2", "10")
-                                                               for method in (scores.REFERENCE, "one", "two")]
+    assert [(row["image"], row["method"]) for row in rows] == [
+        (name, method) for name in ("1", "2", "10") for method in (scores.REFERENCE, "one", "two")
+    ]
     read = {(row["image"], row["method"]): row for row in rows}
     cxr, soft, two = (images.read(folder / part / "10.png").pixels for part in ("CXR", "BS", "two"))
     assert float(read["10", "two"]["BSR"]) == pytest.approx(scores.bsr(cxr, soft, two))
@@ -78,20 +87,33 @@ def test_two_methods_with_faults_are_scored_on_what_is_complete(folder, run_here
     assert tree["images"]["2"]["two"]["BSR"] is None
     psnr = [float(read[name, "one"]["PSNR"]) for name in ("2", "10")]
     found = tree["summary"]["one"]["PSNR"]
-    assert (found["mean"], found["std"]) == pytest.approx((np.mean(psnr), np.std(psnr))) and (found["count"], found["undefined"]) == (2, 1)
+    assert (found["mean"], found["std"]) == pytest.approx((np.mean(psnr), np.std(psnr))) and (
+        found["count"],
+        found["undefined"],
+    ) == (2, 1)
     assert tree["summary"]["two"]["BSR"]["undefined"] == 1
-    assert tree["tests"][0]["p"] is None and "undefined, fewer than 6 images differ" in (folder / "out" / "metrics.txt").read_text()
+    assert (
+        tree["tests"][0]["p"] is None
+        and "undefined, fewer than 6 images differ" in (folder / "out" / "metrics.txt").read_text()
+    )
 
     table = (folder / "out" / "metrics.txt").read_text()
-    for part in (f"3 images at {SIDE} x {SIDE}\n", "BSR is undefined for 1 of 3 images (no bone)",
-                 "every method: PSNR is undefined for 1 of 3 images (equal images)"):
+    for part in (
+        f"3 images at {SIDE} x {SIDE}\n",
+        "BSR is undefined for 1 of 3 images (no bone)",
+        "every method: PSNR is undefined for 1 of 3 images (equal images)",
+    ):
         assert part in table and part in shown
     assert "inside the lungs" not in table and "**" in (folder / "out" / "metrics.md").read_text()
     assert r"\textbf{" in (folder / "out" / "metrics.tex").read_text()
     for name in ("metrics", "comparison", "examples_one", "examples_two"):
         assert images.read(folder / "out" / f"{name}.png").pixels.std() > 0.05
-    assert sorted(path.name for path in (folder / "out").iterdir()) == \
-        ["comparison.png", "examples_one.png", "examples_two.png", *(f"metrics.{end}" for end in ("csv", "json", "md", "png", "tex", "txt"))]
+    assert sorted(path.name for path in (folder / "out").iterdir()) == [
+        "comparison.png",
+        "examples_one.png",
+        "examples_two.png",
+        *(f"metrics.{end}" for end in ("csv", "json", "md", "png", "tex", "txt")),
+    ]
 
 
 def test_missing_folder_ends_in_one_line_with_status_2(folder, run_here):
@@ -115,8 +137,14 @@ def test_another_aspect_ratio_is_a_fault_and_not_a_squeeze(folder, monkeypatch, 
     images.write(folder / "Mask" / "2.png", np.ones((SIDE // 2, SIDE)))
     assert main(monkeypatch, *arguments(folder, "two")) == 1
     told = capsys.readouterr().err
-    assert f"1 is not scored: {folder}/two/1.png is {SIDE} x {2 * SIDE}, but the truth {SIDE} x {SIDE}: of another aspect" in told
-    assert f"2 is not scored inside the lungs: {folder}/Mask/2.png is {SIDE} x {SIDE // 2}" in told and "10 is not" not in told
+    assert (
+        f"1 is not scored: {folder}/two/1.png is {SIDE} x {2 * SIDE}, but the truth {SIDE} x {SIDE}: of another aspect"
+        in told
+    )
+    assert (
+        f"2 is not scored inside the lungs: {folder}/Mask/2.png is {SIDE} x {SIDE // 2}" in told
+        and "10 is not" not in told
+    )
 
 
 def test_images_of_other_runs_in_a_folder_are_noted(folder, monkeypatch, capsys):
@@ -124,7 +152,9 @@ def test_images_of_other_runs_in_a_folder_are_noted(folder, monkeypatch, capsys)
     (folder / "two" / "summary.json").write_text(json.dumps(summary))
     assert main(monkeypatch, *arguments(folder, "two")) == 0
     told = capsys.readouterr().err
-    assert f"note: {folder}/two holds images that its summary.json does not list, perhaps another method's: 10\n" in told
+    assert (
+        f"note: {folder}/two holds images that its summary.json does not list, perhaps another method's: 10\n" in told
+    )
     (folder / "two" / "unfinished_0.jsonl").write_text("")
     assert main(monkeypatch, *arguments(folder, "two")) == 0
     assert f"note: an evaluation in {folder}/two has not ended" in capsys.readouterr().err
@@ -150,12 +180,18 @@ def test_a_list_masks_and_their_faults(folder, monkeypatch, capsys):
     (folder / "list.txt").write_text("10.png\n2.png\n7.png\n")
     assert main(monkeypatch, *arguments(folder, "two"), f"metrics.images={folder}/list.txt") == 1
     shown = capsys.readouterr()
-    assert shown.err.splitlines()[-1] == "7 is not scored: no prediction of two, no CXR, no truth" and "1 is not" not in shown.err
+    assert (
+        shown.err.splitlines()[-1] == "7 is not scored: no prediction of two, no CXR, no truth"
+        and "1 is not" not in shown.err
+    )
     tree = json.loads((folder / "out" / "metrics.json").read_text())
     assert list(tree["images"]) == ["10", "2"] and tree["images"]["2"]["two"]["MSE_lungs"] is None
     cxr, soft, two = (images.read(folder / part / "10.png").pixels for part in ("CXR", "BS", "two"))
     assert tree["images"]["10"]["two"]["BSR_lungs"] == pytest.approx(scores.bsr(cxr, soft, two, inside > 0))
-    assert "every method: MSE is undefined for 1 of 2 images (no mask)" in shown.out and "Scores inside the lungs" in shown.out
+    assert (
+        "every method: MSE is undefined for 1 of 2 images (no mask)" in shown.out
+        and "Scores inside the lungs" in shown.out
+    )
 
     (folder / "Mask" / "1.png").write_bytes(b"no image")
     images.write(folder / "black" / "10.png", 0 * inside)

@@ -1,4 +1,5 @@
 """The networks against the reference figures, and what their code promises."""
+
 import json
 
 import numpy as np
@@ -21,9 +22,15 @@ def close(found, expected, relative=1e-4):
     return float((found - expected).abs().max()) <= relative * float(expected.abs().max())
 
 
-@pytest.mark.parametrize("name, build", [
-    ("bsldm_unet", lambda: ConditionalUNet(qkv_by_head=True)), ("gllcm_unet", ConditionalUNet),
-    ("bsldm_vqgan", lambda: MLVQGAN(codes=256)), ("gllcm_vqgan", MLVQGAN)])
+@pytest.mark.parametrize(
+    "name, build",
+    [
+        ("bsldm_unet", lambda: ConditionalUNet(qkv_by_head=True)),
+        ("gllcm_unet", ConditionalUNet),
+        ("bsldm_vqgan", lambda: MLVQGAN(codes=256)),
+        ("gllcm_vqgan", MLVQGAN),
+    ],
+)
 def test_full_size_names_shapes_and_counts_are_the_released_ones(name, build):
     with torch.device("meta"):
         network = build()
@@ -54,8 +61,11 @@ def test_vqgan_parts_and_one_step_of_the_codebook():
     _, train_loss = vqgan.train()(image)
     assert close(train_loss, expected["train_quantization_loss"])
     codebook = vqgan.quantizer.quantizer
-    for key, tensor in (("ema_cluster_size", codebook.ema_cluster_size), ("ema_w", codebook.ema_w),
-                        ("embedding", codebook.embedding.weight)):
+    for key, tensor in (
+        ("ema_cluster_size", codebook.ema_cluster_size),
+        ("ema_w", codebook.ema_w),
+        ("embedding", codebook.embedding.weight),
+    ):
         assert close(tensor, expected[f"after_one_training_forward/{key}"]), key
 
 
@@ -136,16 +146,20 @@ def test_attention_is_softmax_attention():
     x = torch.randn(2, 32, 4, 4)
     qkv = block.qkv(block.norm(x.flatten(2))).reshape(8, 24, 16)
     q, k, v = qkv.split(8, 1)  # (B heads, C / heads, N)
-    weights = torch.softmax(torch.einsum("bct,bcs->bts", q, k) / 8 ** 0.5, -1)
+    weights = torch.softmax(torch.einsum("bct,bcs->bts", q, k) / 8**0.5, -1)
     expected = x + block.proj_out(torch.einsum("bts,bcs->bct", weights, v).reshape(2, 32, 16)).view_as(x)
     assert close(block(x), expected, 1e-5)
 
 
-@pytest.mark.parametrize("call, words", [
-    (lambda: MLVQGAN(**SMALL_VQGAN).encode(torch.zeros(1, 1, 60, 64)), "multiples of 8"),
-    (lambda: ConditionalUNet(**SMALL_UNET)(torch.zeros(1, 8, 7, 8), torch.zeros(1)), "multiples of 2"),
-    (lambda: ConditionalUNet(width=48), "multiple of 32"),
-    (lambda: AttentionBlock(32, 5, False), "5 attention heads")])
+@pytest.mark.parametrize(
+    "call, words",
+    [
+        (lambda: MLVQGAN(**SMALL_VQGAN).encode(torch.zeros(1, 1, 60, 64)), "multiples of 8"),
+        (lambda: ConditionalUNet(**SMALL_UNET)(torch.zeros(1, 8, 7, 8), torch.zeros(1)), "multiples of 2"),
+        (lambda: ConditionalUNet(width=48), "multiple of 32"),
+        (lambda: AttentionBlock(32, 5, False), "5 attention heads"),
+    ],
+)
 def test_shapes_that_cannot_be_are_refused(call, words):
     with pytest.raises(ValueError, match=words):
         call()

@@ -1,4 +1,5 @@
 """Simulated pairs: repeatable, right in range and anatomy, and drawn by a projection that obeys geometry."""
+
 import dataclasses
 
 import cv2
@@ -128,7 +129,7 @@ def test_several_ribs_cross_a_vertical_line_through_each_lung(patients):
         for _, centre, mask in lungs(pair.mask):
             columns = slice(int(centre * SIZE) - 1, int(centre * SIZE) + 2)
             inside = np.nonzero(mask[:, columns].all(1))[0]
-            profile = (pair.cxr - pair.soft)[inside[0]:inside[-1] + 1, columns].mean(1)
+            profile = (pair.cxr - pair.soft)[inside[0] : inside[-1] + 1, columns].mean(1)
             assert len(find_peaks(profile, prominence=0.01)[0]) >= 5
 
 
@@ -143,7 +144,7 @@ def test_twelve_pairs_of_ribs_fall_sideways_and_forward():
             assert (np.diff(side[:, 0, 1]) > 0.02).all()  # each begins below the one above
             widest = np.abs(side[..., 0]).argmax(1)
             for rib, turn in list(zip(side, widest))[1:6]:
-                back, front = rib[:turn + 1], rib[turn:]
+                back, front = rib[: turn + 1], rib[turn:]
                 assert back[-1, 1] - back[0, 1] > 0.05 and front[-1, 1] - front[0, 1] > 0.03
                 assert np.abs(front[-1, 0]) < np.abs(front[0, 0]) - 0.03 and front[-1, 2] > back[0, 2]
 
@@ -179,11 +180,15 @@ def test_pixels_and_patient_coordinates_are_inverse():
 def test_surroundings_are_the_patient_taken_apart():
     anatomy, around = draw_anatomy(3), phantom.surroundings(3, SIZE)
     x, y = geometry.patient_grid(anatomy, SIZE)
-    assert (around.body ** 4 + around.arms ** 4) ** 0.25 == pytest.approx(phantom.SIDE * soft_tissue.body(anatomy, x, y), abs=1e-3)
-    assert around.girdle + around.spine + around.cage == pytest.approx(phantom.SIDE * skeleton.skeleton(anatomy, SIZE), abs=1e-3)
+    assert (around.body**4 + around.arms**4) ** 0.25 == pytest.approx(
+        phantom.SIDE * soft_tissue.body(anatomy, x, y), abs=1e-3
+    )
+    assert around.girdle + around.spine + around.cage == pytest.approx(
+        phantom.SIDE * skeleton.skeleton(anatomy, SIZE), abs=1e-3
+    )
     right, left, top, bottom = around.chest
     outside = phantom.simulate(3, SIZE).mask
-    outside[int(top) - 4:int(bottom) + 12, int(right) - 4:int(left) + 5] = False
+    outside[int(top) - 4 : int(bottom) + 12, int(right) - 4 : int(left) + 5] = False
     assert outside.mean() < 0.005
 
 
@@ -197,8 +202,13 @@ def test_textures_are_the_same_picture_at_every_size_and_others_by_name():
 def test_elastic_maps_leave_the_border_where_it_is_and_fold_nothing():
     across, down = field.elastic_maps(5, 4, 0.004, 200)
     index = np.arange(200)
-    assert np.abs(across[:, [0, -1]] - index[[0, -1]]).max() < 0.5 and np.abs(down[[0, -1]] - index[[0, -1]][:, None]).max() < 0.5
-    assert np.abs(across - index).max() > 0.5 and np.diff(across, axis=1).min() > 0.5 and np.diff(down, axis=0).min() > 0.5
+    assert (
+        np.abs(across[:, [0, -1]] - index[[0, -1]]).max() < 0.5
+        and np.abs(down[[0, -1]] - index[[0, -1]][:, None]).max() < 0.5
+    )
+    assert (
+        np.abs(across - index).max() > 0.5 and np.diff(across, axis=1).min() > 0.5 and np.diff(down, axis=0).min() > 0.5
+    )
 
 
 def test_a_wide_blur_at_reduced_size_is_the_blur():

@@ -1,4 +1,5 @@
 """The two methods from X-ray to soft tissue, on small random networks: batches, masks, fusion, what is written."""
+
 import copy
 import hashlib
 import os
@@ -164,9 +165,11 @@ SHIPPED = {pipelines.BSLDM: ("bsldm", "ldm_eval.py"), pipelines.GLLCM: ("gllcm",
 def test_one_picture_by_every_way(method, tmp_path, run_here):
     """The shipped weights by their paths, by the profile's name, by settings, and on the command line."""
     name, script = SHIPPED[method]
-    ways = {"paths": method.load(WEIGHTS / "vqgan.safetensors", WEIGHTS / f"{name}.safetensors"),
-            "profile": pipelines.load("small", name),
-            "settings": method.from_settings(config.parse("", (), ["--profile", "small"]))}
+    ways = {
+        "paths": method.load(WEIGHTS / "vqgan.safetensors", WEIGHTS / f"{name}.safetensors"),
+        "profile": pipelines.load("small", name),
+        "settings": method.from_settings(config.parse("", (), ["--profile", "small"])),
+    }
     for way, found in ways.items():
         said = {key: value for key, value in vars(found).items() if isinstance(value, (int, float, str, dict))}
         assert (

@@ -7,6 +7,7 @@ Sums over one and over three processes differ by rounding, and so do sums on pro
 lies between two codes falls to either, and all that follows differs. So the networks compared here are far from such
 ties, and say how far; the script's autoencoder that is compared has a single code.
 """
+
 import json
 import os
 import re
@@ -30,15 +31,37 @@ from models.runtime import entry, processes  # noqa: E402
 from models.training import loop  # noqa: E402
 from models.vqgan import MLVQGAN, BatchNorm, Codebook, PatchDiscriminator  # noqa: E402
 
-TINY = ["--profile", "demo", "device=cpu", "train.workers=0", "train.sample_every=2", "data.image_size=64",
-        "data.split=[0.4,0.3,0.3]", "data.root=data", "data.lists=lists",
-        "vqgan.network.channels=[8,16]", "vqgan.network.residual_channels=8", "vqgan.network.codes=32",
-        "vqgan.discriminator.channels=4", "vqgan.loss.ms_ssim=0", "vqgan.loss.adversarial=0.5",
-        "vqgan.epochs=2", "vqgan.batch_size=5", "vqgan.milestones=[]",
-        "unet.multipliers=[1,1]", "unet.attention=[2]",
-        "ldm.epochs=3", "ldm.batch_size=3", "ldm.sampler=ddim", "ldm.steps=3",
-        "lcm.epochs=3", "lcm.batch_size=5", "lcm.steps=2",
-        "ldm.epsilon=0.001", "lcm.epsilon=0.001"]  # with which Adam does not blow up rounding
+TINY = [
+    "--profile",
+    "demo",
+    "device=cpu",
+    "train.workers=0",
+    "train.sample_every=2",
+    "data.image_size=64",
+    "data.split=[0.4,0.3,0.3]",
+    "data.root=data",
+    "data.lists=lists",
+    "vqgan.network.channels=[8,16]",
+    "vqgan.network.residual_channels=8",
+    "vqgan.network.codes=32",
+    "vqgan.discriminator.channels=4",
+    "vqgan.loss.ms_ssim=0",
+    "vqgan.loss.adversarial=0.5",
+    "vqgan.epochs=2",
+    "vqgan.batch_size=5",
+    "vqgan.milestones=[]",
+    "unet.multipliers=[1,1]",
+    "unet.attention=[2]",
+    "ldm.epochs=3",
+    "ldm.batch_size=3",
+    "ldm.sampler=ddim",
+    "ldm.steps=3",
+    "lcm.epochs=3",
+    "lcm.batch_size=5",
+    "lcm.steps=2",
+    "ldm.epsilon=0.001",
+    "lcm.epsilon=0.001",
+]  # with which Adam does not blow up rounding
 ONE_CODE = ["vqgan.network.codes=1"]
 EVALUATIONS = ("vq-gan_eval.py", "ldm_eval.py", "batch_lcm_eval.py")
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}  # as torchrun sets it, for the same sums in one process
@@ -48,8 +71,15 @@ FAR = 5e-5  # of a latent from the border between two codes; rounding moves it b
 def launch(*arguments, count: int, folder: Path) -> subprocess.Popen:
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={count}"]
     command = [*(torchrun if count > 1 else [sys.executable]), *map(str, arguments)]
-    return subprocess.Popen(command, cwd=folder, env=ENVIRONMENT, text=True, stdout=subprocess.PIPE,
-                            stderr=subprocess.PIPE, start_new_session=True)
+    return subprocess.Popen(
+        command,
+        cwd=folder,
+        env=ENVIRONMENT,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
 
 
 def finish(process: subprocess.Popen, status: int | None = 0) -> tuple[str, str]:
@@ -60,13 +90,14 @@ def finish(process: subprocess.Popen, status: int | None = 0) -> tuple[str, str]
 
 # --- The worker -----------------------------------------------------------------------------------------------------
 
-SIDE = 12    # of the images, pixels
-SEED = 2     # of networks that stay FAR from ties
+SIDE = 12  # of the images, pixels
+SEED = 2  # of networks that stay FAR from ties
 RATE = 0.01  # of learning; a faster one blows up what a single activation does
 
 
 class Pictures:
     """Seven images of different brightness."""
+
     names = [f"picture{i}" for i in range(7)]
     brightness = torch.linspace(-1, 1, 7)[:, None, None, None]
     pixels = torch.randn(7, 1, SIDE, SIDE, generator=torch.Generator().manual_seed(5)).tanh() + brightness
@@ -118,12 +149,29 @@ def train_networks(folder: Path) -> None:
         optimizers = {}
         for key, network in networks.items():
             optimizers[key] = torch.optim.SGD([p for p in network.parameters() if p.requires_grad])
-        course = config.Course(epochs=3, batch_size=batch_size, learning_rate=RATE, milestones=(), gamma=1, average=0.5,
-                               start=None)
-        train = config.AnyTraining(seed=0, workers=0, accumulate=micro_batches, checkpointing=False, validate_every=1,
-                                   sample_every=9, save_every=1e9)
-        trainer = loop.Trainer(folder / name, networks, optimizers, objective, Pictures(), Pictures(), course=course,
-                               train=train, learning_rates=dict.fromkeys(networks, RATE))
+        course = config.Course(
+            epochs=3, batch_size=batch_size, learning_rate=RATE, milestones=(), gamma=1, average=0.5, start=None
+        )
+        train = config.AnyTraining(
+            seed=0,
+            workers=0,
+            accumulate=micro_batches,
+            checkpointing=False,
+            validate_every=1,
+            sample_every=9,
+            save_every=1e9,
+        )
+        trainer = loop.Trainer(
+            folder / name,
+            networks,
+            optimizers,
+            objective,
+            Pictures(),
+            Pictures(),
+            course=course,
+            train=train,
+            learning_rates=dict.fromkeys(networks, RATE),
+        )
         with distances_from_ties() as distances:
             assert trainer.run() == 0
 
@@ -158,6 +206,7 @@ def leave(file: Path) -> int:
 
 
 # --- Networks -------------------------------------------------------------------------------------------------------
+
 
 @pytest.fixture(scope="module")
 def networks(tmp_path_factory):
@@ -213,6 +262,7 @@ def test_batch_norm_in_one_process_is_pytorchs():
 
 # --- Scripts --------------------------------------------------------------------------------------------------------
 
+
 @pytest.fixture(scope="module")
 def chains(tmp_path_factory):
     """A folder with data and what one and two processes made of it, in one/ and two/; and what two processes printed.
@@ -223,9 +273,10 @@ def chains(tmp_path_factory):
     folder = tmp_path_factory.mktemp("chains")
     autoencoder = ["vqgan.weights=shared/vqgan/weights.safetensors"]
     estimators = ["ldm.weights=one/ldm/weights.safetensors", "lcm.weights=one/lcm/weights.safetensors"]
-    commands = {"one": [["dataSegmentation.py", *TINY, "simulate.count=10"],
-                        ["vq-gan_train.py", *TINY, "runs=shared"]],
-                "two": []}
+    commands = {
+        "one": [["dataSegmentation.py", *TINY, "simulate.count=10"], ["vq-gan_train.py", *TINY, "runs=shared"]],
+        "two": [],
+    }
     for name, chain in commands.items():
         chain.append(["vq-gan_train.py", *TINY, *ONE_CODE, f"runs={name}"])
         for script in ("ldm_train.py", "lcm_train.py"):
@@ -301,8 +352,13 @@ def test_none_leaves_while_another_still_saves(tmp_path):
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="finds torchrun's processes through /proc")
 def test_signalled_or_killed_in_one_process_all_stop_and_any_number_goes_on(chains, tmp_path):
     folder, _ = chains
-    command = ["ldm_train.py", *TINY, f"runs={tmp_path}", "vqgan.weights=shared/vqgan/weights.safetensors",
-               "ldm.milestones=[]"]
+    command = [
+        "ldm_train.py",
+        *TINY,
+        f"runs={tmp_path}",
+        "vqgan.weights=shared/vqgan/weights.safetensors",
+        "ldm.milestones=[]",
+    ]
     endless = [*command, "ldm.epochs=100000", "train.validate_every=1000000", "train.sample_every=1000000"]
     log = tmp_path / "ldm" / "log.csv"
 

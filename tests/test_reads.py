@@ -1,4 +1,5 @@
 """READS, the settings that a script says it reads (for --help and for notes), are those that it reads while it runs."""
+
 import runpy
 from pathlib import Path
 
@@ -9,8 +10,14 @@ from models import config
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = sorted(path.name for path in ROOT.glob("*.py"))
-SHORT = ["data.root=runs/demo/data", "data.lists=runs/demo/lists", "vqgan.weights=runs/demo/vqgan/weights.safetensors",
-         "vqgan.epochs=1", "ldm.epochs=1", "lcm.epochs=1"]
+SHORT = [
+    "data.root=runs/demo/data",
+    "data.lists=runs/demo/lists",
+    "vqgan.weights=runs/demo/vqgan/weights.safetensors",
+    "vqgan.epochs=1",
+    "ldm.epochs=1",
+    "lcm.epochs=1",
+]
 BONE = ["augment.bone_flat=[0.5,1]"]
 # What the chain leaves unread since its settings do not ask for it; that a run is refused afterwards does not matter.
 FURTHER_RUNS = {

@@ -1,4 +1,5 @@
 """What an ablation calls: folders to values, the tables' numbers, tests, costs, pictures."""
+
 import json
 import math
 import re
@@ -17,7 +18,8 @@ COUNT = 7
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """Folders CXR/, BS/, Mask/ and predictions good/ and a_b%/ of images 0..6; the first is the nearer to the truth, in 0 the nearest."""
+    """Folders CXR/, BS/, Mask/ and predictions good/ and a_b%/ of images 0..6; the first is the nearer to the truth, in
+    0 the nearest."""
     root, rng = tmp_path_factory.mktemp("report"), np.random.default_rng(0)
     for name in range(COUNT):
         soft = 0.2 + 0.5 * rng.random((SIDE, SIDE))
@@ -25,24 +27,41 @@ def folders(tmp_path_factory):
         bone[10:30] = 0.25
         lungs = np.zeros_like(soft)
         lungs[8:50, 10:54] = 1
-        for part, pixels in (("CXR", soft + bone), ("BS", soft), ("Mask", lungs), ("good", soft + 0.02 * (name + 1) * bone),
-                             ("a_b%", soft + 0.5 * bone * (1 + 0.1 * name))):
+        for part, pixels in (
+            ("CXR", soft + bone),
+            ("BS", soft),
+            ("Mask", lungs),
+            ("good", soft + 0.02 * (name + 1) * bone),
+            ("a_b%", soft + 0.5 * bone * (1 + 0.1 * name)),
+        ):
             images.write(root / part / f"{name}.png", pixels, 8 if part == "Mask" else 16)
     return root
 
 
 @pytest.fixture(scope="module")
 def scored(folders, lpips):
-    return scoring.score_folders({"good": folders / "good", "a_b%": folders / "a_b%"}, folders / "CXR", folders / "BS",
-                                masks=folders / "Mask", size=SIDE)
+    return scoring.score_folders(
+        {"good": folders / "good", "a_b%": folders / "a_b%"},
+        folders / "CXR",
+        folders / "BS",
+        masks=folders / "Mask",
+        size=SIDE,
+    )
 
 
 def test_values_are_those_of_each_image_and_threads_are_given_back(scored, folders, lpips):
     for name in ("0", "4"):
         cxr, soft, pred = (images.read(folders / part / f"{name}.png").pixels for part in ("CXR", "BS", "a_b%"))
         inside = images.read_mask(folders / "Mask" / f"{name}.png")
-        assert scored.values[name]["a_b%"] == pytest.approx(scores.score(cxr, soft, {"x": pred}, lpips, inside)["x"], rel=1e-6)
-    assert list(scored.values) == [str(i) for i in range(COUNT)] and scored.masked == COUNT and scored.resized == 0 and not scored.faults
+        assert scored.values[name]["a_b%"] == pytest.approx(
+            scores.score(cxr, soft, {"x": pred}, lpips, inside)["x"], rel=1e-6
+        )
+    assert (
+        list(scored.values) == [str(i) for i in range(COUNT)]
+        and scored.masked == COUNT
+        and scored.resized == 0
+        and not scored.faults
+    )
     assert torch.get_num_threads() == 1  # conftest's
 
 
@@ -55,6 +74,7 @@ def test_a_gpus_way_through_the_network_gives_the_same(scored, folders, monkeypa
         def against(self, *arguments):
             self.device = torch.device("cpu")
             return super().against(*arguments)
+
     monkeypatch.setattr(scores, "Lpips", FromOneThread)
     again = scoring.score_folders({"good": folders / "good"}, folders / "CXR", folders / "BS", size=SIDE)
     assert again.series("good", "LPIPS") == pytest.approx(scored.series("good", "LPIPS")) and again.masked == 0
@@ -76,7 +96,9 @@ def test_tables_hold_means_and_spreads_and_mark_the_best(scored):
     psnr = scored.series("good", "PSNR")
     assert tables[0].headings[3] == "PSNR (dB) ↑" and tables[0].rows[1][3] == f"{psnr.mean():.3f} ± {psnr.std():.3f}"
     assert [row[0] for row in tables[0].rows] == [scores.REFERENCE, "good", "a_b%"]
-    assert {place for table in tables for place in table.best} == {(1, j) for j in range(1, 6)}  # of an error the smaller is the better
+    assert {place for table in tables for place in table.best} == {
+        (1, j) for j in range(1, 6)
+    }  # of an error the smaller is the better
     low, high = summary["good"]["MSE"]["low"], summary["good"]["MSE"]["high"]
     assert low < scored.series("good", "MSE").mean() < high
     assert f"[{1000 * low:.3f}, {1000 * high:.3f}]" in report.interval_table(scored, summary).rows[1][2]
@@ -117,30 +139,50 @@ def test_paired_tests_are_corrected_over_the_pairs_of_a_score(scored, folders):
     pairs = [(scores.REFERENCE, "good"), (scores.REFERENCE, "a_b%"), ("good", "a_b%")]
     assert len(tests) == 3 * 13 and [(test["a"], test["b"]) for test in tests[:3]] == pairs
     of_mse = [test for test in tests if test["score"] == "MSE"]
-    assert [test["p"] for test in of_mse] == pytest.approx([2 / 2 ** COUNT] * 3)
-    assert [test["p_holm"] for test in of_mse] == pytest.approx([6 / 2 ** COUNT] * 3)
+    assert [test["p"] for test in of_mse] == pytest.approx([2 / 2**COUNT] * 3)
+    assert [test["p_holm"] for test in of_mse] == pytest.approx([6 / 2**COUNT] * 3)
     values = {name: {**rows, "third": rows["good"]} for name, rows in scored.values.items()}
     three = report.compare_methods(scoring.Scored(values, scored.files, [], SIDE, 0, COUNT))
     of_mse = {(test["a"], test["b"]): test for test in three if test["score"] == "MSE"}
     assert len(of_mse) == 6 and math.isnan(of_mse.pop(("good", "third"))["p"])
-    assert [test["p_holm"] for test in of_mse.values()] == pytest.approx([10 / 2 ** COUNT] * 5)  # the undefined one does not count
+    assert [test["p_holm"] for test in of_mse.values()] == pytest.approx(
+        [10 / 2**COUNT] * 5
+    )  # the undefined one does not count
 
 
 def test_costs_come_from_the_evaluations_summaries(tmp_path):
-    told = {"method": "GL-LCM", "sampler": "LCM", "steps": 50, "parameters": 436_900_000, "seconds": 8.54, "seconds_after_warm_up": True,
-            "peak_memory": 3 * 2 ** 30, "peak_memory_of": "allocated on the GPU", "device": "NVIDIA X", "precision": "bf16", "batch_size": 2}
+    told = {
+        "method": "GL-LCM",
+        "sampler": "LCM",
+        "steps": 50,
+        "parameters": 436_900_000,
+        "seconds": 8.54,
+        "seconds_after_warm_up": True,
+        "peak_memory": 3 * 2**30,
+        "peak_memory_of": "allocated on the GPU",
+        "device": "NVIDIA X",
+        "precision": "bf16",
+        "batch_size": 2,
+    }
     for name, summary in (("new", told), ("old", {"method": "BS-LDM"}), ("other", {"seconds": 1.0})):
         (tmp_path / name).mkdir()
         (tmp_path / name / "summary.json").write_text(json.dumps(summary))
     found = report.costs({name: tmp_path / name for name in ("new", "old", "other", "absent")})
     table = report.cost_table(found)
     assert table.rows == [["new", "LCM", "50", "436.9 M", "8.54", "3.00 GiB"], ["other", "—", "—", "—", "1.00", "—"]]
-    assert table.notes[1] == "new: NVIDIA X, bf16, batches of 2, memory allocated on the GPU" and "other: its only batch was timed" in table.notes[-1]
+    assert (
+        table.notes[1] == "new: NVIDIA X, bf16, batches of 2, memory allocated on the GPU"
+        and "other: its only batch was timed" in table.notes[-1]
+    )
 
 
 def test_files(scored, folders, tmp_path):
     shown = report.write(scored, tmp_path, {"good": folders / "good"})
-    assert "Scores as published" in shown and "95 %" not in shown and "95 % intervals" in (tmp_path / "metrics.txt").read_text()
+    assert (
+        "Scores as published" in shown
+        and "95 %" not in shown
+        and "95 % intervals" in (tmp_path / "metrics.txt").read_text()
+    )
     latex = (tmp_path / "metrics.tex").read_text()
     assert latex.count(r"\begin{table}") == 5 and r"a\_b\%" in latex and "a_b%" not in latex
     assert len(set(re.findall(r"\\label\{(.*?)\}", latex))) == 5
@@ -183,13 +225,18 @@ def test_faults_end_before_a_network_is_built(folders, monkeypatch):
     with pytest.raises(UserError, match="metrics.size=31 is too small"):
         scoring.score_folders({"good": folders / "good"}, folders / "CXR", folders / "BS", size=31)
     with pytest.raises(UserError, match="no folder .*none; set metrics.masks"):
-        scoring.score_folders({"good": folders / "good"}, folders / "CXR", folders / "BS", masks=folders / "none", size=SIDE)
+        scoring.score_folders(
+            {"good": folders / "good"}, folders / "CXR", folders / "BS", masks=folders / "none", size=SIDE
+        )
     with pytest.raises(UserError, match="names the row of the CXR"):
         scoring.score_folders({scores.REFERENCE: folders / "good"}, folders / "CXR", folders / "BS", size=SIDE)
 
 
 def test_quality_against_cost_is_drawn(tmp_path):
-    points = {"GL-LCM": [pictures.Point(8.5, 33.3, 33.0, 33.6, "50"), pictures.Point(0.5, 31.0, label="4")], "BS-LDM": [pictures.Point(84.6, 31.9)]}
+    points = {
+        "GL-LCM": [pictures.Point(8.5, 33.3, 33.0, 33.6, "50"), pictures.Point(0.5, 31.0, label="4")],
+        "BS-LDM": [pictures.Point(84.6, 31.9)],
+    }
     report.quality_against_cost(points, tmp_path / "cost.png")
     drawn = images.read(tmp_path / "cost.png").pixels
     report.quality_against_cost({**points, "BS-LDM": [pictures.Point(84.6, 33.3)]}, tmp_path / "other.png")

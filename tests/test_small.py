@@ -1,4 +1,6 @@
-"""The shipped weights as a stranger uses them: no data, no training; less bone than before, at any size, on simulated and on real pairs."""
+"""The shipped weights as a stranger uses them: no data, no training; less bone than before, at any size, on simulated
+and on real pairs."""
+
 import json
 from pathlib import Path
 
@@ -16,8 +18,15 @@ METHODS = {"BS-LDM": "ldm_eval.py", "GL-LCM": "batch_lcm_eval.py"}
 
 
 def run(run_here, script: str, folder: Path, source: Path) -> Path:
-    status, _, told = run_here(script, "--profile", "small", f"eval.input={source}", f"eval.output={folder / script}", "device=cpu",
-                               folder=folder)
+    status, _, told = run_here(
+        script,
+        "--profile",
+        "small",
+        f"eval.input={source}",
+        f"eval.output={folder / script}",
+        "device=cpu",
+        folder=folder,
+    )
     assert status == 0, told
     return folder / script
 
@@ -29,7 +38,9 @@ def values(cxr, soft, result, lpips) -> list[dict[str, float]]:
 
 def test_the_weights_are_small_and_of_half_precision():
     files = {path.stem: path for path in WEIGHTS.glob("*.safetensors")}
-    assert {"vqgan", "bsldm", "gllcm", "lungs"} == files.keys() and sum(path.stat().st_size for path in files.values()) < 25e6
+    assert {"vqgan", "bsldm", "gllcm", "lungs"} == files.keys() and sum(
+        path.stat().st_size for path in files.values()
+    ) < 25e6
     for name in ("vqgan", "bsldm", "gllcm"):
         with safetensors.safe_open(files[name], "pt") as file:
             kinds = {str(file.get_slice(key).get_dtype()) for key in file.keys()}
@@ -48,7 +59,10 @@ def test_a_strangers_image_of_any_shape_loses_bone(run_here, tmp_path, method, l
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["method"] == method and len(summary["weights"]) == 2
     before, after = values(cxr, soft, result.pixels, lpips)
-    assert after["BSR_two_sided"] > before["BSR_two_sided"] + 0.2 and after["PSNR"] > before["PSNR"] + 1, (before, after)
+    assert after["BSR_two_sided"] > before["BSR_two_sided"] + 0.2 and after["PSNR"] > before["PSNR"] + 1, (
+        before,
+        after,
+    )
     no_bone = np.abs(cxr - soft) < 0.004
     assert np.abs(result.pixels - cxr)[no_bone].mean() < 0.25 * np.abs(result.pixels - cxr)[~no_bone].mean()
 
@@ -60,9 +74,13 @@ def test_real_pairs_score_better_than_untouched(run_here, tmp_path, method, lpip
     folder, size = run(run_here, METHODS[method], tmp_path, SHARED / "szch" / "CXR"), (512, 512)
     tables = []
     for number in range(3):
-        cxr, soft = (images.resize(images.read(SHARED / "szch" / part / f"{number}.png").pixels, size) for part in ("CXR", "BS"))
+        cxr, soft = (
+            images.resize(images.read(SHARED / "szch" / part / f"{number}.png").pixels, size) for part in ("CXR", "BS")
+        )
         result = images.resize(images.read(folder / f"{number}.png").pixels, size)
         tables.append(values(cxr, soft, result, lpips))
     for score in scores.PUBLISHED + scores.BESIDE:
         before, after = (np.mean([table[part][score.key] for table in tables]) for part in (0, 1))
-        assert after > before if score.larger_is_better else after < before, f"{score.key}: untouched {before:.4f}, {method} {after:.4f}"
+        assert after > before if score.larger_is_better else after < before, (
+            f"{score.key}: untouched {before:.4f}, {method} {after:.4f}"
+        )

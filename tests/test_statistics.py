@@ -1,4 +1,5 @@
 """Means, intervals and paired tests against worked examples, enumeration and simulation."""
+
 import itertools
 import math
 
@@ -22,13 +23,17 @@ def test_signed_rank_is_the_exact_distribution_over_all_signs():
     sums = [np.dot(ranks, signs) for signs in itertools.product((0, 1), repeat=difference.size)]
     expected = 2 * min(np.mean(np.array(sums) >= observed), np.mean(np.array(sums) <= observed))
     found = statistics.signed_rank(3 + difference, np.full(8, 3.0))
-    assert found["p"] == pytest.approx(expected) and found["pairs"] == 8 and found["difference"] == pytest.approx(difference.mean())
+    assert (
+        found["p"] == pytest.approx(expected)
+        and found["pairs"] == 8
+        and found["difference"] == pytest.approx(difference.mean())
+    )
     assert statistics.signed_rank(np.full(8, 3.0), 3 + difference)["p"] == pytest.approx(expected)
 
 
 def test_signed_rank_is_undefined_for_few_or_equal_pairs():
     assert math.isnan(statistics.signed_rank([1, 2, 3, 4, 5], [0, 0, 0, 0, 0])["p"])
-    assert statistics.signed_rank([1, 2, 3, 4, 5, 6], [0] * 6)["p"] == pytest.approx(2 / 2 ** 6)
+    assert statistics.signed_rank([1, 2, 3, 4, 5, 6], [0] * 6)["p"] == pytest.approx(2 / 2**6)
     equal = statistics.signed_rank(np.arange(9), np.arange(9))
     assert math.isnan(equal["p"]) and equal["difference"] == 0
     gaps = statistics.signed_rank([math.inf, math.nan, 1, 2], [math.inf, 1, math.nan, 1])
@@ -54,6 +59,11 @@ def test_interval_is_seeded_close_to_the_normal_one_and_sane_at_its_ends():
 
 def test_describe_leaves_out_and_counts_what_is_not_finite():
     found = statistics.describe([1, math.nan, 3, math.inf])
-    assert {key: found[key] for key in ("mean", "std", "count", "undefined")} == {"mean": 2, "std": 1, "count": 2, "undefined": 2}
+    assert {key: found[key] for key in ("mean", "std", "count", "undefined")} == {
+        "mean": 2,
+        "std": 1,
+        "count": 2,
+        "undefined": 2,
+    }
     nothing = statistics.describe([math.nan, math.nan])
     assert math.isnan(nothing["mean"]) and math.isnan(nothing["low"]) and nothing["count"] == 0

@@ -1,4 +1,5 @@
 """The rules of the house: rooms, who imports whom, and that the README's tree is the one on the disk."""
+
 import ast
 import re
 import subprocess
@@ -10,7 +11,13 @@ ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = sorted(path.stem for path in ROOT.glob("*.py"))
 MODULES = sorted(path for path in (ROOT / "models").rglob("*.py") if path.stem != "__init__")
 ROOMS = ("runtime", "data", "training", "evaluation", "simulate")
-FIRST = ("config", "schema", "images", "raster", "dicom")  # of the hall: settings and image files, which the method builds on
+FIRST = (
+    "config",
+    "schema",
+    "images",
+    "raster",
+    "dicom",
+)  # of the hall: settings and image files, which the method builds on
 # what each part of the house may import, beside itself
 ALLOWED = {
     "runtime": set(),
@@ -45,7 +52,7 @@ def imported(path: Path) -> set[str]:
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            base = package[:len(package) - node.level + 1] if node.level else []
+            base = package[: len(package) - node.level + 1] if node.level else []
             module = ".".join([*base, *([node.module] if node.module else [])])
             names |= {module, *(f"{module}.{alias.name}" for alias in node.names)}
     modules = {name.removeprefix("models.") for name in names}
@@ -114,4 +121,6 @@ def test_nothing_in_the_project_loads_pickles_freely():
     for path in [*ROOT.glob("*.py"), *(ROOT / "models").rglob("*.py"), *(ROOT / "tools").rglob("*.py")]:
         text = path.read_text()
         assert "weights_only" + "=False" not in text and not re.search(r"pickle\.loads?\(", text), path
-        assert len(re.findall(r"torch\.load\(", text)) == len(re.findall(r"torch\.load\([^\n]*weights_only=True", text)), path
+        assert len(re.findall(r"torch\.load\(", text)) == len(
+            re.findall(r"torch\.load\([^\n]*weights_only=True", text)
+        ), path

@@ -1,4 +1,5 @@
 """What no test in one process can show: kill -9, a full disk, signals at any moment, too little memory."""
+
 import multiprocessing
 import os
 import random
@@ -238,8 +239,9 @@ def test_an_image_that_cannot_be_read_ends_the_training_in_one_line(ready, tmp_p
 
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="finds the loading processes through /proc")
 def test_a_loading_process_that_is_killed_ends_the_training_in_one_line(ready, tmp_path):
-    process = trained_with_workers(ready, tmp_path / "run", "vqgan.epochs=100000", "train.validate_every=100000",
-                                   "train.sample_every=100000")
+    process = trained_with_workers(
+        ready, tmp_path / "run", "vqgan.epochs=100000", "train.validate_every=100000", "train.sample_every=100000"
+    )
     try:
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
         while process.poll() is None and not (tmp_path / "run" / "runs" / "demo" / "vqgan" / "log.csv").is_file():
@@ -317,8 +319,13 @@ def test_a_run_folder_that_cannot_be_written_is_one_line(ready):
     assert done.returncode == 2 and len(own(done.stderr)) == 1 and "cannot write file/ldm" in done.stderr
 
 
-@pytest.mark.parametrize("error", [torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB."),
-                                   RuntimeError("CUDA error: out of memory")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB."),
+        RuntimeError("CUDA error: out of memory"),
+    ],
+)
 def test_out_of_memory_names_the_settings_that_help(capsys, error):
     def main():
         raise error

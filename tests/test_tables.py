@@ -1,4 +1,5 @@
 """One table as text, Markdown and LaTeX; what LaTeX would read as a command is printed."""
+
 import shutil
 import subprocess
 
@@ -6,9 +7,13 @@ import pytest
 
 from models.evaluation.tables import Table, escape, latex, markdown, text
 
-TABLE = Table("Scores of a_b", ["method", "MSE (10⁻³) ↓", "two-sided BSR (%) ↑"],
-              [["a|b_1 & 50%", "1.2 ± 0.1", "80 ± 1"], ["[c]", "1.1 ± 0.2", "—"]],
-              {(1, 1), (0, 2)}, ["x < y, #1", "second"])
+TABLE = Table(
+    "Scores of a_b",
+    ["method", "MSE (10⁻³) ↓", "two-sided BSR (%) ↑"],
+    [["a|b_1 & 50%", "1.2 ± 0.1", "80 ± 1"], ["[c]", "1.1 ± 0.2", "—"]],
+    {(1, 1), (0, 2)},
+    ["x < y, #1", "second"],
+)
 
 
 def test_text_has_columns_and_stars():
@@ -20,13 +25,31 @@ def test_text_has_columns_and_stars():
 
 def test_markdown_is_bold_and_pipes_are_escaped():
     lines = markdown(TABLE).splitlines()
-    assert lines[3:6] == ["| --- | ---: | ---: |", "| a\\|b_1 & 50% | 1.2 ± 0.1 | **80 ± 1** |", "| [c] | **1.1 ± 0.2** | — |"]
+    assert lines[3:6] == [
+        "| --- | ---: | ---: |",
+        "| a\\|b_1 & 50% | 1.2 ± 0.1 | **80 ± 1** |",
+        "| [c] | **1.1 ± 0.2** | — |",
+    ]
 
 
-@pytest.mark.parametrize("words, printed", [
-    ("a_b", r"a\_b"), ("50%", r"50\%"), ("a&b", r"a\&b"), ("$x$", r"\$x\$"), ("#1", r"\#1"), ("{x}", r"\{x\}"), ("a\\b", r"a\textbackslash{}b"),
-    ("x^2", r"x\textasciicircum{}2"), ("~", r"\textasciitilde{}"), ("[c]", "{[}c{]}"),
-    ("10⁻³", "10$^{-3}$"), ("1 ± 2", r"1 $\pm$ 2"), ("ↈ", "ↈ")])
+@pytest.mark.parametrize(
+    "words, printed",
+    [
+        ("a_b", r"a\_b"),
+        ("50%", r"50\%"),
+        ("a&b", r"a\&b"),
+        ("$x$", r"\$x\$"),
+        ("#1", r"\#1"),
+        ("{x}", r"\{x\}"),
+        ("a\\b", r"a\textbackslash{}b"),
+        ("x^2", r"x\textasciicircum{}2"),
+        ("~", r"\textasciitilde{}"),
+        ("[c]", "{[}c{]}"),
+        ("10⁻³", "10$^{-3}$"),
+        ("1 ± 2", r"1 $\pm$ 2"),
+        ("ↈ", "ↈ"),
+    ],
+)
 def test_latex_escapes(words, printed):
     assert escape(words) == printed
 
@@ -39,7 +62,16 @@ def test_latex_is_bold_where_best():
 
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="no pdflatex here")
 def test_latex_compiles(tmp_path):
-    lines = [r"\documentclass{article}\usepackage{booktabs,graphicx}\begin{document}", latex(TABLE, "tab:x"), r"\end{document}"]
+    lines = [
+        r"\documentclass{article}\usepackage{booktabs,graphicx}\begin{document}",
+        latex(TABLE, "tab:x"),
+        r"\end{document}",
+    ]
     (tmp_path / "x.tex").write_text("\n".join(lines), encoding="utf-8")
-    done = subprocess.run(["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "x.tex"], cwd=tmp_path, capture_output=True, text=True)
+    done = subprocess.run(
+        ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "x.tex"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0 and "Overfull" not in done.stdout, done.stdout[-2000:]

@@ -1,4 +1,5 @@
 """The training loop: what is resumed, skipped, averaged, logged, refused. On a straight line fitted to noisy points."""
+
 import copy
 import csv
 import math

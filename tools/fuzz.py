@@ -10,6 +10,7 @@ for so long, whatever --count says. Prints how often each kind ended how, and ea
 UserError, a message of several lines, a changed input, more than LIMIT_SECONDS or LIMIT_BYTES. --keep: folder to which
 the inputs that failed are copied. Exit status 1 if any failed.
 """
+
 import argparse
 import hashlib
 import io
@@ -50,10 +51,10 @@ from models.runtime.files import UserError  # noqa: E402
 from models.unet import ConditionalUNet  # noqa: E402
 from models.vqgan import MLVQGAN  # noqa: E402
 
-LIMIT_SECONDS = 30          # of one input; of a script it is SCRIPT_SECONDS
+LIMIT_SECONDS = 30  # of one input; of a script it is SCRIPT_SECONDS
 SCRIPT_SECONDS = 120
-LIMIT_BYTES = 3 * 2 ** 30   # by which one input may raise the most memory that the process ever took
-SIDE = 48                   # of the images, pixels
+LIMIT_BYTES = 3 * 2**30  # by which one input may raise the most memory that the process ever took
+SIDE = 48  # of the images, pixels
 ODD_NUMBERS = (
     0,
     1,
@@ -130,6 +131,7 @@ class TooSlow(BaseException):
 
 # --- Inputs -----------------------------------------------------------------------------------------------------------
 
+
 def chest(rng: random.Random) -> np.ndarray:
     """Something with the grey values of an X-ray, float64 (H, W) in [0, 1]; sometimes of an odd shape."""
     height = rng.choice((SIDE, SIDE, SIDE, 1, 2, 33))
@@ -151,16 +153,16 @@ def damaged(content: bytes, rng: random.Random) -> bytes:
         if damage == 0:
             content[place] ^= 1 << rng.randrange(8)
         elif damage == 1:
-            content[place:place + length] = rng.randbytes(length)
+            content[place : place + length] = rng.randbytes(length)
         elif damage == 2:
-            del content[place:place + length]
+            del content[place : place + length]
         elif damage == 3:
-            content[place:place] = content[place:place + length]
+            content[place:place] = content[place : place + length]
         elif damage == 4:
             order = rng.choice(("big", "little"))
-            content[place:place + 4] = rng.choice(ODD_NUMBERS).to_bytes(4, order)
+            content[place : place + 4] = rng.choice(ODD_NUMBERS).to_bytes(4, order)
         elif damage == 5:
-            content[place:place + length] = bytes(length)
+            content[place : place + length] = bytes(length)
         else:
             del content[place:]
     return bytes(content)
@@ -195,7 +197,7 @@ def picture_file(folder: Path, rng: random.Random, name: str = "x") -> Path:
 def dicom_file(folder: Path, rng: random.Random, name: str = "x") -> Path:
     """A DICOM file whose header is odd in a few attributes."""
     bits = rng.choice((8, 10, 12, 16))
-    levels = (chest(rng) * (2 ** bits - 1)).astype(np.uint8 if bits == 8 else np.uint16)
+    levels = (chest(rng) * (2**bits - 1)).astype(np.uint8 if bits == 8 else np.uint16)
     meta = FileMetaDataset()
     meta.TransferSyntaxUID = rng.choice((ExplicitVRLittleEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian))
     meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.1.1"
@@ -203,11 +205,19 @@ def dicom_file(folder: Path, rng: random.Random, name: str = "x") -> Path:
     path = folder / f"{name}.dcm"
     dataset = FileDataset(path, {}, file_meta=meta, preamble=bytes(128))
     header = {
-        "SOPClassUID": meta.MediaStorageSOPClassUID, "SOPInstanceUID": meta.MediaStorageSOPInstanceUID,
-        "StudyInstanceUID": generate_uid(entropy_srcs=["study"]), "PatientName": "Doe^Jane", "PatientID": "1",
-        "Rows": levels.shape[0], "Columns": levels.shape[1], "SamplesPerPixel": 1,
+        "SOPClassUID": meta.MediaStorageSOPClassUID,
+        "SOPInstanceUID": meta.MediaStorageSOPInstanceUID,
+        "StudyInstanceUID": generate_uid(entropy_srcs=["study"]),
+        "PatientName": "Doe^Jane",
+        "PatientID": "1",
+        "Rows": levels.shape[0],
+        "Columns": levels.shape[1],
+        "SamplesPerPixel": 1,
         "PhotometricInterpretation": rng.choice(("MONOCHROME1", "MONOCHROME2")),
-        "BitsAllocated": 8 * levels.itemsize, "BitsStored": bits, "HighBit": bits - 1, "PixelRepresentation": 0,
+        "BitsAllocated": 8 * levels.itemsize,
+        "BitsStored": bits,
+        "HighBit": bits - 1,
+        "PixelRepresentation": 0,
     }
     odd = {
         "Rows": rng.choice(ODD_NUMBERS[:17]),
@@ -254,6 +264,7 @@ def _odd_table(rng: random.Random) -> pydicom.Dataset:
 
 
 # --- What is done with them: each of these gives "result", or raises --------------------------------------------------
+
 
 def read_and_write(path: Path, out: Path, rng: random.Random) -> str:
     """Everything that an evaluation does with an image, but for the networks."""
@@ -438,11 +449,11 @@ def try_weights(folder: Path, out: Path, rng: random.Random) -> str:
 def _with_odd_header(content: bytes, rng: random.Random) -> bytes:
     """A safetensors file whose own header, in its metadata, is another."""
     length = int.from_bytes(content[:8], "little")
-    outer = json.loads(content[8:8 + length])
+    outer = json.loads(content[8 : 8 + length])
     inner = json.loads(outer["__metadata__"]["header"])
     settings = inner["settings"]
     key = rng.choice(list(settings))
-    odd = (None, -1, 0, 10 ** 9, "x", [], {}, 1.5, True, [1, 2, 3], [10 ** 9, 8])
+    odd = (None, -1, 0, 10**9, "x", [], {}, 1.5, True, [1, 2, 3], [10**9, 8])
     changed = rng.choice(
         (
             [],
@@ -458,7 +469,7 @@ def _with_odd_header(content: bytes, rng: random.Random) -> bytes:
     outer["__metadata__"]["header"] = json.dumps(changed) if rng.random() < 0.9 else "no JSON"
     header = json.dumps(outer).encode()
     header += b" " * (-len(header) % 8)
-    return len(header).to_bytes(8, "little") + header + content[8 + length:]
+    return len(header).to_bytes(8, "little") + header + content[8 + length :]
 
 
 def try_state(folder: Path, out: Path, rng: random.Random) -> str:
@@ -587,6 +598,7 @@ class _watched:
             if not self.before:
                 self.before.update(digests(self.folder))
             return original(*arguments, **keywords)
+
         return call
 
     def __exit__(self, *error):
@@ -595,8 +607,16 @@ class _watched:
 
 
 # The first functions of the project that see an input.
-WATCHED = ((images, "read"), (lists, "inputs"), (lists, "read_list"), (lists, "find_pairs"), (config, "parse"),
-           (checkpoint, "read_weights"), (checkpoint, "newest_state"), (subprocess, "run"))
+WATCHED = (
+    (images, "read"),
+    (lists, "inputs"),
+    (lists, "read_list"),
+    (lists, "find_pairs"),
+    (config, "parse"),
+    (checkpoint, "read_weights"),
+    (checkpoint, "newest_state"),
+    (subprocess, "run"),
+)
 
 
 def digests(folder: Path) -> dict[str, str]:

@@ -6,6 +6,7 @@ Prints, for each training, how many kills there were, how many of them while a s
 at the end: weights, their average, optimiser tensors, progress, log. Exit status 1 if anything does. About five minutes
 on two cores.
 """
+
 import argparse
 import os
 import random
@@ -18,20 +19,40 @@ from pathlib import Path
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
-TINY = ["--profile", "demo", "device=cpu", "train.workers=0", "train.sample_every=10", "train.validate_every=2",
-        "data.image_size=64",
-        "data.split=[0.4,0.3,0.3]", "data.root=data", "data.lists=lists", "vqgan.network.channels=[8,16]",
-        "vqgan.network.residual_channels=8", "vqgan.network.codes=32", "vqgan.discriminator.channels=4",
-        "vqgan.loss.ms_ssim=0", "vqgan.loss.adversarial=0.1", "vqgan.batch_size=3", "vqgan.average=0.9",
-        "unet.multipliers=[1,1]", "unet.attention=[2]",
-        "ldm.batch_size=1", "ldm.average=0.9", "lcm.batch_size=1", "lcm.average=0.9", "augment.versions=3"]
+TINY = [
+    "--profile",
+    "demo",
+    "device=cpu",
+    "train.workers=0",
+    "train.sample_every=10",
+    "train.validate_every=2",
+    "data.image_size=64",
+    "data.split=[0.4,0.3,0.3]",
+    "data.root=data",
+    "data.lists=lists",
+    "vqgan.network.channels=[8,16]",
+    "vqgan.network.residual_channels=8",
+    "vqgan.network.codes=32",
+    "vqgan.discriminator.channels=4",
+    "vqgan.loss.ms_ssim=0",
+    "vqgan.loss.adversarial=0.1",
+    "vqgan.batch_size=3",
+    "vqgan.average=0.9",
+    "unet.multipliers=[1,1]",
+    "unet.attention=[2]",
+    "ldm.batch_size=1",
+    "ldm.average=0.9",
+    "lcm.batch_size=1",
+    "lcm.average=0.9",
+    "augment.versions=3",
+]
 SCRIPTS = {"vqgan": "vq-gan_train.py", "ldm": "ldm_train.py", "lcm": "lcm_train.py"}
 MOMENTS = ("anywhere", "training", "training", "writing")  # when a process is killed, in turn
-LATEST = 0.3         # seconds of training before a kill
-LATEST_START = 5     # seconds after its start in which a process is killed "anywhere"
-PATIENCE = 60        # seconds to wait for a process to write
-POLL = 0.002         # seconds between two looks into a folder
-EPOCHS = 40          # of each training
+LATEST = 0.3  # seconds of training before a kill
+LATEST_START = 5  # seconds after its start in which a process is killed "anywhere"
+PATIENCE = 60  # seconds to wait for a process to write
+POLL = 0.002  # seconds between two looks into a folder
+EPOCHS = 40  # of each training
 
 
 def start(script: str, *arguments: str, folder: Path) -> subprocess.Popen:
@@ -75,8 +96,9 @@ def kill_once(process: subprocess.Popen, states: Path, moment: str, random_numbe
     return process.wait() != 0
 
 
-def torment(name: str, folder: Path, epochs: int, kills: int, random_numbers: random.Random,
-            moments: tuple[str, ...] = MOMENTS) -> dict[str, int]:
+def torment(
+    name: str, folder: Path, epochs: int, kills: int, random_numbers: random.Random, moments: tuple[str, ...] = MOMENTS
+) -> dict[str, int]:
     """Train `name` in <folder>/killed with kills and in <folder>/whole without. Returns counts of the kills."""
     common = [f"{name}.epochs={epochs}", "vqgan.weights=ready/vqgan/weights.safetensors"]
     finish(start(SCRIPTS[name], *common, "runs=whole", folder=folder), folder)

@@ -6,6 +6,7 @@
 The same command goes on where it was stopped. Sample number i is a function of i alone. About half an hour on two
 cores.
 """
+
 import argparse
 import math
 from collections.abc import Iterator
@@ -24,21 +25,21 @@ from models.runtime.files import replacing
 from models.simulate import phantom
 from models.training import loop
 
-FIRST_SEED = 10_000      # of the patients, far from those of the tests
+FIRST_SEED = 10_000  # of the patients, far from those of the tests
 PATIENTS_A_FILE = 50
-SIZE = 256               # px, the patients are drawn at this size
+SIZE = 256  # px, the patients are drawn at this size
 CANVAS = lungs.NET_SIZE  # px, side of what the network sees
 
 BATCH = 16
-RATE = 2e-3              # AdamW, the highest learning rate
-LAST_RATE = 1e-5         # added all along, so that the last steps still move
-WARMUP = 100             # steps in which the rate rises
+RATE = 2e-3  # AdamW, the highest learning rate
+LAST_RATE = 1e-5  # added all along, so that the last steps still move
+WARMUP = 100  # steps in which the rate rises
 WEIGHT_DECAY = 1e-4
-MAX_NORM = 1.0           # gradients above are scaled down to it
-EMA_DECAY = 0.997        # per step, of the averaged weights, which are what is kept
-STEPS_AN_EPOCH = 100     # the samples never end; an epoch is when the log and the weights are written
-SAVE_EVERY = 60          # seconds
-NEVER = 10 ** 9          # epochs between sample pictures, of which there are none
+MAX_NORM = 1.0  # gradients above are scaled down to it
+EMA_DECAY = 0.997  # per step, of the averaged weights, which are what is kept
+STEPS_AN_EPOCH = 100  # the samples never end; an epoch is when the log and the weights are written
+SAVE_EVERY = 60  # seconds
+NEVER = 10**9  # epochs between sample pictures, of which there are none
 
 Box = tuple[float, float, float, float]  # left, right, top, bottom, in units of the image's sides
 
@@ -49,6 +50,7 @@ def chance(g: np.random.Generator, probability: float) -> bool:
 
 
 # --- patients ---------------------------------------------------------------------------------------------------------
+
 
 def patients(folder: Path, count: int) -> np.ndarray:
     """(count, 3, SIZE, SIZE) uint8: CXR and soft tissue times 255, lungs.
@@ -75,6 +77,7 @@ def layers(seed: int) -> np.ndarray:
 
 # --- one spoiled sample -----------------------------------------------------------------------------------------------
 # Every function below takes its random numbers from g in the order of its lines: a changed order gives other samples.
+
 
 def sample(index: int, pool: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Features (2, CANVAS, CANVAS) and lungs (1, CANVAS, CANVAS) of sample `index`, float32; a pure function.
@@ -106,7 +109,7 @@ def sample(index: int, pool: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     cxr = cv2.resize(cxr, size, interpolation=cv2.INTER_AREA)
     mask = cv2.resize(mask, size, interpolation=cv2.INTER_AREA)
     target = np.zeros((1, CANVAS, CANVAS), np.float32)
-    target[0, :size[1], :size[0]] = mask
+    target[0, : size[1], : size[0]] = mask
     return lungs.features(cxr), target
 
 
@@ -120,13 +123,13 @@ def deform(g: np.random.Generator, cxr: np.ndarray, mask: np.ndarray) -> tuple[n
     """Another build, pose and crop: an affine map with a smooth warp; any aspect."""
     height = int(g.integers(160, 225))
     shape = (height, int(np.clip(height * np.exp(g.normal(0, 0.15)), 128, 280)))
-    rows, columns = np.mgrid[:shape[0], :shape[1]].astype(np.float32)
+    rows, columns = np.mgrid[: shape[0], : shape[1]].astype(np.float32)
     x = (columns + 0.5) / shape[1] - 0.5
     y = (rows + 0.5) / shape[0] - 0.5
 
     # affine: u, v are the place in the source from which a pixel is taken
     angle = g.normal(0, 0.08)
-    zoom = np.exp(g.normal(-0.12, 0.16))                    # above 1 the patient is smaller
+    zoom = np.exp(g.normal(-0.12, 0.16))  # above 1 the patient is smaller
     cos = np.cos(angle) * zoom
     sin = np.sin(angle) * zoom
     stretch = np.exp(g.normal(0, 0.06, 2))
@@ -139,10 +142,10 @@ def deform(g: np.random.Generator, cxr: np.ndarray, mask: np.ndarray) -> tuple[n
     strength = g.uniform(0, 0.028)
     u = u + strength * smooth(g, shape, int(g.integers(3, 7)))
     v = v + strength * smooth(g, shape, int(g.integers(3, 7)))
-    u *= 1 + g.normal(0, 0.12) * v                          # broad above and narrow below, or the other way round
-    v = v + g.normal(0, 0.03) * np.clip(v, 0, 1) * 2        # high and low diaphragms
+    u *= 1 + g.normal(0, 0.12) * v  # broad above and narrow below, or the other way round
+    v = v + g.normal(0, 0.03) * np.clip(v, 0, 1) * 2  # high and low diaphragms
     if chance(g, 0.2):
-        u = -u                                              # the heart on the right
+        u = -u  # the heart on the right
     from_x = ((u + 0.5) * SIZE - 0.5).astype(np.float32)
     from_y = ((v + 0.5) * SIZE - 0.5).astype(np.float32)
 
@@ -159,7 +162,7 @@ def deform(g: np.random.Generator, cxr: np.ndarray, mask: np.ndarray) -> tuple[n
 
 def unit_grid(shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
     """x and y of each pixel, in units of the image's sides."""
-    rows, columns = np.mgrid[:shape[0], :shape[1]].astype(np.float32)
+    rows, columns = np.mgrid[: shape[0], : shape[1]].astype(np.float32)
     return columns / shape[1], rows / shape[0]
 
 
@@ -208,7 +211,7 @@ def heart(g: np.random.Generator, cxr: np.ndarray, mask: np.ndarray) -> tuple[np
     if chance(g, 0.75):  # heart, at the lung's base
         radii = (g.uniform(0.2, 0.65) * width, g.uniform(0.15, 0.35) * height)
         centre = (medial, y1 - g.uniform(0.05, 0.3) * height)
-    else:                # mediastinum, above
+    else:  # mediastinum, above
         radii = (g.uniform(0.1, 0.3) * width, g.uniform(0.1, 0.4) * height)
         centre = (medial, y0 + g.uniform(0, 0.4) * height)
     x, y = unit_grid(cxr.shape)
@@ -235,7 +238,7 @@ def effusion(g: np.random.Generator, cxr: np.ndarray, mask: np.ndarray) -> tuple
     lung, (x0, x1, y0, y1) = one_lung(g, mask)
     x, y = unit_grid(cxr.shape)
     medial = x0 if x0 + x1 > 1 else x1
-    lateral = np.abs((x - medial) / max(x1 - x0, 0.01))     # 0 at the spine, 1 at the ribs
+    lateral = np.abs((x - medial) / max(x1 - x0, 0.01))  # 0 at the spine, 1 at the ribs
     # the fluid's upper border, which rises to the side
     level = y1 - (y1 - y0) * g.uniform(0.05, 0.35) * (1 + g.uniform(-0.2, 0.8) * (lateral - 0.5))
     density = g.uniform(0.4, 0.95)
@@ -280,7 +283,7 @@ def bowel(g: np.random.Generator, cxr: np.ndarray, mask: np.ndarray) -> tuple[np
         gas = blob(g, cxr.shape, centre, radii, 0.2)
         if chance(g, 0.4):
             gas = gas * (unit_grid(cxr.shape)[1] < centre[1] + g.uniform(-0.3, 0.8) * radii[1])
-        lower = np.cumsum(mask > 0.5, axis=0) > 0           # never above the lungs' first row of the column
+        lower = np.cumsum(mask > 0.5, axis=0) > 0  # never above the lungs' first row of the column
         cxr = cxr - g.uniform(0.1, 0.6) * gas * outside * lower * cxr
     return cxr, mask
 
@@ -299,11 +302,11 @@ def arms(g: np.random.Generator, cxr: np.ndarray, mask: np.ndarray) -> tuple[np.
 def display(g: np.random.Generator, cxr: np.ndarray) -> np.ndarray:
     """Another detector and viewer: heel effect, local contrast, equalisation, any rising tone curve, any window."""
     shape = cxr.shape
-    if chance(g, 0.5):   # heel effect, and uneven sensitivity
+    if chance(g, 0.5):  # heel effect, and uneven sensitivity
         x, y = unit_grid(shape)
         slope = 1 + g.normal(0, 0.2) * (x - 0.5) + g.normal(0, 0.2) * (y - 0.5)
         cxr = cxr * slope + g.uniform(0, 0.06) * smooth(g, shape, 4)
-    if chance(g, 0.6):   # local contrast, more or less
+    if chance(g, 0.6):  # local contrast, more or less
         gain = g.uniform(-0.5, 1.2)
         cxr = cxr + gain * (cxr - cv2.GaussianBlur(cxr, (0, 0), np.exp(g.uniform(np.log(1.5), np.log(40)))))
     cxr = (cxr - cxr.min()) / max(np.ptp(cxr), 1e-3)
@@ -335,10 +338,18 @@ def things(g: np.random.Generator, cxr: np.ndarray) -> np.ndarray:
 
     for _ in range(int(g.integers(1, 5))):
         thing = g.integers(5)
-        if thing == 0:    # letters
+        if thing == 0:  # letters
             text = "".join(g.choice(list("LRPA0123456789SITZ"), int(g.integers(1, 8))))
-            cv2.putText(picture, text, place(), cv2.FONT_HERSHEY_SIMPLEX, g.uniform(0.3, 1.3), shade(),
-                        int(g.integers(1, 4)), cv2.LINE_AA)
+            cv2.putText(
+                picture,
+                text,
+                place(),
+                cv2.FONT_HERSHEY_SIMPLEX,
+                g.uniform(0.3, 1.3),
+                shade(),
+                int(g.integers(1, 4)),
+                cv2.LINE_AA,
+            )
         elif thing == 1:  # a plate
             x, y = place()
             cv2.rectangle(picture, (x, y), (x + int(g.uniform(4, 50)), y + int(g.uniform(4, 30))), shade(), -1)
@@ -346,9 +357,10 @@ def things(g: np.random.Generator, cxr: np.ndarray) -> np.ndarray:
             points = np.cumsum([place(), *g.normal(0, 0.1 * width, (6, 2))], axis=0)
             cv2.polylines(picture, [points.astype(np.int32)], False, shade(), int(g.integers(1, 3)), cv2.LINE_AA)
         elif thing == 3:  # a pacemaker
-            cv2.ellipse(picture, place(), (int(g.uniform(3, 18)), int(g.uniform(3, 14))), g.uniform(0, 180), 0, 360,
-                        shade(), -1)
-        else:             # an electrode
+            cv2.ellipse(
+                picture, place(), (int(g.uniform(3, 18)), int(g.uniform(3, 14))), g.uniform(0, 180), 0, 360, shade(), -1
+            )
+        else:  # an electrode
             cv2.circle(picture, place(), int(g.uniform(2, 6)), shade(), int(g.choice([-1, 1])))
     return picture / np.float32(255)
 
@@ -368,7 +380,7 @@ def collimate(g: np.random.Generator, cxr: np.ndarray, mask: np.ndarray) -> tupl
     corners = (corners + g.normal(0, 0.01, (4, 2))) * (width, height)
     field = cv2.fillConvexPoly(np.zeros(cxr.shape, np.float32), np.round(corners).astype(np.int32), 1)
     field = cv2.GaussianBlur(field, (0, 0), g.uniform(0.3, 1.5))
-    return cxr * field + grey * (1 - field), mask           # what lies under a thin frame is still lung
+    return cxr * field + grey * (1 - field), mask  # what lies under a thin frame is still lung
 
 
 def detector(g: np.random.Generator, cxr: np.ndarray) -> np.ndarray:
@@ -378,9 +390,9 @@ def detector(g: np.random.Generator, cxr: np.ndarray) -> np.ndarray:
     if chance(g, 0.5):
         noise = g.standard_normal(cxr.shape).astype(np.float32)
         level = g.uniform(0, 0.08)
-        if not chance(g, 0.7):                              # coarse grain, about as strong
+        if not chance(g, 0.7):  # coarse grain, about as strong
             noise = cv2.GaussianBlur(noise, (0, 0), 1) * 2
-        cxr = cxr + level * noise * (1.3 - cxr)             # dark regions got fewer photons
+        cxr = cxr + level * noise * (1.3 - cxr)  # dark regions got fewer photons
     if chance(g, 0.1):
         levels = int(g.integers(8, 40))
         cxr = np.round(cxr * levels) / levels
@@ -392,6 +404,7 @@ def detector(g: np.random.Generator, cxr: np.ndarray) -> np.ndarray:
 
 
 # --- training ---------------------------------------------------------------------------------------------------------
+
 
 class Samples(torch.utils.data.Dataset):
     """Spoiled samples for the loop, new ones in each epoch.
@@ -468,15 +481,39 @@ def train(pool: np.ndarray, steps: int, folder: Path, workers: int, network: Exp
     """The averaged network after `steps`, rounded up to whole epochs; goes on from the states in the folder."""
     network = network.to(memory_format=torch.channels_last)
     steps_an_epoch = min(steps, STEPS_AN_EPOCH)
-    course = config.Course(epochs=math.ceil(steps / steps_an_epoch), batch_size=BATCH, learning_rate=RATE,
-                           milestones=(), gamma=1.0, average=EMA_DECAY, start=None)
-    train_settings = config.AnyTraining(seed=0, workers=workers, accumulate=1, checkpointing=False, validate_every=1,
-                                        sample_every=NEVER, save_every=SAVE_EVERY)
+    course = config.Course(
+        epochs=math.ceil(steps / steps_an_epoch),
+        batch_size=BATCH,
+        learning_rate=RATE,
+        milestones=(),
+        gamma=1.0,
+        average=EMA_DECAY,
+        start=None,
+    )
+    train_settings = config.AnyTraining(
+        seed=0,
+        workers=workers,
+        accumulate=1,
+        checkpointing=False,
+        validate_every=1,
+        sample_every=NEVER,
+        save_every=SAVE_EVERY,
+    )
     optimizer = torch.optim.AdamW(network.parameters(), RATE, weight_decay=WEIGHT_DECAY)
     samples = Samples(pool, steps_an_epoch * BATCH, workers)
     facts = {"patients": len(pool), "samples in an epoch": len(samples)}
-    trainer = Trainer(folder, {"lungs": network}, {"lungs": optimizer}, objective, samples, None, course=course,
-                      train=train_settings, learning_rates={"lungs": RATE}, facts=facts)
+    trainer = Trainer(
+        folder,
+        {"lungs": network},
+        {"lungs": optimizer},
+        objective,
+        samples,
+        None,
+        course=course,
+        train=train_settings,
+        learning_rates={"lungs": RATE},
+        facts=facts,
+    )
     status = trainer.run()
     if status:  # stopped, or no finite loss: the loop has said why
         raise SystemExit(status)

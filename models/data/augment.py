@@ -1,8 +1,11 @@
-"""Random changes of training images: geometry, grey values, sharpness and noise alike for both images of a pair, and the bone in the CXR.
+"""Random changes of training images: geometry, grey values, sharpness and noise alike for both images of a pair, and
+the bone in the CXR.
 
-The amounts are the section `augment` of the settings; the papers have no augmentation. Black stays black under all of the changes,
-so what lies outside the lungs of a masked image, and around an image that is not square, looks as it would without them.
+The amounts are the section `augment` of the settings; the papers have no augmentation. Black stays black under all of
+the changes, so what lies outside the lungs of a masked image, and around an image that is not square, looks as it would
+without them.
 """
+
 import hashlib
 import math
 
@@ -15,8 +18,8 @@ from ..config import Augment
 DETAIL_SIGMA = (0.0012, 0.008)
 CORTEX_SIGMA = (0.002, 0.006)
 
-WIDE_SIGMA = 0.02   # from this sigma on (in units of the side) a blur is computed on a smaller image
-WIDE_SHRINK = 8     # which is so many times smaller
+WIDE_SIGMA = 0.02  # from this sigma on (in units of the side) a blur is computed on a smaller image
+WIDE_SHRINK = 8  # which is so many times smaller
 
 
 def changes_bone(augmentation: Augment | None) -> bool:
@@ -31,13 +34,21 @@ def changes_nothing(augmentation: Augment | None) -> bool:
     """Whether images stay as they are, to the bit."""
     if augmentation is None:
         return True
-    amounts = (augmentation.flip, augmentation.rotate, augmentation.scale, augmentation.contrast, augmentation.gamma,
-               augmentation.sharpen, augmentation.noise)
+    amounts = (
+        augmentation.flip,
+        augmentation.rotate,
+        augmentation.scale,
+        augmentation.contrast,
+        augmentation.gamma,
+        augmentation.sharpen,
+        augmentation.noise,
+    )
     return not any(amounts) and not changes_bone(augmentation)
 
 
 def augment(pixels: np.ndarray, augmentation: Augment | None, key: str) -> np.ndarray:
-    """Float (S, S) in [0, 1] -> float32 (S, S) in [0, 1], changed as `key` decides: images of one key are changed alike."""
+    """Float (S, S) in [0, 1] -> float32 (S, S) in [0, 1], changed as `key` decides: images of one key are changed
+    alike."""
     if augmentation is None or changes_nothing(augmentation):
         return pixels
 
@@ -80,8 +91,9 @@ def _change_texture(pixels: np.ndarray, augmentation: Augment, random: np.random
 def change_bone(cxr: np.ndarray, soft: np.ndarray, augmentation: Augment | None, key: str) -> np.ndarray:
     """The CXR, float32 (S, S) in [0, 1], with another bone in the place of b = CXR - soft.
 
-    The result is soft + f (b - g wide(b) + h fine(b)), with f, g, h as `key` decides. wide(b) is what a Gaussian leaves of b, and
-    taking it away imitates local contrast equalisation; fine(b) is what a narrow Gaussian takes from b: the cortices.
+    The result is soft + f (b - g wide(b) + h fine(b)), with f, g, h as `key` decides. wide(b) is what a Gaussian leaves
+    of b, and taking it away imitates local contrast equalisation; fine(b) is what a narrow Gaussian takes from b: the
+    cortices.
     """
     if augmentation is None or not changes_bone(augmentation):
         return cxr
@@ -89,7 +101,8 @@ def change_bone(cxr: np.ndarray, soft: np.ndarray, augmentation: Augment | None,
     bone = cxr - soft
 
     factor = 1 - random.uniform() * augmentation.bone
-    flattening = random.uniform(*augmentation.bone_flat)
+    least, most = augmentation.bone_flat
+    flattening = random.uniform(least, most)
     edge_gain = random.uniform() * augmentation.bone_edge
 
     wide = _blur(bone, _log_uniform(random, augmentation.bone_wide))
@@ -104,7 +117,7 @@ def _generator(key: str) -> np.random.Generator:
     return np.random.default_rng(int.from_bytes(digest[:8], "big"))
 
 
-def _log_uniform(random: np.random.Generator, bounds: tuple[float, float]) -> float:
+def _log_uniform(random: np.random.Generator, bounds: tuple[float, ...]) -> float:
     """A number between two bounds, uniform in its logarithm."""
     low, high = bounds
     return math.exp(random.uniform(math.log(low), math.log(high)))

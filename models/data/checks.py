@@ -1,4 +1,5 @@
 """What is wrong with the pairs of a data folder: files, sizes, alignment, masks, and images that are there twice."""
+
 import hashlib
 import math
 import sys
@@ -14,27 +15,29 @@ from ..runtime.files import UserError
 from . import duplicates, lists, patients
 from .lists import TWIN, Pair, size_text
 
-ALIGN_SIZE = 256                # side at which alignment is judged, pixels
-MAX_SHIFT = 4.0                 # larger shifts of a pair at that size are a fault, pixels
-BLACK, WHITE = 0.1, 0.9         # shares of a mask's largest value between which it is grey
-MAX_GREY = 0.05                 # share of pixels of a mask that may be grey
+ALIGN_SIZE = 256  # side at which alignment is judged, pixels
+MAX_SHIFT = 4.0  # larger shifts of a pair at that size are a fault, pixels
+BLACK, WHITE = 0.1, 0.9  # shares of a mask's largest value between which it is grey
+MAX_GREY = 0.05  # share of pixels of a mask that may be grey
 # Edges of ribs are what a difference of two Gaussians of these sigmas leaves, pixels at ALIGN_SIZE
 EDGE_SIGMAS = (1.0, 4.0)
 MIDDLE = np.s_[40:200, 30:226]  # of an image at ALIGN_SIZE: the chest, without the borders
-# So much more of them than the CXR has makes the soft-tissue image suspect. Measured: 0.57 to 0.87 times as much on real, drawn
-# and CT pairs, so 1.15 or more where the two are exchanged.
+# So much more of them than the CXR has makes the soft-tissue image suspect. Measured: 0.57 to 0.87 times as much on
+# real, drawn and CT pairs, so 1.15 or more where the two are exchanged.
 EXCHANGED = 1.05
 
 
-# --- One pair ----------------------------------------------------------------------------------------------------------------
+# --- One pair ---------------------------------------------------------------------------------------------------------
+
 
 @dataclass(frozen=True, eq=False)
 class Findings:
     """What one look at a pair finds. faults: one line each; the rest only of a pair without faults.
 
-    digests, sketches: of the pixels of CXR and soft tissue. inverted: bones look dark. exchanged: the soft-tissue image shows more
-    edges of bone than the CXR.
+    digests, sketches: of the pixels of CXR and soft tissue. inverted: bones look dark. exchanged: the soft-tissue image
+    shows more edges of bone than the CXR.
     """
+
     faults: list[str]
     digests: tuple[str, str] | None = None
     sketches: tuple[np.ndarray, np.ndarray] | None = None
@@ -49,8 +52,10 @@ def examine(pair: Pair) -> Findings:
     pictures = []
     for path in (cxr_path, soft_path):
         if not lists.can_be_listed(path.name):
-            faults.append(f"{path.name!r} in {path.parent}: a split list cannot hold this name, rename it (no line breaks, no "
-                          "blanks at the ends, valid Unicode)")
+            faults.append(
+                f"{path.name!r} in {path.parent}: a split list cannot hold this name, rename it (no line breaks, no "
+                "blanks at the ends, valid Unicode)"
+            )
         try:
             pictures.append(images.check(images.read(path)))
         except UserError as error:
@@ -63,8 +68,13 @@ def examine(pair: Pair) -> Findings:
         return Findings(faults)
 
     cxr, soft = (picture.pixels for picture in pictures)
-    return Findings([], (_digest(cxr), _digest(soft)), (duplicates.sketch(cxr), duplicates.sketch(soft)),
-                    images.inverted(cxr), look_exchanged(cxr, soft))
+    return Findings(
+        [],
+        (_digest(cxr), _digest(soft)),
+        (duplicates.sketch(cxr), duplicates.sketch(soft)),
+        images.inverted(cxr),
+        look_exchanged(cxr, soft),
+    )
 
 
 def check_pair(cxr: Path, soft: Path, mask: Path | None = None) -> list[str]:
@@ -99,8 +109,10 @@ def _compare(cxr: images.Picture, soft: images.Picture) -> list[str]:
         return [f"{soft.path} is the same image as {cxr.path}"]
     # Found from the content, the ranges of two images may differ, and then grey values mean different things in them.
     if (cxr.note or soft.note) and cxr.scale != soft.scale:
-        return [f"{soft.path} is read as {soft.bits} bits, but {cxr.path} as {cxr.bits}, since a file does not say how "
-                "many are used: declare them (PNG sBIT, TIFF MaxSampleValue), or save both over all 16"]
+        return [
+            f"{soft.path} is read as {soft.bits} bits, but {cxr.path} as {cxr.bits}, since a file does not say how "
+            "many are used: declare them (PNG sBIT, TIFF MaxSampleValue), or save both over all 16"
+        ]
 
     small_cxr = images.to_network(cxr.pixels, ALIGN_SIZE)[0].numpy()
     small_soft = images.to_network(soft.pixels, ALIGN_SIZE)[0].numpy()
@@ -108,8 +120,10 @@ def _compare(cxr: images.Picture, soft: images.Picture) -> list[str]:
     (across, down), _ = cv2.phaseCorrelate(small_cxr, small_soft, window)
     if math.hypot(across, down) > MAX_SHIFT:
         scale = max(cxr.pixels.shape) / ALIGN_SIZE
-        return [f"{soft.path} is not aligned with {cxr.path}: shifted by {across * scale:.0f} pixels across and "
-                f"{down * scale:.0f} down, or not the same chest"]
+        return [
+            f"{soft.path} is not aligned with {cxr.path}: shifted by {across * scale:.0f} pixels across and "
+            f"{down * scale:.0f} down, or not the same chest"
+        ]
     return []
 
 
@@ -135,12 +149,15 @@ def _check_mask(path: Path, cxr: images.Picture) -> list[str]:
     return []
 
 
-# --- All pairs ---------------------------------------------------------------------------------------------------------------
+# --- All pairs --------------------------------------------------------------------------------------------------------
+
 
 def check(pairs: dict[str, Pair], root: Path) -> dict[str, list[str]]:
     """{name: faults} of the pairs that have any; images that look inverted or exchanged are named in notes."""
     results = dict(zip(pairs, workers.parallel(examine, list(pairs.values()), "checking pairs")))
-    faults: dict[str, list[str]] = {name: list(findings.faults) for name, findings in results.items() if findings.faults}
+    faults: dict[str, list[str]] = {
+        name: list(findings.faults) for name, findings in results.items() if findings.faults
+    }
     for name, pair in pairs.items():
         if any(path is not None and lists.leads_outside(path, root) for path in pair):
             faults.setdefault(name, []).append(f"{pair[0]}: it, its soft tissue or its mask is a link out of {root}")
@@ -149,12 +166,20 @@ def check(pairs: dict[str, Pair], root: Path) -> dict[str, list[str]]:
 
     dark = [name for name, findings in results.items() if findings.inverted]
     if dark:
-        print(f"note: bones look dark in {lists.shown_names(dark)} (of {len(pairs)}), and the methods expect bright ones; turn "
-              f"them, or let data.source={root} data.root=<new folder> do it", file=sys.stderr)
+        print(
+            f"note: bones look dark in {lists.shown_names(dark)} (of {len(pairs)}), and the methods "
+            "expect bright ones; turn "
+            f"them, or let data.source={root} data.root=<new folder> do it",
+            file=sys.stderr,
+        )
     exchanged = [name for name, findings in results.items() if findings.exchanged]
     if exchanged:
-        print(f"note: the soft-tissue image shows more bone than the CXR in {lists.shown_names(exchanged)} (of {len(pairs)}); "
-              "are the two exchanged?", file=sys.stderr)
+        print(
+            "note: the soft-tissue image shows more bone than the CXR in "
+            f"{lists.shown_names(exchanged)} (of {len(pairs)}); "
+            "are the two exchanged?",
+            file=sys.stderr,
+        )
     return faults
 
 
@@ -164,7 +189,9 @@ def find_duplicates(pairs: dict[str, Pair], results: dict[str, Findings]) -> dic
     The simulated twins of one patient, with and without lesions, are meant to be nearly equal.
     """
     lines: dict[str, str] = {}
-    first_of: dict[tuple[int, str], str] = {}  # {(0 for the CXR or 1 for the soft tissue, digest): name of the first that has it}
+    first_of: dict[
+        tuple[int, str], str
+    ] = {}  # {(0 for the CXR or 1 for the soft tissue, digest): name of the first that has it}
     finders = (duplicates.Finder(), duplicates.Finder())
     for name, findings in results.items():
         if findings.digests is None or findings.sketches is None:
@@ -187,7 +214,9 @@ def find_duplicates(pairs: dict[str, Pair], results: dict[str, Findings]) -> dic
     return lines
 
 
-def refuse_or_skip(pairs: dict[str, Pair], lonely: list[str], faults: dict[str, list[str]], skip: bool) -> dict[str, Pair]:
+def refuse_or_skip(
+    pairs: dict[str, Pair], lonely: list[str], faults: dict[str, list[str]], skip: bool
+) -> dict[str, Pair]:
     """The pairs without fault; UserError where there are faults that may not be skipped, after all of them are listed.
 
     lonely: the lines about images without a partner.
@@ -200,8 +229,10 @@ def refuse_or_skip(pairs: dict[str, Pair], lonely: list[str], faults: dict[str, 
 
     number = len(lonely) + len(faults)
     if number and not skip:
-        raise UserError(f"{number} of {len(pairs) + len(lonely)} names have faults (listed above) and nothing was "
-                        "written; mend them, or leave them out with data.skip_faulty=true")
+        raise UserError(
+            f"{number} of {len(pairs) + len(lonely)} names have faults (listed above) and nothing was "
+            "written; mend them, or leave them out with data.skip_faulty=true"
+        )
     kept = {name: pair for name, pair in pairs.items() if name not in faults}
     if not kept:
         raise UserError("no pair without fault is left")

@@ -1,4 +1,6 @@
-"""The pairs of another folder, JSRT's among them, as a data folder: PNGs with bright bones, no larger than the networks see."""
+"""The pairs of another folder, JSRT's among them, as a data folder: PNGs with bright bones, no larger than the networks
+see."""
+
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +17,7 @@ from .lists import Pair
 @dataclass(frozen=True)
 class Job:
     """One image to be written. size: the longer side of the result is at most this, pixels."""
+
     source: Path
     target: Path
     size: int
@@ -22,7 +25,8 @@ class Job:
 
 
 def convert(source: Path, root: Path, size: int) -> None:
-    """Write the pairs of another folder into root, bones bright and no side above size; what is there already stays as it is."""
+    """Write the pairs of another folder into root, bones bright and no side above size; what is there already stays as
+    it is."""
     if source.resolve() == root.resolve():
         raise UserError(f"data.source and data.root are both {root}; a folder is converted into another one")
     if (source / "CXR").is_dir():

@@ -1,4 +1,6 @@
-"""What the trainings load: single images for the autoencoder, and pairs of latents, encoded once, for the noise estimators."""
+"""What the trainings load: single images for the autoencoder, and pairs of latents, encoded once, for the noise
+estimators."""
+
 import hashlib
 import re
 import signal
@@ -23,18 +25,20 @@ from .lists import Pair, size_text
 # The variants of a pair's images: each is (of the CXR, of the soft tissue)
 WHOLE = ("cxr", "soft")
 MASKED = ("masked_cxr", "masked_soft")
-KEEP_BYTES = 2 << 30    # decoded images up to this size stay in memory
-FLOAT_BYTES = 4         # of one decoded pixel
+KEEP_BYTES = 2 << 30  # decoded images up to this size stay in memory
+FLOAT_BYTES = 4  # of one decoded pixel
 LOST_WORKER = re.compile(r"DataLoader worker .*(is killed by signal|exited unexpectedly)")  # what DataLoader says
 Batches = Iterator[dict[str, torch.Tensor]]
 
 
-# --- One image ---------------------------------------------------------------------------------------------------------------
+# --- One image --------------------------------------------------------------------------------------------------------
+
 
 def load(pair: Pair, variant: str, size: int) -> torch.Tensor:
     """One image of a pair as the networks see it, float32 (1, size, size) in [-1, 1].
 
-    variant: one of WHOLE or MASKED; a masked image is black outside the lungs, which are found where the pair has no mask.
+    variant: one of WHOLE or MASKED; a masked image is black outside the lungs, which are found where the pair has no
+    mask.
     Raises UserError, which names the file, where an image cannot be read or the mask is of another size.
     """
     cxr, soft, mask = pair
@@ -52,7 +56,9 @@ def load(pair: Pair, variant: str, size: int) -> torch.Tensor:
     return images.to_network(pixels * inside, size)
 
 
-def augmented(fetch: Callable[[str], torch.Tensor], variant: str, augmentation: Augment | None, key: str) -> torch.Tensor:
+def augmented(
+    fetch: Callable[[str], torch.Tensor], variant: str, augmentation: Augment | None, key: str
+) -> torch.Tensor:
     """An image of a pair, (1, size, size) in [-1, 1], changed as `key` decides: images of one key are changed alike.
 
     fetch(variant): what `load` gives of the pair; a CXR whose bone is to be changed needs its soft tissue as well.
@@ -81,21 +87,31 @@ def crop(image: torch.Tensor, side: int, key: str) -> torch.Tensor:
     last_places = np.subtract(image.shape[-2:], side)
     random = np.random.default_rng(zlib.crc32(key.encode()))
     top, left = random.integers(0, last_places + 1)
-    return image[:, top:top + side, left:left + side]
+    return image[:, top : top + side, left : left + side]
 
 
-# --- Images for the autoencoder ------------------------------------------------------------------------------------------------
+# --- Images for the autoencoder ---------------------------------------------------------------------------------------
+
 
 class ImageSource(Dataset):
     """Single images of the pairs, for the autoencoder: batches {"image": (B, 1, size, size)}.
 
-    masked: whether the images of the lungs alone take part. workers: processes that load; with 0 the images are decoded once and
-    kept, as far as KEEP_BYTES allow. augmentation: the section `augment` of the settings, or None. crop: side of what is cut out of
-    each image, 0 for the whole image. Augmentation and crop are others in each epoch: functions of (seed, epoch, name).
+    masked: whether the images of the lungs alone take part. workers: processes that load; with 0 the images are decoded
+    once and kept, as far as KEEP_BYTES allow. augmentation: the section `augment` of the settings, or None. crop: side
+    of what is cut out of each image, 0 for the whole image. Augmentation and crop are others in each epoch: functions
+    of (seed, epoch, name).
     """
 
-    def __init__(self, pairs: dict[str, Pair], size: int, masked: bool, workers: int,
-                 augmentation: Augment | None = None, crop: int = 0, seed: int = 0):
+    def __init__(
+        self,
+        pairs: dict[str, Pair],
+        size: int,
+        masked: bool,
+        workers: int,
+        augmentation: Augment | None = None,
+        crop: int = 0,
+        seed: int = 0,
+    ):
         variants = WHOLE + MASKED if masked else WHOLE
         self.items: list[tuple[str, Pair, str]] = []
         for name, pair in pairs.items():
@@ -130,7 +146,8 @@ class ImageSource(Dataset):
         return image
 
     def __getitems__(self, places: list[tuple[int, int]]) -> list[torch.Tensor] | UserError:
-        """The images of a batch, for DataLoader; the error if one cannot be read: it is raised where it can be reported in a line."""
+        """The images of a batch, for DataLoader; the error if one cannot be read: it is raised where it can be reported
+        in a line."""
         try:
             return [self[place] for place in places]
         except UserError as error:
@@ -140,8 +157,14 @@ class ImageSource(Dataset):
         """One batch for each list of indices into `names`. Raises UserError for an image that cannot be read."""
         # Each item carries its epoch: a worker's copy of this object is not told of a new one.
         places = [list(zip(indices, repeat(epoch))) for indices in index_lists]
-        loader = DataLoader(self, batch_sampler=places, num_workers=min(self.workers, len(index_lists)), collate_fn=collate,
-                            pin_memory=torch.cuda.is_available(), worker_init_fn=leave_signals)
+        loader = DataLoader(
+            self,
+            batch_sampler=places,
+            num_workers=min(self.workers, len(index_lists)),
+            collate_fn=collate,
+            pin_memory=torch.cuda.is_available(),
+            worker_init_fn=leave_signals,
+        )
         batches = iter(loader)
         try:
             for batch in batches:
@@ -151,7 +174,7 @@ class ImageSource(Dataset):
         finally:
             # However this ends. Python's own exit would wait for ever for workers that ignore its SIGTERM.
             if loader.num_workers:
-                batches._shutdown_workers()
+                batches._shutdown_workers()  # pyright: ignore[reportAttributeAccessIssue]  # of the class with workers
 
 
 def collate(images_or_error: list[torch.Tensor] | UserError) -> torch.Tensor | UserError:
@@ -163,28 +186,33 @@ def collate(images_or_error: list[torch.Tensor] | UserError) -> torch.Tensor | U
 
 @contextmanager
 def lost_workers() -> Iterator[None]:
-    """Within, a loading process that was killed ends the run in one line. DataLoader reports it at any moment, by a signal."""
+    """Within, a loading process that was killed ends the run in one line. DataLoader reports it at any moment, by a
+    signal."""
     try:
         yield
     except RuntimeError as error:
         if not LOST_WORKER.search(str(error)):
             raise
-        raise MachineError("a process that loads images was killed; most likely the memory does not suffice (lower train.workers)") from None
+        raise MachineError(
+            "a process that loads images was killed; most likely the memory does not suffice (lower train.workers)"
+        ) from None
 
 
 def leave_signals(worker: int) -> None:
-    """Ctrl-C and a scheduler's SIGTERM reach the loading processes too; they go on until the training has finished its step."""
+    """Ctrl-C and a scheduler's SIGTERM reach the loading processes too; they go on until the training has finished its
+    step."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
-# --- Latents for the noise estimators --------------------------------------------------------------------------------------------
+# --- Latents for the noise estimators ---------------------------------------------------------------------------------
 
-Latents = dict[str, dict[str, torch.Tensor]]    # {name: {variant: latent (C, h, w)}}
+Latents = dict[str, dict[str, torch.Tensor]]  # {name: {variant: latent (C, h, w)}}
 
 
 class LatentSource:
-    """Pairs of latents, for the noise estimators: batches {"cxr", "soft": (B, C, h, w)}; masked pairs count as pairs of their own.
+    """Pairs of latents, for the noise estimators: batches {"cxr", "soft": (B, C, h, w)}; masked pairs count as pairs of
+    their own.
 
     If every pair has a twin without lesions (see lists.with_twins), the twins are no pairs of their own: each comes in
     its patient's batch, as {"twin_cxr", "twin_soft": (B, C, h, w)}.
@@ -227,15 +255,24 @@ def _stack(latents: Latents, names: list[str], variants: list[str]) -> torch.Ten
     return torch.cat(stacks)
 
 
-def cached_latents(encode: Callable[[torch.Tensor], torch.Tensor], key: str, pairs: dict[str, Pair], size: int, masked: bool,
-                   folder: str | Path, batch_size: int, shard: slice = slice(None), augmentation: Augment | None = None,
-                   version: str = "") -> Latents:
+def cached_latents(
+    encode: Callable[[torch.Tensor], torch.Tensor],
+    key: str,
+    pairs: dict[str, Pair],
+    size: int,
+    masked: bool,
+    folder: str | Path,
+    batch_size: int,
+    shard: slice = slice(None),
+    augmentation: Augment | None = None,
+    version: str = "",
+) -> Latents:
     """{name: {variant: latent (C, h, w)}}; each image is encoded once and its latent kept in <folder>/<key>_<size>/.
 
-    encode: images (B, 1, size, size) -> latents. key: digest of the autoencoder's weights. A latent's file is named by the digest
-    of its image's (and mask's) content, so a changed image is encoded anew.
-    shard: which of the missing latents this process encodes. With several processes: call with `shard`, wait at a barrier, call
-    again without it to read all latents; a call with `shard` returns {}.
+    encode: images (B, 1, size, size) -> latents. key: digest of the autoencoder's weights. A latent's file is named by
+    the digest of its image's (and mask's) content, so a changed image is encoded anew.
+    shard: which of the missing latents this process encodes. With several processes: call with `shard`, wait at a
+    barrier, call again without it to read all latents; a call with `shard` returns {}.
     augmentation, version: the amounts, and which of the versions drawn with them; their latents are files of their own.
     """
     folder = Path(folder) / f"{key}_{size}"
@@ -252,7 +289,7 @@ def cached_latents(encode: Callable[[torch.Tensor], torch.Tensor], key: str, pai
     missing = [item for item, path in files.items() if not path.is_file()][shard]
     shows_progress = bool(missing) and shard.start in (None, 0)
     for start in tqdm(range(0, len(missing), batch_size), desc="encoding", unit="batch", disable=not shows_progress):
-        items = missing[start:start + batch_size]
+        items = missing[start : start + batch_size]
         batch = []
         for name, variant in items:
             batch.append(_load_augmented(pairs[name], variant, size, augmentation, _augmentation_key(version, name)))
@@ -271,7 +308,8 @@ def cached_latents(encode: Callable[[torch.Tensor], torch.Tensor], key: str, pai
 
 
 def _augmentation_key(version: str, name: str) -> str:
-    """The text by which `augmented` changes a pair's images: one text for a pair and its twin, which are changed alike."""
+    """The text by which `augmented` changes a pair's images: one text for a pair and its twin, which are changed
+    alike."""
     return f"{version}/{name.removesuffix(lists.TWIN)}"
 
 
@@ -287,13 +325,15 @@ def _load_latent(path: Path) -> torch.Tensor:
 
 
 def _description(augmentation: Augment) -> str:
-    """The amounts as text, for the names of the latents' files; how many versions there are does not change a version."""
+    """The amounts as text, for the names of the latents' files; how many versions there are does not change a
+    version."""
     amounts = [f"{name}={value!r}" for name, value in vars(augmentation).items() if name != "versions"]
     return f"Augmentation({', '.join(amounts)})"
 
 
 def _content(pair: Pair, variant: str, change: str) -> str:
-    """A digest of all that a latent depends on: its variant, its image's content, for a masked one the mask's, and the augmentation.
+    """A digest of all that a latent depends on: its variant, its image's content, for a masked one the mask's, and the
+    augmentation.
 
     A pair without a mask has the lungs found in its CXR, whose content then stands for the mask's.
     """

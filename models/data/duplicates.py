@@ -1,8 +1,10 @@
-"""Images that are there twice, also where grey values, size or compression differ: a sketch finds the candidates, the images decide.
+"""Images that are there twice, also where grey values, size or compression differ: a sketch finds the candidates, the
+images decide.
 
-The sketch of an image has one bit for each place of a coarse grid: whether it gets brighter to the right there. Other brightness,
-contrast and size leave it nearly as it is; two chests differ in a tenth of the bits or more.
+The sketch of an image has one bit for each place of a coarse grid: whether it gets brighter to the right there. Other
+brightness, contrast and size leave it nearly as it is; two chests differ in a tenth of the bits or more.
 """
+
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -10,12 +12,14 @@ import numpy as np
 
 from .. import images
 
-GRID = 16               # rows and columns of a sketch
-LEAST_STEP = 0.004      # a grey level of 8 bits: what rises by less, such as noise on black, does not rise
-MAX_BITS = 7            # in which the sketches of two candidates differ
-BANDS = MAX_BITS + 1    # so many bands cannot all differ by then: two candidates share one of them
-SIDE = 128              # at which two candidates are compared, pixels
-LEAST_CORRELATION = 0.999  # measured: 0.9991 or more after noise of 0.01, JPEG, a gamma of 1.1; other chests 0.97 or less
+GRID = 16  # rows and columns of a sketch
+LEAST_STEP = 0.004  # a grey level of 8 bits: what rises by less, such as noise on black, does not rise
+MAX_BITS = 7  # in which the sketches of two candidates differ
+BANDS = MAX_BITS + 1  # so many bands cannot all differ by then: two candidates share one of them
+SIDE = 128  # at which two candidates are compared, pixels
+LEAST_CORRELATION = (
+    0.999  # measured: 0.9991 or more after noise of 0.01, JPEG, a gamma of 1.1; other chests 0.97 or less
+)
 
 
 def sketch(pixels: np.ndarray) -> np.ndarray:
@@ -26,7 +30,8 @@ def sketch(pixels: np.ndarray) -> np.ndarray:
 
 
 def nearly_equal(one: np.ndarray, other: np.ndarray) -> bool:
-    """Whether two images (H, W) in [0, 1] of any size are the same but for brightness, contrast, size and a little noise."""
+    """Whether two images (H, W) in [0, 1] of any size are the same but for brightness, contrast, size and a little
+    noise."""
     first = images.to_network(one, SIDE).double().numpy().ravel()
     second = images.to_network(other, SIDE).double().numpy().ravel()
     if np.ptp(first) == 0 or np.ptp(second) == 0:

@@ -1,4 +1,5 @@
 """Which images there are, which of them belong together, and the split lists that name them."""
+
 import glob
 import hashlib
 import os
@@ -14,12 +15,13 @@ from ..runtime.files import UserError
 
 FOLDERS = ("CXR", "BS", "Mask")  # of a data set: chest X-rays, soft tissue, lung masks
 SETS = ("trainset", "valset", "testset")
-TWIN = "_normal"                # ends the name of a simulated pair without lesions beside the same patient's pair with them
-SHOWN = 5                       # names that a message gives before it counts the rest
-Pair = tuple[Path, Path, Path | None]   # CXR, soft tissue, lung mask where there is one
+TWIN = "_normal"  # ends the name of a simulated pair without lesions beside the same patient's pair with them
+SHOWN = 5  # names that a message gives before it counts the rest
+Pair = tuple[Path, Path, Path | None]  # CXR, soft tissue, lung mask where there is one
 
 
-# --- Split lists -------------------------------------------------------------------------------------------------------------
+# --- Split lists ------------------------------------------------------------------------------------------------------
+
 
 def list_path(folder: str | Path, name: str, set_name: str) -> Path:
     """Where the list of a set (one of SETS) lies: <folder>/<name>_<set>.txt, as published."""
@@ -27,7 +29,8 @@ def list_path(folder: str | Path, name: str, set_name: str) -> Path:
 
 
 def write_list(path: str | Path, names: list[str]) -> None:
-    """One name a line; written beside its place and moved into it. UserError for a name that `read_list` would not give back."""
+    """One name a line; written beside its place and moved into it. UserError for a name that `read_list` would not give
+    back."""
     for name in names:
         if not can_be_listed(name):
             raise UserError(f"{path} cannot hold the name {name!r}, which would not be read back; rename the image")
@@ -36,7 +39,8 @@ def write_list(path: str | Path, names: list[str]) -> None:
 
 
 def can_be_listed(name: str) -> bool:
-    """Whether a list gives this file name back: no line breaks of any kind, no blanks at its ends, valid Unicode, no path."""
+    """Whether a list gives this file name back: no line breaks of any kind, no blanks at its ends, valid Unicode, no
+    path."""
     try:
         content = f"{name}\n".encode()
     except UnicodeEncodeError:  # a name that is not UTF-8 on the disk
@@ -47,8 +51,9 @@ def can_be_listed(name: str) -> bool:
 def read_list(path: str | Path, folder: str | Path | None = None) -> list[str]:
     """The image names (without ending) of a split list: one file name, with or without ending, a line.
 
-    folder: where the images lie; names that it lacks or that lead out of it through a link are refused then. Blank lines, CRLF
-    and a BOM are no faults. Raises UserError for what is missing or empty, for paths instead of names, and for repeated names.
+    folder: where the images lie; names that it lacks or that lead out of it through a link are refused then. Blank
+    lines, CRLF and a BOM are no faults. Raises UserError for what is missing or empty, for paths instead of names, and
+    for repeated names.
     """
     path = Path(path)
     if not path.is_file():
@@ -99,15 +104,18 @@ def shown_names(names: list[str], separator: str = ", ") -> str:
     return separator.join(names[:SHOWN]) + rest
 
 
-# --- Pairs -------------------------------------------------------------------------------------------------------------------
+# --- Pairs ------------------------------------------------------------------------------------------------------------
+
 
 def match(root: str | Path) -> tuple[dict[str, Pair], list[str]]:
     """({name: (CXR, soft tissue, mask or None)}, faults: one line for each image without its partner)."""
     root = Path(root)
     for folder in ("CXR", "BS"):
         if not (root / folder).is_dir():
-            raise UserError(f"no folder {root / folder}; data.root={root} should hold CXR/ (chest X-rays) and BS/ (soft tissue), "
-                            "the same file names in both (simulate.count=200 makes a set)")
+            raise UserError(
+                f"no folder {root / folder}; data.root={root} should hold CXR/ (chest X-rays) and BS/ (soft tissue), "
+                "the same file names in both (simulate.count=200 makes a set)"
+            )
     cxr = find_images(root / "CXR")
     soft = find_images(root / "BS")
     masks = images.find(root / "Mask") if _holds_files(root / "Mask") else {}
@@ -131,7 +139,8 @@ def _holds_files(folder: Path) -> bool:
 
 
 def find_pairs(root: str | Path) -> dict[str, Pair]:
-    """{name: (CXR, soft tissue, mask or None)} of <root>/CXR, <root>/BS and <root>/Mask; UserError where a partner is missing."""
+    """{name: (CXR, soft tissue, mask or None)} of <root>/CXR, <root>/BS and <root>/Mask; UserError where a partner is
+    missing."""
     pairs, faults = match(root)
     if faults:
         raise UserError(f"images without partner: {shown_names(faults, '; ')}")
@@ -173,10 +182,12 @@ def describe(pairs: dict[str, Pair]) -> str:
     return f"{len(pairs)} pairs, {digest[:8]}"
 
 
-# --- Folders and single images ------------------------------------------------------------------------------------------------
+# --- Folders and single images ----------------------------------------------------------------------------------------
+
 
 def find_images(folder: Path) -> dict[str, Path]:
-    """As images.find: {name: path} of the images directly in a folder; those in folders below it are counted in a note."""
+    """As images.find: {name: path} of the images directly in a folder; those in folders below it are counted in a
+    note."""
     below = _count_below(folder)
     hint = f"{below} {'image lies' if below == 1 else 'images lie'} in sub-folders of {folder}"
     try:
@@ -208,7 +219,8 @@ def _looks_like_image(path: Path) -> bool:
 
 
 def inputs(what: str | Path, root: str | Path) -> dict[str, Path]:
-    """{name: path} of what is to be evaluated: one image, a folder of images, or a split list of names in <root>/CXR."""
+    """{name: path} of what is to be evaluated: one image, a folder of images, or a split list of names in
+    <root>/CXR."""
     what = Path(what)
     if what.suffix == ".txt":
         folder = Path(root) / "CXR"

@@ -1,4 +1,6 @@
-"""Lung masks for a data folder: written where there are none, doubted by their shape, drawn on the CXRs to look through."""
+"""Lung masks for a data folder: written where there are none, doubted by their shape, drawn on the CXRs to look
+through."""
+
 import math
 import sys
 from dataclasses import dataclass
@@ -12,21 +14,23 @@ from ..runtime import workers
 from ..runtime.files import UserError
 from .lists import Pair
 
-TILE = 160                      # side of an image in the overview of masks, pixels
-COLUMNS, ROWS = 8, 6            # tiles of one overview picture
-GOOD = (0.2, 1.0, 0.3)          # colours of outlines
+TILE = 160  # side of an image in the overview of masks, pixels
+COLUMNS, ROWS = 8, 6  # tiles of one overview picture
+GOOD = (0.2, 1.0, 0.3)  # colours of outlines
 DOUBTFUL = (1.0, 0.2, 0.2)
 
 
 @dataclass(frozen=True, eq=False)
 class Outline:
     """tile: a CXR with the lungs' outline, (TILE, TILE, 3) in [0, 1]; doubts: what looks wrong with the mask."""
+
     tile: np.ndarray
     doubts: list[str]
 
 
 def write_masks(pairs: dict[str, Pair], root: Path, folder: Path, name: str) -> None:
-    """Write the masks that <root>/Mask lacks, say which masks look wrong by their shape, and draw all outlines on the CXRs.
+    """Write the masks that <root>/Mask lacks, say which masks look wrong by their shape, and draw all outlines on the
+    CXRs.
 
     The drawings are <folder>/<name>_masks_1.png, _2.png, ...
     """
@@ -39,7 +43,7 @@ def write_masks(pairs: dict[str, Pair], root: Path, folder: Path, name: str) -> 
 
     tiles = [result.tile for result in outlines]
     for page, first in zip(pages, range(0, len(tiles), COLUMNS * ROWS)):
-        sheet = _sheet(tiles[first:first + COLUMNS * ROWS], min(COLUMNS, len(tiles)))
+        sheet = _sheet(tiles[first : first + COLUMNS * ROWS], min(COLUMNS, len(tiles)))
         images.write_rgb(page, sheet)
 
     doubtful = sum(bool(result.doubts) for result in outlines)
@@ -47,13 +51,16 @@ def write_masks(pairs: dict[str, Pair], root: Path, folder: Path, name: str) -> 
 
 
 def overview_pages(pairs: dict[str, Pair], folder: Path, name: str) -> list[Path]:
-    """The files of the overview. UserError where one is there that no earlier run drew: it is not made of whole tiles."""
+    """The files of the overview. UserError where one is there that no earlier run drew: it is not made of whole
+    tiles."""
     count = math.ceil(len(pairs) / (COLUMNS * ROWS))
     pages = [folder / f"{name}_masks_{page}.png" for page in range(1, count + 1)]
     for page in pages:
         if page.exists() and not _is_overview(page):
-            raise UserError(f"{page} is in the way of the masks' overview, and no earlier run drew it; move it, or choose another "
-                            "data.lists")
+            raise UserError(
+                f"{page} is in the way of the masks' overview, and no earlier run drew it; move it, or choose another "
+                "data.lists"
+            )
     return pages
 
 
@@ -70,7 +77,7 @@ def _sheet(tiles: list[np.ndarray], columns: int) -> np.ndarray:
     """The tiles row by row, (rows TILE, columns TILE, 3); black where the last row is short."""
     black = np.zeros_like(tiles[0])
     padded = tiles + [black] * (-len(tiles) % columns)
-    rows = [np.hstack(padded[first:first + columns]) for first in range(0, len(padded), columns)]
+    rows = [np.hstack(padded[first : first + columns]) for first in range(0, len(padded), columns)]
     return np.vstack(rows)
 
 

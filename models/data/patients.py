@@ -1,7 +1,9 @@
-"""Whose images they are: by the PatientID of DICOM files, or as `data.patient` says, by a pattern on the file name or a table.
+"""Whose images they are: by the PatientID of DICOM files, or as `data.patient` says, by a pattern on the file name or a
+table.
 
 No message shows a PatientID: logs are copied to places where patients' numbers have no business.
 """
+
 import csv
 import re
 import warnings
@@ -16,10 +18,12 @@ from .lists import TWIN, Pair
 def find(pairs: dict[str, Pair], rule: str | None) -> dict[str, str]:
     """{name: patient} of the pairs whose patient is known.
 
-    rule: `data.patient`, a pattern on the name, whose one group is the patient, or a CSV file with the columns name and patient.
+    rule: `data.patient`, a pattern on the name, whose one group is the patient, or a CSV file with the columns name and
+    patient.
     Without a rule DICOM files are their PatientID's, and a pair <name>_normal is the patient's of the pair <name>.
-    Raises UserError for a rule that is neither, for one that does not tell the patient of every name, and where all pairs are
-    DICOM files of one PatientID: either there is nothing to split, or the number was replaced to hide the patients.
+    Raises UserError for a rule that is neither, for one that does not tell the patient of every name, and where all
+    pairs are DICOM files of one PatientID: either there is nothing to split, or the number was replaced to hide the
+    patients.
     """
     names = list(pairs)
     if rule is None:
@@ -31,7 +35,8 @@ def find(pairs: dict[str, Pair], rule: str | None) -> dict[str, str]:
 
 
 def _by_header(pairs: dict[str, Pair]) -> dict[str, str]:
-    """{name: the first name of the same patient}, of the pairs that are DICOM files with a PatientID or twins of another pair."""
+    """{name: the first name of the same patient}, of the pairs that are DICOM files with a PatientID or twins of
+    another pair."""
     first_of: dict[str, str] = {}  # {PatientID: name}
     patients: dict[str, str] = {}
     for name, (cxr, soft, _) in pairs.items():
@@ -39,8 +44,11 @@ def _by_header(pairs: dict[str, Pair]) -> dict[str, str]:
         if number is not None:
             patients[name] = first_of.setdefault(number, name)
     if len(pairs) > 1 and len(patients) == len(pairs) and len(first_of) == 1:
-        raise UserError(f"all {len(pairs)} pairs have the same PatientID, so they cannot be split by patient; say whose they are with "
-                        "data.patient, or data.patient='^(.*)$' if each is another patient's")
+        raise UserError(
+            f"all {len(pairs)} pairs have the same PatientID, so they cannot be split by patient; say "
+            "whose they are with "
+            "data.patient, or data.patient='^(.*)$' if each is another patient's"
+        )
 
     for name in pairs:
         original = name.removesuffix(TWIN)
@@ -54,9 +62,12 @@ def patient_number(path: Path) -> str | None:
     if not images.is_dicom(path):
         return None
     import pydicom
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # an odd value elsewhere in the header is no matter here
-        header = pydicom.dcmread(path, stop_before_pixels=True, force=True, specific_tags=["PatientID", "IssuerOfPatientID"])
+        header = pydicom.dcmread(
+            path, stop_before_pixels=True, force=True, specific_tags=["PatientID", "IssuerOfPatientID"]
+        )
         number = str(header.get("PatientID") or "").strip()
         issuer = str(header.get("IssuerOfPatientID") or "").strip()
     return f"{number} / {issuer}" if number else None

@@ -1,4 +1,5 @@
 """The split into training, validation and test: drawn once, then kept and checked."""
+
 import math
 import sys
 from collections.abc import Iterable, Sequence
@@ -16,16 +17,20 @@ from .lists import SETS, Pair
 PURPOSES = ("training", "validation", "test")  # of SETS
 
 
-def split(names: Iterable[str], shares: Sequence[float], seed: int,
-          patient_of: dict[str, str] | None = None) -> tuple[list[str], list[str], list[str]]:
+def split(
+    names: Iterable[str], shares: Sequence[float], seed: int, patient_of: dict[str, str] | None = None
+) -> tuple[list[str], list[str], list[str]]:
     """Names, shuffled by the seed whatever their order was, as (training, validation, test).
 
-    Each share is rounded down and the rest goes to the last one that is not zero, which gives the published 592 / 74 / 75 of 741.
-    Every share that is not zero gets a name as long as there are enough. patient_of: {name: patient}, and then patients are split,
-    each with all of its images.
+    Each share is rounded down and the rest goes to the last one that is not zero, which gives the published 592 / 74 /
+    75 of 741.
+    Every share that is not zero gets a name as long as there are enough. patient_of: {name: patient}, and then patients
+    are split, each with all of its images.
     """
     if len(shares) != len(SETS) or min(shares) < 0 or not math.isclose(sum(shares), 1, abs_tol=1e-6):
-        raise UserError(f"data.split={list(shares)} should be the shares of training, validation and test, with the sum 1")
+        raise UserError(
+            f"data.split={list(shares)} should be the shares of training, validation and test, with the sum 1"
+        )
 
     # A group holds the names of one patient; a name without a patient is a group of its own.
     groups: dict[str, list[str]] = {}
@@ -48,7 +53,7 @@ def split(names: Iterable[str], shares: Sequence[float], seed: int,
     sets: tuple[list[str], list[str], list[str]] = ([], [], [])
     first = 0
     for names_of_set, count in zip(sets, counts):
-        for index in order[first:first + count]:
+        for index in order[first : first + count]:
             names_of_set.extend(members[index])
         first += count
     return sets
@@ -57,7 +62,8 @@ def split(names: Iterable[str], shares: Sequence[float], seed: int,
 def settle_lists(pairs: dict[str, Pair], settings: Data) -> list[int]:
     """Write the three lists, or check those that are there; the number of images in each.
 
-    Raises UserError where lists that are there lack one of the three, name what is no faultless pair, or share images or patients.
+    Raises UserError where lists that are there lack one of the three, name what is no faultless pair, or share images
+    or patients.
     """
     paths = [lists.list_path(settings.lists, settings.name, set_name) for set_name in SETS]
     there = [path for path in paths if path.exists()]
@@ -69,7 +75,10 @@ def settle_lists(pairs: dict[str, Pair], settings: Data) -> list[int]:
 
     sets = [_read_names(path) for path in paths]
     _check_lists(pairs, paths, sets, settings)
-    print(f"the lists are there already and stay as they are (delete {there[0].parent / settings.name}_*set.txt for a new split)")
+    print(
+        "the lists are there already and stay as they are (delete "
+        f"{there[0].parent / settings.name}_*set.txt for a new split)"
+    )
     listed = set(chain.from_iterable(sets))
     if left := [name for name in pairs if name not in listed]:
         print(f"note: {len(left)} pairs are in no list: {lists.shown_names(left)}", file=sys.stderr)
@@ -89,8 +98,11 @@ def _write_lists(pairs: dict[str, Pair], paths: list[Path], settings: Data) -> l
     if empty:
         groups = len({patient_of.get(name, name) for name in pairs})
         what = "patients" if patient_of else "pairs"
-        print(f"note: no image for {' and '.join(empty)}: {groups} {what} are too few for data.split={list(settings.split)}",
-              file=sys.stderr)
+        print(
+            f"note: no image for {' and '.join(empty)}: {groups} {what} are too few for "
+            f"data.split={list(settings.split)}",
+            file=sys.stderr,
+        )
     return counts
 
 
@@ -103,17 +115,23 @@ def _check_lists(pairs: dict[str, Pair], paths: list[Path], sets: list[list[str]
     """UserError where the lists name what is no pair, or share images or patients."""
     for path, names in zip(paths, sets):
         if missing := [name for name in names if name not in pairs]:
-            raise UserError(f"{path} names images that are missing or faulty in {settings.root}: {lists.shown_names(missing)}; "
-                            "mend them, or delete the lists for a new split")
+            raise UserError(
+                f"{path} names images that are missing or faulty in {settings.root}: {lists.shown_names(missing)}; "
+                "mend them, or delete the lists for a new split"
+            )
 
     everything = list(chain.from_iterable(sets))
     if shared := lists.repeated(everything):
-        raise UserError(f"the lists in {settings.lists} share images: {lists.shown_names(shared)}; delete the lists for a new split")
+        raise UserError(
+            f"the lists in {settings.lists} share images: {lists.shown_names(shared)}; delete the lists for a new split"
+        )
 
     patient_of = patients.find({name: pairs[name] for name in everything}, settings.patient)
     once_a_set: list[str] = []
     for names in sets:
         once_a_set += {patient_of[name] for name in names if name in patient_of}
     if shared := lists.repeated(once_a_set):
-        raise UserError(f"the lists in {settings.lists} have the same patient in several sets: {lists.shown_names(shared)}; "
-                        "delete the lists for a new split")
+        raise UserError(
+            f"the lists in {settings.lists} have the same patient in several sets: {lists.shown_names(shared)}; "
+            "delete the lists for a new split"
+        )

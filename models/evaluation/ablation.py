@@ -1,4 +1,5 @@
 """Several evaluations that differ in a setting, scored beside each other: what an ablation is."""
+
 import re
 import sys
 from pathlib import Path
@@ -37,9 +38,16 @@ def compare(folders: dict[str, Path], cases: list[Case], output: Path, settings:
 
     # scores
     cxr_folder = target_folder.parent / "CXR"
-    scored = scoring.score_folders(folders, cxr_folder, target_folder, names=names,
-                                   masks=scoring.masks_beside(cxr_folder), size=settings.metrics.size,
-                                   device=pick_device(settings.device), features=settings.features)
+    scored = scoring.score_folders(
+        folders,
+        cxr_folder,
+        target_folder,
+        names=names,
+        masks=scoring.masks_beside(cxr_folder),
+        size=settings.metrics.size,
+        device=pick_device(settings.device),
+        features=settings.features,
+    )
 
     # tables and pictures
     seed = settings.metrics.seed

@@ -1,4 +1,5 @@
 """The X-rays to evaluate, with what lies beside them."""
+
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,7 @@ class Case:
 
     limits: the grey values of black and white with which the X-ray is read (see images.read).
     """
+
     name: str
     path: Path
     mask: Path | None

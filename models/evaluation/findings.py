@@ -8,6 +8,7 @@ picture of crops.
 Contrast: the mean within 0.35 diameters of the centre less the mean of the ring from 0.75 to 1.2 diameters. Everything
 is measured in the X-ray's own pixels; results and targets of another size are brought to it.
 """
+
 import csv
 import io
 import math
@@ -23,19 +24,19 @@ from ..runtime.files import UserError
 from . import insertion, observer, pictures
 from .tables import Table, markdown, text
 
-INSIDE = 0.35             # diameters: radius of the disc whose mean is a finding's grey level
-RING = (0.75, 1.2)        # diameters: radii of the ring that it is compared with
-WHOLE = 0.5               # diameters: radius of the disc in which the result is regressed on the target
-LEAST_CONTRAST = 0.005    # of the grey scale; the share kept of a fainter finding would be noise
-NORMAL_PLACES = 4         # places without finding that the observer is shown in each X-ray
-AWAY_MM = 40.0            # from a normal place to the nearest finding and to the next normal place
-TRIES = 100               # draws of a normal place before it is left out
-CROPS = 12                # findings in the picture
-CROP_SIZE = 160           # pixels, side of a crop in the picture
-CROP_REACH = 3.0          # diameters, side of a crop in the X-ray; at least CROP_LEAST
-CROP_LEAST = 48           # pixels
+INSIDE = 0.35  # diameters: radius of the disc whose mean is a finding's grey level
+RING = (0.75, 1.2)  # diameters: radii of the ring that it is compared with
+WHOLE = 0.5  # diameters: radius of the disc in which the result is regressed on the target
+LEAST_CONTRAST = 0.005  # of the grey scale; the share kept of a fainter finding would be noise
+NORMAL_PLACES = 4  # places without finding that the observer is shown in each X-ray
+AWAY_MM = 40.0  # from a normal place to the nearest finding and to the next normal place
+TRIES = 100  # draws of a normal place before it is left out
+CROPS = 12  # findings in the picture
+CROP_SIZE = 160  # pixels, side of a crop in the picture
+CROP_REACH = 3.0  # diameters, side of a crop in the X-ray; at least CROP_LEAST
+CROP_LEAST = 48  # pixels
 FILES = ("findings.txt", "findings.md", "findings.csv", "findings.png")  # what `write` writes
-ABSENT = "—"              # in a table, what is not known
+ABSENT = "—"  # in a table, what is not known
 UNTOUCHED = scores.REFERENCE
 COLUMNS = {"image": ("image", "image_id", "name"), "label": ("label", "class_name")}
 POINT = ("x", "y", "diameter")
@@ -45,6 +46,7 @@ BOX = ("x_min", "y_min", "x_max", "y_max")  # VinDr's columns
 @dataclass(frozen=True)
 class Finding:
     """image: name without ending; x, y: centre, and diameter, in pixels of that image; label: what it is."""
+
     image: str
     x: float
     y: float
@@ -57,6 +59,7 @@ class Measured:
     """A finding in one method's result: contrast in the X-ray and in the result, contrast to noise in both, slope of
     the result on the target inside the finding (NaN without target).
     """
+
     finding: Finding
     before: float
     after: float
@@ -76,6 +79,7 @@ class Result:
     {method: Comparison with the untouched CXR}; crops: {method or "CXR" or "target": squares (CROP_SIZE, CROP_SIZE), a
     finding each}; faults, notes: lines.
     """
+
     rows: dict[str, list[Measured]]
     observers: dict[str, observer.Comparison] = field(default_factory=dict)
     crops: dict[str, list[np.ndarray]] = field(default_factory=dict)
@@ -84,6 +88,7 @@ class Result:
 
 
 # --- The list of findings ---------------------------------------------------------------------------------------------
+
 
 def read(path) -> list[Finding]:
     """The findings of a CSV file: columns image (or image_id), x, y, diameter or VinDr's x_min, y_min, x_max, y_max,
@@ -104,8 +109,10 @@ def read(path) -> list[Finding]:
     coordinates = next((names for names in (POINT, BOX) if all(name in columns for name in names)), None)
     if image_column is None or coordinates is None:
         shown = ", ".join(columns) or "(none)"
-        raise UserError(f"{path} has the columns {shown}; a list of findings has image, and x, y, diameter or "
-                        "x_min, y_min, x_max, y_max")
+        raise UserError(
+            f"{path} has the columns {shown}; a list of findings has image, and x, y, diameter or "
+            "x_min, y_min, x_max, y_max"
+        )
 
     found = []
     for line, row in enumerate(table, 2):
@@ -115,8 +122,9 @@ def read(path) -> list[Finding]:
         try:
             numbers = [float(entry) for entry in entries]
         except ValueError:
-            raise UserError(f"{path}, line {line}: {', '.join(coordinates)} are {', '.join(entries)}; "
-                            "numbers are expected") from None
+            raise UserError(
+                f"{path}, line {line}: {', '.join(coordinates)} are {', '.join(entries)}; numbers are expected"
+            ) from None
         if coordinates is BOX:
             x_min, y_min, x_max, y_max = numbers
             numbers = [(x_min + x_max) / 2, (y_min + y_max) / 2, (x_max - x_min + y_max - y_min) / 2]
@@ -132,6 +140,7 @@ def read(path) -> list[Finding]:
 
 
 # --- Measuring one finding --------------------------------------------------------------------------------------------
+
 
 def contrast(image: np.ndarray, finding: Finding) -> tuple[float, float]:
     """(contrast, contrast to noise) of a finding in an image, float (H, W): noise is the ring's standard deviation.
@@ -165,8 +174,17 @@ def _distance(shape: tuple[int, int], finding: Finding) -> np.ndarray:
 
 # --- Measuring folders ------------------------------------------------------------------------------------------------
 
-def measure(predictions: dict[str, str | Path], cxr, found: list[Finding], *, target=None, masks=None, seed: int = 0,
-            side_mm: float = insertion.SIDE_MM) -> Result:
+
+def measure(
+    predictions: dict[str, str | Path],
+    cxr,
+    found: list[Finding],
+    *,
+    target=None,
+    masks=None,
+    seed: int = 0,
+    side_mm: float = insertion.SIDE_MM,
+) -> Result:
     """Measure findings in {method: folder of results}; cxr, target, masks: folders of X-rays, of true soft tissue and
     of lung masks.
 
@@ -179,7 +197,7 @@ def measure(predictions: dict[str, str | Path], cxr, found: list[Finding], *, ta
     given_masks = images.find(masks) if masks is not None and Path(masks).is_dir() else {}
     result = Result({method: [] for method in (UNTOUCHED, *predictions)})
     responses = {method: ([], []) for method in result.rows}  # channel outputs (with finding, without)
-    names = ([], [])                                          # their images
+    names = ([], [])  # their images
 
     by_image: dict[str, list[Finding]] = {}
     for finding in found:
@@ -237,8 +255,9 @@ def _observe(result: Result, responses: dict, names: tuple[list, list], seed: in
         for method, (present, absent) in responses.items():
             outputs_present = np.concatenate(present)
             outputs_absent = np.concatenate(absent)
-            observed[method] = observer.cross_validate(outputs_present, outputs_absent, images_present, images_absent,
-                                                       seed)
+            observed[method] = observer.cross_validate(
+                outputs_present, outputs_absent, images_present, images_absent, seed
+            )
     except ValueError as error:
         result.notes.append(f"no model observer: {error}")
         return
@@ -246,8 +265,9 @@ def _observe(result: Result, responses: dict, names: tuple[list, list], seed: in
         result.observers[method] = observer.compare(observed[UNTOUCHED], after, images_present, images_absent, seed)
 
 
-def normal_places(mask: np.ndarray, findings: list[Finding], pixel_mm: float,
-                  random: np.random.Generator) -> np.ndarray:
+def normal_places(
+    mask: np.ndarray, findings: list[Finding], pixel_mm: float, random: np.random.Generator
+) -> np.ndarray:
     """(n, 2) columns and rows of up to NORMAL_PLACES places in the lungs, mask bool (H, W), away from findings and from
     each other."""
     inside = np.argwhere(mask)
@@ -264,11 +284,15 @@ def normal_places(mask: np.ndarray, findings: list[Finding], pixel_mm: float,
 
 # --- Tables and pictures ----------------------------------------------------------------------------------------------
 
+
 def tables(result: Result) -> list[Table]:
     """What is kept of the findings, and what the observer sees, a row per method."""
-    contrasts = Table(f"Findings ({len(result.rows[UNTOUCHED])}): contrast in the result over that in the CXR",
-                      ["method", "median kept", "quartiles", "lost more than a fifth", "CNR before", "CNR after",
-                       "slope on target"], [], notes=result.notes)
+    contrasts = Table(
+        f"Findings ({len(result.rows[UNTOUCHED])}): contrast in the result over that in the CXR",
+        ["method", "median kept", "quartiles", "lost more than a fifth", "CNR before", "CNR after", "slope on target"],
+        [],
+        notes=result.notes,
+    )
     for method, rows in result.rows.items():
         kept = np.array([row.kept for row in rows])
         kept = kept[np.isfinite(kept)]
@@ -276,17 +300,35 @@ def tables(result: Result) -> list[Table]:
         noise_before = _median([row.noise_before for row in rows])
         noise_after = _median([row.noise_after for row in rows])
         slope = _median([row.slope for row in rows])
-        contrasts.rows.append([method, _number(_median(kept)), _quartiles(kept), _percent(lost), _number(noise_before),
-                               _number(noise_after), _number(slope)])
-    observers = Table("Channelized Hotelling observer: AUC of findings against normal places in the lungs, "
-                      "95 % interval of the difference",
-                      ["method", "AUC", "difference from the untouched CXR", "interval"], [])
+        contrasts.rows.append(
+            [
+                method,
+                _number(_median(kept)),
+                _quartiles(kept),
+                _percent(lost),
+                _number(noise_before),
+                _number(noise_after),
+                _number(slope),
+            ]
+        )
+    observers = Table(
+        "Channelized Hotelling observer: AUC of findings against normal places in the lungs, "
+        "95 % interval of the difference",
+        ["method", "AUC", "difference from the untouched CXR", "interval"],
+        [],
+    )
     for method, comparison in result.observers.items():
         if method == UNTOUCHED:
             observers.rows.append([method, _number(comparison.after), ABSENT, ABSENT])
         else:
-            observers.rows.append([method, _number(comparison.after), f"{comparison.difference:+.3f}",
-                                   f"{comparison.low:+.3f} to {comparison.high:+.3f}"])
+            observers.rows.append(
+                [
+                    method,
+                    _number(comparison.after),
+                    f"{comparison.difference:+.3f}",
+                    f"{comparison.low:+.3f} to {comparison.high:+.3f}",
+                ]
+            )
     return [contrasts, observers] if result.observers else [contrasts]
 
 
@@ -317,13 +359,41 @@ def crops_worst_first(result: Result) -> list[dict[str, np.ndarray]]:
 def _rows_as_csv(result: Result) -> str:
     lines = io.StringIO()
     writer = csv.writer(lines, lineterminator="\n")
-    writer.writerow(["image", "x", "y", "diameter", "label", "method", "contrast_before", "contrast_after", "kept",
-                     "cnr_before", "cnr_after", "slope_on_target"])
+    writer.writerow(
+        [
+            "image",
+            "x",
+            "y",
+            "diameter",
+            "label",
+            "method",
+            "contrast_before",
+            "contrast_after",
+            "kept",
+            "cnr_before",
+            "cnr_after",
+            "slope_on_target",
+        ]
+    )
     for method, rows in result.rows.items():
         for row in rows:
             finding = row.finding
-            writer.writerow([finding.image, finding.x, finding.y, finding.diameter, finding.label, method, row.before,
-                             row.after, row.kept, row.noise_before, row.noise_after, row.slope])
+            writer.writerow(
+                [
+                    finding.image,
+                    finding.x,
+                    finding.y,
+                    finding.diameter,
+                    finding.label,
+                    method,
+                    row.before,
+                    row.after,
+                    row.kept,
+                    row.noise_before,
+                    row.noise_after,
+                    row.slope,
+                ]
+            )
     return lines.getvalue()
 
 

@@ -8,6 +8,7 @@ Each nodule is added to the X-ray at a known place. The method runs with and wit
 result without) on what was added is 1 if the nodule survives whole and 0 if it is taken for bone. No truth is needed,
 so any X-ray and any weights do.
 """
+
 import csv
 import dataclasses
 import io
@@ -28,25 +29,26 @@ from .tables import Table, text
 
 FILES = ("insertion.txt", "insertion.csv")  # what `evaluate` writes
 
-SIDE_MM = 400.0          # mm that an X-ray's side shows where nobody says; a 35 x 43 cm cassette, about
-LUNG_HU = -850.0         # Hounsfield units of the lung that a nodule displaces
-RATE = 0.25              # growth of log(g / (1 - g)) of a grey level g per cm of water: 6 % of the scale at g = 0.5
-SUPPORT = 0.05           # a nodule reaches as far as this share of the most that it adds
-MARGIN = 1.0             # of the nodule's diameter, around it: the ground that the slope is measured against
-TOGETHER = 4             # nodules in one run of the method, far from each other
-APART_MM = 60.0          # between the centres of nodules that are put in together
-TRIES = 200              # places that are tried for a nodule among others
-RIB_MM = 8.0             # sigma of the blur that bone is compared with to tell ribs from gaps
-FINE_MM = 1.5            # sigma of the blur that takes noise out of the bone before
-INSIDE_MM = 4.0          # centres lie at least so deep inside the lungs
-WORST = 0.1              # share of the nodules that the column "worst tenth" stands for
-LARGE_LOSS = 0.2         # a nodule that lost more than this counts as lost
+SIDE_MM = 400.0  # mm that an X-ray's side shows where nobody says; a 35 x 43 cm cassette, about
+LUNG_HU = -850.0  # Hounsfield units of the lung that a nodule displaces
+RATE = 0.25  # growth of log(g / (1 - g)) of a grey level g per cm of water: 6 % of the scale at g = 0.5
+SUPPORT = 0.05  # a nodule reaches as far as this share of the most that it adds
+MARGIN = 1.0  # of the nodule's diameter, around it: the ground that the slope is measured against
+TOGETHER = 4  # nodules in one run of the method, far from each other
+APART_MM = 60.0  # between the centres of nodules that are put in together
+TRIES = 200  # places that are tried for a nodule among others
+RIB_MM = 8.0  # sigma of the blur that bone is compared with to tell ribs from gaps
+FINE_MM = 1.5  # sigma of the blur that takes noise out of the bone before
+INSIDE_MM = 4.0  # centres lie at least so deep inside the lungs
+WORST = 0.1  # share of the nodules that the column "worst tenth" stands for
+LARGE_LOSS = 0.2  # a nodule that lost more than this counts as lost
 
 
 @dataclass(frozen=True, eq=False)
 class Nodule:
     """name; water: (h, w) float32, cm of water that it adds, in pixels of 1 mm as a radiograph from the front shows
     them."""
+
     name: str
     water: np.ndarray
 
@@ -60,6 +62,7 @@ class Nodule:
 class Row:
     """One nodule at one place. x, y: pixels; diameter: mm; contrast: the most that it added, of the grey scale; slope:
     share kept."""
+
     image: str
     nodule: str
     x: int
@@ -71,6 +74,7 @@ class Row:
 
 
 # --- Nodules ----------------------------------------------------------------------------------------------------------
+
 
 def read_nodules(path) -> list[Nodule]:
     """The nodules of an .npz file (<name>_hu, int (D, H, W) of 1 mm voxels with axes z, y, x, beside <name>_mask), or
@@ -89,8 +93,10 @@ def read_nodules(path) -> list[Nodule]:
         except (OSError, ValueError, KeyError) as error:
             raise UserError(f"cannot read the nodules of {file}: {error}") from None
     if not found:
-        raise UserError(f"no nodules in {path}; expected an .npz file with arrays <name>_hu and <name>_mask, "
-                        "or a folder of such files")
+        raise UserError(
+            f"no nodules in {path}; expected an .npz file with arrays <name>_hu and <name>_mask, "
+            "or a folder of such files"
+        )
     return found
 
 
@@ -115,6 +121,7 @@ def insert(cxr: np.ndarray, water: np.ndarray) -> np.ndarray:
 
 # --- Places -----------------------------------------------------------------------------------------------------------
 
+
 def ribs(bone: np.ndarray, side_mm: float = SIDE_MM) -> tuple[np.ndarray, np.ndarray]:
     """(on ribs, between them), bool (S, S) each; bone: (S, S), CXR - soft tissue, true or estimated. What is neither
     lies at edges."""
@@ -124,8 +131,9 @@ def ribs(bone: np.ndarray, side_mm: float = SIDE_MM) -> tuple[np.ndarray, np.nda
     return excess > spread, excess < -spread
 
 
-def places(mask: np.ndarray, bone: np.ndarray, nodules: list[Nodule], seed: str,
-           side_mm: float = SIDE_MM) -> list[tuple]:
+def places(
+    mask: np.ndarray, bone: np.ndarray, nodules: list[Nodule], seed: str, side_mm: float = SIDE_MM
+) -> list[tuple]:
     """[(nodule, x, y, over_bone), ...]: seeded centres inside the lungs, ribs and gaps in turn, APART_MM from each
     other.
 
@@ -163,6 +171,7 @@ Method = Callable[[np.ndarray, str], np.ndarray]  # (X-ray float32 (S, S) in [0,
 
 def of_pipeline(pipeline, mask: np.ndarray | None = None) -> Method:
     """A pipeline as `test` calls it. mask: bool (S, S), the lungs, for GL-LCM; None: found in each X-ray."""
+
     def method(cxr: np.ndarray, name: str) -> np.ndarray:
         signed = images.to_signed(torch.from_numpy(cxr.astype(np.float32)))[None, None]  # (1, 1, S, S)
         result = pipeline(signed, [name], None if mask is None else [mask])
@@ -171,8 +180,16 @@ def of_pipeline(pipeline, mask: np.ndarray | None = None) -> Method:
     return method
 
 
-def test(method: Method, cxr: np.ndarray, name: str, nodules: list[Nodule], mask: np.ndarray | None = None,
-         target: np.ndarray | None = None, seed: int = 0, side_mm: float = SIDE_MM) -> list[Row]:
+def test(
+    method: Method,
+    cxr: np.ndarray,
+    name: str,
+    nodules: list[Nodule],
+    mask: np.ndarray | None = None,
+    target: np.ndarray | None = None,
+    seed: int = 0,
+    side_mm: float = SIDE_MM,
+) -> list[Row]:
     """Put nodules into one X-ray and measure what the method leaves of each: a row per nodule that found room.
 
     cxr: float (S, S) in [0, 1]. mask: bool (S, S), the lungs; None: found. target: the true soft tissue, which tells
@@ -184,7 +201,7 @@ def test(method: Method, cxr: np.ndarray, name: str, nodules: list[Nodule], mask
     bone = (cxr - (without if target is None else target)).astype(np.float32)
     rows = []
     for number, start in enumerate(range(0, len(nodules), TOGETHER)):
-        placed = places(mask, bone, nodules[start:start + TOGETHER], f"{seed}/{name}/{number}", side_mm)
+        placed = places(mask, bone, nodules[start : start + TOGETHER], f"{seed}/{name}/{number}", side_mm)
         if not placed:
             continue
         waters = [water_map(nodule, x, y, len(cxr), side_mm) for nodule, x, y, _ in placed]
@@ -220,8 +237,17 @@ def surroundings(added: np.ndarray) -> tuple[slice, slice]:
     return widened(rows), widened(columns)
 
 
-def evaluate(pipeline, cases: list[Case], output: Path, *, size: int, nodules: list[Nodule], count: int, seed: int = 0,
-             title: str = "method") -> str:
+def evaluate(
+    pipeline,
+    cases: list[Case],
+    output: Path,
+    *,
+    size: int,
+    nodules: list[Nodule],
+    count: int,
+    seed: int = 0,
+    title: str = "method",
+) -> str:
     """Put `count` nodules into each X-ray of a run and write FILES into its folder; returns the table as text.
 
     cases: their masks and targets are used if there are any. size: side of the network's images, at which all is
@@ -258,21 +284,34 @@ def evaluate(pipeline, cases: list[Case], output: Path, *, size: int, nodules: l
 
 # --- The table --------------------------------------------------------------------------------------------------------
 
+
 def summary(rows: Iterable[Row]) -> dict[str, float]:
     """What the table shows of a method's rows; NaN where there is no row."""
     rows = list(rows)
     slopes = np.array([row.slope for row in rows])
     on_ribs = np.array([row.slope for row in rows if row.over_bone])
     between = np.array([row.slope for row in rows if not row.over_bone])
-    return {"nodules": len(rows), "median": _quantile(slopes, 0.5), "worst tenth": _quantile(slopes, WORST),
-            "median on ribs": _quantile(on_ribs, 0.5), "median between ribs": _quantile(between, 0.5),
-            "lost": float(np.mean(slopes < 1 - LARGE_LOSS)) if len(rows) else float("nan")}
+    return {
+        "nodules": len(rows),
+        "median": _quantile(slopes, 0.5),
+        "worst tenth": _quantile(slopes, WORST),
+        "median on ribs": _quantile(on_ribs, 0.5),
+        "median between ribs": _quantile(between, 0.5),
+        "lost": float(np.mean(slopes < 1 - LARGE_LOSS)) if len(rows) else float("nan"),
+    }
 
 
 def table(methods: dict[str, list[Row]]) -> Table:
     """A row per method of {method: rows of `test`, of all X-rays together}."""
-    headings = ["method", "nodules", "median", "worst tenth", "median on ribs", "median between ribs",
-                "lost more than a fifth"]
+    headings = [
+        "method",
+        "nodules",
+        "median",
+        "worst tenth",
+        "median on ribs",
+        "median between ribs",
+        "lost more than a fifth",
+    ]
     title = "Inserted nodules: slope of (result with - result without) on what was added; 1: all kept"
     shown = Table(title, headings, [])
     for method, rows in methods.items():

@@ -6,23 +6,25 @@ g gives the channel outputs v = U' g; the observer's score is w' v with w = S^-1
 without), S the covariance within the two classes. Scores are cross-validated by image: no patch is scored by an
 observer that saw its image.
 """
+
 from dataclasses import dataclass
 
 import numpy as np
 from scipy.special import eval_laguerre
 
-CHANNELS = 6           # Laguerre-Gauss channels
-WIDTH_MM = 14.0        # a of the channels
-PATCH_MM = 45.0        # side of a patch
-FOLDS = 10             # of the cross-validation, at most; with fewer images one each
-RIDGE = 1e-6           # of the mean variance, added to each variance: channels of constant patches have none
-RESAMPLES = 2000       # of the bootstrap
+CHANNELS = 6  # Laguerre-Gauss channels
+WIDTH_MM = 14.0  # a of the channels
+PATCH_MM = 45.0  # side of a patch
+FOLDS = 10  # of the cross-validation, at most; with fewer images one each
+RIDGE = 1e-6  # of the mean variance, added to each variance: channels of constant patches have none
+RESAMPLES = 2000  # of the bootstrap
 
 
 @dataclass(frozen=True)
 class Comparison:
     """AUCs of two observers on the same places, the difference after - before, and its 95 % bootstrap interval over
     images."""
+
     before: float
     after: float
     difference: float
@@ -37,8 +39,8 @@ def laguerre_gauss(side: int, width: float, count: int = CHANNELS) -> np.ndarray
     """
     index = np.arange(side) - (side - 1) / 2
     square = index[None, :] ** 2 + index[:, None] ** 2  # r^2, (side, side)
-    envelope = np.sqrt(2) / width * np.exp(-np.pi * square / width ** 2)
-    return np.stack([(envelope * eval_laguerre(j, 2 * np.pi * square / width ** 2)).ravel() for j in range(count)])
+    envelope = np.sqrt(2) / width * np.exp(-np.pi * square / width**2)
+    return np.stack([(envelope * eval_laguerre(j, 2 * np.pi * square / width**2)).ravel() for j in range(count)])
 
 
 def outputs(image: np.ndarray, centres: np.ndarray, pixel_mm: float, count: int = CHANNELS) -> np.ndarray:
@@ -53,7 +55,7 @@ def outputs(image: np.ndarray, centres: np.ndarray, pixel_mm: float, count: int 
     wide = np.pad(image, half, mode="edge")
     result = np.empty((len(centres), count))
     for row, (x, y) in enumerate(np.asarray(centres, int)):
-        patch = wide[y:y + side, x:x + side].ravel()
+        patch = wide[y : y + side, x : x + side].ravel()
         result[row] = channels @ (patch - patch.mean())
     return result
 
@@ -67,8 +69,9 @@ def template(present: np.ndarray, absent: np.ndarray) -> np.ndarray:
     return np.linalg.solve(covariance + ridge * np.eye(len(covariance)), present.mean(0) - absent.mean(0))
 
 
-def cross_validate(present: np.ndarray, absent: np.ndarray, images_present: np.ndarray, images_absent: np.ndarray,
-                   seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+def cross_validate(
+    present: np.ndarray, absent: np.ndarray, images_present: np.ndarray, images_absent: np.ndarray, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
     """Scores (n,) and (m,) of patches with and without lesions, each from an observer that saw no patch of the same
     image.
 
@@ -85,8 +88,9 @@ def cross_validate(present: np.ndarray, absent: np.ndarray, images_present: np.n
         held_present = np.isin(images_present, fold)
         held_absent = np.isin(images_absent, fold)
         if (~held_present).sum() < 2 or (~held_absent).sum() < 2:
-            raise ValueError("too few patches to train an observer on; "
-                             "two with lesions and two without are needed in other images")
+            raise ValueError(
+                "too few patches to train an observer on; two with lesions and two without are needed in other images"
+            )
         w = template(present[~held_present], absent[~held_absent])
         scores_present[held_present] = present[held_present] @ w
         scores_absent[held_absent] = absent[held_absent] @ w
@@ -102,8 +106,9 @@ def auc(present: np.ndarray, absent: np.ndarray) -> float:
     return float((below + not_above).mean() / (2 * len(absent)))
 
 
-def compare(before: tuple, after: tuple, images_present: np.ndarray, images_absent: np.ndarray,
-            seed: int = 0) -> Comparison:
+def compare(
+    before: tuple, after: tuple, images_present: np.ndarray, images_absent: np.ndarray, seed: int = 0
+) -> Comparison:
     """before, after: (scores with lesions, scores without) of the same places; whole images are resampled, with their
     patches."""
     names = np.unique(np.concatenate([images_present, images_absent]))

@@ -1,4 +1,5 @@
 """Figures of arrays and numbers as PNG bytes, sized for a page of a paper."""
+
 import io
 import math
 from collections.abc import Iterable
@@ -10,19 +11,20 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
-PAGE = 7.2          # width of a page's text, inches
-DPI = 200           # dots an inch
-SMALL = 8           # size of titles and labels, points
-TINY = 7            # size of ticks and legends, points
-BRIGHTEST = 0.995   # quantile of an overlay that gets the brightest colour
-OPACITY = 0.8       # of that colour
-LEAST_SPAN = 0.01   # of a difference's colours, grey levels of 1: less is rounding
-JITTER = 0.15       # points of a box plot are moved sideways by up to so much, to be told apart
+PAGE = 7.2  # width of a page's text, inches
+DPI = 200  # dots an inch
+SMALL = 8  # size of titles and labels, points
+TINY = 7  # size of ticks and legends, points
+BRIGHTEST = 0.995  # quantile of an overlay that gets the brightest colour
+OPACITY = 0.8  # of that colour
+LEAST_SPAN = 0.01  # of a difference's colours, grey levels of 1: less is rounding
+JITTER = 0.15  # points of a box plot are moved sideways by up to so much, to be told apart
 
 
 class Point(NamedTuple):
     """One run in a plot of quality against cost. low, high: its interval, NaN if there is none; label: what to write
     beside it."""
+
     cost: float
     quality: float
     low: float = math.nan
@@ -61,9 +63,10 @@ def boxes(groups: list[dict[str, dict[str, Iterable[float]]]]) -> bytes:
             axis.set_title(title.replace(": ", ":\n"), fontsize=TINY)
             axis.tick_params(axis="y", labelsize=TINY)
             names = methods if group is groups[-1] else []
-            axis.set_xticks(range(1, len(finite) + 1), names, rotation=40, ha="right", rotation_mode="anchor",
-                            fontsize=TINY)
-        for axis in axes[len(group):]:
+            axis.set_xticks(
+                range(1, len(finite) + 1), names, rotation=40, ha="right", rotation_mode="anchor", fontsize=TINY
+            )
+        for axis in axes[len(group) :]:
             axis.set_axis_off()
     return png(figure)
 

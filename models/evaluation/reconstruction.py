@@ -1,4 +1,5 @@
 """What an ML-VQGAN keeps of an image: its reconstruction, its latent as a picture, the PSNR."""
+
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ LEAST_SPAN = 1e-9  # keeps a channel that is the same everywhere from being divi
 class Reconstruction:
     """An autoencoder, called as `run.evaluate` calls a method. Each call writes the latents of its images into a
     folder."""
+
     residual = False
     compiled = False
 

@@ -5,6 +5,7 @@ unfinished_<process>.jsonl, a line of JSON at a time: first what the run is, the
 then an entry for each image that is done. So a stopped run goes on, and no later run mistakes somebody's file for one
 of its own.
 """
+
 import json
 import platform
 import resource
@@ -39,6 +40,7 @@ class Entry:
     content: of the files that its result depends on. seconds: that it took. warm: whether its process had done a batch
     before. notes: further figures of this image, {"psnr": ...}.
     """
+
     content: str
     seconds: float
     warm: bool
@@ -52,6 +54,7 @@ class Earlier:
     about: what that run was, see `describe_run`. names: the images whose files it wrote. entries: {(name, content):
     entry} of a run that has not ended.
     """
+
     about: dict
     names: set[str] = field(default_factory=set)
     entries: dict[tuple[str, str], Entry] = field(default_factory=dict)
@@ -174,8 +177,10 @@ class Record:
             return []
         summary = read_summary(self.output.folder)
         if "seconds_per_image" not in summary:
-            raise UserError(f"{path} is there already and is not the record of an evaluation; give the results another "
-                            "folder with eval.output=, or move that file away")
+            raise UserError(
+                f"{path} is there already and is not the record of an evaluation; give the results another "
+                "folder with eval.output=, or move that file away"
+            )
         return [Earlier(summary, set(recorded_names(summary)))]
 
     def _read_unfinished(self) -> list[Earlier]:
@@ -244,9 +249,11 @@ class Record:
             left_over = sorted(name for name in run.names - set(self.names) if self.output.result(name).is_file())
             if left_over:
                 difference = _difference(run.about, self.about)
-                raise UserError(f"{self.output.folder} holds results of other settings ({difference}): "
-                                f"{lists.shown_names(left_over)}; give this run another folder with eval.output=, "
-                                "or remove that one")
+                raise UserError(
+                    f"{self.output.folder} holds results of other settings ({difference}): "
+                    f"{lists.shown_names(left_over)}; give this run another folder with eval.output=, "
+                    "or remove that one"
+                )
 
     def _unfinished_file(self) -> Path:
         return self.output.folder / UNFINISHED.format(process=processes.rank())
@@ -301,8 +308,15 @@ def cost(seconds: list[float], warm: list[float]) -> dict:
     }
 
 
-def describe_run(method: str, device: torch.device, precision: str, compiled: bool, settings: dict, weights: list[str],
-                 image_size: int) -> dict:
+def describe_run(
+    method: str,
+    device: torch.device,
+    precision: str,
+    compiled: bool,
+    settings: dict,
+    weights: list[str],
+    image_size: int,
+) -> dict:
     """What summary.json says of a run before it begins: method, settings, machine, weights with their digests, date."""
     machine = f"CPU, {torch.get_num_threads()} threads ({platform.machine()})"
     if device.type == "cuda":

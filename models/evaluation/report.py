@@ -1,8 +1,9 @@
 """Scores of every image -> tables, tests and pictures. What metrics.py and the ablations write.
 
-    scored = scoring.score_folders({"LEG": "runs/leg", "CFG": "runs/cfg"}, "data/CXR", "data/BS", masks="data/Mask")
-    print(report.write(scored, "runs/guidance", seed=0))
+scored = scoring.score_folders({"LEG": "runs/leg", "CFG": "runs/cfg"}, "data/CXR", "data/BS", masks="data/Mask")
+print(report.write(scored, "runs/guidance", seed=0))
 """
+
 import csv
 import io
 import itertools
@@ -22,18 +23,29 @@ from .scoring import Scored
 from .tables import Table, latex, markdown, text
 
 RECORD = "metrics.json"  # all numbers; its presence says that the other files are ours
-COMPARED = 4        # images in comparison.png
-ABSENT = "—"        # in a table, what is not known
-INFINITE = "∞"      # the PSNR of results that all equal the truth
-MILLION = 1e6       # parameters are counted in millions
-GIB = 2 ** 30       # bytes
+COMPARED = 4  # images in comparison.png
+ABSENT = "—"  # in a table, what is not known
+INFINITE = "∞"  # the PSNR of results that all equal the truth
+MILLION = 1e6  # parameters are counted in millions
+GIB = 2**30  # bytes
 
 # What the table of cost takes from an evaluation's summary.json.
-COST_KEYS = ("sampler", "steps", "parameters", "seconds", "seconds_after_warm_up", "peak_memory", "peak_memory_of",
-             "device", "precision", "batch_size")
+COST_KEYS = (
+    "sampler",
+    "steps",
+    "parameters",
+    "seconds",
+    "seconds_after_warm_up",
+    "peak_memory",
+    "peak_memory_of",
+    "device",
+    "precision",
+    "batch_size",
+)
 
 
 # --- Numbers ----------------------------------------------------------------------------------------------------------
+
 
 def summarise(scored: Scored, seed: int = 0) -> dict[str, dict[str, dict[str, float]]]:
     """{method: {score's key: what statistics.describe says}}. seed: of the bootstrap."""
@@ -87,6 +99,7 @@ def extremes(scored: Scored, method: str) -> dict[str, str]:
 
 
 # --- Tables -----------------------------------------------------------------------------------------------------------
+
 
 def quality_tables(scored: Scored, summary: dict) -> list[Table]:
     """The seeds' tables: mean ± population standard deviation, a row for each method, the best of several methods
@@ -244,6 +257,7 @@ def _undefined(scored: Scored, columns: tuple[scores.Score, ...], summary: dict)
 
 # --- Files ------------------------------------------------------------------------------------------------------------
 
+
 def write(scored: Scored, output, folders: Mapping[str, str | Path] | None = None, seed: int = 0) -> str:
     """All files into the folder `output`; returns the tables of quality and cost as text, for the terminal.
 
@@ -281,8 +295,9 @@ def write(scored: Scored, output, folders: Mapping[str, str | Path] | None = Non
     return _document(scored.heading, [text(table) for table in shown])
 
 
-def refuse_foreign(output: Path, methods: list[str], inputs: list[Path], setting: str,
-                   further: Sequence[str] = ()) -> None:
+def refuse_foreign(
+    output: Path, methods: list[str], inputs: list[Path], setting: str, further: Sequence[str] = ()
+) -> None:
     """Raise UserError if `write` would replace a file that is read or that no run of metrics.py has written, or cannot
     write.
 
@@ -372,8 +387,9 @@ def write_pictures(scored: Scored, output: Path) -> None:
         images.write_file(output / _examples_name(method), pictures.examples(examples))
 
 
-def quality_against_cost(points: dict[str, list[pictures.Point]], path, cost: str = "seconds an image",
-                         quality: str = "PSNR (dB)") -> None:
+def quality_against_cost(
+    points: dict[str, list[pictures.Point]], path, cost: str = "seconds an image", quality: str = "PSNR (dB)"
+) -> None:
     """A PNG of {method: [pictures.Point(cost, quality, low, high, label)]}, one line a method. cost, quality: names of
     the axes."""
     images.write_file(Path(path), pictures.trade_off(points, cost, quality))

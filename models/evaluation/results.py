@@ -1,4 +1,5 @@
 """The files of one evaluated X-ray: its result as its input is, panel, deviation of several results, DICOM."""
+
 import hashlib
 import json
 from dataclasses import dataclass
@@ -16,13 +17,14 @@ SERIES = "bone-suppressed, not for diagnosis"  # description of a DICOM result's
 RESULT_KEYS = ("seed", "samples", "residual", "strength", "range")  # of eval, those that change a result
 FOLDERS = ("panels", "latents", "deviation", "overlays", "dicom")  # below the output folder, beside the results
 LETTERS_PER_COLUMN = 24  # of a panel's titles: so many fit into the width of an image
-LEAST_LETTER = 8         # height of the titles' letters, pixels
-LINE = 1.5               # height of the titles' strip, letters
+LEAST_LETTER = 8  # height of the titles' letters, pixels
+LINE = 1.5  # height of the titles' strip, letters
 
 
 @dataclass(frozen=True)
 class Output:
     """Where an evaluation writes. folder: for everything; file: for the only result, if eval.output names one."""
+
     folder: Path
     file: Path | None = None
 
@@ -76,8 +78,9 @@ def panel(columns: dict[str, np.ndarray]) -> np.ndarray:
     return np.concatenate([np.asarray(strip) / 255, row], axis=0)
 
 
-def write_deviation(output: Output, name: str, scan: images.Picture, deviation: torch.Tensor,
-                    samples: int) -> dict[str, float]:
+def write_deviation(
+    output: Output, name: str, scan: images.Picture, deviation: torch.Tensor, samples: int
+) -> dict[str, float]:
     """The standard deviation (1, S, S) of several results of an image, in [-1, 1]: deviation/<name>.png,
     overlays/<name>.png.
 

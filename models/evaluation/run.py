@@ -1,4 +1,5 @@
 """A method over many X-rays: from settings to results. What the evaluation scripts call."""
+
 import re
 import time
 from collections.abc import Callable
@@ -43,9 +44,11 @@ class Method(Protocol):
 
 # --- Settings to results ----------------------------------------------------------------------------------------------
 
+
 @dataclass(frozen=True)
 class Job:
     """One evaluation that nothing speaks against: its settings, X-rays and record, and where it computes."""
+
     settings: config.Settings
     cases: list[Case]
     record: Record
@@ -83,8 +86,9 @@ def main(variants: dict[str, config.Settings], method_class: type[pipelines.Pipe
     return ablation.compare(folders, job.cases, output, first)
 
 
-def prepare(variants: dict[str, config.Settings], method_class: type[pipelines.Pipeline],
-            folders: dict[str, Path]) -> dict[str, Job]:
+def prepare(
+    variants: dict[str, config.Settings], method_class: type[pipelines.Pipeline], folders: dict[str, Path]
+) -> dict[str, Job]:
     """What each variant is about to do. Raises UserError for the first thing that speaks against any of them.
 
     The first line on the screen says which weights are used.
@@ -118,8 +122,9 @@ def prepare(variants: dict[str, config.Settings], method_class: type[pipelines.P
     return jobs
 
 
-def _prepare_one(settings: config.Settings, method_class: type[pipelines.Pipeline], cases: list[Case],
-                 folder: Path) -> Job:
+def _prepare_one(
+    settings: config.Settings, method_class: type[pipelines.Pipeline], cases: list[Case], folder: Path
+) -> Job:
     section = settings.eval
     if section.dicom:
         require_dicom(cases)
@@ -141,20 +146,42 @@ def suppress(job: Job, method_class: type[pipelines.Pipeline]) -> None:
     method = method_class.from_settings(job.settings, job.device, job.precision, job.compiled)
     method.check_size(job.settings.data.image_size)
     section = job.settings.eval
-    evaluate(method, job.record, batch_size=section.batch_size, samples=section.samples, dicom=section.dicom,
-             about=method.describe())
+    evaluate(
+        method,
+        job.record,
+        batch_size=section.batch_size,
+        samples=section.samples,
+        dicom=section.dicom,
+        about=method.describe(),
+    )
     if job.nodules:
-        kept = insertion.evaluate(method, job.cases, job.record.output.folder, size=job.settings.data.image_size,
-                                  nodules=job.nodules, count=section.inserted, seed=section.seed,
-                                  title=method_class.title)
+        kept = insertion.evaluate(
+            method,
+            job.cases,
+            job.record.output.folder,
+            size=job.settings.data.image_size,
+            nodules=job.nodules,
+            count=section.inserted,
+            seed=section.seed,
+            title=method_class.title,
+        )
         if processes.rank() == 0:
             print(kept)
 
 
 # --- Running a method -------------------------------------------------------------------------------------------------
 
-def evaluate(method: Method, record: Record, *, batch_size: int, samples: int = 1, dicom: bool = False,
-             about: dict | None = None, measure: Measure | None = None) -> dict:
+
+def evaluate(
+    method: Method,
+    record: Record,
+    *,
+    batch_size: int,
+    samples: int = 1,
+    dicom: bool = False,
+    about: dict | None = None,
+    measure: Measure | None = None,
+) -> dict:
     """Write the result of each image of a record in the input's size and depth, its panel, and summary.json.
 
     record.about["image_size"] is the side of the images that the method sees. samples: results drawn of each image (see
@@ -177,8 +204,8 @@ def evaluate(method: Method, record: Record, *, batch_size: int, samples: int = 
     images_per_batch = max(1, batch_size // samples)
     batches = []
     for start in range(0, len(left), images_per_batch):
-        batches.append(left[start:start + images_per_batch])
-    batches = batches[processes.rank()::processes.world_size()]
+        batches.append(left[start : start + images_per_batch])
+    batches = batches[processes.rank() :: processes.world_size()]
 
     # images through the method and onto the disk
     own_count = sum(len(batch) for batch in batches)
@@ -220,8 +247,9 @@ def require_dicom(cases: list[Case]) -> None:
         images.require_dicom_source(path)
 
 
-def draw_samples(method: Method, cases: list[Case], cxr: torch.Tensor, batch_size: int,
-                 samples: int) -> tuple[torch.Tensor, torch.Tensor]:
+def draw_samples(
+    method: Method, cases: list[Case], cxr: torch.Tensor, batch_size: int, samples: int
+) -> tuple[torch.Tensor, torch.Tensor]:
     """(means, standard deviations), each as cxr (B, 1, S, S), of several results of each image, drawn with noise of
     different names.
 

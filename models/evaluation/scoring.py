@@ -1,5 +1,6 @@
 """Folders of predictions -> the scores of every image. What metrics.py and the ablations call first; report.py writes
 what comes out."""
+
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -16,12 +17,13 @@ from ..data import lists
 from ..runtime.files import UserError
 from .record import UNFINISHED, read_summary, recorded_names
 
-MOST_THREADS = 16   # that work on images beside each other, each with at most 0.3 GB at 1024 x 1024 and one method
+MOST_THREADS = 16  # that work on images beside each other, each with at most 0.3 GB at 1024 x 1024 and one method
 
 
 @dataclass(frozen=True)
 class ImageFiles:
     """The files of one image to score. target: the true soft tissue; predictions: {method: path}."""
+
     cxr: Path
     target: Path
     mask: Path | None
@@ -36,6 +38,7 @@ class Scored:
     each file that could not be used; size: the side at which was scored; resized: how many images were brought to it;
     masked: how many had a lung mask.
     """
+
     values: dict[str, dict[str, dict[str, float]]]
     files: dict[str, ImageFiles]
     faults: list[str]
@@ -89,14 +92,24 @@ class ImageScores:
     computed. resized: whether any of the image's files had another size. mask_fault: why it has no scores inside the
     lungs, if it should.
     """
+
     row: dict[str, dict[str, float]]
     stack: np.ndarray | None
     resized: bool
     mask_fault: str | None
 
 
-def score_folders(folders: Mapping[str, str | Path], cxr, target, *, masks=None, names: Iterable[str] | None = None,
-                  size: int = 1024, device: str | torch.device = "cpu", features: str | None = None) -> Scored:
+def score_folders(
+    folders: Mapping[str, str | Path],
+    cxr,
+    target,
+    *,
+    masks=None,
+    names: Iterable[str] | None = None,
+    size: int = 1024,
+    device: str | torch.device = "cpu",
+    features: str | None = None,
+) -> Scored:
     """Score {method: folder of predictions}. Only images with a CXR, a target and a prediction of every method are
     scored.
 
@@ -141,8 +154,9 @@ def score_folders(folders: Mapping[str, str | Path], cxr, target, *, masks=None,
                 masked += 1
     if not values:
         reasons = lists.shown_names(faults, "; ")
-        raise UserError(f"nothing to score: no prediction has a readable CXR in {cxr} and truth in {target} "
-                        f"by its name ({reasons})")
+        raise UserError(
+            f"nothing to score: no prediction has a readable CXR in {cxr} and truth in {target} by its name ({reasons})"
+        )
     scored_files = {name: files[name] for name in values}
     return Scored(values, scored_files, faults, size, resized, masked)
 
@@ -180,8 +194,10 @@ def doubtful(folders: Mapping[str, str | Path]) -> list[str]:
             strange = [name for name in images.find(folder) if name not in recorded]
             if strange:
                 names = lists.shown_names(strange)
-                lines.append(f"note: {folder} holds images that its summary.json does not list, "
-                             f"perhaps another method's: {names}")
+                lines.append(
+                    f"note: {folder} holds images that its summary.json does not list, "
+                    f"perhaps another method's: {names}"
+                )
     return lines
 
 
@@ -201,9 +217,13 @@ def _find(key: str, folder) -> dict[str, Path]:
         raise UserError(f"{error}; set metrics.{key}") from None
 
 
-def _match(cxr: dict[str, Path], target: dict[str, Path], masks: dict[str, Path],
-           predictions: dict[str, dict[str, Path]],
-           names: Iterable[str] | None) -> tuple[dict[str, ImageFiles], list[str]]:
+def _match(
+    cxr: dict[str, Path],
+    target: dict[str, Path],
+    masks: dict[str, Path],
+    predictions: dict[str, dict[str, Path]],
+    names: Iterable[str] | None,
+) -> tuple[dict[str, ImageFiles], list[str]]:
     """({name: files} of what is complete, a line for each name that is not). names: the wanted ones; None: all with a
     prediction."""
     if names is None:
@@ -276,8 +296,10 @@ def _same_aspect(a: tuple[int, int], b: tuple[int, int]) -> bool:
 
 
 def _aspect_fault(path: Path, shape: tuple[int, int], target_shape: tuple[int, int]) -> str:
-    return (f"{path} is {shape[1]} x {shape[0]}, but the truth {target_shape[1]} x {target_shape[0]}: "
-            "of another aspect ratio, it would be squeezed")
+    return (
+        f"{path} is {shape[1]} x {shape[0]}, but the truth {target_shape[1]} x {target_shape[0]}: "
+        "of another aspect ratio, it would be squeezed"
+    )
 
 
 def _ahead(work: Callable, items: Iterable) -> Iterator[Future]:

@@ -1,14 +1,15 @@
 """What many values say: mean and spread, the uncertainty of the mean, whether two methods differ."""
+
 import math
 from typing import Any
 
 import numpy as np
 from scipy import stats
 
-RESAMPLES = 9999       # of the bootstrap
-RESAMPLE_BATCH = 500   # resamples held in memory at a time
+RESAMPLES = 9999  # of the bootstrap
+RESAMPLE_BATCH = 500  # resamples held in memory at a time
 CONFIDENCE = 0.95
-LEAST_PAIRS = 6        # that differ; with 5 the smallest two-sided p-value of the signed-rank test is 2 / 2^5 = 0.06
+LEAST_PAIRS = 6  # that differ; with 5 the smallest two-sided p-value of the signed-rank test is 2 / 2^5 = 0.06
 
 
 def describe(values, seed: int = 0) -> dict[str, float]:
@@ -42,8 +43,15 @@ def bootstrap(values: np.ndarray, seed: int = 0) -> tuple[float, float]:
         return math.nan, math.nan
     if np.ptp(values) == 0:  # equal values: scipy's acceleration would be 0 / 0
         return float(values[0]), float(values[0])
-    result = stats.bootstrap((values,), np.mean, n_resamples=RESAMPLES, batch=RESAMPLE_BATCH, method="BCa",
-                             confidence_level=CONFIDENCE, rng=np.random.default_rng(seed))
+    result = stats.bootstrap(
+        (values,),
+        np.mean,
+        n_resamples=RESAMPLES,
+        batch=RESAMPLE_BATCH,
+        method="BCa",
+        confidence_level=CONFIDENCE,
+        rng=np.random.default_rng(seed),
+    )
     interval = result.confidence_interval
     return float(interval.low), float(interval.high)
 

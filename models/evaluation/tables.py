@@ -1,4 +1,5 @@
 """A table, once, as text, Markdown and LaTeX."""
+
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -6,11 +7,30 @@ from dataclasses import dataclass, field
 # Letters that LaTeX would read as commands or does not have. A bracket at the start of a row would be an option of the
 # row before.
 LATEX = {
-    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_",
-    "{": r"\{", "}": r"\}", "[": "{[}", "]": "{]}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
-    "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}",
-    "±": r"$\pm$", "↑": r"$\uparrow$", "↓": r"$\downarrow$",
-    "×": r"$\times$", "✗": r"$\times$", "α": r"$\alpha$", "∞": r"$\infty$", "–": "--", "—": "---",
+    "\\": r"\textbackslash{}",
+    "&": r"\&",
+    "%": r"\%",
+    "$": r"\$",
+    "#": r"\#",
+    "_": r"\_",
+    "{": r"\{",
+    "}": r"\}",
+    "[": "{[}",
+    "]": "{]}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    "±": r"$\pm$",
+    "↑": r"$\uparrow$",
+    "↓": r"$\downarrow$",
+    "×": r"$\times$",
+    "✗": r"$\times$",
+    "α": r"$\alpha$",
+    "∞": r"$\infty$",
+    "–": "--",
+    "—": "---",
 }
 LONG_HEADING = 15  # letters
 SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-")
@@ -20,6 +40,7 @@ SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-")
 class Table:
     """title: one line; headings: of the columns, the first names the rows; best: (row, column) of the cells in bold;
     notes: its foot."""
+
     title: str
     headings: list[str]
     rows: list[list[str]]
@@ -56,6 +77,7 @@ def text(table: Table) -> str:
 
 def markdown(table: Table) -> str:
     """A pipe table; the best in bold."""
+
     def line(cells: list[str]) -> str:
         escaped = [cell.replace("|", "\\|") for cell in cells]
         return "| " + " | ".join(escaped) + " |"
@@ -75,6 +97,7 @@ def latex(table: Table, label: str) -> str:
 
     label: for \ref.
     """
+
     def line(cells: list[str]) -> str:
         return "    " + " & ".join(cells) + r" \\"
 
@@ -114,6 +137,7 @@ def _stacked(heading: str) -> str:
 
 def escape(words: str) -> str:
     """Any text as LaTeX that prints it: its special characters, and those beyond ASCII that the tables use."""
+
     # Superscripts become plain digits between NULs, which no table holds, so that the letters can be replaced one by
     # one first.
     def between_nuls(match: re.Match) -> str:

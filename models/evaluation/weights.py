@@ -1,4 +1,5 @@
 """Which weights an evaluation uses: those of its run folder's own trainings, else those that the settings name."""
+
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import yaml
 from .. import config
 
 SHIPPED = config.ROOT / "weights"  # profile `small` names the files in it
-FILE = "weights.safetensors"       # what a training leaves for evaluation
+FILE = "weights.safetensors"  # what a training leaves for evaluation
 
 
 def prefer_own(settings: config.Settings, section: str) -> config.Settings:

@@ -3,6 +3,7 @@ read.
 
 Nothing that a file contains is ever executed. Every file is written beside its final place and then moved there.
 """
+
 import hashlib
 import inspect
 import json
@@ -112,21 +113,27 @@ def fit(network: nn.Module, state: dict, path: str | Path) -> None:
     if expected != found:
         wrong = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
         first = wrong[0]
-        raise UserError(f"{path} holds weights of another architecture: {first} is {found.get(first, 'absent')}, "
-                        f"expected {expected.get(first, 'absent')} ({len(wrong)} such entries)")
+        raise UserError(
+            f"{path} holds weights of another architecture: {first} is {found.get(first, 'absent')}, "
+            f"expected {expected.get(first, 'absent')} ({len(wrong)} such entries)"
+        )
 
     # numbers that a network cannot have, or that only a diverged training leaves
     for name, tensor in network.state_dict().items():
         is_float = state[name].dtype in FLOATS
         if is_float != tensor.is_floating_point():
-            raise UserError(f"{path} holds {str(state[name].dtype).removeprefix('torch.')} numbers in {name}, expected "
-                            f"{'floating-point' if tensor.is_floating_point() else 'whole'} numbers")
+            raise UserError(
+                f"{path} holds {str(state[name].dtype).removeprefix('torch.')} numbers in {name}, expected "
+                f"{'floating-point' if tensor.is_floating_point() else 'whole'} numbers"
+            )
         if is_float and state[name].numel() > 0:
             # of tensors with NaN both are NaN; unlike torch.isfinite it takes no further memory
             least, largest = torch.aminmax(state[name].detach())
             if not (math.isfinite(least) and math.isfinite(largest)):
-                raise UserError(f"{path} holds numbers that are not finite, in {name}: its training diverged; take an "
-                                "earlier file, or train again with a lower learning rate")
+                raise UserError(
+                    f"{path} holds numbers that are not finite, in {name}: its training diverged; take an "
+                    "earlier file, or train again with a lower learning rate"
+                )
 
 
 def fill(network: nn.Module, state: dict, path: str | Path) -> None:
@@ -156,8 +163,10 @@ def require(*paths: str | Path) -> None:
     """Raise UserError if one of these weights files does not exist."""
     for path in map(Path, paths):
         if not path.is_file():
-            raise UserError(f"no weights at {path}; train them first, name the file (vqgan.weights=, ldm.weights=, "
-                            "lcm.weights=), or take the shipped ones with --profile small")
+            raise UserError(
+                f"no weights at {path}; train them first, name the file (vqgan.weights=, ldm.weights=, "
+                "lcm.weights=), or take the shipped ones with --profile small"
+            )
 
 
 def read_weights(path: str | Path) -> tuple[dict, dict | None, dict]:
@@ -189,11 +198,14 @@ def _parse_header(text: str, path: Path) -> dict:
         header = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise UserError(f"the header of {path} is damaged: {_first_line(error)}") from None
-    has_all = isinstance(header, dict) and isinstance(header.get("network"), str) \
-        and isinstance(header.get("settings"), dict)
+    has_all = (
+        isinstance(header, dict) and isinstance(header.get("network"), str) and isinstance(header.get("settings"), dict)
+    )
     if not has_all:
-        raise UserError(f"the header of {path} does not say which network it holds and its settings; the file is "
-                        "damaged or not of this project")
+        raise UserError(
+            f"the header of {path} does not say which network it holds and its settings; the file is "
+            "damaged or not of this project"
+        )
     return header
 
 
@@ -206,8 +218,10 @@ def check_settings(network: type[nn.Module], settings: dict, path: str | Path, t
     parameters = inspect.signature(network).parameters
     for name, value in settings.items():
         if name not in parameters:
-            raise UserError(f"{path} sets {name}, which {network.__name__} does not have in this version of the "
-                            "project; use a newer one")
+            raise UserError(
+                f"{path} sets {name}, which {network.__name__} does not have in this version of the "
+                "project; use a newer one"
+            )
         default = parameters[name].default
         most = tensors if name in getattr(network, "repeats", ()) else LARGEST_SIZE
         if isinstance(default, bool):
@@ -217,13 +231,17 @@ def check_settings(network: type[nn.Module], settings: dict, path: str | Path, t
         elif isinstance(default, float):
             fits = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= LARGEST_SIZE
         elif isinstance(default, tuple):
-            fits = isinstance(value, (list, tuple)) and len(value) <= LONGEST_LIST \
+            fits = (
+                isinstance(value, (list, tuple))
+                and len(value) <= LONGEST_LIST
                 and all(_is_count(item, most) for item in value)
+            )
         else:
             fits = isinstance(value, type(default))
         if not fits:
-            raise UserError(f"{path} sets {name}={str(value)[:50]}, which no {network.__name__} has; "
-                            "the file is damaged")
+            raise UserError(
+                f"{path} sets {name}={str(value)[:50]}, which no {network.__name__} has; the file is damaged"
+            )
 
 
 def _is_count(value, most: int) -> bool:
@@ -236,8 +254,9 @@ def refuse_bomb(path: str | Path) -> None:
         unpacked = sum(entry.file_size for entry in archive.infolist())
     packed = Path(path).stat().st_size
     if unpacked > LARGEST_EXPANSION * packed + FREE_EXPANSION:
-        raise UserError(f"{path} has {packed} bytes, but would unpack to {unpacked}; no checkpoint does, so it was "
-                        "not opened")
+        raise UserError(
+            f"{path} has {packed} bytes, but would unpack to {unpacked}; no checkpoint does, so it was not opened"
+        )
 
 
 def check_tensors(state: dict, path: str | Path) -> None:
@@ -352,8 +371,9 @@ def newest_state(folder: str | Path, warn=print) -> tuple[dict, Path] | None:
                 raise zipfile.BadZipFile(f"{damaged} does not match its checksum")
             foreign = get_unsafe_globals_in_checkpoint(path)
             if foreign:
-                raise UserError(f"{path} asks for {foreign[0]}, which no training state needs; it was not opened, "
-                                "remove it")
+                raise UserError(
+                    f"{path} asks for {foreign[0]}, which no training state needs; it was not opened, remove it"
+                )
             state = torch.load(path, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError:
             raise UserError(f"{path} is not a training state of this project; remove it") from None

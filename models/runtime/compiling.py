@@ -1,4 +1,5 @@
 """torch.compile where it pays. What a reader follows is the plain network, which also runs where compiling fails."""
+
 from collections.abc import Callable
 
 import torch
@@ -49,7 +50,7 @@ class Compiled:
         self.network = network
         self.warn = warn
         self.shapes: list[torch.Size] | None = None  # of the first call's inputs
-        self.fast: Callable | None = None            # the compiled network, unless compiling has failed
+        self.fast: Callable | None = None  # the compiled network, unless compiling has failed
 
     @property
     def works(self) -> bool:
@@ -80,8 +81,13 @@ class Compiled:
             return result
 
 
-def compile_for_training(networks: list[nn.Module], call: Callable, inputs: tuple[torch.Tensor, ...], precision: str,
-                         warn: Callable[[str], None]) -> bool:
+def compile_for_training(
+    networks: list[nn.Module],
+    call: Callable,
+    inputs: tuple[torch.Tensor, ...],
+    precision: str,
+    warn: Callable[[str], None],
+) -> bool:
     """Compile networks in place, with the names of their weights unchanged; False, and all as before, where it fails.
 
     call(*inputs) is what a training step computes with the networks, on tensors of a batch's shapes. It runs forward

@@ -1,4 +1,5 @@
 """Where a run computes, and in which precision."""
+
 import os
 
 import torch

@@ -1,4 +1,5 @@
 """How a script starts and ends: its place among the processes of torchrun, threads, signals, exit status."""
+
 import errno
 import os
 import signal
@@ -11,7 +12,7 @@ from .files import UserError
 
 RANK = int(os.environ.get("RANK", 0))  # which of torchrun's processes this is
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "OPENCV_FOR_THREADS_NUM")
-BAR_INTERVAL = "20"                    # seconds between a progress bar's lines in a log file
+BAR_INTERVAL = "20"  # seconds between a progress bar's lines in a log file
 # How torch, its allocator for the CPU, and OpenCV say that memory has run out; NumPy raises MemoryError.
 OUT_OF_GPU_MEMORY = "out of memory"
 OUT_OF_MEMORY = ("can't allocate memory", "Insufficient memory", "Cannot allocate memory")
@@ -106,11 +107,15 @@ def _explain_machine(error: Exception) -> str | None:
         _drop_output()
         return f"cannot write {error.filename or 'the output'}: {error.strerror}"
     if OUT_OF_GPU_MEMORY in text and isinstance(error, RuntimeError):
-        return ("out of GPU memory; lower the batch_size that this script reads (--help), raise train.accumulate, "
-                "or set train.checkpointing=true")
+        return (
+            "out of GPU memory; lower the batch_size that this script reads (--help), raise train.accumulate, "
+            "or set train.checkpointing=true"
+        )
     if isinstance(error, MemoryError) or any(words in text for words in OUT_OF_MEMORY):
-        return ("out of memory; lower the batch_size that this script reads (--help), the size of the images "
-                "or that of the networks")
+        return (
+            "out of memory; lower the batch_size that this script reads (--help), the size of the images "
+            "or that of the networks"
+        )
     return None
 
 

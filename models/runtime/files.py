@@ -1,4 +1,5 @@
 """How files are written, and the two kinds of errors that end a run in one line."""
+
 import errno
 import hashlib
 import os
@@ -8,14 +9,23 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 # A place that cannot be written is a mistake of the person who named it; a disk that is full or fails is not.
-WRONG_PLACE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST,
-               errno.ENAMETOOLONG}
-DAY = 24 * 3600       # seconds
+WRONG_PLACE = {
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOENT,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.EEXIST,
+    errno.ENAMETOOLONG,
+}
+DAY = 24 * 3600  # seconds
 READABLE_BYTES = 100  # of a file's name that its temporary file repeats
 
 
 class UserError(Exception):
     """A mistake of the person at the keyboard: one line that names the thing and the remedy, exit status 2."""
+
     status = 2
 
     def __init__(self, message: object):
@@ -24,6 +34,7 @@ class UserError(Exception):
 
 class MachineError(UserError):
     """The machine gave up, nobody made a mistake: one line, exit status 1."""
+
     status = 1
 
 

@@ -2,6 +2,7 @@
 
 A script knows its own files by the record that it leaves beside them. Everything here is asked before the work begins.
 """
+
 import os
 import tempfile
 from collections.abc import Iterable
@@ -25,11 +26,15 @@ def refuse_foreign(results: Iterable[Path], inputs: Iterable[Path], own: Iterabl
         if not os.path.lexists(path):  # a link that leads nowhere is a file of somebody's too
             continue
         if _identity(path) in read:
-            raise UserError(f"{path} is an input of this run, and its result would take that place; "
-                            f"give the results another folder with {setting}=")
+            raise UserError(
+                f"{path} is an input of this run, and its result would take that place; "
+                f"give the results another folder with {setting}="
+            )
         if os.path.abspath(path) not in known:
-            raise UserError(f"{path} is there already and no record says that this script wrote it; "
-                            f"give the results another folder with {setting}=, or move that file away")
+            raise UserError(
+                f"{path} is there already and no record says that this script wrote it; "
+                f"give the results another folder with {setting}=, or move that file away"
+            )
 
 
 def require_writable(folder: str | Path) -> None:

@@ -13,6 +13,7 @@ factor against the averaging would be added, and the sums below would stay for t
 the logged values. What overlapping would hide, by arithmetic: the 1.5 GB of the U-Net's gradients take some 7 ms over
 NVLink (400 GB/s), a quarter of a second over a network of 100 Gbit/s.
 """
+
 import os
 import sys
 from collections.abc import Iterable
@@ -30,7 +31,7 @@ from .entry import alone
 from .files import MachineError, sweep
 
 TIMEOUT = timedelta(days=1)  # of an exchange; long, as torchrun itself ends all processes when one fails
-BUCKET_NUMBERS = 1 << 24     # summed in one exchange
+BUCKET_NUMBERS = 1 << 24  # summed in one exchange
 BACKENDS = ("gloo", "nccl")
 
 
@@ -85,6 +86,7 @@ def barrier() -> None:
 
 # --- A batch and its shards ----------------------------------------------------------------------------------------
 
+
 def shard(size: int) -> tuple[list[int], float]:
     """(this process's places in a batch of `size` images, the weight of these images: 1 or 0).
 
@@ -117,7 +119,7 @@ def all_gather_batch(images: torch.Tensor, weight: float = 1.0) -> torch.Tensor:
     # all shards filled up to the length of the longest, which is the first one
     longest = -(-size // world_size())  # rounded up
     filled = images.new_zeros(longest, *images.shape[1:])
-    filled[:len(images)] = images
+    filled[: len(images)] = images
     shards = [torch.empty_like(filled) for _ in range(world_size())]
     dist.all_gather(shards, filled)
 
@@ -127,6 +129,7 @@ def all_gather_batch(images: torch.Tensor, weight: float = 1.0) -> torch.Tensor:
 
 
 # --- Exchanges -----------------------------------------------------------------------------------------------------
+
 
 class _AllReduceSum(torch.autograd.Function):
     """The sum of a tensor over processes; its gradient is the sum of their gradients."""

@@ -2,6 +2,7 @@
 
 Nothing is counted, so a run that goes on needs no stored state of a generator.
 """
+
 import zlib
 
 import torch

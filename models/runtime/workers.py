@@ -1,4 +1,5 @@
 """One function on many items, in processes beside each other."""
+
 import os
 import signal
 from collections.abc import Callable
@@ -36,7 +37,7 @@ def parallel(function: Callable, items: list, label: str, at_once: int | None = 
         group_size = at_once or len(items)
         try:
             for start in range(0, len(items), group_size):
-                group = items[start:start + group_size]
+                group = items[start : start + group_size]
                 for result in _pool().map(function, group):
                     results.append(result)
                     bar.update()

@@ -1,8 +1,10 @@
 """A drawn patient in numbers: what is the same in everybody, and what is drawn for each.
 
-Coordinates as in geometry.py. The tables here, and the control points in soft_tissue.py and skeleton.py, were placed by the
-project's authors by eye, after the proportions of normal chest radiographs; they come from no atlas and no patient's measures.
+Coordinates as in geometry.py. The tables here, and the control points in soft_tissue.py and skeleton.py, were placed by
+the project's authors by eye, after the proportions of normal chest radiographs; they come from no atlas and no
+patient's measures.
 """
+
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,31 +12,33 @@ import numpy as np
 from .field import generator
 from .geometry import Pose
 
-# Ribs 1 to 12: half width of the cage, fall from the back to the front, fall along the back, angle where bone ends and gristle begins
+# Ribs 1 to 12: half width of the cage, fall from the back to the front, fall along the back, angle where bone ends and
+# gristle begins
 RIB_WIDTH = np.array([0.155, 0.243, 0.293, 0.320, 0.338, 0.350, 0.358, 0.363, 0.363, 0.350, 0.300, 0.200])
 RIB_DROP = np.array([0.150, 0.215, 0.255, 0.285, 0.305, 0.325, 0.345, 0.360, 0.370, 0.350, 0.240, 0.130])
 RIB_SLOPE = np.array([0.0, 0.0, 0.0, 0.02, 0.04, 0.06, 0.09, 0.12, 0.16, 0.22, 0.32, 0.40])
 RIB_END = np.radians([150, 150, 150, 147, 143, 138, 131, 124, 120, 114, 86, 60])
-RIB_BOX = 0.75          # exponent of the cage's cross-section; 1 = an ellipse, less = a box
+RIB_BOX = 0.75  # exponent of the cage's cross-section; 1 = an ellipse, less = a box
 THORACIC_Y = 0.115 + np.concatenate([[0], np.cumsum(np.linspace(0.043, 0.068, 11))])  # centres of T1 to T12
-WALL = 0.014            # from the middle of the ribs to the lung
+WALL = 0.014  # from the middle of the ribs to the lung
 
 
 @dataclass(frozen=True)
 class Anatomy(Pose):
     """One patient in one pose; lengths in units of the image's side, angles in radians."""
+
     seed: int
     female: bool
-    fat: float          # 0 slim to 1 heavy
-    width: float        # of the rib cage, 1 = a broad man
-    drop: float         # obliqueness of the ribs, 1 = usual
-    rib: float          # half height of a rib
-    heart: float        # 1 = usual
+    fat: float  # 0 slim to 1 heavy
+    width: float  # of the rib cage, 1 = a broad man
+    drop: float  # obliqueness of the ribs, 1 = usual
+    rib: float  # half height of a rib
+    heart: float  # 1 = usual
     domes: tuple[float, float]  # y of the right and the left half of the diaphragm
-    density: float      # of lung tissue against water
-    shoulder: float     # -1 hanging to 1 raised
-    bone: float         # attenuation of compact bone against soft tissue
-    residue: float      # share of the bone edges that the soft-tissue image keeps
+    density: float  # of lung tissue against water
+    shoulder: float  # -1 hanging to 1 raised
+    bone: float  # attenuation of compact bone against soft tissue
+    residue: float  # share of the bone edges that the soft-tissue image keeps
 
 
 def draw_anatomy(seed: int) -> Anatomy:
@@ -56,5 +60,21 @@ def draw_anatomy(seed: int) -> Anatomy:
     shoulder = random.uniform(-1, 1)
     bone = float(np.exp(random.uniform(np.log(2.5), np.log(7.0))))
     residue = random.choice([0.0, random.uniform(0.01, 0.05)])
-    return Anatomy(seed=seed, female=female, fat=fat, width=width, drop=drop, rib=rib, heart=heart, domes=(right_dome, left_dome),
-                   density=density, shift=shift, turn=turn, yaw=yaw, zoom=zoom, shoulder=shoulder, bone=bone, residue=residue)
+    return Anatomy(
+        seed=seed,
+        female=female,
+        fat=fat,
+        width=width,
+        drop=drop,
+        rib=rib,
+        heart=heart,
+        domes=(right_dome, left_dome),
+        density=density,
+        shift=shift,
+        turn=turn,
+        yaw=yaw,
+        zoom=zoom,
+        shoulder=shoulder,
+        bone=bone,
+        residue=residue,
+    )

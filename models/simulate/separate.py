@@ -2,11 +2,13 @@
 
     part = separate.parts(hounsfield, spacing, labels)
 
-The slices of a CT are thicker than a cortex: bone surfaces are found between the slices from distances inside each slice, and
-the bone behind them is laid on again as a thin dense shell over spongy bone, keeping the CT's own amount of bone.
+The slices of a CT are thicker than a cortex: bone surfaces are found between the slices from distances inside each
+slice, and the bone behind them is laid on again as a thin dense shell over spongy bone, keeping the CT's own amount of
+bone.
 
 A volume is (D, H, W) with axes as in `xray`: volume[:, row] is an axial slice (D, W).
 """
+
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,24 +24,26 @@ from .xray import Volume
 Spacing = tuple[float, float, float]  # mm along D, H, W
 
 # Hounsfield units
-TISSUE = 40.0           # of muscle
-AIR = -1000             # all around the body
-COMPACT = 1620.0        # of cortical bone (1.92 * 0.265 / 0.194 at 70 keV, `xray`'s tables)
-BRIGHTEST = 70.0        # of soft tissue without contrast medium
-METAL = 1100            # above it a patch of METAL_SIDE voxels squared is metal; cortical bone never averages that over such an area
+TISSUE = 40.0  # of muscle
+AIR = -1000  # all around the body
+COMPACT = 1620.0  # of cortical bone (1.92 * 0.265 / 0.194 at 70 keV, `xray`'s tables)
+BRIGHTEST = 70.0  # of soft tissue without contrast medium
+METAL = (
+    1100  # above it a patch of METAL_SIDE voxels squared is metal; cortical bone never averages that over such an area
+)
 METAL_SIDE = 5
-SOLID = -400            # above it there is body
-AIRY = -450             # below it there is air in the lungs
+SOLID = -400  # above it there is body
+AIRY = -450  # below it there is air in the lungs
 
-UNIT = 1e-4             # of the values of the volumes
-SHARPEN = 0.3           # gain along the body of what half a slice blurs
-COARSE = 2.1            # mm that make a voxel of the coarse volumes
+UNIT = 1e-4  # of the values of the volumes
+SHARPEN = 0.3  # gain along the body of what half a slice blurs
+COARSE = 2.1  # mm that make a voxel of the coarse volumes
 ABOVE, BELOW = 70.0, 160.0  # mm of the CT kept above and below the lungs
-LITRES = (0.8, 12.0)    # of air that a chest holds
-CORTEX = 0.9            # thickness of the shell, mm
-SPONGY = 0.07           # share of compact bone in spongy bone
-AROUND = 3.0            # mm over which the CT's amount of bone is kept
-SHARE = (1.0, 1.2)      # of the shell and the spongy bone of a healthy adult that the CT's own amount can ask for
+LITRES = (0.8, 12.0)  # of air that a chest holds
+CORTEX = 0.9  # thickness of the shell, mm
+SPONGY = 0.07  # share of compact bone in spongy bone
+AROUND = 3.0  # mm over which the CT's amount of bone is kept
+SHARE = (1.0, 1.2)  # of the shell and the spongy bone of a healthy adult that the CT's own amount can ask for
 # Structures of an organ mask by name, as TotalSegmentator calls them
 BONES = ("rib_", "vertebrae_", "sternum", "scapula", "clavicula", "humerus")
 GRISTLE = ("costal_cartilages",)  # bone where it is calcified
@@ -48,17 +52,22 @@ ARMS = ("scapula", "clavicula", "humerus")
 
 @dataclass(frozen=True, eq=False)
 class Parts:
-    """fine: tissue as water and, in its place, compact bone, (D, H, W, 2). coarse: body and lung, shares of the voxel, (d, h, w, 2).
+    """fine: tissue as water and, in its place, compact bone, (D, H, W, 2). coarse: body and lung, shares of the voxel,
+    (d, h, w, 2).
 
     lungs: their box in mm from the volume's middle: right, left, top, bottom as a radiograph shows them.
     """
+
     fine: Volume
     coarse: Volume
     lungs: tuple[float, float, float, float]
 
 
-def parts(hounsfield: np.ndarray, spacing: Spacing, labels: np.ndarray | None = None, names: dict[int, str] | None = None) -> Parts:
-    """Take a CT apart. hounsfield (D, H, W), axes as in `xray`; spacing in mm; labels (D, H, W) with {number: structure} or None.
+def parts(
+    hounsfield: np.ndarray, spacing: Spacing, labels: np.ndarray | None = None, names: dict[int, str] | None = None
+) -> Parts:
+    """Take a CT apart. hounsfield (D, H, W), axes as in `xray`; spacing in mm; labels (D, H, W) with {number:
+    structure} or None.
 
     ValueError where the volume does not show two lungs in a body.
     """
@@ -84,11 +93,14 @@ def parts(hounsfield: np.ndarray, spacing: Spacing, labels: np.ndarray | None = 
 
     coarse = np.stack([_shrink(volume, max(1, round(COARSE / spacing[2]))) for volume in (body, lungs)], -1)
     coarse_spacing = np.multiply(spacing, hounsfield.shape) / coarse.shape[:3]
-    return Parts(Volume(fine, fine_spacing, UNIT), Volume(coarse, tuple(coarse_spacing.tolist()), UNIT), _box(lungs, spacing))
+    return Parts(
+        Volume(fine, fine_spacing, UNIT), Volume(coarse, tuple(coarse_spacing.tolist()), UNIT), _box(lungs, spacing)
+    )
 
 
 def _tissue(hounsfield: np.ndarray, body: np.ndarray, bone: np.ndarray, rows: int) -> np.ndarray:
-    """Tissue as water (D, rows, W), muscle in the place of bone; thick slices blur it along the body alone, which is mended a little."""
+    """Tissue as water (D, rows, W), muscle in the place of bone; thick slices blur it along the body alone, which is
+    mended a little."""
     soft = np.where(bone, TISSUE, np.minimum(hounsfield, BRIGHTEST)).astype(np.float32)
     soft = _between(np.where(body, soft, AIR), rows)
     half_slice = rows / hounsfield.shape[1] / 2
@@ -96,16 +108,18 @@ def _tissue(hounsfield: np.ndarray, body: np.ndarray, bone: np.ndarray, rows: in
     return np.clip((soft + 1000) / 1000, 0, 1 + BRIGHTEST / 1000)
 
 
-# --- Body, lungs, bone -----------------------------------------------------------------------------------------------------------
+# --- Body, lungs, bone ------------------------------------------------------------------------------------------------
+
 
 def body_and_lungs(hounsfield: np.ndarray, spacing: Spacing) -> tuple[np.ndarray, np.ndarray]:
     """bool (D, H, W) each: the body without table and clothes but with its air, and the air of the lungs."""
     # At about 2 mm, which is enough for both
     step = tuple(max(1, round(2.0 / length)) for length in spacing)
-    small = hounsfield[::step[0], ::step[1], ::step[2]]
+    small = hounsfield[:: step[0], :: step[1], :: step[2]]
     litres_a_voxel = np.prod(np.multiply(spacing, step)) / 1e6
 
-    # The body: the largest solid thing once thin things (table, clothes) are opened away, closed and filled in each axial slice
+    # The body: the largest solid thing once thin things (table, clothes) are opened away, closed and filled in each
+    # axial slice
     solid = small > SOLID
     tool = np.ones((3, 3), np.uint8)
     for row in range(solid.shape[1]):
@@ -133,11 +147,14 @@ def body_and_lungs(hounsfield: np.ndarray, spacing: Spacing) -> tuple[np.ndarray
 
 def _metal(plane: np.ndarray) -> np.ndarray:
     """uint8 (D, W): the patches of metal in an axial slice of Hounsfield units."""
-    return cv2.morphologyEx((plane > METAL).astype(np.uint8), cv2.MORPH_OPEN, np.ones((METAL_SIDE, METAL_SIDE), np.uint8))
+    return cv2.morphologyEx(
+        (plane > METAL).astype(np.uint8), cv2.MORPH_OPEN, np.ones((METAL_SIDE, METAL_SIDE), np.uint8)
+    )
 
 
 def labelled_bone(hounsfield: np.ndarray, labels: np.ndarray, names: dict[int, str]) -> tuple[np.ndarray, np.ndarray]:
     """bool (D, H, W) each: bone, and those of the raised arms, from an organ mask that is coarser than the CT."""
+
     def of(starts: tuple[str, ...]) -> np.ndarray:
         return np.isin(labels, [number for number, name in names.items() if name.startswith(starts)])
 
@@ -152,10 +169,13 @@ def labelled_bone(hounsfield: np.ndarray, labels: np.ndarray, names: dict[int, s
     return bone, arms
 
 
-def guessed_bone(hounsfield: np.ndarray, body: np.ndarray, lungs: np.ndarray, spacing: Spacing) -> tuple[np.ndarray, np.ndarray]:
+def guessed_bone(
+    hounsfield: np.ndarray, body: np.ndarray, lungs: np.ndarray, spacing: Spacing
+) -> tuple[np.ndarray, np.ndarray]:
     """As `labelled_bone`, from grey values and position alone.
 
-    Bone lies around the chest and crosses its wall; contrast medium lies inside it, is even, or brighter than so thick a bone.
+    Bone lies around the chest and crosses its wall; contrast medium lies inside it, is even, or brighter than so thick
+    a bone.
     """
     chest, spine, beside = _regions(lungs, spacing)
     small_disc = disc(4 / spacing[2])  # 4 and 8 mm
@@ -195,7 +215,8 @@ def guessed_bone(hounsfield: np.ndarray, body: np.ndarray, lungs: np.ndarray, sp
 
 
 def _regions(lungs: np.ndarray, spacing: Spacing) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """bool (D, H, W) each: the space inside the ribs; where the spine is; what lies beside the rib cage, above the lungs' middle."""
+    """bool (D, H, W) each: the space inside the ribs; where the spine is; what lies beside the rib cage, above the
+    lungs' middle."""
     chest = np.zeros(lungs.shape, bool)
     spine = np.zeros(lungs.shape, bool)
     beside = np.zeros(lungs.shape, bool)
@@ -241,13 +262,20 @@ def sharp_bone(hounsfield: np.ndarray, bone: np.ndarray, spacing: Spacing, rows:
     return 0.8 * made * share + 0.2 * amount * edge
 
 
-# --- Files -----------------------------------------------------------------------------------------------------------------------
+# --- Files ------------------------------------------------------------------------------------------------------------
+
 
 def save(part: Parts, path: str | Path) -> None:
     """Write parts to an .npz file, whole or not at all."""
     with replacing(path) as temporary, open(temporary, "wb") as file:
-        np.savez(file, fine=part.fine.values, fine_spacing=part.fine.spacing, coarse=part.coarse.values,
-                 coarse_spacing=part.coarse.spacing, lungs=part.lungs)
+        np.savez(
+            file,
+            fine=part.fine.values,
+            fine_spacing=part.fine.spacing,
+            coarse=part.coarse.values,
+            coarse_spacing=part.coarse.spacing,
+            lungs=part.lungs,
+        )
 
 
 def load(path: str | Path) -> Parts:
@@ -258,7 +286,8 @@ def load(path: str | Path) -> Parts:
         return Parts(fine, coarse, tuple(file["lungs"].tolist()))
 
 
-# --- Helpers ---------------------------------------------------------------------------------------------------------------------
+# --- Helpers ----------------------------------------------------------------------------------------------------------
+
 
 def _grown(plane: np.ndarray, voxels: int) -> np.ndarray:
     """bool (D, W): an axial slice's mask with a rim of so many voxels."""

@@ -1,8 +1,9 @@
 """The bones of a drawn patient, as hollow tubes, and the thickness of compact bone that rays meet.
 
-Coordinates as in geometry.py. The numbers of the shapes are control points (x, y, z) of the left side, and profiles along the bone,
-placed by eye (see anatomy.py). B is the number of bones, k that of the points along each.
+Coordinates as in geometry.py. The numbers of the shapes are control points (x, y, z) of the left side, and profiles
+along the bone, placed by eye (see anatomy.py). B is the number of bones, k that of the points along each.
 """
+
 import cv2
 import numpy as np
 
@@ -11,9 +12,9 @@ from .field import generator, texture
 from .geometry import POINTS, SIDES, Tubes, both_sides, curve, join, make_tubes, shell
 
 RIBS = 12
-VERTEBRAE = 20          # C4 to L3
-MARROW_SCALE = 0.6      # of the half axes, at which the inside of a bone is splatted; it is smoothed to a solid then
-MARROW_BLUR = 0.0035    # sigma of that, in units of the side
+VERTEBRAE = 20  # C4 to L3
+MARROW_SCALE = 0.6  # of the half axes, at which the inside of a bone is splatted; it is smoothed to a solid then
+MARROW_BLUR = 0.0035  # sigma of that, in units of the side
 
 
 def ribs(anatomy: Anatomy) -> Tubes:
@@ -31,12 +32,19 @@ def ribs(anatomy: Anatomy) -> Tubes:
     sin = np.sin(phi)
     cos = np.cos(phi)
     out = half * sin**RIB_BOX
-    y = (THORACIC_Y[number][:, None] - 0.012 + random.normal(0, 0.002, (2 * RIBS, 1)) + drop * (1 - cos) / 2
-         + RIB_SLOPE[number][:, None] * out - 0.014 * np.sin(np.pi * np.clip(phi / 0.9, 0, 1)))
+    y = (
+        THORACIC_Y[number][:, None]
+        - 0.012
+        + random.normal(0, 0.002, (2 * RIBS, 1))
+        + drop * (1 - cos) / 2
+        + RIB_SLOPE[number][:, None] * out
+        - 0.014 * np.sin(np.pi * np.clip(phi / 0.9, 0, 1))
+    )
     depth = np.linspace(0.14, 0.22, RIBS)[number][:, None]
     path = np.stack([side * out, y, -depth * np.sign(cos) * np.abs(cos) ** RIB_BOX], -1)
 
-    # The cross-section: the first rib lies flat; all are slim at both ends, and the cortex gets thinner towards the front.
+    # The cross-section: the first rib lies flat; all are slim at both ends, and the cortex gets thinner towards the
+    # front.
     tip = np.where(number == 0, -0.65, -0.15)[:, None] + 0 * phi
     along_rib = np.interp(t, [0, 0.06, 0.2, 0.6, 0.95, 1], [0.7, 0.75, 1, 0.95, 1.1, 0.7])
     of_rib = np.interp(number, [0, 10, 11], [1, 0.9, 0.7])[:, None]
@@ -75,11 +83,15 @@ def spine(anatomy: Anatomy) -> tuple[Tubes, Tubes]:
         processes.append(make_tubes(curve(centre + pedicle), 0.0065, 0.0095, 0.0012, 0.3, (1, 0, 0)))
 
         reach = np.interp(y, [0, 0.11, 0.2, 0.7, 1], [0.045, 0.085, 0.072, 0.06, 0.075])
-        points = [np.stack([side * share * reach, -lift * height, 0 * y - 0.05], -1)
-                  for share, lift in ((0.3, 0.1), (0.7, 0.35), (1, 0.55))]
+        points = [
+            np.stack([side * share * reach, -lift * height, 0 * y - 0.05], -1)
+            for share, lift in ((0.3, 0.1), (0.7, 0.35), (1, 0.55))
+        ]
         transverse = curve(centre + np.stack(points, 1))
         processes.append(make_tubes(transverse, 0.006, [0.013, 0.009, 0.010, 0.003], 0.0013, 0.25))
-    spinous = np.array([(0, 0.006, -0.06), (0, 0.022, -0.085), (0, 0.034, -0.11)]) + random.normal(0, 0.001, (VERTEBRAE, 3, 3))
+    spinous = np.array([(0, 0.006, -0.06), (0, 0.022, -0.085), (0, 0.034, -0.11)]) + random.normal(
+        0, 0.001, (VERTEBRAE, 3, 3)
+    )
     processes.append(make_tubes(curve(centre + spinous), [0.004, 0.006], [0.016, 0.012], 0.0014, 0.2, (1, 0, 0)))
     return bodies, join(processes)
 
@@ -94,34 +106,94 @@ def girdle(anatomy: Anatomy) -> Tubes:
         return make_tubes(curve(both_sides(np.asarray(points) + out)), thin, wide, cortex, marrow)
 
     # The collar bone turns about its inner end, so its points move the more the further out they are.
-    collar_points = [(0.048, 0.265, 0.18), (0.11, 0.245, 0.20), (0.18, 0.215 - lift, 0.19), (0.27, 0.17 - 1.5 * lift, 0.12),
-                     (0.335 + out[0] / 2, 0.142 - 1.7 * lift, 0.06), (0.385 + out[0], 0.143 - 1.7 * lift, 0.03)]
-    collar_bone = make_tubes(curve(both_sides(collar_points)), [0.018, 0.014, 0.013, 0.013, 0.010, 0.009],
-                             [0.021, 0.015, 0.014, 0.015, 0.018, 0.014], 0.0036, 0.3)
+    collar_points = [
+        (0.048, 0.265, 0.18),
+        (0.11, 0.245, 0.20),
+        (0.18, 0.215 - lift, 0.19),
+        (0.27, 0.17 - 1.5 * lift, 0.12),
+        (0.335 + out[0] / 2, 0.142 - 1.7 * lift, 0.06),
+        (0.385 + out[0], 0.143 - 1.7 * lift, 0.03),
+    ]
+    collar_bone = make_tubes(
+        curve(both_sides(collar_points)),
+        [0.018, 0.014, 0.013, 0.013, 0.010, 0.009],
+        [0.021, 0.015, 0.014, 0.015, 0.018, 0.014],
+        0.0036,
+        0.3,
+    )
 
     # The shoulder blade, a plate between two borders, with its ridge, its hook and the socket of the arm
-    outer_border = bone([(0.335, 0.25, -0.1), (0.325, 0.31, -0.12), (0.312, 0.38, -0.15), (0.295, 0.47, -0.18)],
-                        [0.008, 0.005, 0.004], [0.011, 0.007, 0.006, 0.003], [0.003, 0.003, 0.002, 0.0006], 0.3)
-    inner_border = bone([(0.235, 0.19, -0.18), (0.24, 0.27, -0.19), (0.26, 0.37, -0.19), (0.295, 0.47, -0.18)],
-                        0.002, 0.003, [0.0004, 0.0010, 0.0010], 0.3)
-    blade = bone([(0.292, 0.44, -0.18), (0.283, 0.36, -0.18), (0.285, 0.29, -0.18), (0.29, 0.21, -0.16)],
-                 0.003, [0.012, 0.04, 0.052, 0.05], [0.0008, 0.0006, 0.0006], 0.6)
-    ridge = bone([(0.24, 0.235, -0.18), (0.30, 0.205, -0.18), (0.36, 0.16, -0.12), (0.41, 0.155, -0.05), (0.425, 0.17, 0.0)],
-                 [0.004, 0.006, 0.009, 0.009], [0.005, 0.007, 0.015, 0.018, 0.01], 0.0022, 0.3)
-    coracoid = bone([(0.335, 0.22, -0.08), (0.318, 0.195, -0.03), (0.312, 0.20, 0.03)],
-                    0.010, [0.016, 0.014, 0.012], 0.0022, 0.3)
-    socket = bone([(0.342, 0.20, -0.08), (0.338, 0.235, -0.08), (0.345, 0.27, -0.08)],
-                  [0.003, 0.013, 0.003], [0.006, 0.014, 0.006], 0.0030, 0.3)
+    outer_border = bone(
+        [(0.335, 0.25, -0.1), (0.325, 0.31, -0.12), (0.312, 0.38, -0.15), (0.295, 0.47, -0.18)],
+        [0.008, 0.005, 0.004],
+        [0.011, 0.007, 0.006, 0.003],
+        [0.003, 0.003, 0.002, 0.0006],
+        0.3,
+    )
+    inner_border = bone(
+        [(0.235, 0.19, -0.18), (0.24, 0.27, -0.19), (0.26, 0.37, -0.19), (0.295, 0.47, -0.18)],
+        0.002,
+        0.003,
+        [0.0004, 0.0010, 0.0010],
+        0.3,
+    )
+    blade = bone(
+        [(0.292, 0.44, -0.18), (0.283, 0.36, -0.18), (0.285, 0.29, -0.18), (0.29, 0.21, -0.16)],
+        0.003,
+        [0.012, 0.04, 0.052, 0.05],
+        [0.0008, 0.0006, 0.0006],
+        0.6,
+    )
+    ridge = bone(
+        [(0.24, 0.235, -0.18), (0.30, 0.205, -0.18), (0.36, 0.16, -0.12), (0.41, 0.155, -0.05), (0.425, 0.17, 0.0)],
+        [0.004, 0.006, 0.009, 0.009],
+        [0.005, 0.007, 0.015, 0.018, 0.01],
+        0.0022,
+        0.3,
+    )
+    coracoid = bone(
+        [(0.335, 0.22, -0.08), (0.318, 0.195, -0.03), (0.312, 0.20, 0.03)], 0.010, [0.016, 0.014, 0.012], 0.0022, 0.3
+    )
+    socket = bone(
+        [(0.342, 0.20, -0.08), (0.338, 0.235, -0.08), (0.345, 0.27, -0.08)],
+        [0.003, 0.013, 0.003],
+        [0.006, 0.014, 0.006],
+        0.0030,
+        0.3,
+    )
 
     # The humerus: a round head, and a shaft that leaves the image downwards
     head_radius = [0.034, 0.043, 0.043, 0.036, 0.020, 0.002]
-    head = bone([(0.408, 0.252, -0.05), (0.39, 0.235, -0.05), (0.375, 0.221, -0.05), (0.362, 0.208, -0.05),
-                 (0.352, 0.198, -0.05), (0.348, 0.194, -0.05)],
-                head_radius, head_radius, [0, 0.001, 0.0024, 0.0026, 0.0026], 0.12)
+    head = bone(
+        [
+            (0.408, 0.252, -0.05),
+            (0.39, 0.235, -0.05),
+            (0.375, 0.221, -0.05),
+            (0.362, 0.208, -0.05),
+            (0.352, 0.198, -0.05),
+            (0.348, 0.194, -0.05),
+        ],
+        head_radius,
+        head_radius,
+        [0, 0.001, 0.0024, 0.0026, 0.0026],
+        0.12,
+    )
     shaft_radius = [0.003, 0.019, 0.029, 0.035, 0.030, 0.022, 0.020]
-    shaft = bone([(0.398, 0.182, -0.05), (0.400, 0.187, -0.05), (0.404, 0.203, -0.05), (0.411, 0.24, -0.05),
-                  (0.430, 0.29, -0.05), (0.455, 0.36, -0.05), (0.56, 0.61, -0.05)],
-                 shaft_radius, shaft_radius, [0.002, 0.002, 0.003, 0.0055, 0.007], 0.12)
+    shaft = bone(
+        [
+            (0.398, 0.182, -0.05),
+            (0.400, 0.187, -0.05),
+            (0.404, 0.203, -0.05),
+            (0.411, 0.24, -0.05),
+            (0.430, 0.29, -0.05),
+            (0.455, 0.36, -0.05),
+            (0.56, 0.61, -0.05),
+        ],
+        shaft_radius,
+        shaft_radius,
+        [0.002, 0.002, 0.003, 0.0055, 0.007],
+        0.12,
+    )
     return join([collar_bone, outer_border, inner_border, blade, ridge, coracoid, socket, head, shaft])
 
 

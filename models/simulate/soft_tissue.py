@@ -1,8 +1,9 @@
 """Soft tissue and air of a drawn patient, as thickness maps (S, S) in units of the image's side.
 
-Coordinates as in geometry.py. The numbers of the shapes are control points, placed by eye (see anatomy.py): lengths are in units of
-the side, and a row of `geometry.rows` is (y, centre x, half width, depth).
+Coordinates as in geometry.py. The numbers of the shapes are control points, placed by eye (see anatomy.py): lengths are
+in units of the side, and a row of `geometry.rows` is (y, centre x, half width, depth).
 """
+
 import cv2
 import numpy as np
 from scipy.interpolate import CubicSpline
@@ -11,11 +12,12 @@ from .anatomy import RIB_DROP, RIB_SLOPE, RIB_WIDTH, THORACIC_Y, WALL, Anatomy
 from .field import generator, texture
 from .geometry import SIDES, curve, ellipsoid, filled, ribbon, rows
 
-FORKS = 8               # generations of the lungs' vessels
-ROOTS = 12              # vessels that leave a hilum
+FORKS = 8  # generations of the lungs' vessels
+ROOTS = 12  # vessels that leave a hilum
 
 
-# --- Body ------------------------------------------------------------------------------------------------------------------------
+# --- Body -------------------------------------------------------------------------------------------------------------
+
 
 def body(anatomy: Anatomy, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Thickness of trunk, neck, shoulders and arms, joined smoothly; the lungs are not yet taken out."""
@@ -34,11 +36,29 @@ def trunk(anatomy: Anatomy, x: np.ndarray, y: np.ndarray) -> list[np.ndarray]:
     lift = 0.025 * anatomy.shoulder
     half = 0.405 * width + 0.04 * fat
     deep = 0.48 + 0.12 * fat
-    chest = [(0.08, 0, 0.22, 0), (0.19, 0, 0.36 * width, 0.2), (0.35, 0, half - 0.02, deep), (0.6, 0, half, deep),
-             (0.9, 0, half - 0.01, deep + 0.05), (1.1, 0, half, deep + 0.1)]
-    neck = [(-0.2, 0, 0.15, 0.38), (0.05, 0, 0.13 * width + 0.02 * fat, 0.36), (0.15, 0, 0.17, 0.28), (0.26, 0, 0.25, 0)]
-    shoulders = [(0.02 - lift, 0, 0.10, 0.16), (0.07 - lift, 0, 0.17, 0.2), (0.10 - lift, 0, 0.28, 0.25),
-                 (0.14 - lift, 0, 0.44, 0.33), (0.2 - lift, 0, 0.56, 0.40), (0.3, 0, 0.57, 0.38), (0.42, 0, 0.5, 0)]
+    chest = [
+        (0.08, 0, 0.22, 0),
+        (0.19, 0, 0.36 * width, 0.2),
+        (0.35, 0, half - 0.02, deep),
+        (0.6, 0, half, deep),
+        (0.9, 0, half - 0.01, deep + 0.05),
+        (1.1, 0, half, deep + 0.1),
+    ]
+    neck = [
+        (-0.2, 0, 0.15, 0.38),
+        (0.05, 0, 0.13 * width + 0.02 * fat, 0.36),
+        (0.15, 0, 0.17, 0.28),
+        (0.26, 0, 0.25, 0),
+    ]
+    shoulders = [
+        (0.02 - lift, 0, 0.10, 0.16),
+        (0.07 - lift, 0, 0.17, 0.2),
+        (0.10 - lift, 0, 0.28, 0.25),
+        (0.14 - lift, 0, 0.44, 0.33),
+        (0.2 - lift, 0, 0.56, 0.40),
+        (0.3, 0, 0.57, 0.38),
+        (0.42, 0, 0.5, 0),
+    ]
     return [rows(x, y, chest, 0.25), rows(x, y, neck, 0.3), rows(x, y, shoulders, 0.3)]
 
 
@@ -47,9 +67,14 @@ def arms(anatomy: Anatomy, x: np.ndarray, y: np.ndarray) -> list[np.ndarray]:
     lift = 0.025 * anatomy.shoulder
     shapes = []
     for side in SIDES:
-        arm = [(0.13 - lift, side * 0.45, 0.06, 0), (0.26 - lift, side * 0.46, 0.13, 0.30),
-               (0.42, side * 0.50, 0.13, 0.27 + 0.05 * anatomy.fat), (0.55, side * 0.57, 0.13, 0.24),
-               (0.8, side * 0.64, 0.12, 0.22), (1.1, side * 0.68, 0.09, 0.2)]
+        arm = [
+            (0.13 - lift, side * 0.45, 0.06, 0),
+            (0.26 - lift, side * 0.46, 0.13, 0.30),
+            (0.42, side * 0.50, 0.13, 0.27 + 0.05 * anatomy.fat),
+            (0.55, side * 0.57, 0.13, 0.24),
+            (0.8, side * 0.64, 0.12, 0.22),
+            (1.1, side * 0.68, 0.09, 0.2),
+        ]
         shapes.append(rows(x, y, arm, 0.3))
     return shapes
 
@@ -66,7 +91,8 @@ def breasts(anatomy: Anatomy, x: np.ndarray, y: np.ndarray) -> np.ndarray | np.f
     return fading * sum(ellipsoid(x, y, (side * 0.22, centre_y), (radius, 1.15 * radius), depth) for side in SIDES)
 
 
-# --- Lungs -----------------------------------------------------------------------------------------------------------------------
+# --- Lungs ------------------------------------------------------------------------------------------------------------
+
 
 def _pleura(anatomy: Anatomy, side: float) -> np.ndarray:
     """Outline (200, 2) of the space that a lung can fill: apex, inner side of the ribs, recess, spine."""
@@ -95,13 +121,16 @@ def _mediastinum(anatomy: Anatomy, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     right_atrium = ellipsoid(x, y, (-0.025 * size, base), (0.065 * size, 0.13 * size), 0.22, -0.1)
     aortic_knob = ellipsoid(x, y, (0.060, 0.345), (knob, knob * 1.15), 0.20)
     pulmonary_trunk = ellipsoid(x, y, (0.066, 0.455), (0.036, 0.055), 0.14, -0.2)
-    descending_aorta = rows(x, y, [(0.30, 0.055, 0.02, 0), (0.36, 0.07, 0.03, 0.1), (0.6, 0.06, 0.028, 0.1),
-                                   (1, 0.045, 0.026, 0.1)])
-    upper_vena_cava = rows(x, y, [(0.16, -0.05, 0.02, 0), (0.22, -0.045, 0.022, 0.14), (0.55, -0.04, 0.035, 0.14),
-                                  (0.7, -0.03, 0.02, 0)])
+    descending_aorta = rows(
+        x, y, [(0.30, 0.055, 0.02, 0), (0.36, 0.07, 0.03, 0.1), (0.6, 0.06, 0.028, 0.1), (1, 0.045, 0.026, 0.1)]
+    )
+    upper_vena_cava = rows(
+        x, y, [(0.16, -0.05, 0.02, 0), (0.22, -0.045, 0.022, 0.14), (0.55, -0.04, 0.035, 0.14), (0.7, -0.03, 0.02, 0)]
+    )
     before_the_spine = rows(x, y, [(0.1, 0, 0.075, 0.2), (0.3, 0, 0.06, 0.25), (1, 0, 0.055, 0.25)], 0.3)
-    return np.maximum.reduce([ventricles, right_atrium, aortic_knob, pulmonary_trunk, descending_aorta, upper_vena_cava,
-                              before_the_spine])
+    return np.maximum.reduce(
+        [ventricles, right_atrium, aortic_knob, pulmonary_trunk, descending_aorta, upper_vena_cava, before_the_spine]
+    )
 
 
 def _dome(anatomy: Anatomy, x: np.ndarray, side: float) -> np.ndarray:
@@ -166,12 +195,17 @@ def airways(anatomy: Anatomy, size: int) -> np.ndarray:
     lean = random.uniform(-0.012, 0.004)
     carina = random.uniform(0.36, 0.40)
     trachea = curve([[(0.002, carina - 0.48), (0, carina - 0.32), (lean, carina - 0.16), (lean / 2 - 0.004, carina)]])
-    bronchi = curve([[(-0.004, carina - 0.01), (-0.03, carina + 0.03), (-0.07, carina + 0.085)],
-                     [(0.002, carina - 0.01), (0.035, carina + 0.035), (0.085, carina + 0.075)]])
+    bronchi = curve(
+        [
+            [(-0.004, carina - 0.01), (-0.03, carina + 0.03), (-0.07, carina + 0.085)],
+            [(0.002, carina - 0.01), (0.035, carina + 0.035), (0.085, carina + 0.075)],
+        ]
+    )
     return 1.2 * ribbon(trachea, 0.021, anatomy, size) + ribbon(bronchi, 0.012, anatomy, size)
 
 
-# --- What not everybody has ------------------------------------------------------------------------------------------------------
+# --- What not everybody has -------------------------------------------------------------------------------------------
+
 
 def stomach(anatomy: Anatomy, x: np.ndarray, y: np.ndarray) -> np.ndarray | np.float32:
     """Thickness of the bubble below the left diaphragm, flat below as the patient stands; absent in three of ten."""
@@ -210,8 +244,18 @@ def devices(anatomy: Anatomy, size: int) -> np.ndarray:
     if random.random() < 0.25:
         side = random.choice(SIDES)
         low = random.uniform(0.4, 0.55)
-        catheter = curve([[(side * 0.24, low), (side * 0.25, 0.33), (side * 0.17, 0.24), (side * 0.07, 0.26),
-                           (-0.04, 0.38), (-0.045, random.uniform(0.42, 0.55))]])
+        catheter = curve(
+            [
+                [
+                    (side * 0.24, low),
+                    (side * 0.25, 0.33),
+                    (side * 0.17, 0.24),
+                    (side * 0.07, 0.26),
+                    (-0.04, 0.38),
+                    (-0.045, random.uniform(0.42, 0.55)),
+                ]
+            ]
+        )
         angle = np.linspace(0, 2 * np.pi, 49)
         port = np.stack([side * 0.24 + 0.016 * np.cos(angle), low + 0.016 * np.sin(angle)], -1)[None]
         total += 2 * ribbon(catheter, 0.0022, anatomy, size) + 5 * ribbon(port, 0.0018, anatomy, size)

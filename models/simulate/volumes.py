@@ -1,10 +1,13 @@
-"""CT files -> one volume of Hounsfield units: NIfTI, or a folder of DICOM slices, turned so that its slices look like a radiograph.
+"""CT files -> one volume of Hounsfield units: NIfTI, or a folder of DICOM slices, turned so that its slices look like a
+radiograph.
 
     for source in volumes.find("chests"):
         scan = volumes.read(source)
 
-An organ mask beside a NIfTI file (see `find`) is read with it. Every refusal is one line that names the file or the folder.
+An organ mask beside a NIfTI file (see `find`) is read with it. Every refusal is one line that names the file or the
+folder.
 """
+
 import csv
 import hashlib
 import warnings
@@ -18,17 +21,18 @@ from nibabel import affines, orientations
 
 from ..runtime.files import UserError
 
-AXES = ("P", "I", "L")          # the volume's axes grow towards the back, the feet, the patient's left
-MAX_VOXELS = 2 ** 28            # a scan of 512 x 512 x 1024; a header that claims more is damaged, hostile or no chest
-MIN_SPACING = 0.05              # mm; no scanner is finer
-MAX_SPACING = 6.0               # mm; thicker slices show no ribs
-MAX_OBLIQUE = 0.1               # radians by which axes may be off the body's
-UPRIGHT = 0.995                 # cosine of the angle between the slices' normal and the way from slice to slice; below it the gantry was tilted
-MAX_TILT = 0.5                  # degrees of the gantry as the header states it
-DISTANCE_ERROR = 0.01           # mm, rounding of the slices' positions in the header
+AXES = ("P", "I", "L")  # the volume's axes grow towards the back, the feet, the patient's left
+MAX_VOXELS = 2**28  # a scan of 512 x 512 x 1024; a header that claims more is damaged, hostile or no chest
+MIN_SPACING = 0.05  # mm; no scanner is finer
+MAX_SPACING = 6.0  # mm; thicker slices show no ribs
+MAX_OBLIQUE = 0.1  # radians by which axes may be off the body's
+# cosine of the angle between the slices' normal and the way from slice to slice; below it the gantry was tilted
+UPRIGHT = 0.995
+MAX_TILT = 0.5  # degrees of the gantry as the header states it
+DISTANCE_ERROR = 0.01  # mm, rounding of the slices' positions in the header
 NIFTI = (".nii", ".nii.gz")
-STRUCTURES = "structures.csv"   # numbers and names of an organ mask's structures, columns id and structure
-UNEVEN = 0.02                   # of the slice distance, within which DICOM slices count as evenly spaced
+STRUCTURES = "structures.csv"  # numbers and names of an organ mask's structures, columns id and structure
+UNEVEN = 0.02  # of the slice distance, within which DICOM slices count as evenly spaced
 Spacing = tuple[float, float, float]
 SCAN = "1.2.840.10008.5.1.4.1.1.2"  # SOP class of CT images (PS3.6); enhanced ones continue it
 
@@ -36,6 +40,7 @@ SCAN = "1.2.840.10008.5.1.4.1.1.2"  # SOP class of CT images (PS3.6); enhanced o
 @dataclass(frozen=True)
 class Source:
     """Where a CT lies. path: a NIfTI file or a folder of DICOM slices; mask, structures: of its organs, or None."""
+
     path: Path
     mask: Path | None = None
     structures: Path | None = None
@@ -56,7 +61,9 @@ class Source:
 
 @dataclass(frozen=True, eq=False)
 class Scan:
-    """hounsfield: int16 (D, H, W), axes as AXES; spacing: mm along them; labels: uint8 (D, H, W) or None; names: {label: structure}."""
+    """hounsfield: int16 (D, H, W), axes as AXES; spacing: mm along them; labels: uint8 (D, H, W) or None; names:
+    {label: structure}."""
+
     hounsfield: np.ndarray
     spacing: Spacing
     labels: np.ndarray | None
@@ -66,8 +73,9 @@ class Scan:
 def find(folder) -> list[Source]:
     """The CTs in a folder and the folders below it, by name; or the folder itself, or the file.
 
-    A NIfTI file is a CT; not so mask.nii.gz and <name>_mask.nii.gz, which hold organ numbers of the CT beside them, <name>.nii.gz or
-    the only other one, as structures.csv in the same folder names them. A folder that holds DICOM slices is one CT.
+    A NIfTI file is a CT; not so mask.nii.gz and <name>_mask.nii.gz, which hold organ numbers of the CT beside them,
+    <name>.nii.gz or the only other one, as structures.csv in the same folder names them. A folder that holds DICOM
+    slices is one CT.
     """
     folder = Path(folder)
     if folder.is_file():
@@ -78,7 +86,9 @@ def find(folder) -> list[Source]:
     for place in [folder, *sorted(path for path in folder.rglob("*") if path.is_dir())]:
         if any(part.startswith(".") for part in place.relative_to(folder).parts):
             continue
-        found += [Source(path, *_organs(path)) for path in sorted(place.iterdir()) if _is_nifti(path) and not _is_mask(path)]
+        found += [
+            Source(path, *_organs(path)) for path in sorted(place.iterdir()) if _is_nifti(path) and not _is_mask(path)
+        ]
         if _slices(place):
             found.append(Source(place))
     if not found:
@@ -87,7 +97,8 @@ def find(folder) -> list[Source]:
 
 
 def read(source: Source) -> Scan:
-    """The CT at `source`. Raises UserError, which names it, for what is damaged, too large, no CT, incomplete or tilted."""
+    """The CT at `source`. Raises UserError, which names it, for what is damaged, too large, no CT, incomplete or
+    tilted."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -103,7 +114,8 @@ def read(source: Source) -> Scan:
     return Scan(values, spacing, labels, names)
 
 
-# --- NIfTI -----------------------------------------------------------------------------------------------------------------------
+# --- NIfTI ------------------------------------------------------------------------------------------------------------
+
 
 def _read_nifti(path: Path) -> tuple[np.ndarray, Spacing]:
     """int16 (D, H, W) and mm, from any orientation whose axes are nearly the body's."""
@@ -115,13 +127,16 @@ def _read_nifti(path: Path) -> tuple[np.ndarray, Spacing]:
     _refuse_size(picture.shape)
     oblique = affines.obliquity(picture.affine).max()
     if oblique > MAX_OBLIQUE:
-        raise ValueError(f"its axes are {np.degrees(oblique):.0f} degrees off the body's (a tilted gantry?); resample it")
+        raise ValueError(
+            f"its axes are {np.degrees(oblique):.0f} degrees off the body's (a tilted gantry?); resample it"
+        )
     values, spacing = _turned(np.asanyarray(picture.dataobj), picture.affine)
     return _as_int16(values), spacing
 
 
 def _turned(values: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, Spacing]:
-    """A volume whose voxels lie in the body as NIfTI's affine says, turned so that its axes are AXES; and mm along them."""
+    """A volume whose voxels lie in the body as NIfTI's affine says, turned so that its axes are AXES; and mm along
+    them."""
     turn = orientations.ornt_transform(orientations.io_orientation(affine), orientations.axcodes2ornt(AXES))
     depth, height, width = affines.voxel_sizes(affine)[np.argsort(turn[:, 0])]
     return orientations.apply_orientation(values, turn), (float(depth), float(height), float(width))
@@ -169,7 +184,8 @@ def _name(path: Path) -> str:
     return path.name.lower().removesuffix(".gz").removesuffix(".nii")
 
 
-# --- DICOM -----------------------------------------------------------------------------------------------------------------------
+# --- DICOM ------------------------------------------------------------------------------------------------------------
+
 
 def _slices(folder: Path) -> list[Path]:
     """DICOM files directly in a folder, known by their magic number."""
@@ -185,6 +201,7 @@ def _slices(folder: Path) -> list[Path]:
 def _read_dicom(folder: Path) -> tuple[np.ndarray, Spacing]:
     """int16 (D, H, W) and mm of the series in a folder."""
     import pydicom
+
     paths = _slices(folder)
     headers = [pydicom.dcmread(path, stop_before_pixels=True) for path in paths]
     _refuse_mixture(paths, headers)
@@ -202,7 +219,9 @@ def _read_dicom(folder: Path) -> tuple[np.ndarray, Spacing]:
         raise ValueError("its gantry was tilted; resample it to upright slices")
 
     affine = np.eye(4)
-    affine[:3, :3] = np.diag([-1, -1, 1]) @ np.column_stack([down, across, step])  # DICOM's x and y are the opposite of NIfTI's
+    affine[:3, :3] = np.diag([-1, -1, 1]) @ np.column_stack(
+        [down, across, step]
+    )  # DICOM's x and y are the opposite of NIfTI's
     if affines.obliquity(affine).max() > MAX_OBLIQUE:
         raise ValueError("its slices are oblique; resample it")
     values = np.stack([_slice_values(paths[index]) for index in order], -1)  # (rows, columns, slices)
@@ -218,7 +237,9 @@ def _refuse_mixture(paths: list[Path], headers: list) -> None:
         raise ValueError("it holds slices of several series; give each a folder of its own")
     first = headers[0]
     _refuse_size((len(paths), int(first.Rows), int(first.Columns)))
-    layouts = {(header.Rows, header.Columns, *header.PixelSpacing, *header.ImageOrientationPatient) for header in headers}
+    layouts = {
+        (header.Rows, header.Columns, *header.PixelSpacing, *header.ImageOrientationPatient) for header in headers
+    }
     if len(layouts) > 1:
         raise ValueError("its slices differ in size, spacing or orientation")
 
@@ -242,6 +263,7 @@ def _slice_values(path: Path) -> np.ndarray:
     """int16 (rows, columns) of Hounsfield units."""
     import pydicom
     from pydicom.pixels.processing import apply_rescale
+
     dataset = pydicom.dcmread(path)
     deflated = dataset.file_meta.TransferSyntaxUID.name == "Deflated Explicit VR Little Endian"
     if deflated or int(dataset.get("NumberOfFrames") or 1) != 1:
@@ -249,7 +271,8 @@ def _slice_values(path: Path) -> np.ndarray:
     return _as_int16(apply_rescale(dataset.pixel_array, dataset))
 
 
-# --- Refusals --------------------------------------------------------------------------------------------------------------------
+# --- Refusals ---------------------------------------------------------------------------------------------------------
+
 
 def _refuse_size(shape: tuple[int, ...]) -> None:
     """More voxels than a chest CT has, or none, as the header claims."""

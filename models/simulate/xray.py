@@ -1,8 +1,11 @@
-"""From matter to radiographs: rays through a volume, two spectra, dual-energy subtraction, one way of showing both images.
+"""From matter to radiographs: rays through a volume, two spectra, dual-energy subtraction, one way of showing both
+images.
 
-Lengths are in mm, thicknesses in cm of water and of compact bone, energies in keV. A volume's axes run from front to back, from
-head to foot, and from the patient's right to the left, so that its slices look like a radiograph. The beam runs from back to front.
+Lengths are in mm, thicknesses in cm of water and of compact bone, energies in keV. A volume's axes run from front to
+back, from head to foot, and from the patient's right to the left, so that its slices look like a radiograph. The beam
+runs from back to front.
 """
+
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -10,29 +13,32 @@ import cv2
 import numpy as np
 from scipy.interpolate import PchipInterpolator
 
-FOCUS = 1800.0          # from the source to the detector, mm
-GAP = 30.0              # from the patient's front to the detector, mm
+FOCUS = 1800.0  # from the source to the detector, mm
+GAP = 30.0  # from the patient's front to the detector, mm
 ENERGIES = np.array([30.0, 40.0, 50.0, 60.0, 80.0, 100.0])
 # Hubbell and Seltzer, NISTIR 5632, tables of water and of cortical bone (ICRU-44), mu / rho in cm^2 / g at ENERGIES
 WATER = np.array([0.3756, 0.2683, 0.2269, 0.2059, 0.1837, 0.1707])
 COMPACT = np.array([1.331, 0.6655, 0.4242, 0.3148, 0.2229, 0.1855])
-DENSITY = 1.92          # of cortical bone, g / cm^3 (ICRU-44)
+DENSITY = 1.92  # of cortical bone, g / cm^3 (ICRU-44)
 BONE = DENSITY * COMPACT - WATER  # a cm of compact bone in the place of a cm of water
-# What a filtered tube and a caesium iodide detector leave at ENERGIES, roughly: shares of the signal at 60, 80 and 120 kV
+# What a filtered tube and a caesium iodide detector leave at ENERGIES, roughly: shares of the signal at 60, 80 and 120
+# kV
 LOW = np.array([0.08, 0.34, 0.43, 0.15, 0.0, 0.0])
 MIDDLE = np.array([0.03, 0.18, 0.36, 0.31, 0.12, 0.0])
 HIGH = np.array([0.01, 0.08, 0.21, 0.31, 0.26, 0.13])
 REFERENCE = (15.0, 0.6)  # cm of water and of bone at which the subtraction is weighted
-DEEPEST = 80.0          # cm of water to which the subtraction is calibrated
+DEEPEST = 80.0  # cm of water to which the subtraction is calibrated
 TONE_AT = (0.05, 0.25, 0.5, 0.75, 0.95, 0.99)  # quantiles of the body whose grey levels a tone curve is given
-BODY = 0.4              # log exposure above which a pixel shows the body
+BODY = 0.4  # log exposure above which a pixel shows the body
 
 
-# --- Rays ------------------------------------------------------------------------------------------------------------------------
+# --- Rays -------------------------------------------------------------------------------------------------------------
+
 
 @dataclass(frozen=True, eq=False)
 class Volume:
     """values: (D, H, W, C) of uint16, in units of `unit`; spacing: mm along D, H, W."""
+
     values: np.ndarray
     spacing: tuple[float, float, float]
     unit: float
@@ -40,10 +46,11 @@ class Volume:
 
 @dataclass(frozen=True)
 class Pose:
-    """How a volume lies before the detector. turn: radians about the axes left-right, head-foot, front-back; stretch: along
-    left-right, head-foot, front-back; centre: where the volume's middle is seen, mm from the image's; field: the image's side, mm,
-    both in the plane through the volume's middle.
+    """How a volume lies before the detector. turn: radians about the axes left-right, head-foot, front-back; stretch:
+    along left-right, head-foot, front-back; centre: where the volume's middle is seen, mm from the image's; field: the
+    image's side, mm, both in the plane through the volume's middle.
     """
+
     turn: tuple[float, float, float] = (0.0, 0.0, 0.0)
     stretch: tuple[float, float, float] = (1.0, 1.0, 1.0)
     centre: tuple[float, float] = (0.0, 0.0)
@@ -73,7 +80,9 @@ def project(volume: Volume, pose: Pose, size: int) -> np.ndarray:
     back = FOCUS - pose.stretch[2] * dz * depth / 2 - GAP  # from the source to the volume's middle
     place = rotation(pose.turn) @ np.diag(pose.stretch)
     pixel = size / pose.field
-    to_pixels = np.array([[pixel, 0, size / 2 - 0.5], [0, pixel, size / 2 - 0.5], [0, 0, 1]])  # from mm in the middle plane
+    to_pixels = np.array(
+        [[pixel, 0, size / 2 - 0.5], [0, pixel, size / 2 - 0.5], [0, 0, 1]]
+    )  # from mm in the middle plane
 
     total = np.zeros((size, size, channels), np.float32)
     for index in range(depth):
@@ -97,10 +106,12 @@ def _ray_lengths(place: np.ndarray, dz: float, pose: Pose, size: int, back: floa
     return (dz / np.abs(ray @ np.linalg.inv(place)[2])).astype(np.float32)
 
 
-# --- Two energies ----------------------------------------------------------------------------------------------------------------
+# --- Two energies -----------------------------------------------------------------------------------------------------
+
 
 def attenuation(water, bone, spectrum: np.ndarray) -> np.ndarray:
-    """-log of the signal behind so many cm of tissue as water and, in its place, of compact bone: Beer and Lambert's law."""
+    """-log of the signal behind so many cm of tissue as water and, in its place, of compact bone: Beer and Lambert's
+    law."""
     signal = np.zeros(np.broadcast_shapes(np.shape(water), np.shape(bone)), np.float32)
     for share, of_water, of_bone in zip(spectrum / spectrum.sum(), WATER, BONE):
         if share:
@@ -119,9 +130,9 @@ def bone_weight(low: np.ndarray, high: np.ndarray) -> float:
 def subtract(of_high: np.ndarray, of_low: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
     """The log image that the high energy would give without bone, from the log images of both.
 
-    high - weight * low sees little but water; the thickness of water that gives the same difference is looked up, and what the high
-    energy makes of it returned. Where there is no bone it is `of_high` itself; where there is, one spectral line each leaves
-    nothing of it, and real spectra leave what beam hardening makes of it.
+    high - weight * low sees little but water; the thickness of water that gives the same difference is looked up, and
+    what the high energy makes of it returned. Where there is no bone it is `of_high` itself; where there is, one
+    spectral line each leaves nothing of it, and real spectra leave what beam hardening makes of it.
     """
     weight = bone_weight(low, high)
     water = np.linspace(-2, DEEPEST, 4096)
@@ -130,7 +141,8 @@ def subtract(of_high: np.ndarray, of_low: np.ndarray, low: np.ndarray, high: np.
     return np.interp(of_high - weight * of_low, water_high - weight * water_low, water_high).astype(np.float32)
 
 
-# --- Showing ---------------------------------------------------------------------------------------------------------------------
+# --- Showing ----------------------------------------------------------------------------------------------------------
+
 
 def tone_curve(log: np.ndarray, air: float, tones: tuple[float, ...]) -> Callable[[np.ndarray], np.ndarray]:
     """The grey level in [0, 1] of a log exposure, as a function that rises everywhere.

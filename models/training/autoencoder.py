@@ -1,4 +1,5 @@
 """The training of ML-VQGAN, the autoencoder in whose latents both methods work."""
+
 from dataclasses import asdict
 from pathlib import Path
 
@@ -33,8 +34,9 @@ def train(settings: config.Settings, reads: tuple[str, ...]) -> int:
     pairs, validation_pairs = lists.training_pairs(settings.data.root, settings.data.lists, settings.data.name)
     if not augment.changes_nothing(settings.augment):
         processes.say("note: images are augmented anew in each epoch")
-    data = datasets.ImageSource(pairs, size, section.masked, settings.train.workers, settings.augment, section.crop,
-                                settings.train.seed)
+    data = datasets.ImageSource(
+        pairs, size, section.masked, settings.train.workers, settings.augment, section.crop, settings.train.seed
+    )
     validation_data = None
     if validation_pairs:
         validation_data = datasets.ImageSource(validation_pairs, size, section.masked, settings.train.workers)
@@ -65,7 +67,7 @@ def train(settings: config.Settings, reads: tuple[str, ...]) -> int:
             loaded = []
             for pair in shown:
                 loaded += [datasets.load(pair, variant, size) for variant in datasets.WHOLE]
-            originals = torch.stack(loaded).to(device)               # (2 PICTURES, 1, H, W)
+            originals = torch.stack(loaded).to(device)  # (2 PICTURES, 1, H, W)
             reconstructions, _ = networks["vqgan"](originals)
             return pictures.grid(originals, reconstructions)
 
@@ -78,10 +80,23 @@ def train(settings: config.Settings, reads: tuple[str, ...]) -> int:
 
         # run
         trainer = loop.Trainer(
-            folder, {"vqgan": vqgan, "discriminator": discriminator}, optimizers, losses.autoencoder_objective(hybrid),
-            data, validation_data, course=section, train=settings.train, learning_rates=rates, precision=precision,
-            settings=known_settings, fixed=FIXED, facts=facts, config_text=config.to_yaml(settings), picture=picture,
-            finish=MLVQGAN.unit_latent if section.unit_latent else None)
+            folder,
+            {"vqgan": vqgan, "discriminator": discriminator},
+            optimizers,
+            losses.autoencoder_objective(hybrid),
+            data,
+            validation_data,
+            course=section,
+            train=settings.train,
+            learning_rates=rates,
+            precision=precision,
+            settings=known_settings,
+            fixed=FIXED,
+            facts=facts,
+            config_text=config.to_yaml(settings),
+            picture=picture,
+            finish=MLVQGAN.unit_latent if section.unit_latent else None,
+        )
         return trainer.run()
 
 
@@ -90,8 +105,10 @@ def check_ms_ssim(settings: config.Settings) -> None:
     key = "vqgan.crop" if settings.vqgan.crop else "data.image_size"
     side = settings.vqgan.crop or settings.data.image_size
     if settings.vqgan.loss.ms_ssim and side < losses.MS_SSIM_MIN_SIDE:
-        raise UserError(f"{key}={side} is too small for MS-SSIM, which needs {losses.MS_SSIM_MIN_SIDE} pixels; set "
-                        "vqgan.loss.ms_ssim=0, or take larger images")
+        raise UserError(
+            f"{key}={side} is too small for MS-SSIM, which needs {losses.MS_SSIM_MIN_SIDE} pixels; set "
+            "vqgan.loss.ms_ssim=0, or take larger images"
+        )
 
 
 def compile_networks(vqgan: MLVQGAN, settings: config.Settings, device: torch.device, precision: str) -> bool:

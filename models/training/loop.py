@@ -4,6 +4,7 @@ A training hands over its networks, its optimisers and an objective. Everything 
 step, name), and the order of the images one of (seed, epoch). A training that was killed and goes on from its last
 state therefore does, to the bit, what it would have done.
 """
+
 import copy
 import csv
 import math
@@ -29,13 +30,14 @@ from ..runtime.processes import say
 from .pictures import draw_curves
 
 MOST_BAD_BATCHES = 10  # batches in a row with a loss or gradient that is not finite, before a training stops
-STEPS_A_NOTE = 10      # steps between two updates of the loss that the progress bar shows
+STEPS_A_NOTE = 10  # steps between two updates of the loss that the progress bar shows
 AnyNetwork = TypeVar("AnyNetwork", bound=nn.Module)
 STATE_ENTRIES = {"settings", "facts", "progress", "networks", "ema", "optimizers"}  # what a state_<step>.pt holds
 
 
 class Source(Protocol):
     """Training or validation data: items by index, in batches."""
+
     names: list[str]
 
     def batches(self, index_lists: list[list[int]], epoch: int = 0) -> Iterator[dict[str, torch.Tensor]]:
@@ -46,14 +48,15 @@ class Source(Protocol):
 @dataclass
 class Progress:
     """Where a training stands. All of it is stored in its states."""
-    step: int = 0            # updates done or skipped
-    epoch: int = 0           # epochs finished
-    offset: int = 0          # images of the running epoch already seen
-    skipped: int = 0         # batches that were not finite
-    best: float = math.inf   # lowest validation loss
-    sums: dict = field(default_factory=dict)   # name -> sum over this epoch of the batch's loss times its images
-    counted: int = 0         # images in those sums
-    rows: list = field(default_factory=list)   # of log.csv, one per epoch
+
+    step: int = 0  # updates done or skipped
+    epoch: int = 0  # epochs finished
+    offset: int = 0  # images of the running epoch already seen
+    skipped: int = 0  # batches that were not finite
+    best: float = math.inf  # lowest validation loss
+    sums: dict = field(default_factory=dict)  # name -> sum over this epoch of the batch's loss times its images
+    counted: int = 0  # images in those sums
+    rows: list = field(default_factory=list)  # of log.csv, one per epoch
 
 
 class Noise:
@@ -92,12 +95,12 @@ def data_order(count: int, seed: int, epoch: int) -> list[int]:
 def learning_rate(start: float, epoch: int, milestones: tuple[int, ...], gamma: float) -> float:
     """start * gamma ** (number of milestones that the epoch has reached)."""
     reached = sum(epoch >= milestone for milestone in milestones)
-    return start * gamma ** reached
+    return start * gamma**reached
 
 
 def micro_batch_size(batch_size: int, micro_batches: int) -> int:
     """How many images one process has of one micro-batch, at most."""
-    images_of_all = -(-batch_size // micro_batches)          # rounded up
+    images_of_all = -(-batch_size // micro_batches)  # rounded up
     return -(-images_of_all // processes.world_size())
 
 
@@ -116,13 +119,26 @@ def init_from(network: AnyNetwork, path: str | None) -> AnyNetwork:
 class Trainer:
     """Trains networks on a data source until the last epoch, and writes all that `run` promises into one folder."""
 
-    def __init__(self, folder: str | Path, networks: dict[str, nn.Module], optimizers: dict[str, torch.optim.Optimizer],
-                 objective: Objective, data: Source, validation_data: Source | None, *, course: config.Course,
-                 train: config.AnyTraining, learning_rates: dict[str, float], precision: str = "float32",
-                 settings: dict[str, object] | None = None, fixed: tuple[str, ...] = (),
-                 facts: dict[str, object] | None = None, config_text: str | None = None,
-                 picture: Callable[[dict], np.ndarray] | None = None,
-                 finish: Callable[[Any], nn.Module] | None = None):
+    def __init__(
+        self,
+        folder: str | Path,
+        networks: dict[str, nn.Module],
+        optimizers: dict[str, torch.optim.Optimizer],
+        objective: Objective,
+        data: Source,
+        validation_data: Source | None,
+        *,
+        course: config.Course,
+        train: config.AnyTraining,
+        learning_rates: dict[str, float],
+        precision: str = "float32",
+        settings: dict[str, object] | None = None,
+        fixed: tuple[str, ...] = (),
+        facts: dict[str, object] | None = None,
+        config_text: str | None = None,
+        picture: Callable[[dict], np.ndarray] | None = None,
+        finish: Callable[[Any], nn.Module] | None = None,
+    ):
         """networks: name -> network; the first one is averaged and exported. optimizers: phase -> optimiser.
 
         course, train: the sections of the settings that the loop reads.
@@ -201,8 +217,10 @@ class Trainer:
             for batch, names in batches:
                 values = self.update(batch, names)
                 if self.bad_in_a_row >= MOST_BAD_BATCHES:
-                    say(f"{self.bad_in_a_row} batches in a row gave a loss or gradient that is not finite; the last: "
-                        f"{', '.join(names)}. The last good state is kept in {self.folder}")
+                    say(
+                        f"{self.bad_in_a_row} batches in a row gave a loss or gradient that is not finite; the last: "
+                        f"{', '.join(names)}. The last good state is kept in {self.folder}"
+                    )
                     return 1
                 self.show(bar, len(names), values)
 
@@ -234,7 +252,7 @@ class Trainer:
         order = data_order(len(self.data.names), self.train.seed, self.progress.epoch)
         index_lists = []
         for start in range(self.progress.offset, len(order), self.course.batch_size):
-            index_lists.append(order[start:start + self.course.batch_size])
+            index_lists.append(order[start : start + self.course.batch_size])
         # every process computes the same lists and loads its own images of them
         own_lists = [self.own_indices(indices) for indices in index_lists]
         for batch, indices in zip(self.data.batches(own_lists, self.progress.epoch), index_lists):
@@ -321,7 +339,7 @@ class Trainer:
         for places, shard_weight in self.micro_batches(size):
             micro_batch = {}
             for name, tensor in batch.items():
-                micro_batch[name] = tensor[start:start + len(places)].to(self.device, non_blocking=True)
+                micro_batch[name] = tensor[start : start + len(places)].to(self.device, non_blocking=True)
             start += len(places)
             noise = Noise(self.train.seed, self.progress.step, size, places, self.device)
             # losses are means over the micro-batch; so weighed, their sum is the mean over the whole batch
@@ -361,7 +379,8 @@ class Trainer:
         decay = min(self.course.average, (1 + step) / (10 + step))
         network = self.networks[self.main]
         averages: list[torch.Tensor] = list(self.ema.parameters())
-        torch._foreach_lerp_(averages, list(network.parameters()), 1 - decay)  # pyright: ignore[reportPrivateImportUsage]
+        # pyright: ignore[reportPrivateImportUsage]
+        torch._foreach_lerp_(averages, list(network.parameters()), 1 - decay)
         for averaged, current in zip(self.ema.buffers(), network.buffers()):
             averaged.copy_(current)
 
@@ -421,7 +440,7 @@ class Trainer:
         count = len(data.names)
         size = self.course.batch_size
         index_lists = [list(range(start, min(start + size, count))) for start in range(0, count, size)]
-        own_lists = index_lists[processes.rank()::processes.world_size()]
+        own_lists = index_lists[processes.rank() :: processes.world_size()]
 
         totals: dict[str, float] = {}
         for indices, batch in zip(own_lists, data.batches(own_lists)):
@@ -521,8 +540,10 @@ class Trainer:
             raise
         except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
             reason = str(error).strip().splitlines()[0]
-            raise UserError(f"{path} does not fit this training's networks and optimisers ({reason}); move it away, or "
-                            "train into another folder (runs=...)") from None
+            raise UserError(
+                f"{path} does not fit this training's networks and optimisers ({reason}); move it away, or "
+                "train into another folder (runs=...)"
+            ) from None
         if self.progress.rows:
             self.write_log()  # a killed training may have logged epochs after its last state
         if self.progress.epoch < self.course.epochs:
@@ -539,8 +560,10 @@ class Trainer:
         path = self.folder / "best.safetensors"
         if math.isinf(self.progress.best) or path.is_file():
             return
-        say(f"note: {path} is gone, and with it the weights of the best epoch so far; "
-            "the best of the epochs that follow will take its place")
+        say(
+            f"note: {path} is gone, and with it the weights of the best epoch so far; "
+            "the best of the epochs that follow will take its place"
+        )
         self.progress.best = math.inf
 
     def share_first_weights(self) -> None:
@@ -554,19 +577,24 @@ class Trainer:
     def check_state(self, state: dict, path: Path) -> None:
         """Raise UserError if a state is not of this training; report the settings that have changed since, and may."""
         if isinstance(state, dict) and "identity" in state:
-            raise UserError(f"{path} was written by an earlier version, which this one does not go on from; finish it "
-                            f"there, or train into another folder (runs=...), "
-                            f"with {self.folder / 'weights.safetensors'} as its start")
+            raise UserError(
+                f"{path} was written by an earlier version, which this one does not go on from; finish it "
+                f"there, or train into another folder (runs=...), "
+                f"with {self.folder / 'weights.safetensors'} as its start"
+            )
         if not isinstance(state, dict) or STATE_ENTRIES - state.keys():
-            raise UserError(f"{path} is not a state of these trainings; move it away, or train into another folder "
-                            "(runs=...)")
+            raise UserError(
+                f"{path} is not a state of these trainings; move it away, or train into another folder (runs=...)"
+            )
         before = {**state["settings"], **state["facts"]}
         now = {**self.settings, **self.facts}
         changed = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
         for key in changed:
             if self.is_fixed(key) or key in state["facts"] or key in self.facts:
-                raise UserError(f"{path} was trained with {key}={shown(before.get(key))}, now it is "
-                                f"{shown(now.get(key))}; set it back, or train into another folder (runs=...)")
+                raise UserError(
+                    f"{path} was trained with {key}={shown(before.get(key))}, now it is "
+                    f"{shown(now.get(key))}; set it back, or train into another folder (runs=...)"
+                )
         for key in changed:
             say(f"{key} changed from {shown(before.get(key))} to {shown(now.get(key))}")
 

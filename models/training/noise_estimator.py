@@ -1,4 +1,5 @@
 """The training of a noise estimator, which ldm_train.py and lcm_train.py share: latents encoded once, then the loop."""
+
 from dataclasses import asdict
 from pathlib import Path
 
@@ -15,12 +16,19 @@ from ..unet import ConditionalUNet
 from ..vqgan import MLVQGAN
 from . import loop, ownership, pictures
 
-PICTURES = 4            # validation images in a sample picture
-SCHEDULE_STRIDE = 333   # timesteps between the values by which a state remembers its noise schedule
+PICTURES = 4  # validation images in a sample picture
+SCHEDULE_STRIDE = 333  # timesteps between the values by which a state remembers its noise schedule
 
 
-def train(settings: config.Settings, section: config.Ldm | config.Lcm, method: type[Pipeline], *, masked: bool,
-          sampling: dict, reads: tuple[str, ...]) -> int:
+def train(
+    settings: config.Settings,
+    section: config.Ldm | config.Lcm,
+    method: type[Pipeline],
+    *,
+    masked: bool,
+    sampling: dict,
+    reads: tuple[str, ...],
+) -> int:
     """Train the noise estimator of a method into <runs>/<method.section>. Returns the exit status of the script.
 
     section: settings.ldm or settings.lcm. method: BSLDM or GLLCM, which names the section and the noise schedule.
@@ -32,8 +40,10 @@ def train(settings: config.Settings, section: config.Ldm | config.Lcm, method: t
     size = settings.data.image_size
     pairs, validation_pairs = lists.training_pairs(settings.data.root, settings.data.lists, settings.data.name)
     if settings.train.lesion_weight and not lists.with_twins(pairs):
-        raise UserError(f"train.lesion_weight={settings.train.lesion_weight:g} needs a twin without lesions, "
-                        f"<name>{lists.TWIN}, for every training image (simulate.lesions=true makes such pairs)")
+        raise UserError(
+            f"train.lesion_weight={settings.train.lesion_weight:g} needs a twin without lesions, "
+            f"<name>{lists.TWIN}, for every training image (simulate.lesions=true makes such pairs)"
+        )
 
     with processes.joined(), ownership.owned(folder, f"{method.section}.start"):
         # autoencoder: in float32 whatever the training's precision, since its latents are kept and serve others
@@ -55,8 +65,9 @@ def train(settings: config.Settings, section: config.Ldm | config.Lcm, method: t
         # network: it sees the noisy latent beside the CXR's, and gives as many channels [S]
         torch.manual_seed(settings.train.seed)
         channels = 2 * vqgan.settings["code_channels"]
-        unet = ConditionalUNet(channels, channels, **asdict(settings.unet), qkv_by_head=section.qkv_by_head,
-                               schedule=method.schedule)
+        unet = ConditionalUNet(
+            channels, channels, **asdict(settings.unet), qkv_by_head=section.qkv_by_head, schedule=method.schedule
+        )
         loop.init_from(unet, section.start).to(device)
         unet.notes = method.notes(settings, vqgan)  # its weights say what they were trained for
         layers.checkpoint_activations(unet, settings.train.checkpointing)
@@ -64,27 +75,37 @@ def train(settings: config.Settings, section: config.Ldm | config.Lcm, method: t
         latents_per_image = 2 if lists.with_twins(pairs) else 1
         example_shape = (latents_per_image, channels, side, side)
         compiled = compile_network(unet, settings, section.batch_size, example_shape, device, precision)
-        optimizer = torch.optim.AdamW(unet.parameters(), section.learning_rate, eps=section.epsilon,
-                                      fused=device.type == "cuda")
+        optimizer = torch.optim.AdamW(
+            unet.parameters(), section.learning_rate, eps=section.epsilon, fused=device.type == "cuda"
+        )
 
         # objective: of a network with a prior, its layers' own error counts
         alpha_bar = schedulers.SCHEDULES[method.schedule]()
         weight = unet.loss_weight if settings.unet.prior else None
         objective = losses.denoising_objective(
-            alpha_bar, section.offset_noise, weight, lesion_weight=settings.train.lesion_weight,
-            least_timestep=settings.train.least_timestep)
+            alpha_bar,
+            section.offset_noise,
+            weight,
+            lesion_weight=settings.train.lesion_weight,
+            least_timestep=settings.train.least_timestep,
+        )
 
         # sample pictures: CXR, result, target
         def picture(networks: dict) -> np.ndarray:
             shown = dict(list((validation_pairs or pairs).items())[:PICTURES])
-            cxr = torch.stack([datasets.load(pair, "cxr", size) for pair in shown.values()])    # (B, 1, H, W)
+            cxr = torch.stack([datasets.load(pair, "cxr", size) for pair in shown.values()])  # (B, 1, H, W)
             soft = torch.stack([datasets.load(pair, "soft", size) for pair in shown.values()])  # (B, 1, H, W)
             result = method(vqgan, networks["unet"], **sampling)(cxr, list(shown))
             return pictures.grid(cxr, result, soft)
 
         # what a training that goes on must have as it was: settings by their keys, and facts beside them
-        fixed = ("unet", f"{method.section}.qkv_by_head", f"{method.section}.offset_noise",
-                 "data.image_size", "train.seed")
+        fixed = (
+            "unet",
+            f"{method.section}.qkv_by_head",
+            f"{method.section}.offset_noise",
+            "data.image_size",
+            "train.seed",
+        )
         facts = {
             "training images": lists.describe(pairs),
             "validation images": lists.describe(validation_pairs),
@@ -95,9 +116,22 @@ def train(settings: config.Settings, section: config.Ldm | config.Lcm, method: t
 
         # run
         trainer = loop.Trainer(
-            folder, {"unet": unet}, {"unet": optimizer}, objective, data, validation_data, course=section,
-            train=settings.train, learning_rates={"unet": section.learning_rate}, precision=precision,
-            settings=known_settings, fixed=fixed, facts=facts, config_text=config.to_yaml(settings), picture=picture)
+            folder,
+            {"unet": unet},
+            {"unet": optimizer},
+            objective,
+            data,
+            validation_data,
+            course=section,
+            train=settings.train,
+            learning_rates={"unet": section.learning_rate},
+            precision=precision,
+            settings=known_settings,
+            fixed=fixed,
+            facts=facts,
+            config_text=config.to_yaml(settings),
+            picture=picture,
+        )
         return trainer.run()
 
 
@@ -113,8 +147,14 @@ def encode_versions(encoder: "Encoder", pairs: dict[str, lists.Pair], settings: 
     return versions
 
 
-def compile_network(unet: ConditionalUNet, settings: config.Settings, batch_size: int, shape: tuple[int, int, int, int],
-                    device: torch.device, precision: str) -> bool:
+def compile_network(
+    unet: ConditionalUNet,
+    settings: config.Settings,
+    batch_size: int,
+    shape: tuple[int, int, int, int],
+    device: torch.device,
+    precision: str,
+) -> bool:
     """Compile the network in place if the settings want it. Returns whether it is compiled.
 
     shape: (n, C, h, w), what it sees of one image; with a twin n is 2.
@@ -130,8 +170,15 @@ def compile_network(unet: ConditionalUNet, settings: config.Settings, batch_size
 class Encoder:
     """Latents of the autoencoder, kept in <runs>/latents and shared by the trainings of both methods."""
 
-    def __init__(self, vqgan: MLVQGAN, digest: str, settings: config.Settings, batch_size: int, masked: bool,
-                 device: torch.device):
+    def __init__(
+        self,
+        vqgan: MLVQGAN,
+        digest: str,
+        settings: config.Settings,
+        batch_size: int,
+        masked: bool,
+        device: torch.device,
+    ):
         """digest: of the autoencoder's weights, by which its latents are found again. batch_size: images loaded
         together.
         """
@@ -148,8 +195,9 @@ class Encoder:
         """Images (B, 1, H, W) -> latents (B, C, H/8, W/8), an image at a time: activations are what takes memory."""
         return torch.cat([self.vqgan.latent(image.to(self.device)) for image in batch.split(1)])
 
-    def latents(self, pairs: dict[str, lists.Pair], augmentation: config.Augment | None = None,
-                version: str = "") -> dict:
+    def latents(
+        self, pairs: dict[str, lists.Pair], augmentation: config.Augment | None = None, version: str = ""
+    ) -> dict:
         """{name: {variant: latent}} of all pairs; what is not on the disk yet, all processes encode together.
 
         augmentation, version: those of datasets.cached_latents.

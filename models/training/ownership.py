@@ -2,6 +2,7 @@
 
 Two trainings in one folder would mix their logs and states, and the first one's result would be lost.
 """
+
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -54,8 +55,9 @@ def lock(file: IO, folder: Path) -> None:
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):  # POSIX allows either
-        raise UserError(f"another training is at work in {folder}; wait for it to end, or train into another folder "
-                        "(runs=...)") from None
+        raise UserError(
+            f"another training is at work in {folder}; wait for it to end, or train into another folder (runs=...)"
+        ) from None
     except OSError as error:
         processes.say(f"note: no file locks here ({error.strerror}); let no other training run in {folder}")
 
@@ -64,6 +66,8 @@ def refuse_leftovers(folder: Path, start_key: str) -> None:
     """Raise UserError if there are weights but no state: a fresh start would overwrite them."""
     weights = [folder / name for name in RESULTS if (folder / name).is_file()]
     if weights and not any(folder.glob("state_*.pt")):
-        raise UserError(f"{weights[0]} is a training's result, but no state_*.pt is there to go on from; "
-                        f"remove {folder} to start afresh, or train into another folder (runs=...), "
-                        f"from these weights with {start_key}={weights[0]}")
+        raise UserError(
+            f"{weights[0]} is a training's result, but no state_*.pt is there to go on from; "
+            f"remove {folder} to start afresh, or train into another folder (runs=...), "
+            f"from these weights with {start_key}={weights[0]}"
+        )

@@ -1,4 +1,5 @@
 """What a training draws beside its weights: sample pictures and the curves of its losses."""
+
 from pathlib import Path
 
 import numpy as np
@@ -8,13 +9,13 @@ from .. import images
 from ..runtime.files import replacing
 
 NOT_CURVES = {"epoch", "step", "learning_rate", "skipped"}  # columns of log.csv that are no losses
-COUNTED_BY_EYE = 30                                         # epochs up to which each point of a curve gets a dot
+COUNTED_BY_EYE = 30  # epochs up to which each point of a curve gets a dot
 
 
 def grid(*columns: torch.Tensor) -> np.ndarray:
     """Images (B, 1, H, W) in [-1, 1] side by side, one row per image of the batch -> (B H, columns W) in [0, 1]."""
     wide = torch.cat([column.float().cpu() for column in columns], 3)  # (B, 1, H, columns W)
-    stacked = wide.flatten(0, 2)                                       # (B H, columns W)
+    stacked = wide.flatten(0, 2)  # (B H, columns W)
     return images.to_unit(stacked).clamp(0, 1).numpy()
 
 

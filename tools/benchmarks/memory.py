@@ -6,6 +6,7 @@ Runs inference at 1024 x 1024 and training steps of batch 4 on "fake" tensors, w
 numbers, and adds up the bytes of those that are alive at each moment. So any machine can tell what a GPU needs, in some
 minutes. What a GPU library takes for itself (context, workspaces, fragmentation: a gigabyte or two) is not in it.
 """
+
 import copy
 import sys
 import weakref
@@ -26,7 +27,7 @@ from models.runtime import compiling  # noqa: E402
 from models.unet import ConditionalUNet  # noqa: E402
 from models.vqgan import MLVQGAN, PatchDiscriminator  # noqa: E402
 
-GIB = 2 ** 30
+GIB = 2**30
 PRECISIONS = ("float32", "bf16")
 STEPS = 2  # of a training: the optimiser's own tensors are there from the second on
 
@@ -34,8 +35,9 @@ STEPS = 2  # of a training: the optimiser's own tensors are there from the secon
 @dataclass(frozen=True)
 class Scale:
     """The sizes that are measured; the networks' keywords are empty for the papers' networks."""
+
     side: int = 1024  # of the images, pixels
-    batch: int = 4    # of a training step
+    batch: int = 4  # of a training step
     vqgan: dict = field(default_factory=dict)
     unet: dict = field(default_factory=dict)
     discriminator: dict = field(default_factory=dict)
@@ -73,6 +75,7 @@ class Alive(TorchDispatchMode):
 
 # --- What is measured: each yields once its networks are there, and after each step ---------------------------------
 
+
 def inference(estimates: int, scale: Scale, precision: str) -> Iterator:
     """Encode an X-ray, one step of a sampler with so many noise estimates, decode."""
     vqgan = MLVQGAN(**scale.vqgan).eval().requires_grad_(False)
@@ -91,7 +94,7 @@ def inference(estimates: int, scale: Scale, precision: str) -> Iterator:
     latent = vqgan.latent(cxr)  # (1, C, h, w)
     noisy = torch.cat([latent, latent], 1).expand(estimates, -1, -1, -1).contiguous()
     estimate = unet(noisy, torch.full((estimates,), 5))
-    vqgan.decode(estimate[:1, :latent.shape[1]].float())
+    vqgan.decode(estimate[:1, : latent.shape[1]].float())
     yield
 
 
@@ -174,8 +177,10 @@ def peak(name: str, precision: str, scale: Scale) -> float:
 
 
 def main(scale: Scale) -> None:
-    print(f"computed, {scale.side} x {scale.side}, trainings with batch {scale.batch}, GiB of tensors alive at once; "
-          f"PyTorch {torch.__version__}\n")
+    print(
+        f"computed, {scale.side} x {scale.side}, trainings with batch {scale.batch}, GiB of tensors alive at once; "
+        f"PyTorch {torch.__version__}\n"
+    )
     print("| | float32 | bf16 |\n|---|---|---|")
     for name in ROWS:
         values = [f"{peak(name, precision, scale):.1f}" for precision in PRECISIONS]

@@ -6,6 +6,7 @@ Both give the same table of the same images (random; one method beside the untou
 medians' ratio is printed. The loop builds `lpips.LPIPS(net="alex")` with its ImageNet features from a file, as the
 package does after its download, and computes one image after the other on all cores. Runs on a GPU if there is one.
 """
+
 import contextlib
 import io
 import os
@@ -51,10 +52,12 @@ def main(side: int = 1024, count: int = 4, rounds: int = 3) -> None:
     machine = f"CPU, {torch.get_num_threads()} threads, load {os.getloadavg()[0]:.1f}"
     if device.type == "cuda":
         machine = torch.cuda.get_device_name()
-    print(f"{count} images of {side} x {side} on {machine}, median of {rounds} rounds in turn: "
-          f"LPIPS anew for each value {published_time / count:.2f} s an image, ours {our_time / count:.2f} s, "
-          f"ratio {published_time / our_time:.1f}; "
-          f"largest difference of a value {largest_difference(values['ours'], values['published']):.1e}")
+    print(
+        f"{count} images of {side} x {side} on {machine}, median of {rounds} rounds in turn: "
+        f"LPIPS anew for each value {published_time / count:.2f} s an image, ours {our_time / count:.2f} s, "
+        f"ratio {published_time / our_time:.1f}; "
+        f"largest difference of a value {largest_difference(values['ours'], values['published']):.1e}"
+    )
 
 
 def prepare(root: Path, side: int, count: int) -> None:
@@ -103,8 +106,14 @@ def score_as_published(cxr: np.ndarray, gt: np.ndarray, pred: np.ndarray, device
         "BSR_residual": scores.bsr_residual(cxr, gt, pred),
         "MSE": scores.mse(gt, pred),
         "PSNR": scores.psnr(gt, pred),
-        "SSIM": structural_similarity(gt.astype(float), pred.astype(float), data_range=1, gaussian_weights=True,
-                                      sigma=1.5, use_sample_covariance=False),
+        "SSIM": structural_similarity(
+            gt.astype(float),
+            pred.astype(float),
+            data_range=1,
+            gaussian_weights=True,
+            sigma=1.5,
+            use_sample_covariance=False,
+        ),
     }
     tensors = [torch.from_numpy(array)[None, None].to(device) for array in (gt, pred)]
     for key, normalize in (("LPIPS", False), ("LPIPS_normalized", True)):

@@ -3,6 +3,7 @@
 float32, channels first, the estimates of a step one after the other, schedule tables made anew in each step, both
 images encoded at every training step, nothing compiled.
 """
+
 import tempfile
 from collections.abc import Callable
 
@@ -13,11 +14,12 @@ from models.training import loop
 
 
 @torch.inference_mode()
-def gllcm(vqgan, unet, cxr: torch.Tensor, mask: torch.Tensor, draw: Callable, steps: int,
-          alpha: float = 3.0) -> torch.Tensor:
+def gllcm(
+    vqgan, unet, cxr: torch.Tensor, mask: torch.Tensor, draw: Callable, steps: int, alpha: float = 3.0
+) -> torch.Tensor:
     """GL-LCM with local-enhanced guidance for one X-ray (1, 1, H, W), mask bool (1, H, W): the soft-tissue image."""
     masked_cxr = images.to_signed(images.to_unit(cxr) * mask)
-    latent = vqgan.latent(cxr)         # (1, C, h, w)
+    latent = vqgan.latent(cxr)  # (1, C, h, w)
     masked = vqgan.latent(masked_cxr)  # (1, C, h, w)
     z_g = draw("initial")
     z_l = z_g
@@ -73,17 +75,29 @@ class Pairs:
 
 def trainer(networks: dict, optimizers: dict, objective, *, batch: int, average: float, precision: str) -> loop.Trainer:
     """The project's own loop around one objective, for both ways."""
-    course = config.Course(epochs=1, batch_size=batch, learning_rate=1e-5, milestones=(), gamma=1, average=average,
-                           start=None)
-    train = config.AnyTraining(seed=0, workers=0, accumulate=1, checkpointing=False, validate_every=1, sample_every=9,
-                         save_every=1e9)
-    return loop.Trainer(tempfile.gettempdir(), networks, optimizers, objective, Pairs(batch), None, course=course,
-                        train=train, learning_rates=dict.fromkeys(optimizers, course.learning_rate),
-                        precision=precision)
+    course = config.Course(
+        epochs=1, batch_size=batch, learning_rate=1e-5, milestones=(), gamma=1, average=average, start=None
+    )
+    train = config.AnyTraining(
+        seed=0, workers=0, accumulate=1, checkpointing=False, validate_every=1, sample_every=9, save_every=1e9
+    )
+    return loop.Trainer(
+        tempfile.gettempdir(),
+        networks,
+        optimizers,
+        objective,
+        Pairs(batch),
+        None,
+        course=course,
+        train=train,
+        learning_rates=dict.fromkeys(optimizers, course.learning_rate),
+        precision=precision,
+    )
 
 
 def encoding_step(vqgan, trained: loop.Trainer, image: torch.Tensor) -> Callable:
     """A training step that encodes X-ray and soft-tissue image first. image: (B, 1, H, W), for both."""
+
     def step() -> None:
         with torch.no_grad():
             latents = {name: vqgan.latent(image) for name in ("cxr", "soft")}

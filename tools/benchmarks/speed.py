@@ -10,6 +10,7 @@ as the row says. Agreement is the PSNR of ours against the published way's resul
 the call takes beside the networks' weights: on a GPU as its allocator counts, on a CPU as the tensors that are alive at
 once. A row that fails says so, and the others run.
 """
+
 import argparse
 import copy
 import gc
@@ -40,11 +41,16 @@ from models.training import loop  # noqa: E402
 from models.unet import ConditionalUNet  # noqa: E402
 from models.vqgan import MLVQGAN, PatchDiscriminator  # noqa: E402
 
-REDUCED = ["unet.width=64", "unet.blocks=2", "unet.multipliers=[1,1,2,2]", "vqgan.network.channels=[64,128,256]",
-           "vqgan.network.residual_channels=128"]  # networks for a CPU
-FULL_SIDE = 1024     # of the images at full size, pixels
-REDUCED_SIDE = 256   # and of those beside the reduced networks
-BATCH = 4            # of a training step
+REDUCED = [
+    "unet.width=64",
+    "unet.blocks=2",
+    "unet.multipliers=[1,1,2,2]",
+    "vqgan.network.channels=[64,128,256]",
+    "vqgan.network.residual_channels=128",
+]  # networks for a CPU
+FULL_SIDE = 1024  # of the images at full size, pixels
+REDUCED_SIDE = 256  # and of those beside the reduced networks
+BATCH = 4  # of a training step
 COUNTS = (1, 2, 4, 8)  # images together
 METHODS = {"GL-LCM": pipelines.GLLCM, "BS-LDM": pipelines.BSLDM}
 STEPS = {"GL-LCM": 50, "BS-LDM": 1000}  # of a whole sampler
@@ -83,7 +89,7 @@ class Bench:
         # an X-ray, with lungs in its middle, and its latent
         self.cxr = torch.rand(1, 1, side, side, device=self.device) * 2 - 1
         self.mask = torch.zeros(1, side, side, dtype=torch.bool, device=self.device)
-        self.mask[:, side // 4:-side // 4, side // 4:-side // 4] = True
+        self.mask[:, side // 4 : -side // 4, side // 4 : -side // 4] = True
         with torch.no_grad():
             self.latent = self.vqgan.latent(self.cxr)
 
@@ -100,8 +106,9 @@ class Bench:
         return compiling.prepare_for_inference(copy.deepcopy(network), self.device, self.precision, self.compiled)
 
     def method(self, name: str, steps: int) -> pipelines.Pipeline:
-        return METHODS[name](self.our_vqgan, self.our_unet, steps=steps, precision=self.precision,
-                             compiled=self.compiled)
+        return METHODS[name](
+            self.our_vqgan, self.our_unet, steps=steps, precision=self.precision, compiled=self.compiled
+        )
 
     def call(self, method: pipelines.Pipeline, count: int) -> Callable:
         """The call of a method on so many X-rays together."""
@@ -112,6 +119,7 @@ class Bench:
 
 
 # --- Rows: Bench -> (the published way, ours) -------------------------------------------------------------------------
+
 
 def network_call(name: str, bench: Bench) -> Ways:
     """One call of a network without gradients."""
@@ -161,8 +169,14 @@ def estimator_step(alpha_bar: torch.Tensor, average: float, bench: Bench) -> Way
             example = (bench.latent.repeat(BATCH, 2, 1, 1), torch.full((BATCH,), 500, device=bench.device))
             compiling.compile_for_training([unet], unet, example, bench.precision, processes.say)
         optimizer = torch.optim.AdamW(unet.parameters(), 1e-5, fused=ours and bench.on_gpu)
-        return published.trainer({"unet": unet}, {"unet": optimizer}, objective, batch=BATCH, average=average,
-                                 precision=bench.precision if ours else "float32")
+        return published.trainer(
+            {"unet": unet},
+            {"unet": optimizer},
+            objective,
+            batch=BATCH,
+            average=average,
+            precision=bench.precision if ours else "float32",
+        )
 
     as_published = published.encoding_step(bench.vqgan, build(ours=False), bench.cxr.expand(BATCH, -1, -1, -1))
     latents = bench.latent.expand(BATCH, -1, -1, -1).cpu()  # on the CPU, as the cache gives them
@@ -186,14 +200,23 @@ def autoencoder_step(bench: Bench) -> Ways:
         discriminator = PatchDiscriminator(**asdict(settings.discriminator)).to(bench.device)
         if ours and bench.compiled:
             networks = [vqgan.encoder, vqgan.decoder]
-            compiling.compile_for_training(networks, nn.Sequential(*networks), (batch["image"],), bench.precision,
-                                           processes.say)
+            compiling.compile_for_training(
+                networks, nn.Sequential(*networks), (batch["image"],), bench.precision, processes.say
+            )
         trained = [parameter for parameter in vqgan.parameters() if parameter.requires_grad]
         fused = ours and bench.on_gpu
-        optimizers = {"vqgan": torch.optim.Adam(trained, fused=fused),
-                      "discriminator": torch.optim.Adam(discriminator.parameters(), fused=fused)}
-        return published.trainer({"vqgan": vqgan, "discriminator": discriminator}, optimizers, objective, batch=BATCH,
-                                 average=0.0, precision=bench.precision if ours else "float32")
+        optimizers = {
+            "vqgan": torch.optim.Adam(trained, fused=fused),
+            "discriminator": torch.optim.Adam(discriminator.parameters(), fused=fused),
+        }
+        return published.trainer(
+            {"vqgan": vqgan, "discriminator": discriminator},
+            optimizers,
+            objective,
+            batch=BATCH,
+            average=0.0,
+            precision=bench.precision if ours else "float32",
+        )
 
     return training_step(build(ours=False), batch), training_step(build(ours=True), batch)
 
@@ -206,6 +229,7 @@ def training_step(trainer: loop.Trainer, batch: dict[str, torch.Tensor]) -> Call
 
 
 # --- Measuring --------------------------------------------------------------------------------------------------------
+
 
 def seconds(call: Callable) -> tuple[float, object]:
     """(how long a call takes, its result)."""
@@ -259,6 +283,7 @@ def agreement(expected, found) -> str:
 
 # --- The table --------------------------------------------------------------------------------------------------------
 
+
 def compare(name: str, build: Callable[[Bench], Ways], note: str, bench: Bench, rounds: int) -> None:
     ways = build(bench)
     (plain, ours), results = in_turn(ways, rounds)
@@ -310,24 +335,40 @@ def throughput(name: str, each: float) -> str:
 
 def compare_starts(bench: Bench, rounds: int) -> None:
     """A script that does nothing else, against importing PyTorch and torchvision."""
+
     def python(*words: str) -> Callable:
         return partial(subprocess.run, [sys.executable, *words], stdout=subprocess.DEVNULL, cwd=ROOT, check=True)
 
     calls = (python("-c", "import torch, torchvision"), python("batch_lcm_eval.py", "--help"))
     (imports, script), _ = in_turn(calls, rounds)
-    print_row("start of a script", imports, script, "", [None, None],
-              "in the first column: importing torch and torchvision alone")
+    print_row(
+        "start of a script",
+        imports,
+        script,
+        "",
+        [None, None],
+        "in the first column: importing torch and torchvision alone",
+    )
 
 
 def print_row(name: str, plain: float | None, ours: float, agrees: str, gib: list[float | None], note: str) -> None:
     """plain, ours: seconds; gib: memory of both. None where there is nothing to show."""
+
     def shown(value: float | None, form: str) -> str:
         return "" if value is None else format(value, form)
 
     mib = [None if value is None else value * 1024 for value in gib]
     ratio = None if plain is None else plain / ours
-    cells = [name, shown(plain, ".3f"), shown(ours, ".3f"), shown(ratio, ".2f"), agrees,
-             shown(mib[0], ".3g"), shown(mib[1], ".3g"), note]
+    cells = [
+        name,
+        shown(plain, ".3f"),
+        shown(ours, ".3f"),
+        shown(ratio, ".2f"),
+        agrees,
+        shown(mib[0], ".3g"),
+        shown(mib[1], ".3g"),
+        note,
+    ]
     print(f"| {' | '.join(cells)} |", flush=True)
 
 
@@ -362,22 +403,29 @@ def heading(bench: Bench, rounds: int) -> str:
         millions.append(sum(parameter.numel() for parameter in network.parameters()) / 1e6)
     compiled = "compiled" if bench.compiled else "not compiled"
     reduced = "" if bench.full else " (reduced)"
-    return (f"{machine}; PyTorch {torch.__version__}; {time.strftime('%Y-%m-%d')}; "
-            f"ours in {bench.precision}, {compiled}; {bench.side} x {bench.side}, "
-            f"U-Net of {millions[0]:.0f} M parameters, VQGAN of {millions[1]:.0f} M{reduced}; median of {rounds}")
+    return (
+        f"{machine}; PyTorch {torch.__version__}; {time.strftime('%Y-%m-%d')}; "
+        f"ours in {bench.precision}, {compiled}; {bench.side} x {bench.side}, "
+        f"U-Net of {millions[0]:.0f} M parameters, VQGAN of {millions[1]:.0f} M{reduced}; median of {rounds}"
+    )
 
 
 def main() -> None:
     # options
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", type=int,
-                        help=f"side of the images, pixels ({FULL_SIDE} at full size, else {REDUCED_SIDE})")
+    parser.add_argument(
+        "--size", type=int, help=f"side of the images, pixels ({FULL_SIDE} at full size, else {REDUCED_SIDE})"
+    )
     parser.add_argument("--full", action="store_true", help="the papers' networks on a CPU too")
     parser.add_argument("--only", action="append", metavar="ROW", help="this row")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--precision", choices=("auto", "bf16", "float32"), default="auto",
-                        help="of ours; auto is float32 on a CPU, where bf16 pays only with instructions for it (lscpu: "
-                             "avx512_bf16, amx_bf16)")
+    parser.add_argument(
+        "--precision",
+        choices=("auto", "bf16", "float32"),
+        default="auto",
+        help="of ours; auto is float32 on a CPU, where bf16 pays only with instructions for it (lscpu: "
+        "avx512_bf16, amx_bf16)",
+    )
     options = parser.parse_args()
     full = options.full or torch.cuda.is_available()
     rows = table_rows(full)
