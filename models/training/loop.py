@@ -379,8 +379,8 @@ class Trainer:
         decay = min(self.course.average, (1 + step) / (10 + step))
         network = self.networks[self.main]
         averages: list[torch.Tensor] = list(self.ema.parameters())
-        # pyright: ignore[reportPrivateImportUsage]
-        torch._foreach_lerp_(averages, list(network.parameters()), 1 - decay)
+        weights = list(network.parameters())
+        torch._foreach_lerp_(averages, weights, 1 - decay)  # pyright: ignore[reportPrivateImportUsage]
         for averaged, current in zip(self.ema.buffers(), network.buffers()):
             averaged.copy_(current)
 
