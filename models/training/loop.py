@@ -379,7 +379,7 @@ class Trainer:
         decay = min(self.course.average, (1 + step) / (10 + step))
         network = self.networks[self.main]
         averages: list[torch.Tensor] = list(self.ema.parameters())
-        weights = list(network.parameters())
+        weights: list[torch.Tensor] = list(network.parameters())
         torch._foreach_lerp_(averages, weights, 1 - decay)  # pyright: ignore[reportPrivateImportUsage]
         for averaged, current in zip(self.ema.buffers(), network.buffers()):
             averaged.copy_(current)
