@@ -18,9 +18,13 @@ def unets():
     return {name: fill(ConditionalUNet(**small, qkv_by_head=name == "bsldm")) for name in ("bsldm", "gllcm")}
 
 
-def test_schedules_to_the_bit():
-    assert np.array_equal(schedulers.squared_cosine(), figures("bsldm_trajectory.npz")["alphas_cumprod"])
-    assert np.array_equal(schedulers.scaled_linear(), figures("gllcm_trajectory.npz")["alphas_cumprod"])
+def test_schedules_are_the_published_ones():
+    """Up to float32's rounding in a product of 1000 factors, which is another with other vector instructions."""
+    for schedule, trajectory in (
+        (schedulers.squared_cosine, "bsldm_trajectory.npz"),
+        (schedulers.scaled_linear, "gllcm_trajectory.npz"),
+    ):
+        np.testing.assert_allclose(schedule(), figures(trajectory)["alphas_cumprod"], rtol=1e-5)
 
 
 @pytest.mark.parametrize("steps", TIMESTEPS)
