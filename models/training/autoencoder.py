@@ -31,6 +31,7 @@ def train(settings: config.Settings, reads: tuple[str, ...]) -> int:
     check_ms_ssim(settings)
 
     # data: validation images are whole and never augmented
+    # pairs: name -> files of one patient's CXR, soft tissue and mask
     pairs, validation_pairs = lists.training_pairs(settings.data.root, settings.data.lists, settings.data.name)
     if not augment.changes_nothing(settings.augment):
         processes.say("note: images are augmented anew in each epoch")
@@ -49,14 +50,16 @@ def train(settings: config.Settings, reads: tuple[str, ...]) -> int:
         torch.manual_seed(settings.train.seed)
         vqgan = loop.init_from(MLVQGAN(**asdict(section.network)), section.start).to(device)
         discriminator = PatchDiscriminator(**asdict(section.discriminator)).to(device)
+        # after the weights are in place: wrapping and compiling leave their names and values alone
         layers.checkpoint_activations(vqgan, settings.train.checkpointing)
         compiled = compile_networks(vqgan, settings, device, precision)
 
         # optimisers: the codebook is a moving average, which no gradient moves
         rates = {"vqgan": section.learning_rate, "discriminator": section.discriminator_learning_rate}
-        fused = device.type == "cuda"
+        fused = device.type == "cuda"  # one kernel for many parameters
         learnt = [parameter for parameter in vqgan.parameters() if parameter.requires_grad]
         optimizers: dict[str, torch.optim.Optimizer] = {"vqgan": torch.optim.Adam(learnt, rates["vqgan"], fused=fused)}
+        # with weight 0 there is no optimiser for it, and the loop leaves the discriminator as it is
         if section.loss.adversarial:
             learnt = list(discriminator.parameters())
             optimizers["discriminator"] = torch.optim.Adam(learnt, rates["discriminator"], fused=fused)
@@ -68,7 +71,7 @@ def train(settings: config.Settings, reads: tuple[str, ...]) -> int:
             for pair in shown:
                 loaded += [datasets.load(pair, variant, size) for variant in datasets.WHOLE]
             originals = torch.stack(loaded).to(device)  # (2 PICTURES, 1, H, W)
-            reconstructions, _ = networks["vqgan"](originals)
+            reconstructions, _ = networks["vqgan"](originals)  # (2 PICTURES, 1, H, W)
             return pictures.grid(originals, reconstructions)
 
         # what a training that goes on must have as it was, beside the settings in FIXED
@@ -95,6 +98,7 @@ def train(settings: config.Settings, reads: tuple[str, ...]) -> int:
             facts=facts,
             config_text=config.to_yaml(settings),
             picture=picture,
+            # Only the exported copy is rescaled; the training itself goes on with its latents as they are.
             finish=MLVQGAN.unit_latent if section.unit_latent else None,
         )
         return trainer.run()
@@ -102,6 +106,7 @@ def train(settings: config.Settings, reads: tuple[str, ...]) -> int:
 
 def check_ms_ssim(settings: config.Settings) -> None:
     """Raise UserError if the training images are too small for the MS-SSIM of the loss."""
+    # a crop is what the loss sees; the message names the setting to change
     key = "vqgan.crop" if settings.vqgan.crop else "data.image_size"
     side = settings.vqgan.crop or settings.data.image_size
     if settings.vqgan.loss.ms_ssim and side < losses.MS_SSIM_MIN_SIDE:
@@ -115,9 +120,10 @@ def compile_networks(vqgan: MLVQGAN, settings: config.Settings, device: torch.de
     """Compile encoder and decoder in place if the settings want it. Returns whether they are compiled."""
     if not compiling.should_compile(settings.compile, device):
         return False
+    # One shape is compiled: that of a full micro-batch.
     count = loop.micro_batch_size(settings.vqgan.batch_size, settings.train.accumulate)
     side = settings.vqgan.crop or settings.data.image_size
-    example = torch.zeros(count, 1, side, side, device=device)
+    example = torch.zeros(count, 1, side, side, device=device)  # (B, 1, H, W)
     # the codebook between them stays plain: its moving average and restarts depend on the data
     networks: list[torch.nn.Module] = [vqgan.encoder, vqgan.decoder]
     autoencoder = torch.nn.Sequential(*networks)

@@ -31,7 +31,7 @@ from .pictures import draw_curves
 
 MOST_BAD_BATCHES = 10  # batches in a row with a loss or gradient that is not finite, before a training stops
 STEPS_A_NOTE = 10  # steps between two updates of the loss that the progress bar shows
-AnyNetwork = TypeVar("AnyNetwork", bound=nn.Module)
+AnyNetwork = TypeVar("AnyNetwork", bound=nn.Module)  # init_from returns the class that it is given
 STATE_ENTRIES = {"settings", "facts", "progress", "networks", "ema", "optimizers"}  # what a state_<step>.pt holds
 
 
@@ -74,6 +74,7 @@ class Noise:
 
     def normal(self, name: str, *shape: int) -> torch.Tensor:
         """Standard normal numbers (len(places), *shape)."""
+        # the name keeps the draws of one step apart, such as timestep, noise and offset
         drawn = torch.randn(self.batch_size, *shape, generator=seeding.generator(f"{self.key}/{name}"))
         return drawn[self.places].to(self.device)
 
@@ -89,11 +90,13 @@ Objective = Callable[[dict, dict, Noise], tuple[dict, dict]]
 
 def data_order(count: int, seed: int, epoch: int) -> list[int]:
     """The order of an epoch's images: a permutation of 0 to count - 1."""
+    # NumPy mixes both numbers into one seed, so that neighbouring epochs and seeds have unrelated orders
     return np.random.default_rng((seed, epoch)).permutation(count).tolist()
 
 
 def learning_rate(start: float, epoch: int, milestones: tuple[int, ...], gamma: float) -> float:
     """start * gamma ** (number of milestones that the epoch has reached)."""
+    # torch's MultiStepLR, computed instead of counted: no scheduler's state to save, no way to step it too often
     reached = sum(epoch >= milestone for milestone in milestones)
     return start * gamma**reached
 
@@ -101,7 +104,7 @@ def learning_rate(start: float, epoch: int, milestones: tuple[int, ...], gamma: 
 def micro_batch_size(batch_size: int, micro_batches: int) -> int:
     """How many images one process has of one micro-batch, at most."""
     images_of_all = -(-batch_size // micro_batches)  # rounded up
-    return -(-images_of_all // processes.world_size())
+    return -(-images_of_all // processes.world_size())  # the longest shard is the first process's, see processes.shard
 
 
 def init_from(network: AnyNetwork, path: str | None) -> AnyNetwork:
@@ -111,7 +114,7 @@ def init_from(network: AnyNetwork, path: str | None) -> AnyNetwork:
     """
     if path is not None:
         state, *_ = checkpoint.read_weights(path)
-        checkpoint.fit(network, state, path)
+        checkpoint.fit(network, state, path)  # load_state_dict would take weights that are not finite
         network.load_state_dict(state)
     return network
 
@@ -168,17 +171,18 @@ class Trainer:
         self.finish = finish
 
         # what the loop itself keeps
-        self.main = next(iter(networks))
+        self.main = next(iter(networks))  # name of the network that is averaged and exported
         self.device = next(networks[self.main].parameters()).device
         self.ema: nn.Module | None = None
+        # the average starts from the first weights; only update_ema moves it
         if course.average:
             self.ema = copy.deepcopy(networks[self.main]).requires_grad_(False)
         self.parameters: dict[str, list[nn.Parameter]] = {}  # phase -> what its optimiser moves
         for phase, optimizer in optimizers.items():
             self.parameters[phase] = [p for group in optimizer.param_groups for p in group["params"]]
         self.progress = Progress()
-        self.bad_in_a_row = 0
-        self.saved_at = time.monotonic()
+        self.bad_in_a_row = 0  # not in Progress: a resumed training counts afresh
+        self.saved_at = time.monotonic()  # seconds, by a clock that is never set back
 
     # --- the loop -----------------------------------------------------------------------------------------------------
 
@@ -204,6 +208,8 @@ class Trainer:
                     return status
                 self.end_epoch()
 
+        # A finished training that is started once more has nothing new to save. Its last epoch exported the weights, so
+        # they are missing only if somebody removed them.
         if first_step == 0 or progress.step > first_step:
             self.save()
         if not (self.folder / "weights.safetensors").is_file():
@@ -225,13 +231,15 @@ class Trainer:
                 self.show(bar, len(names), values)
 
                 # All processes stop or save after the same step, whichever of them was signalled.
+                # Any one's clock may say that a state is due. While batches fail none is written: the last good one is to
+                # stay among the two that are kept.
                 save_due = time.monotonic() - self.saved_at >= self.train.save_every
                 signalled, save_due = processes.all_reduce_max(received[0] if received else 0, save_due)
                 if signalled or (save_due and self.bad_in_a_row == 0):
                     self.save()
                 if signalled:
                     say(f"stopped after {progress.step} steps and saved; the same command goes on")
-                    return 128 + int(signalled)
+                    return 128 + int(signalled)  # a shell's status for a command that a signal ended
         return None
 
     def progress_bar(self) -> tqdm:
@@ -249,6 +257,7 @@ class Trainer:
 
     def epoch_batches(self) -> Generator[tuple[dict[str, torch.Tensor], list[str]]]:
         """(this process's share of a batch, the names of all its images), from where the epoch stands."""
+        # the batches still to come: a resumed epoch begins with the first image that it has not seen
         order = data_order(len(self.data.names), self.train.seed, self.progress.epoch)
         index_lists = []
         for start in range(self.progress.offset, len(order), self.course.batch_size):
@@ -261,6 +270,7 @@ class Trainer:
     def own_indices(self, indices: list[int]) -> list[int]:
         """Those images of a batch that this process computes, micro-batch after micro-batch."""
         own: list[int] = []
+        # the order in which `gradients` cuts the loaded batch up again
         for places, _ in self.micro_batches(len(indices)):
             own += [indices[place] for place in places]
         return own
@@ -272,6 +282,7 @@ class Trainer:
         processes.shard).
         """
         count = self.train.accumulate
+        # as equal as whole images allow; with fewer images than micro-batches, some are empty and left out
         bounds = [round(i * size / count) for i in range(count + 1)]
         found = []
         for start, stop in zip(bounds, bounds[1:]):
@@ -308,12 +319,14 @@ class Trainer:
             progress.counted += size
             self.bad_in_a_row = 0
         else:
+            # the weights are untouched, since no optimiser has stepped
             for tensor, old in zip(self.moved_by_forward(), before):
                 tensor.copy_(old)
             progress.skipped += 1
             self.bad_in_a_row += 1
             say(f"skipped a batch whose loss or gradient is not finite: {', '.join(names)}")
 
+        # a skipped batch counts as well: the next one would otherwise draw the same noise
         progress.step += 1
         progress.offset += size
         return values if finite else None
@@ -328,6 +341,7 @@ class Trainer:
 
     def gradients(self, batch: dict, size: int) -> tuple[dict[str, float], float]:
         """Fill .grad for all phases, over micro-batches and processes -> (logged values, norm of all gradients)."""
+        # nothing of the last step's gradients; training mode, which validation and sample pictures leave
         for optimizer in self.optimizers.values():
             optimizer.zero_grad(set_to_none=True)
         for network in self.networks.values():
@@ -361,6 +375,7 @@ class Trainer:
         processes.all_reduce_tensors(list(totals.values()))
 
         # one transfer from the device, the only moment of a step at which Python waits for it
+        # the norm only shows whether all gradients are finite, nothing is clipped; its squares cannot overflow float64
         norms = torch._foreach_norm(gradients)  # pyright: ignore[reportPrivateImportUsage]
         norm = torch.stack(norms).double().norm()
         norm_and_totals = torch.stack([norm, *totals.values()]).tolist()
@@ -376,11 +391,14 @@ class Trainer:
         if self.ema is None:
             return
         step = self.progress.step
+        # at most (1 + n) / (10 + n) after n steps, as TensorFlow's ExponentialMovingAverage, so that first weights fade fast
         decay = min(self.course.average, (1 + step) / (10 + step))
         network = self.networks[self.main]
         averages: list[torch.Tensor] = list(self.ema.parameters())
         weights: list[torch.Tensor] = list(network.parameters())
+        # lerp: ema + (1 - decay) * (weight - ema), all tensors in one call
         torch._foreach_lerp_(averages, weights, 1 - decay)  # pyright: ignore[reportPrivateImportUsage]
+        # buffers are tables or running statistics, which need no second average
         for averaged, current in zip(self.ema.buffers(), network.buffers()):
             averaged.copy_(current)
 
@@ -398,21 +416,26 @@ class Trainer:
         if due and not any(self.folder.glob("state_*.pt")):
             self.save()
 
+        # from here on the progress stands at the start of the next epoch
         rate = self.rate(next(iter(self.learning_rates)))  # that of the epoch that ends
         progress.epoch = number
         progress.offset = 0
 
+        # the epoch's row of log.csv; where every batch was skipped, there are no sums and no losses in it
         row = {"epoch": progress.epoch, "step": progress.step, "learning_rate": rate}
         for name, total in progress.sums.items():
             row[name] = total / progress.counted
         progress.sums = {}
         progress.counted = 0
 
+        # validation, and the best epoch so far by its loss
         if due and self.validation_data is not None:
             row.update(self.validate(self.validation_data))
             if row["validation_loss"] < progress.best:
                 progress.best = row["validation_loss"]
                 self.export("best.safetensors")
+
+        # files for people and for evaluation; a resumed training reads its state alone
         row["skipped"] = progress.skipped
         progress.rows.append(row)
         self.write_log()
@@ -432,6 +455,7 @@ class Trainer:
     @torch.no_grad()
     def validate(self, data: Source) -> dict[str, float]:
         """The objective's means over the validation images, with the exported weights and noise that stays the same."""
+        # the weights that are exported are the ones that are judged
         networks = {**self.networks, self.main: self.exported()}
         for network in networks.values():
             network.eval()
@@ -443,6 +467,8 @@ class Trainer:
         own_lists = index_lists[processes.rank() :: processes.world_size()]
 
         totals: dict[str, float] = {}
+        # The noise goes by an image's place in the whole set: the same in every epoch, for any number of processes.
+        # Each batch adds its share of the mean over the set.
         for indices, batch in zip(own_lists, data.batches(own_lists)):
             on_device = {name: tensor.to(self.device) for name, tensor in batch.items()}
             noise = Noise(self.train.seed, "validation", count, indices, self.device)
@@ -462,6 +488,7 @@ class Trainer:
         """samples/epoch_<epoch>.png: what the exported weights do by now."""
         if self.picture is None or processes.rank() > 0:
             return
+        # a sampler in eval mode; the next step sets training mode again
         networks = {**self.networks, self.main: self.exported().eval()}
         with autocast(self.device, self.precision):
             picture = self.picture(networks)
@@ -506,10 +533,11 @@ class Trainer:
                 "facts": self.facts,
                 "progress": vars(self.progress),
                 "networks": {name: network.state_dict() for name, network in self.networks.items()},
-                "ema": None if self.ema is None else self.ema.state_dict(),
+                "ema": None if self.ema is None else self.ema.state_dict(),  # resuming may switch the average on or off
                 "optimizers": {phase: optimizer.state_dict() for phase, optimizer in self.optimizers.items()},
             }
             checkpoint.save_state(self.folder, self.progress.step, state)
+        # in every process, as each asks its own clock whether a state is due
         self.saved_at = time.monotonic()
 
     def load(self, state: dict) -> None:
@@ -527,16 +555,19 @@ class Trainer:
 
     def resume(self) -> int:
         """Go on from the newest whole state. Returns the step that it stands at; 0 if there is none."""
+        # what a killed run was writing; then the newest state, if there is one
         processes.tidy(self.folder, self.folder / "samples")
         found = checkpoint.newest_state(self.folder, warn=say)
         if found is None:
             self.share_first_weights()
             return 0
+
+        # every reason for which a state may not fit becomes one line
         state, path = found
         try:
             self.check_state(state, path)
             self.load(state)
-        except torch.OutOfMemoryError:
+        except torch.OutOfMemoryError:  # a RuntimeError as well, but no fault of the file
             raise
         except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
             reason = str(error).strip().splitlines()[0]
@@ -544,6 +575,8 @@ class Trainer:
                 f"{path} does not fit this training's networks and optimisers ({reason}); move it away, or "
                 "train into another folder (runs=...)"
             ) from None
+
+        # the folder as it was at that state
         if self.progress.rows:
             self.write_log()  # a killed training may have logged epochs after its last state
         if self.progress.epoch < self.course.epochs:
@@ -576,6 +609,7 @@ class Trainer:
 
     def check_state(self, state: dict, path: Path) -> None:
         """Raise UserError if a state is not of this training; report the settings that have changed since, and may."""
+        # is it a state of this version at all
         if isinstance(state, dict) and "identity" in state:
             raise UserError(
                 f"{path} was written by an earlier version, which this one does not go on from; finish it "
@@ -586,6 +620,8 @@ class Trainer:
             raise UserError(
                 f"{path} is not a state of these trainings; move it away, or train into another folder (runs=...)"
             )
+
+        # settings and facts are compared alike; every refusal comes before the first report of a change
         before = {**state["settings"], **state["facts"]}
         now = {**self.settings, **self.facts}
         changed = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
@@ -623,6 +659,7 @@ def stop_signals() -> Iterator[list[int]]:
     """
     received: list[int] = []
 
+    # noted only: run_epoch finishes the step, saves and returns
     def note(number, frame):
         received.append(number)
         if processes.world_size() == 1:
@@ -632,5 +669,6 @@ def stop_signals() -> Iterator[list[int]]:
     try:
         yield received
     finally:
+        # a notebook's or a test's own handlers go on after this
         for number, handler in before.items():
             signal.signal(number, handler)

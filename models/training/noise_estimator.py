@@ -36,6 +36,7 @@ def train(
     reads: the keys and sections that the script reads, of which a resumed training reports the changes.
     Raises UserError for data, weights or a folder that do not fit the settings.
     """
+    # data, checked before anything is built: a lesion loss compares each patient with the twin without lesions
     folder = Path(settings.runs) / method.section
     size = settings.data.image_size
     pairs, validation_pairs = lists.training_pairs(settings.data.root, settings.data.lists, settings.data.name)
@@ -50,10 +51,11 @@ def train(
         device = pick_device(settings.device)
         precision = pick_precision(settings.precision, device)
         vqgan = MLVQGAN.load(settings.vqgan.weights)
+        # pixels must divide by the autoencoder's factor times the U-Net's, 8 * 32 at full size
         config.check_image_size(settings, vqgan.factor)
         compiling.prepare_for_inference(vqgan, device, "float32", compiled=False)
         vqgan.to(device)
-        vqgan_digest = checkpoint.digest(settings.vqgan.weights)
+        vqgan_digest = checkpoint.digest(settings.vqgan.weights)  # names the cached latents and ties states to them
 
         # data: validation images are never augmented
         encoder = Encoder(vqgan, vqgan_digest, settings, section.batch_size, masked, device)
@@ -64,23 +66,27 @@ def train(
 
         # network: it sees the noisy latent beside the CXR's, and gives as many channels [S]
         torch.manual_seed(settings.train.seed)
-        channels = 2 * vqgan.settings["code_channels"]
+        channels = 2 * vqgan.settings["code_channels"]  # noisy soft tissue and CXR, 4 + 4
         unet = ConditionalUNet(
             channels, channels, **asdict(settings.unet), qkv_by_head=section.qkv_by_head, schedule=method.schedule
         )
         loop.init_from(unet, section.start).to(device)
         unet.notes = method.notes(settings, vqgan)  # its weights say what they were trained for
         layers.checkpoint_activations(unet, settings.train.checkpointing)
+
+        # what one image puts into a batch: with twins, itself and the patient without lesions
         side = size // vqgan.factor
         latents_per_image = 2 if lists.with_twins(pairs) else 1
         example_shape = (latents_per_image, channels, side, side)
         compiled = compile_network(unet, settings, section.batch_size, example_shape, device, precision)
+
+        # the methods' epsilons differ: 1e-8 for BS-LDM, 1e-6 for GL-LCM [S]
         optimizer = torch.optim.AdamW(
             unet.parameters(), section.learning_rate, eps=section.epsilon, fused=device.type == "cuda"
         )
 
         # objective: of a network with a prior, its layers' own error counts
-        alpha_bar = schedulers.SCHEDULES[method.schedule]()
+        alpha_bar = schedulers.SCHEDULES[method.schedule]()  # (1000,)
         weight = unet.loss_weight if settings.unet.prior else None
         objective = losses.denoising_objective(
             alpha_bar,
@@ -95,10 +101,12 @@ def train(
             shown = dict(list((validation_pairs or pairs).items())[:PICTURES])
             cxr = torch.stack([datasets.load(pair, "cxr", size) for pair in shown.values()])  # (B, 1, H, W)
             soft = torch.stack([datasets.load(pair, "soft", size) for pair in shown.values()])  # (B, 1, H, W)
-            result = method(vqgan, networks["unet"], **sampling)(cxr, list(shown))
+            result = method(vqgan, networks["unet"], **sampling)(cxr, list(shown))  # (B, 1, H, W)
             return pictures.grid(cxr, result, soft)
 
         # what a training that goes on must have as it was: settings by their keys, and facts beside them
+        # Both orders of qkv have the same names and shapes of weights, so no other check would notice a change. The
+        # offset is part of the noise that is learnt.
         fixed = (
             "unet",
             f"{method.section}.qkv_by_head",
@@ -106,6 +114,7 @@ def train(
             "data.image_size",
             "train.seed",
         )
+        # a few values tell one schedule from another; rounded, because CPUs differ in float32's last digits
         facts = {
             "training images": lists.describe(pairs),
             "validation images": lists.describe(validation_pairs),
@@ -137,10 +146,12 @@ def train(
 
 def encode_versions(encoder: "Encoder", pairs: dict[str, lists.Pair], settings: config.Settings) -> list[dict]:
     """The latents of the training images, for each augmented version of them; of the images as they are if none is."""
+    # one version, under names that later trainings without augmentation find again
     if augment.changes_nothing(settings.augment):
         return [encoder.latents(pairs)]
     count = settings.augment.versions
     processes.say(f"note: augmented; latents of {count} versions of each image are kept; the epochs take them in turn")
+    # drawn from (seed, number) only, so that both methods' trainings share these latents, too
     versions = []
     for number in range(count):
         versions.append(encoder.latents(pairs, settings.augment, f"{settings.train.seed}/{number}"))
@@ -161,9 +172,10 @@ def compile_network(
     """
     if not compiling.should_compile(settings.compile, device):
         return False
+    # One shape is compiled, that of a full micro-batch. Any numbers do, so zeros.
     count = shape[0] * loop.micro_batch_size(batch_size, settings.train.accumulate)
-    latents = torch.zeros(count, *shape[1:], device=device)
-    timesteps = torch.zeros(count, dtype=torch.long, device=device)
+    latents = torch.zeros(count, *shape[1:], device=device)  # (n B, C, h, w)
+    timesteps = torch.zeros(count, dtype=torch.long, device=device)  # (n B,)
     return compiling.compile_for_training([unet], unet, (latents, timesteps), precision, processes.say)
 
 
@@ -202,6 +214,7 @@ class Encoder:
 
         augmentation, version: those of datasets.cached_latents.
         """
+        # one folder for each autoencoder and image size; a killed run may have left half a latent in any of them
         processes.tidy(*self.folder.glob("*"))
         arguments = (self.encode, self.digest, pairs, self.size, self.masked, self.folder, self.batch_size)
         keywords = {"augmentation": augmentation, "version": version}
@@ -210,4 +223,6 @@ class Encoder:
             own = slice(processes.rank(), None, processes.world_size())
             datasets.cached_latents(*arguments, shard=own, **keywords)
             processes.barrier()  # none reads before all have written
+
+        # one process encodes here what is missing; with several, all of it is there by now
         return datasets.cached_latents(*arguments, **keywords)

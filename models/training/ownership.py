@@ -16,8 +16,8 @@ try:
 except ImportError:  # Windows has another kind of locks
     fcntl = None
 
-LOCK = ".lock"
-RESULTS = ("weights.safetensors", "best.safetensors")
+LOCK = ".lock"  # empty file that carries the lock; it stays in the folder, as only the lock counts
+RESULTS = ("weights.safetensors", "best.safetensors")  # what a fresh start would overwrite
 
 
 @contextmanager
@@ -28,14 +28,17 @@ def owned(folder: Path, start_key: str) -> Iterator[None]:
     Raises UserError if another training is at work in the folder, if the folder cannot be written, or if it holds
     weights without a state to go on from.
     """
+    # the processes of one training share the folder, so only one may ask for the lock
     if processes.rank() > 0:
         yield
         return
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        file = open(folder / LOCK, "a")
+        file = open(folder / LOCK, "a")  # to append: the file of a running training is not touched
     except OSError as error:
         raise UserError(f"cannot write {folder}: {error.strerror}") from None
+
+    # locked first: while another training runs, what lies in its folder is its business
     with file:
         lock(file, folder)
         refuse_leftovers(folder, start_key)
@@ -53,6 +56,7 @@ def lock(file: IO, folder: Path) -> None:
         processes.say(f"note: no file locks on this system; let no other training run in {folder}")
         return
     try:
+        # LOCK_NB: a second training is refused at once, it does not wait its turn
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):  # POSIX allows either
         raise UserError(
@@ -64,6 +68,7 @@ def lock(file: IO, folder: Path) -> None:
 
 def refuse_leftovers(folder: Path, start_key: str) -> None:
     """Raise UserError if there are weights but no state: a fresh start would overwrite them."""
+    # both files come from training, and states go with them unless somebody removed them (see loop.end_epoch)
     weights = [folder / name for name in RESULTS if (folder / name).is_file()]
     if weights and not any(folder.glob("state_*.pt")):
         raise UserError(

@@ -27,15 +27,19 @@ def draw_curves(rows: list[dict], path: Path) -> None:
     names = loss_names(rows)
     if not names:  # every batch so far was skipped
         return
+
+    # one panel for each loss, inches
     figure = Figure(figsize=(4 * len(names), 3.2), layout="constrained")
     panels = np.atleast_1d(figure.subplots(1, len(names)))
     for axes, name in zip(panels, names):
         for column, label in ((name, "training"), (f"validation_{name}", "validation")):
+            # most epochs have no validation, and a fresh validation column may not be there yet
             known = [row for row in rows if column in row]
             if known:
                 epochs = [row["epoch"] for row in known]
                 values = [row[column] for row in known]
                 axes.plot(epochs, values, label=label, marker="." if len(known) < COUNTED_BY_EYE else None)
+        # losses fall over decades, which a logarithm shows; it has no place for one that has reached 0
         positive = all(row.get(name, 1) > 0 for row in rows)
         axes.set(title=name.replace("_", " "), xlabel="epoch", yscale="log" if positive else "linear")
         axes.xaxis.get_major_locator().set_params(integer=True)
