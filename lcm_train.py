@@ -12,6 +12,7 @@ from models import config
 from models.runtime import entry
 
 PICTURE_STEPS = 8  # consistency steps of the sample pictures
+# the keys that --help shows, and whose changes a resumed training reports
 READS = (
     "device",
     "precision",
@@ -33,6 +34,7 @@ READS = (
     "eval.residual",
     "eval.strength",
     "augment",
+    # latents are read from memory: no processes load images
     *(key for key in config.keys("train", config.Train) if key != "train.workers"),
 )
 
@@ -44,6 +46,7 @@ def main() -> int:
     from models import pipelines
     from models.training import noise_estimator
 
+    # few steps: the pictures show the course of a training, not its scores
     sampling = {**pipelines.GLLCM.sampling_keywords(settings), "steps": PICTURE_STEPS}
     return noise_estimator.train(settings, settings.lcm, pipelines.GLLCM, masked=True, sampling=sampling, reads=READS)
 

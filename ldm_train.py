@@ -11,6 +11,7 @@ The same command goes on where it was stopped.
 from models import config
 from models.runtime import entry
 
+# the keys that --help shows, and whose changes a resumed training reports
 READS = (
     "device",
     "precision",
@@ -31,6 +32,7 @@ READS = (
     "eval.residual",
     "eval.strength",
     "augment",
+    # latents are read from memory: no processes load images
     *(key for key in config.keys("train", config.Train) if key != "train.workers"),
 )
 PICTURE_STEPS = 50  # DDPM steps of the sample pictures
@@ -43,6 +45,7 @@ def main() -> int:
     from models import pipelines
     from models.training import noise_estimator
 
+    # few steps: the pictures show the course of a training, not its scores
     sampling = {"steps": PICTURE_STEPS, "clip": settings.ldm.clip, "clip_rate": settings.ldm.clip_rate}
     return noise_estimator.train(settings, settings.ldm, pipelines.BSLDM, masked=False, sampling=sampling, reads=READS)
 

@@ -11,6 +11,7 @@ The same command goes on where it was stopped.
 from models import config
 from models.runtime import entry
 
+# the keys that --help shows, and whose changes a resumed training reports
 READS = (
     "device",
     "precision",
@@ -21,6 +22,7 @@ READS = (
     "data.name",
     "data.lists",
     "data.image_size",
+    # not vqgan.weights, which this script writes; lesions and timesteps belong to the noise estimators
     *(key for key in config.keys("vqgan", config.Vqgan) if key != "vqgan.weights"),
     *config.keys("augment", config.ImageAugmentation),
     *config.keys("train", config.AnyTraining),
@@ -29,6 +31,7 @@ READS = (
 
 def main() -> int:
     settings = config.parse(__doc__, READS)
+    # sizes that do not fit are refused before data and networks are looked at
     config.check_autoencoder_size(settings)
 
     # torch is imported only after the settings: --help and a mistyped key answer at once

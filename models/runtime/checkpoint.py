@@ -34,9 +34,10 @@ LARGEST_EXPANSION = 4
 FREE_EXPANSION = 1 << 24  # bytes: small files may be mostly zeros
 
 # Counts and sizes in a header beyond any network's; they only guard against building what its tensors cannot fit.
-LARGEST_SIZE = 1 << 20
-LONGEST_LIST = 32
+LARGEST_SIZE = 1 << 20  # largest absolute value of any number in the settings
+LONGEST_LIST = 32  # entries
 
+# types that a file's numbers may have; in a network they are float32
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 # What the libraries raise for a damaged file.
 READ_ERRORS = (OSError, RuntimeError, EOFError, ValueError, KeyError, AttributeError, zipfile.BadZipFile)
@@ -69,6 +70,7 @@ class Network(nn.Module):
         keywords: settings that replace what the file says.
         Raises UserError for a missing, damaged or foreign file and for weights of another architecture.
         """
+        # The settings: this project's files carry them; of a released .pth, names and shapes of the tensors tell them.
         state, header, modules = read_weights(path)
         if header is None:
             try:
@@ -88,6 +90,8 @@ class Network(nn.Module):
         except (LookupError, TypeError, ValueError, RuntimeError, ArithmeticError) as error:
             reason = _first_line(error)
             raise UserError(f"no {cls.__name__} can be built from the settings in {path}: {reason}") from None
+
+        # a network for inference; a training builds its own and takes only the weights (loop.init_from)
         fill(network, state, path)
         network.notes = {key: value for key, value in (header or {}).items() if key not in ("network", "settings")}
         return network.eval().requires_grad_(False)
@@ -99,6 +103,7 @@ class Network(nn.Module):
         beside those in `self.notes`.
         """
         header = {"network": type(self).__name__, "settings": self.settings, **self.notes, **notes}
+        # a copy of each, because safetensors refuses tensors that share memory or are not contiguous
         tensors = {}
         for name, tensor in (state or self.state_dict()).items():
             tensors[name] = tensor.detach().to("cpu", copy=True).contiguous()
@@ -108,6 +113,7 @@ class Network(nn.Module):
 
 def fit(network: nn.Module, state: dict, path: str | Path) -> None:
     """Raise UserError unless a file's tensors are a network's by name, shape and type, and finite."""
+    # names and shapes: the first difference and the number of them tell one architecture from another
     expected = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
     found = {name: tuple(tensor.shape) for name, tensor in state.items()}
     if expected != found:
@@ -139,6 +145,7 @@ def fit(network: nn.Module, state: dict, path: str | Path) -> None:
 def fill(network: nn.Module, state: dict, path: str | Path) -> None:
     """Put a file's tensors into a network that was built on the meta device. Raises UserError as `fit`."""
     fit(network, state, path)
+    # assign: the file's tensors become the network's, since those on the meta device have no memory to copy to
     network.load_state_dict({name: _own(tensor) for name, tensor in state.items()}, assign=True)
 
     # In a file two names may share one tensor's memory. In the network a change of one would then change the other.
@@ -178,11 +185,14 @@ def read_weights(path: str | Path) -> tuple[dict, dict | None, dict]:
     require(path)
     path = Path(path)
     try:
+        # safetensors holds no code, and its library checks the tensors' places against the file's size
         if path.suffix == ".safetensors":
             with safetensors.safe_open(path, "pt") as file:
                 header = (file.metadata() or {}).get("header")
                 state = {name: file.get_tensor(name) for name in file.keys()}
             return state, (_parse_header(header, path) if header else None), {}
+
+        # everything else must be a file of torch.save
         state, modules = _read_pickled(path)
         check_tensors(state, path)
         return state, None, modules
@@ -198,6 +208,8 @@ def _parse_header(text: str, path: Path) -> dict:
         header = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise UserError(f"the header of {path} is damaged: {_first_line(error)}") from None
+
+    # what `Network.load` reads; `check_settings` looks at the settings themselves
     has_all = (
         isinstance(header, dict) and isinstance(header.get("network"), str) and isinstance(header.get("settings"), dict)
     )
@@ -222,6 +234,7 @@ def check_settings(network: type[nn.Module], settings: dict, path: str | Path, t
                 f"{path} sets {name}, which {network.__name__} does not have in this version of the "
                 "project; use a newer one"
             )
+        # The default tells the type. A bool is an int in Python: it is asked for first, and taken for no number.
         default = parameters[name].default
         most = tensors if name in getattr(network, "repeats", ()) else LARGEST_SIZE
         if isinstance(default, bool):
@@ -251,6 +264,7 @@ def _is_count(value, most: int) -> bool:
 def refuse_bomb(path: str | Path) -> None:
     """Raise UserError if a zip archive, by its directory, unpacks to far more than its size. Unpacks nothing."""
     with zipfile.ZipFile(path) as archive:
+        # sizes as the archive's directory gives them
         unpacked = sum(entry.file_size for entry in archive.infolist())
     packed = Path(path).stat().st_size
     if unpacked > LARGEST_EXPANSION * packed + FREE_EXPANSION:
@@ -264,10 +278,13 @@ def check_tensors(state: dict, path: str | Path) -> None:
 
     Strides of zero can make a tensor of gigabytes from one number.
     """
+    # dense and with numbers of its own, so neither sparse nor on the meta device
     for name, tensor in state.items():
         ordinary = isinstance(tensor, torch.Tensor) and tensor.layout == torch.strided and tensor.device.type == "cpu"
         if not (isinstance(name, str) and ordinary):
             raise UserError(f"{path} holds neither a module nor a state_dict")
+
+    # by shape, not by storage: this is what a contiguous copy would take
     size = sum(tensor.numel() * tensor.element_size() for tensor in state.values())
     packed = Path(path).stat().st_size
     if size > LARGEST_EXPANSION * packed + FREE_EXPANSION:
@@ -277,6 +294,7 @@ def check_tensors(state: dict, path: str | Path) -> None:
 class _StandIn:
     """Stands in for a class that a released checkpoint names: it holds the attributes and does nothing."""
 
+    # pickle calls the class, and then hands over the attributes
     def __init__(self, *arguments):
         self.arguments = arguments
 
@@ -292,6 +310,7 @@ def _read_pickled(path: Path) -> tuple[dict, dict]:
     unread.
     """
     # which classes and functions the file asks for
+    # An archive's list of names can be read without running anything; older files are one bare pickle.
     if not zipfile.is_zipfile(path):
         raise UserError(f"{path} is not a checkpoint of torch.save (torch 1.6 or later), or it is cut short")
     refuse_bomb(path)
@@ -299,6 +318,8 @@ def _read_pickled(path: Path) -> tuple[dict, dict]:
     foreign = [name for name in names if not RELEASED.fullmatch(name)]
     if foreign:
         raise UserError(f"{path} asks for {foreign[0]}, which no weights file needs; it was not opened")
+
+    # one class for each name, so that the module's class stays known for `settings_of`
     stand_ins = []
     for name in names:
         class_name = name.rsplit(".", 1)[1]
@@ -325,8 +346,10 @@ def _collect(module: _StandIn, prefix: str, state: dict, modules: dict) -> None:
     """Fill `state` and `modules` from a pickled nn.Module, as nn.Module.state_dict() would. prefix: of its tensors'
     names.
     """
+    # nn.Module keeps its tensors and children in three tables; a loop of children ends in a RecursionError
     attributes = vars(module)
     modules[prefix.removesuffix(".")] = {"class": type(module).__name__, **attributes}
+    # buffers that are computed anew and never saved
     transient = attributes.get("_non_persistent_buffers_set") or set()
     for table in ("_parameters", "_buffers"):
         for name, tensor in (attributes.get(table) or {}).items():
@@ -344,9 +367,12 @@ def save_state(folder: str | Path, step: int, state: dict, keep: int = 2) -> Pat
     would have gone on from them.
     """
     folder = Path(folder)
+    # digits enough that sorting by name is sorting by step
     path = folder / f"state_{step:08d}.pt"
     with replacing(path) as temporary, disk_errors(), open(temporary, "wb") as file:
         torch.save(state, file)
+
+    # old states go only when the new one is whole
     states = sorted(folder.glob("state_*.pt"))
     kept = [other for other in states if other <= path][-keep:]
     for other in states:
@@ -374,6 +400,7 @@ def newest_state(folder: str | Path, warn=print) -> tuple[dict, Path] | None:
                 raise UserError(
                     f"{path} asks for {foreign[0]}, which no training state needs; it was not opened, remove it"
                 )
+            # on the CPU: `Trainer.load` copies to where the networks are
             state = torch.load(path, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError:
             raise UserError(f"{path} is not a training state of this project; remove it") from None
@@ -383,6 +410,7 @@ def newest_state(folder: str | Path, warn=print) -> tuple[dict, Path] | None:
         if not isinstance(state, dict):
             raise UserError(f"{path} is not a training state, but holds one {type(state).__name__}; remove it")
         return state, path
+    # starting afresh here would overwrite what is left of a long training
     if paths:
         raise UserError(f"no training state in {folder} is whole; remove {folder} to start afresh")
     return None
@@ -414,6 +442,7 @@ def tensor_digest(network: nn.Module) -> str:
     new header changes nothing. Take it before weights are cast to bf16 (compiling.prepare_for_inference).
     """
     content = hashlib.sha256()
+    # sorted, since the order of tensors in a file is no property of the weights
     for name, tensor in sorted(network.state_dict().items()):
         values = tensor.detach().to("cpu", torch.float32).contiguous()
         content.update(f"{name} {tuple(values.shape)}\n".encode())
@@ -437,5 +466,6 @@ def _describe(state: dict) -> str:
 
 def _first_line(error: BaseException) -> str:
     """An error's message without its further lines, for messages of one line."""
+    # some errors have no message, and some have pages
     lines = str(error).strip().splitlines()
     return (lines[0] if lines else type(error).__name__)[:200]

@@ -50,6 +50,7 @@ def run(main: Callable[[], int | None]) -> None:
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_MININTERVAL", BAR_INTERVAL)  # tqdm reads it when it is imported, which main does
 
+    # an exception, so that every `finally` on the way out is run and no temporary file stays
     def terminated(number, frame):
         raise Terminated
 
@@ -78,8 +79,10 @@ def _run_and_explain(main: Callable[[], int | None]) -> int:
         return error.status
     except KeyboardInterrupt as error:
         _complain("stopped; the same command goes on")
+        # a shell's convention for a command that a signal ended
         return 128 + (signal.SIGTERM if isinstance(error, Terminated) else signal.SIGINT)
     except Exception as error:
+        # only the machine's failures become one line; a fault of the project keeps its traceback
         explanation = _explain_machine(error)
         if explanation is None:
             raise
@@ -100,12 +103,16 @@ def _run_to_the_last_word(main: Callable[[], int | None]) -> int:
 def _explain_machine(error: Exception) -> str | None:
     """What to say of an error of the machine, '' if nobody reads the output any more; None if it is no such error."""
     text = str(error)
+
+    # nobody reads any more (`| head`), or the disk is full: what is left in the buffer has no place to go
     if isinstance(error, BrokenPipeError):
         _drop_output()
         return ""
     if isinstance(error, OSError) and error.errno in FULL_DISK:
         _drop_output()
         return f"cannot write {error.filename or 'the output'}: {error.strerror}"
+
+    # memory: PyTorch has one type for the GPU's, a plain RuntimeError for the CPU's, hence the words
     if OUT_OF_GPU_MEMORY in text and isinstance(error, RuntimeError):
         return (
             "out of GPU memory; lower the batch_size that this script reads (--help), raise train.accumulate, "

@@ -54,6 +54,7 @@ def replacing(path: str | Path):
     where the disk fails.
     """
     path = Path(path)
+    # in the same folder, because a move between file systems would be a copy
     temporary = path.with_name(_temporary_name(path.name))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -83,6 +84,7 @@ def _temporary_name(name: str) -> str:
         start = encoded[:READABLE_BYTES].decode("utf-8", "ignore")  # without half a letter at the end
         digest = hashlib.sha256(encoded).hexdigest()[:16]
         name = f"{start}.{digest}"
+    # the process's number tells `sweep` whether the writer still runs
     return f".{name}.{os.getpid()}.part"
 
 

@@ -20,6 +20,7 @@ def refuse_foreign(results: Iterable[Path], inputs: Iterable[Path], own: Iterabl
     they are reached. own: the files that earlier runs of the script have written by their own record; they may be
     replaced. setting: the setting that names the place of the results, for the remedy.
     """
+    # inputs by the file itself, whatever it is called here; own files by the path that the record gives
     read = {_identity(path) for path in inputs}
     known = {os.path.abspath(path) for path in own}
     for path in results:
@@ -43,6 +44,7 @@ def require_writable(folder: str | Path) -> None:
     missing = [path for path in (folder, *folder.parents) if not path.exists()]  # the deepest first
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        # asked by doing: permission bits tell little about read-only mounts and network file systems
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
@@ -50,6 +52,7 @@ def require_writable(folder: str | Path) -> None:
         raise kind(f"cannot write {folder}: {error.strerror or error}") from error
     finally:
         with suppress(OSError):
+            # only the folders made here; one that somebody has filled meanwhile does not go
             for path in missing:
                 path.rmdir()
 
@@ -60,4 +63,4 @@ def _identity(path: str | Path) -> tuple:
         status = os.stat(path)
     except OSError:  # a link that leads nowhere
         return (os.path.abspath(path),)
-    return status.st_dev, status.st_ino
+    return status.st_dev, status.st_ino  # device and file number

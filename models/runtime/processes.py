@@ -32,7 +32,7 @@ from .files import MachineError, sweep
 
 TIMEOUT = timedelta(days=1)  # of an exchange; long, as torchrun itself ends all processes when one fails
 BUCKET_NUMBERS = 1 << 24  # summed in one exchange
-BACKENDS = ("gloo", "nccl")
+BACKENDS = ("gloo", "nccl")  # names by which an exchange's error is told from other RuntimeErrors
 
 
 def rank() -> int:
@@ -93,6 +93,7 @@ def shard(size: int) -> tuple[list[int], float]:
     If a batch has fewer images than there are processes, each surplus process computes one image again, with weight 0,
     because every process must take part in every exchange.
     """
+    # interleaved, so that shards differ by one image at most
     places = list(range(rank(), size, world_size()))
     if places:
         return places, 1.0
@@ -114,11 +115,12 @@ def all_gather_batch(images: torch.Tensor, weight: float = 1.0) -> torch.Tensor:
     """The whole batch (B, ...), in its order, from every process's shard (b, ...) of it. weight: as `shard` says."""
     if world_size() == 1:
         return images
+    # a surplus process counts as 0 here: the image that it repeats is another's
     size = int(all_reduce_sum(torch.tensor(len(images), device=images.device), weight))
 
-    # all shards filled up to the length of the longest, which is the first one
+    # all shards filled up to the length of the longest, the first one: all_gather wants equal shapes
     longest = -(-size // world_size())  # rounded up
-    filled = images.new_zeros(longest, *images.shape[1:])
+    filled = images.new_zeros(longest, *images.shape[1:])  # (longest, ...)
     filled[: len(images)] = images
     shards = [torch.empty_like(filled) for _ in range(world_size())]
     dist.all_gather(shards, filled)
@@ -136,6 +138,7 @@ class _AllReduceSum(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, tensor):
+        # all_reduce writes in place, and only into contiguous memory
         total = tensor.clone(memory_format=torch.contiguous_format)
         dist.all_reduce(total)
         return total
@@ -169,6 +172,7 @@ def all_reduce_tensors(tensors: list[torch.Tensor]) -> None:
         buckets[-1].append(tensor)
         room -= tensor.numel()
 
+    # one exchange a bucket: for small tensors the wait costs more than the transfer
     for bucket in buckets:
         numbers = torch.cat([tensor.flatten() for tensor in bucket])
         dist.all_reduce(numbers)
@@ -181,6 +185,7 @@ def all_reduce_max(*numbers: float) -> list[float]:
     """Each number's maximum over all processes."""
     if world_size() == 1:
         return list(numbers)
+    # on the CPU, so by gloo: no process waits for its GPU
     maxima = torch.tensor(numbers, dtype=torch.float64)
     dist.all_reduce(maxima, dist.ReduceOp.MAX)
     return maxima.tolist()

@@ -13,4 +13,5 @@ def generator(key: str) -> torch.Generator:
 
     The seed is the CRC-32 of the text. The numbers are drawn on the CPU, where they do not depend on the GPU's model.
     """
+    # not Python's hash(), which differs from one process to the next
     return torch.Generator().manual_seed(zlib.crc32(key.encode()))

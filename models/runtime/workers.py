@@ -41,6 +41,7 @@ def parallel(function: Callable, items: list, label: str, at_once: int | None = 
                 for result in _pool().map(function, group):
                     results.append(result)
                     bar.update()
+        # the pool only knows that a process has gone; what ends one without an error is mostly a shortage of memory
         except BrokenProcessPool:
             raise UserError(f"{label}: a process was killed; most likely the memory does not suffice") from None
         return results
@@ -53,11 +54,13 @@ def _pool() -> ProcessPoolExecutor:
         cores = len(os.sched_getaffinity(0))  # those that a cluster's scheduler gave to this job
     else:
         cores = os.cpu_count()
+    # spawned, not forked: a fork copies the locks of threads that it does not copy
     return ProcessPoolExecutor(cores, get_context("spawn"), _prepare_process)
 
 
 def _prepare_process() -> None:
     """One thread for each process; and Ctrl-C, which reaches all of them, is for the first process alone."""
+    # there is a process for each core already
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -59,7 +59,7 @@ def train(settings: config.Settings, reads: tuple[str, ...]) -> int:
         fused = device.type == "cuda"  # one kernel for many parameters
         learnt = [parameter for parameter in vqgan.parameters() if parameter.requires_grad]
         optimizers: dict[str, torch.optim.Optimizer] = {"vqgan": torch.optim.Adam(learnt, rates["vqgan"], fused=fused)}
-        # with weight 0 there is no optimiser for it, and the loop leaves the discriminator as it is
+        # without the adversarial term there is no optimiser, and the discriminator stays as it is
         if section.loss.adversarial:
             learnt = list(discriminator.parameters())
             optimizers["discriminator"] = torch.optim.Adam(learnt, rates["discriminator"], fused=fused)

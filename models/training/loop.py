@@ -74,7 +74,7 @@ class Noise:
 
     def normal(self, name: str, *shape: int) -> torch.Tensor:
         """Standard normal numbers (len(places), *shape)."""
-        # the name keeps the draws of one step apart, such as timestep, noise and offset
+        # the name keeps apart the draws of one step, such as timestep, noise and offset
         drawn = torch.randn(self.batch_size, *shape, generator=seeding.generator(f"{self.key}/{name}"))
         return drawn[self.places].to(self.device)
 
@@ -231,8 +231,8 @@ class Trainer:
                 self.show(bar, len(names), values)
 
                 # All processes stop or save after the same step, whichever of them was signalled.
-                # Any one's clock may say that a state is due. While batches fail none is written: the last good one is to
-                # stay among the two that are kept.
+                # Any one's clock may say that a state is due. While batches fail none is written: the last good one is
+                # to stay among the two that are kept.
                 save_due = time.monotonic() - self.saved_at >= self.train.save_every
                 signalled, save_due = processes.all_reduce_max(received[0] if received else 0, save_due)
                 if signalled or (save_due and self.bad_in_a_row == 0):
@@ -374,8 +374,8 @@ class Trainer:
         processes.all_reduce_tensors(gradients)
         processes.all_reduce_tensors(list(totals.values()))
 
-        # one transfer from the device, the only moment of a step at which Python waits for it
-        # the norm only shows whether all gradients are finite, nothing is clipped; its squares cannot overflow float64
+        # One transfer from the device, the only moment of a step at which Python waits for it.
+        # The norm only shows whether all gradients are finite, nothing is clipped; its squares cannot overflow float64.
         norms = torch._foreach_norm(gradients)  # pyright: ignore[reportPrivateImportUsage]
         norm = torch.stack(norms).double().norm()
         norm_and_totals = torch.stack([norm, *totals.values()]).tolist()
@@ -391,7 +391,7 @@ class Trainer:
         if self.ema is None:
             return
         step = self.progress.step
-        # at most (1 + n) / (10 + n) after n steps, as TensorFlow's ExponentialMovingAverage, so that first weights fade fast
+        # at step n at most (1 + n) / (10 + n), as in TensorFlow's ExponentialMovingAverage: first weights fade fast
         decay = min(self.course.average, (1 + step) / (10 + step))
         network = self.networks[self.main]
         averages: list[torch.Tensor] = list(self.ema.parameters())
@@ -555,14 +555,14 @@ class Trainer:
 
     def resume(self) -> int:
         """Go on from the newest whole state. Returns the step that it stands at; 0 if there is none."""
-        # what a killed run was writing; then the newest state, if there is one
+        # half-written files of a killed run go first; without any state this is a new training
         processes.tidy(self.folder, self.folder / "samples")
         found = checkpoint.newest_state(self.folder, warn=say)
         if found is None:
             self.share_first_weights()
             return 0
 
-        # every reason for which a state may not fit becomes one line
+        # whatever does not fit, settings or tensors, ends in one line that names the file
         state, path = found
         try:
             self.check_state(state, path)
@@ -609,7 +609,7 @@ class Trainer:
 
     def check_state(self, state: dict, path: Path) -> None:
         """Raise UserError if a state is not of this training; report the settings that have changed since, and may."""
-        # is it a state of this version at all
+        # first whether it is a state of this version at all
         if isinstance(state, dict) and "identity" in state:
             raise UserError(
                 f"{path} was written by an earlier version, which this one does not go on from; finish it "

@@ -36,7 +36,7 @@ def train(
     reads: the keys and sections that the script reads, of which a resumed training reports the changes.
     Raises UserError for data, weights or a folder that do not fit the settings.
     """
-    # data, checked before anything is built: a lesion loss compares each patient with the twin without lesions
+    # data, checked before anything is built: the lesion loss compares each patient with a twin without lesions
     folder = Path(settings.runs) / method.section
     size = settings.data.image_size
     pairs, validation_pairs = lists.training_pairs(settings.data.root, settings.data.lists, settings.data.name)
@@ -151,7 +151,7 @@ def encode_versions(encoder: "Encoder", pairs: dict[str, lists.Pair], settings: 
         return [encoder.latents(pairs)]
     count = settings.augment.versions
     processes.say(f"note: augmented; latents of {count} versions of each image are kept; the epochs take them in turn")
-    # drawn from (seed, number) only, so that both methods' trainings share these latents, too
+    # named by seed and number and not by the method, so that both methods' trainings share these latents, too
     versions = []
     for number in range(count):
         versions.append(encoder.latents(pairs, settings.augment, f"{settings.train.seed}/{number}"))

@@ -38,7 +38,7 @@ def owned(folder: Path, start_key: str) -> Iterator[None]:
     except OSError as error:
         raise UserError(f"cannot write {folder}: {error.strerror}") from None
 
-    # locked first: while another training runs, what lies in its folder is its business
+    # locked first, so that no running training writes what the second check looks at
     with file:
         lock(file, folder)
         refuse_leftovers(folder, start_key)
@@ -68,7 +68,7 @@ def lock(file: IO, folder: Path) -> None:
 
 def refuse_leftovers(folder: Path, start_key: str) -> None:
     """Raise UserError if there are weights but no state: a fresh start would overwrite them."""
-    # both files come from training, and states go with them unless somebody removed them (see loop.end_epoch)
+    # weights never lie there without a state, unless somebody put or left them there (see loop.end_epoch)
     weights = [folder / name for name in RESULTS if (folder / name).is_file()]
     if weights and not any(folder.glob("state_*.pt")):
         raise UserError(

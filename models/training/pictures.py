@@ -28,12 +28,12 @@ def draw_curves(rows: list[dict], path: Path) -> None:
     if not names:  # every batch so far was skipped
         return
 
-    # one panel for each loss, inches
+    # one panel beside the other for each loss; sizes in inches
     figure = Figure(figsize=(4 * len(names), 3.2), layout="constrained")
     panels = np.atleast_1d(figure.subplots(1, len(names)))
     for axes, name in zip(panels, names):
         for column, label in ((name, "training"), (f"validation_{name}", "validation")):
-            # most epochs have no validation, and a fresh validation column may not be there yet
+            # a row lacks what was not validated in its epoch, or where every batch was skipped
             known = [row for row in rows if column in row]
             if known:
                 epochs = [row["epoch"] for row in known]
