@@ -50,7 +50,7 @@ def train(settings: config.Settings, reads: tuple[str, ...]) -> int:
         torch.manual_seed(settings.train.seed)
         vqgan = loop.init_from(MLVQGAN(**asdict(section.network)), section.start).to(device)
         discriminator = PatchDiscriminator(**asdict(section.discriminator)).to(device)
-        # after the weights are in place: wrapping and compiling leave their names and values alone
+        # neither changes the names of the weights, so that files and states are the same with and without
         layers.checkpoint_activations(vqgan, settings.train.checkpointing)
         compiled = compile_networks(vqgan, settings, device, precision)
 
