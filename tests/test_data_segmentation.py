@@ -20,6 +20,8 @@ from models.data import lists
 from models.runtime import entry, workers
 from models.simulate import phantom
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[1]
 SZCH = ROOT.parent / "shared" / "szch"
 SIZE = 64

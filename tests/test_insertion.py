@@ -181,6 +181,7 @@ def test_processes_share_the_x_rays_and_write_what_one_writes(tmp_path, patient,
         assert (tmp_path / "shared" / name).read_bytes() == (tmp_path / "alone" / name).read_bytes()
 
 
+@pytest.mark.slow
 def test_an_evaluation_with_nodules_writes_its_files_and_replaces_no_others(chain):
     hounsfield = np.full((8, 8, 8), 50, np.int16)
     np.savez(chain / "nodules.npz", cube_hu=hounsfield, cube_mask=np.ones_like(hounsfield))

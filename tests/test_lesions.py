@@ -333,6 +333,7 @@ def test_a_lesion_weight_needs_twins(tmp_path):
         noise_estimator.train(settings, settings.ldm, pipelines.BSLDM, masked=False, sampling={}, reads=())
 
 
+@pytest.mark.slow
 def test_patients_with_twins_through_the_scripts(chain):
     """Simulated, checked, split by patient, and trained on with the lesion loss."""
     places = ["data.root=runs/twins/data", "data.lists=runs/twins/lists"]

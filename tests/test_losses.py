@@ -126,6 +126,7 @@ def test_ms_ssim_refuses_small_and_unequal_images():
         losses.ms_ssim(torch.zeros(1, 1, 192, 192), torch.zeros(2, 1, 192, 192))
 
 
+@pytest.mark.slow
 def test_perceptual_gives_the_published_number_and_never_trains(perceptual, images):
     assert float(perceptual(*images)) == pytest.approx(EXPECTED["perceptual_lpips_vgg"], rel=1e-4)
     small = [image[:, :, :64, :64] for image in images]

@@ -161,6 +161,7 @@ WEIGHTS = Path(pipelines.__file__).resolve().parents[1] / "weights"
 SHIPPED = {pipelines.BSLDM: ("bsldm", "ldm_eval.py"), pipelines.GLLCM: ("gllcm", "batch_lcm_eval.py")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", SHIPPED)
 def test_one_picture_by_every_way(method, tmp_path, run_here):
     """The shipped weights by their paths, by the profile's name, by settings, and on the command line."""

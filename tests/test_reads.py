@@ -8,6 +8,8 @@ from conftest import TINY, recording, run_script
 
 from models import config
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = sorted(path.name for path in ROOT.glob("*.py"))
 SHORT = [

@@ -176,6 +176,7 @@ def test_costs_come_from_the_evaluations_summaries(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_files(scored, folders, tmp_path):
     shown = report.write(scored, tmp_path, {"good": folders / "good"})
     assert (
@@ -192,6 +193,7 @@ def test_files(scored, folders, tmp_path):
     assert all(width == pictures.PAGE * pictures.DPI for _, width in sizes.values())
 
 
+@pytest.mark.slow
 def test_tables_replace_no_file_but_their_own(scored, folders, tmp_path):
     (tmp_path / "comparison.png").write_bytes(b"somebody's")
     with pytest.raises(UserError, match="comparison.png is there already.*metrics.output="):

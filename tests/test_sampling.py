@@ -46,6 +46,7 @@ def test_threshold_grows_with_the_position_and_lags_on_request():
     assert [step.position for step in walk] == pytest.approx([0, 12, 25, 37])  # the same bound at the same noise level
 
 
+@pytest.mark.slow
 def test_bsldm_walk(unets):
     final = sampling.sample_bsldm(
         unets["bsldm"], draw("bsldm/cxr_latent", SHAPE), lambda name: draw(f"bsldm/{name}", SHAPE), clip_lag=1

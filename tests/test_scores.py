@@ -30,6 +30,7 @@ def triple():
     return gt + bone, gt, pred
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["pred", "identity"])
 def test_published_numbers_on_real_pairs(method, lpips):
     if not (SHARED / "szch").is_dir():

@@ -15,6 +15,8 @@ from models.evaluation import weights
 from models.unet import ConditionalUNet
 from models.vqgan import MLVQGAN
 
+pytestmark = pytest.mark.slow
+
 
 def complaints(told: str) -> list[str]:
     """The lines of stderr that are no notes."""

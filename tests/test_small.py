@@ -12,6 +12,8 @@ from golden_draws import SHARED
 from models import images, scores
 from models.simulate import phantom
 
+pytestmark = pytest.mark.slow
+
 WEIGHTS = Path(__file__).resolve().parents[1] / "weights"
 UNSEEN = 900_000  # a seed that the recipe does not use
 METHODS = {"BS-LDM": "ldm_eval.py", "GL-LCM": "batch_lcm_eval.py"}
