@@ -134,6 +134,7 @@ def subtract(of_high: np.ndarray, of_low: np.ndarray, low: np.ndarray, high: np.
     what the high energy makes of it returned. Where there is no bone it is `of_high` itself; where there is, one
     spectral line each leaves nothing of it, and real spectra leave what beam hardening makes of it.
     """
+    # A table of water alone; it starts below 0, since edges that moved can ask for less than none.
     weight = bone_weight(low, high)
     water = np.linspace(-2, DEEPEST, 4096)
     water_high = attenuation(water, 0.0, high).astype(np.float64)
