@@ -67,7 +67,7 @@ def augment(pixels: np.ndarray, augmentation: Augment | None, key: str) -> np.nd
         pixels = cv2.warpAffine(upright, matrix, (side, side), flags=cv2.INTER_LANCZOS4, borderValue=0)
 
     # Grey values: a factor, then a power whose exponent is as likely above 1 as below.
-    # Lanczos overshoots at edges, hence the first clip; a negative base has no real power, hence both.
+    # Clipped first, since Lanczos overshoots at edges and a negative grey value has no real power.
     pixels = np.clip(pixels, 0, 1) * (1 + brightness * augmentation.contrast)
     # (1 + gamma)^bend, with bend in [-1, 1]: from 1 / (1 + gamma) to 1 + gamma
     exponent = np.float32(math.exp(bend * math.log1p(augmentation.gamma)))

@@ -87,7 +87,7 @@ def check_pair(cxr: Path, soft: Path, mask: Path | None = None) -> list[str]:
 
 
 def _digest(pixels: np.ndarray) -> str:
-    # Of the pixels, not of the file: the same image saved twice has two files. The shape, since bytes alone do not tell.
+    # Of the pixels: one image saved twice makes two different files. With the shape, which the bytes do not tell.
     return hashlib.sha256(str(pixels.shape).encode() + pixels.tobytes()).hexdigest()
 
 
@@ -170,7 +170,7 @@ def check(pairs: dict[str, Pair], root: Path) -> dict[str, list[str]]:
         name: list(findings.faults) for name, findings in results.items() if findings.faults
     }
     for name, pair in pairs.items():
-        # The trainings refuse such links (lists.read_list), so they are found here, before.
+        # Such a link may lead to images that nobody meant to be part of the data set.
         if any(path is not None and lists.leads_outside(path, root) for path in pair):
             faults.setdefault(name, []).append(f"{pair[0]}: it, its soft tissue or its mask is a link out of {root}")
     for name, line in find_duplicates(pairs, results).items():

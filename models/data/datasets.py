@@ -230,7 +230,7 @@ class LatentSource:
         has_twins = bool(names)
         if not has_twins:
             names = list(versions[0])
-        # Masked pairs are pairs of their own (GL-LCM trains on both alike); they are there if `cached_latents` was asked.
+        # GL-LCM trains on whole and masked pairs alike; BS-LDM's latents have no masked ones.
         variants = versions[0][names[0]]
         roles = [WHOLE, MASKED] if MASKED[0] in variants else [WHOLE]
         self.names: list[str] = []
@@ -251,6 +251,7 @@ class LatentSource:
 
     def batches(self, index_lists: list[list[int]], epoch: int = 0) -> Batches:
         """One batch for each list of indices into `names`, of the epoch's version."""
+        # By the epoch alone: a training that is resumed gets the version it would have had.
         latents = {key: versions[epoch % len(versions)] for key, versions in self.stacks.items()}
         for indices in index_lists:
             yield {key: stack[indices] for key, stack in latents.items()}
@@ -296,6 +297,8 @@ def cached_latents(
             files[name, variant] = folder / f"{_content(pair, variant, change)}.npy"
 
     # Encode what is missing, or this process's share of it.
+    # A process that comes late sees a shorter list; what then falls between the shares is encoded by the call
+    # without `shard`.
     missing = [item for item, path in files.items() if not path.is_file()][shard]
     shows_progress = bool(missing) and shard.start in (None, 0)
     for start in tqdm(range(0, len(missing), batch_size), desc="encoding", unit="batch", disable=not shows_progress):
@@ -356,8 +359,8 @@ def _content(pair: Pair, variant: str, change: str) -> str:
     paths = [soft if variant.endswith("soft") else cxr]
     if variant in MASKED:
         paths.append(mask or cxr)
-    # 24 hexadecimal digits are 96 bits: no two of any number of images will meet.
     ingredients = [variant] + [checkpoint.digest(path) for path in paths]
     if change:
         ingredients.append(change)
+    # 24 hexadecimal digits are 96 bits: two images of a data set will not share them by chance.
     return hashlib.sha256("/".join(ingredients).encode()).hexdigest()[:24]

@@ -46,7 +46,7 @@ def can_be_listed(name: str) -> bool:
         content = f"{name}\n".encode()
     except UnicodeEncodeError:  # a name that is not UTF-8 on the disk
         return False
-    # By the reader itself, so that both agree on every odd line break of Unicode.
+    # By the reader itself, so that both agree on what Unicode counts as a line break.
     return _lines(content) == [name] and not _is_path(name)
 
 
@@ -67,10 +67,10 @@ def read_list(path: str | Path, folder: str | Path | None = None) -> list[str]:
 
     for line in lines:
         if _is_path(line):
-            # A list may come from others; a path in it would read any file of the machine.
+            # A list may come from others; a path in it could name any file of the machine.
             raise UserError(f"{path}: '{line}' is a path; a list holds plain file names")
 
-    # Published lists have names with and without endings, and the image may be stored in another format by now.
+    # Endings are no part of the names: the images may be stored in another format here.
     names = [images.stem(line) for line in lines]
     if not names:
         raise UserError(f"the list {path} is empty")
@@ -201,7 +201,7 @@ def describe(pairs: dict[str, Pair]) -> str:
 def find_images(folder: Path) -> dict[str, Path]:
     """As images.find: {name: path} of the images directly in a folder; those in folders below it are counted in a
     note."""
-    # Data sets are often unpacked into one folder a patient: say so, instead of "no image".
+    # Images in sub-folders are named in the message, since "no image" alone would puzzle whoever sees them there.
     below = _count_below(folder)
     hint = f"{below} {'image lies' if below == 1 else 'images lie'} in sub-folders of {folder}"
     try:

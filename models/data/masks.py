@@ -99,7 +99,7 @@ def outline(job: tuple[Path, Path]) -> Outline:
             raise UserError(f"no lungs found in {cxr_path}: {error}") from None
         images.write(mask_path, mask.astype(np.float32))
 
-    # Doubts are about the shape: they concern masks of the user's as well as those found here.
+    # Doubts are about the shape: they concern the user's masks as well as those found here.
     doubts = lungs.lung_faults(mask)
 
     # Both on the same padded square, so that the outline lies where the mask does.

@@ -72,7 +72,6 @@ def patient_number(path: Path) -> str | None:
         header = pydicom.dcmread(
             path, stop_before_pixels=True, force=True, specific_tags=["PatientID", "IssuerOfPatientID"]
         )
-        # Numbers are unique only for their issuer: two hospitals may both have a patient 1 (PS3.3 C.7.1.1).
         # A number is unique only within its issuer: two hospitals may both have a patient 1.
         number = str(header.get("PatientID") or "").strip()
         issuer = str(header.get("IssuerOfPatientID") or "").strip()

