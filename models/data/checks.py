@@ -47,6 +47,7 @@ class Findings:
 
 def examine(pair: Pair) -> Findings:
     """Read a pair once and look at all that can be seen without the others."""
+    # Both images are looked at even if the first is faulty: all faults of a pair are reported at once.
     cxr_path, soft_path, mask_path = pair
     faults = []
     pictures = []
@@ -60,6 +61,8 @@ def examine(pair: Pair) -> Findings:
             pictures.append(images.check(images.read(path)))
         except UserError as error:
             faults.append(str(error))
+
+    # Comparisons need what they compare; a file that cannot be read is a fault already.
     if len(pictures) == 2:
         faults += _compare(*pictures)
     if mask_path is not None and pictures:
@@ -67,6 +70,7 @@ def examine(pair: Pair) -> Findings:
     if faults:
         return Findings(faults)
 
+    # Only what the comparison with other pairs needs is kept: thousands of images would not fit in memory.
     cxr, soft = (picture.pixels for picture in pictures)
     return Findings(
         [],
@@ -83,6 +87,7 @@ def check_pair(cxr: Path, soft: Path, mask: Path | None = None) -> list[str]:
 
 
 def _digest(pixels: np.ndarray) -> str:
+    # Of the pixels: one image saved twice makes two different files. With the shape, which the bytes do not tell.
     return hashlib.sha256(str(pixels.shape).encode() + pixels.tobytes()).hexdigest()
 
 
@@ -94,6 +99,7 @@ def look_exchanged(cxr: np.ndarray, soft: np.ndarray) -> bool:
 def _edges(pixels: np.ndarray) -> float:
     """How much of the contrast in the middle of an image is as fine as the edges of ribs."""
     small = images.to_network(pixels, ALIGN_SIZE)[0].numpy()
+    # Band-pass by a difference of Gaussians, over the contrast, so that window and tone curve hardly matter.
     fine, coarse = (cv2.GaussianBlur(small, (0, 0), sigma) for sigma in EDGE_SIGMAS)
     contrast = small[MIDDLE].std()
     return float((fine - coarse)[MIDDLE].std() / contrast) if contrast > 0 else 0.0
@@ -101,6 +107,7 @@ def _edges(pixels: np.ndarray) -> float:
 
 def _compare(cxr: images.Picture, soft: images.Picture) -> list[str]:
     """Whether both images show the same chest in the same place, but are not the same image."""
+    # The first fault is enough: the later checks presuppose the earlier ones.
     if cxr.pixels.shape != soft.pixels.shape:
         return [f"{soft.path} is {size_text(soft.pixels)}, but {cxr.path} {size_text(cxr.pixels)}"]
     if _are_of_two_patients(cxr.path, soft.path):
@@ -114,11 +121,13 @@ def _compare(cxr: images.Picture, soft: images.Picture) -> list[str]:
             "many are used: declare them (PNG sBIT, TIFF MaxSampleValue), or save both over all 16"
         ]
 
+    # Phase correlation finds the shift between both images; the window keeps their borders from counting as content.
     small_cxr = images.to_network(cxr.pixels, ALIGN_SIZE)[0].numpy()
     small_soft = images.to_network(soft.pixels, ALIGN_SIZE)[0].numpy()
     window = cv2.createHanningWindow((ALIGN_SIZE, ALIGN_SIZE), cv2.CV_32F)
     (across, down), _ = cv2.phaseCorrelate(small_cxr, small_soft, window)
     if math.hypot(across, down) > MAX_SHIFT:
+        # In the file's own pixels, as a person would look them up.
         scale = max(cxr.pixels.shape) / ALIGN_SIZE
         return [
             f"{soft.path} is not aligned with {cxr.path}: shifted by {across * scale:.0f} pixels across and "
@@ -131,6 +140,7 @@ def _are_of_two_patients(cxr: Path, soft: Path) -> bool:
     """Whether both are DICOM files that name different patients."""
     first = patients.patient_number(cxr)
     second = patients.patient_number(soft)
+    # None is no patient: a PNG beside a DICOM file is no contradiction.
     return first is not None and second is not None and first != second
 
 
@@ -143,6 +153,7 @@ def _check_mask(path: Path, cxr: images.Picture) -> list[str]:
         return [str(error)]
     if mask.shape != cxr.pixels.shape:
         return [f"the mask {path} is {size_text(mask)}, but {cxr.path} {size_text(cxr.pixels)}"]
+    # A picture in Mask/ by mistake is grey; a mask may be a little, from JPEG or resizing.
     grey = np.mean((values > BLACK * values.max()) & (values < WHITE * values.max()))
     if grey > MAX_GREY:
         return [f"{path} is no mask: {grey:.0%} of it is neither black nor white"]
@@ -159,11 +170,13 @@ def check(pairs: dict[str, Pair], root: Path) -> dict[str, list[str]]:
         name: list(findings.faults) for name, findings in results.items() if findings.faults
     }
     for name, pair in pairs.items():
+        # Such a link may lead to images that nobody meant to be part of the data set.
         if any(path is not None and lists.leads_outside(path, root) for path in pair):
             faults.setdefault(name, []).append(f"{pair[0]}: it, its soft tissue or its mask is a link out of {root}")
     for name, line in find_duplicates(pairs, results).items():
         faults.setdefault(name, []).append(line)
 
+    # Notes, not faults: both are judged by the content, which may mislead, and nothing is lost by going on.
     dark = [name for name, findings in results.items() if findings.inverted]
     if dark:
         print(
@@ -196,6 +209,8 @@ def find_duplicates(pairs: dict[str, Pair], results: dict[str, Findings]) -> dic
     for name, findings in results.items():
         if findings.digests is None or findings.sketches is None:
             continue
+
+        # Equal images, found by their digests. CXRs are compared with CXRs only, soft tissue with soft tissue.
         paths = pairs[name][:2]
         for place, path in enumerate(paths):
             first = first_of.setdefault((place, findings.digests[place]), name)
@@ -203,11 +218,14 @@ def find_duplicates(pairs: dict[str, Pair], results: dict[str, Findings]) -> dic
                 lines.setdefault(name, f"{path} is the same image as {pairs[first][place]}")
         if name in lines:
             continue
+
+        # Nearly equal ones, found by their sketches.
         twins = (name + TWIN, name.removesuffix(TWIN))
         for place, path in enumerate(paths):
             near = finders[place].find(path, findings.sketches[place], ignored=twins)
             if near is not None:
                 lines.setdefault(name, f"{path} is nearly the same image as {pairs[near][place]}")
+        # Only faultless ones are remembered, so that each copy is reported against the original.
         if name not in lines:
             for place, path in enumerate(paths):
                 finders[place].add(name, path, findings.sketches[place])
@@ -221,6 +239,7 @@ def refuse_or_skip(
 
     lonely: the lines about images without a partner.
     """
+    # All of them before the refusal: a data set is mended in one go.
     for line in lonely:
         print(f"fault: {line}", file=sys.stderr)
     for lines in faults.values():

@@ -29,6 +29,8 @@ def convert(source: Path, root: Path, size: int) -> None:
     it is."""
     if source.resolve() == root.resolve():
         raise UserError(f"data.source and data.root are both {root}; a folder is converted into another one")
+
+    # A folder laid out as a data folder, or JSRT's two archives unpacked anywhere.
     if (source / "CXR").is_dir():
         pairs, lonely = lists.match(source)
     else:
@@ -36,15 +38,18 @@ def convert(source: Path, root: Path, size: int) -> None:
     if lonely:
         raise UserError(f"{source} holds images without partner: {lists.shown_names(lonely, '; ')}")
 
+    # Names lose their endings here, since everything becomes a PNG.
     jobs = []
     for name, pair in pairs.items():
         for folder, path in zip(lists.FOLDERS, pair):
             if path is not None:
                 jobs.append(Job(path, root / folder / f"{name}.png", size, is_mask=folder == "Mask"))
+    # A conversion that was cut off goes on; every file is written whole or not at all.
     missing = [job for job in jobs if not job.target.is_file()]
     turned = workers.parallel(convert_one, missing, "converting")
 
     print(f"{root}: {len(pairs)} pairs of {source}, {len(missing)} images newly written")
+    # Reported, since whether bones are dark is judged by the content and may be wrong.
     dark = [job.source.name for job, was_dark in zip(missing, turned) if was_dark]
     if dark:
         print(f"note: bones were dark and are bright now in {lists.shown_names(dark)}", file=sys.stderr)
@@ -54,12 +59,15 @@ def match_jsrt(folder: Path) -> tuple[dict[str, Pair], list[str]]:
     """As lists.match, for JSRT: JPCLN001.IMG and JPCLN001.png (BSE-JSRT), wherever they lie in the folder."""
     if not folder.is_dir():
         raise UserError(f"no folder data.source={folder}")
+
+    # JSRT's X-rays are raw .IMG files, BSE-JSRT's soft tissue are PNGs of the same names.
     found: dict[str, dict[str, Path]] = {".img": {}, ".png": {}}
     for path in sorted(folder.rglob("*")):
         suffix = path.suffix.lower()
         if suffix not in found or path.name.startswith("."):
             continue
         name = path.stem.upper()  # the two archives do not agree in upper and lower case
+        # Two images of one name: which of them is the pair's would be a guess.
         if name in found[suffix]:
             raise UserError(f"{folder} holds {path.name} more than once")
         found[suffix][name] = path
@@ -77,19 +85,24 @@ def match_jsrt(folder: Path) -> tuple[dict[str, Pair], list[str]]:
 def convert_one(job: Job) -> bool:
     """Write one image; whether its bones were dark and were turned."""
     if job.is_mask:
+        # A mask is neither inverted nor interpolated in grey: half of the area decides.
         mask = images.read_mask(job.source)
         smaller = images.resize_mask(mask, _within(mask.shape, job.size))
         images.write(job.target, smaller.astype(np.float32))
         return False
+
+    # The networks expect bright bones (JSRT's raw files have dark ones). Judged for each image of a pair by itself.
     picture = images.read(job.source)
     dark = images.inverted(picture.pixels)
     pixels = 1 - picture.pixels if dark else picture.pixels
+    # As many bits as the source: 12-bit JSRT stays finer than 8.
     images.write(job.target, images.resize(pixels, _within(pixels.shape, job.size)), picture.bits)
     return dark
 
 
 def _within(shape: tuple[int, ...], size: int) -> tuple[int, int]:
     """The shape (H, W), its longer side cut to size."""
+    # Never enlarged, and the aspect is kept: the networks' input is padded to a square elsewhere.
     scale = min(1, size / max(shape))
     height, width = (max(1, round(side * scale)) for side in shape)
     return height, width

@@ -50,6 +50,7 @@ def load(pair: Pair, variant: str, size: int) -> torch.Tensor:
     if mask is not None:
         inside = images.read_mask(mask)
     else:
+        # From the CXR for the soft tissue too: both images of a pair have one mask.
         inside = lungs.lung_mask(images.read(cxr).pixels)
     if inside.shape != pixels.shape:
         raise UserError(f"the mask {mask} is {size_text(inside)}, but {cxr} {size_text(pixels)}")
@@ -84,6 +85,7 @@ def crop(image: torch.Tensor, side: int, key: str) -> torch.Tensor:
     """(1, S, S) -> (1, side, side), from a place that `key` decides; with side 0 the whole image."""
     if not side:
         return image
+    # crc32 of the key: the place is a function of (seed, epoch, name), not of the order of loading.
     last_places = np.subtract(image.shape[-2:], side)
     random = np.random.default_rng(zlib.crc32(key.encode()))
     top, left = random.integers(0, last_places + 1)
@@ -113,6 +115,7 @@ class ImageSource(Dataset):
         seed: int = 0,
     ):
         variants = WHOLE + MASKED if masked else WHOLE
+        # The autoencoder sees every image by itself: CXRs and soft tissue are the same to it.
         self.items: list[tuple[str, Pair, str]] = []
         for name, pair in pairs.items():
             self.items += [(name, pair, variant) for variant in variants]
@@ -122,6 +125,7 @@ class ImageSource(Dataset):
         self.augmentation = augmentation
         self.crop = crop
         self.seed = seed
+        # Kept only without workers: each worker has a copy of this object, and would keep images of its own.
         self.kept: dict[tuple[str, str], torch.Tensor] = {}
         self.keeps = workers == 0 and len(self.items) * size * size * FLOAT_BYTES <= KEEP_BYTES
 
@@ -132,12 +136,14 @@ class ImageSource(Dataset):
         """The image of place = (index, epoch), (1, size, size) or, cut, (1, crop, crop), in [-1, 1]."""
         index, epoch = place
         name, pair, variant = self.items[index]
+        # The pair's name, not the variant: CXR and soft tissue are changed alike. Where to cut may differ between them.
         key = f"{self.seed}/{epoch}/{name}"
         image = augmented(lambda other: self._fetch(name, pair, other), variant, self.augmentation, key)
         return crop(image, self.crop, f"{key}/{variant}")
 
     def _fetch(self, name: str, pair: Pair, variant: str) -> torch.Tensor:
         """An image as `load` gives it, decoded once where images are kept."""
+        # Before augmentation, which is another in each epoch.
         image = self.kept.get((name, variant))
         if image is None:
             image = load(pair, variant, self.size)
@@ -224,6 +230,7 @@ class LatentSource:
         has_twins = bool(names)
         if not has_twins:
             names = list(versions[0])
+        # GL-LCM trains on whole and masked pairs alike; BS-LDM's latents have no masked ones.
         variants = versions[0][names[0]]
         roles = [WHOLE, MASKED] if MASKED[0] in variants else [WHOLE]
         self.names: list[str] = []
@@ -244,6 +251,7 @@ class LatentSource:
 
     def batches(self, index_lists: list[list[int]], epoch: int = 0) -> Batches:
         """One batch for each list of indices into `names`, of the epoch's version."""
+        # By the epoch alone: a training that is resumed gets the version it would have had.
         latents = {key: versions[epoch % len(versions)] for key, versions in self.stacks.items()}
         for indices in index_lists:
             yield {key: stack[indices] for key, stack in latents.items()}
@@ -251,6 +259,7 @@ class LatentSource:
 
 def _stack(latents: Latents, names: list[str], variants: list[str]) -> torch.Tensor:
     """(variants x names, C, h, w): all names of the first variant, then all of the next."""
+    # In the order of LatentSource.names, which lists all whole pairs before the masked ones.
     stacks = [torch.stack([latents[name][variant] for name in names]) for variant in variants]
     return torch.cat(stacks)
 
@@ -275,10 +284,12 @@ def cached_latents(
     barrier, call again without it to read all latents; a call with `shard` returns {}.
     augmentation, version: the amounts, and which of the versions drawn with them; their latents are files of their own.
     """
+    # Weights and size in the folder's name: latents of another autoencoder are never taken for these.
     folder = Path(folder) / f"{key}_{size}"
     variants = WHOLE + MASKED if masked else WHOLE
     files: dict[tuple[str, str], Path] = {}
     for name, pair in pairs.items():
+        # Without augmentation the names stay what they are whatever the version, and one latent serves all of them.
         change = ""
         if augmentation is not None and not augment.changes_nothing(augmentation):
             change = f"{_description(augmentation)}/{_augmentation_key(version, name)}"
@@ -286,6 +297,8 @@ def cached_latents(
             files[name, variant] = folder / f"{_content(pair, variant, change)}.npy"
 
     # Encode what is missing, or this process's share of it.
+    # A process that comes late sees a shorter list; what then falls between the shares is encoded by the call
+    # without `shard`.
     missing = [item for item, path in files.items() if not path.is_file()][shard]
     shows_progress = bool(missing) and shard.start in (None, 0)
     for start in tqdm(range(0, len(missing), batch_size), desc="encoding", unit="batch", disable=not shows_progress):
@@ -293,8 +306,10 @@ def cached_latents(
         batch = []
         for name, variant in items:
             batch.append(_load_augmented(pairs[name], variant, size, augmentation, _augmentation_key(version, name)))
+        # Float32 whatever the autocast, since half precision would round what the diffusion learns from.
         latents = encode(torch.stack(batch)).float().cpu()  # (B, C, h, w)
         for item, latent in zip(items, latents):
+            # Whole or not at all, so that a run cut off leaves no damaged latent.
             with replacing(files[item]) as temporary, open(temporary, "wb") as file:
                 np.save(file, latent.numpy())
     if shard != slice(None):
@@ -319,6 +334,7 @@ def _load_augmented(pair: Pair, variant: str, size: int, augmentation: Augment |
 
 def _load_latent(path: Path) -> torch.Tensor:
     try:
+        # No pickles: a cache folder is shared, and a pickle runs code.
         return torch.from_numpy(np.load(path, allow_pickle=False))
     except (OSError, ValueError, EOFError) as error:
         raise UserError(f"the cached latent {path} is damaged ({error}); remove it, and it is made again") from None
@@ -338,10 +354,13 @@ def _content(pair: Pair, variant: str, change: str) -> str:
     A pair without a mask has the lungs found in its CXR, whose content then stands for the mask's.
     """
     cxr, soft, mask = pair
+
+    # The content of files, not their names or dates: a folder that is copied keeps its latents.
     paths = [soft if variant.endswith("soft") else cxr]
     if variant in MASKED:
         paths.append(mask or cxr)
     ingredients = [variant] + [checkpoint.digest(path) for path in paths]
     if change:
         ingredients.append(change)
+    # 24 hexadecimal digits are 96 bits: two images of a data set will not share them by chance.
     return hashlib.sha256("/".join(ingredients).encode()).hexdigest()[:24]

@@ -24,6 +24,7 @@ LEAST_CORRELATION = (
 
 def sketch(pixels: np.ndarray) -> np.ndarray:
     """bool (GRID * GRID,) of an image (H, W) in [0, 1]."""
+    # One column more than bits in a row, as differences take one.
     small = images.resize(pixels, (GRID, GRID + 1))
     rises = np.diff(small, axis=1) > LEAST_STEP
     return rises.ravel()
@@ -34,6 +35,7 @@ def nearly_equal(one: np.ndarray, other: np.ndarray) -> bool:
     noise."""
     first = images.to_network(one, SIDE).double().numpy().ravel()
     second = images.to_network(other, SIDE).double().numpy().ravel()
+    # A constant image has no correlation.
     if np.ptp(first) == 0 or np.ptp(second) == 0:
         return False
     return bool(np.corrcoef(first, second)[0, 1] >= LEAST_CORRELATION)
@@ -61,6 +63,7 @@ class Finder:
             candidates.update(self.names_of.get(band, ()))
         candidates.difference_update(ignored)
 
+        # Cheap before dear: most candidates share one band by chance, and their sketches already tell them apart.
         for name in sorted(candidates, key=images.natural):
             if np.count_nonzero(self.sketches[name] != bits) > MAX_BITS:
                 continue

@@ -34,6 +34,7 @@ def write_list(path: str | Path, names: list[str]) -> None:
     for name in names:
         if not can_be_listed(name):
             raise UserError(f"{path} cannot hold the name {name!r}, which would not be read back; rename the image")
+    # Checked before writing: a list that cannot be read back would be found out only at the training.
     text = "".join(f"{name}\n" for name in names)
     images.write_file(Path(path), text.encode())
 
@@ -45,6 +46,7 @@ def can_be_listed(name: str) -> bool:
         content = f"{name}\n".encode()
     except UnicodeEncodeError:  # a name that is not UTF-8 on the disk
         return False
+    # By the reader itself, so that both agree on what Unicode counts as a line break.
     return _lines(content) == [name] and not _is_path(name)
 
 
@@ -65,7 +67,10 @@ def read_list(path: str | Path, folder: str | Path | None = None) -> list[str]:
 
     for line in lines:
         if _is_path(line):
+            # A list may come from others; a path in it could name any file of the machine.
             raise UserError(f"{path}: '{line}' is a path; a list holds plain file names")
+
+    # Endings are no part of the names: the images may be stored in another format here.
     names = [images.stem(line) for line in lines]
     if not names:
         raise UserError(f"the list {path} is empty")
@@ -83,12 +88,14 @@ def read_list(path: str | Path, folder: str | Path | None = None) -> list[str]:
 
 def _lines(content: bytes) -> list[str]:
     """The lines of a list that are not blank, without blanks at their ends and without a BOM."""
+    # utf-8-sig takes away the BOM that Windows editors write.
     lines = content.decode("utf-8-sig").splitlines()
     return [line.strip() for line in lines if line.strip()]
 
 
 def _is_path(line: str) -> bool:
     """Whether a line of a list is more than a plain file name, on any system."""
+    # Both separators and NUL, whatever the system: a list is carried from one to another.
     return "/" in line or "\\" in line or "\0" in line or line in (".", "..") or Path(line).is_absolute()
 
 
@@ -116,10 +123,13 @@ def match(root: str | Path) -> tuple[dict[str, Pair], list[str]]:
                 f"no folder {root / folder}; data.root={root} should hold CXR/ (chest X-rays) and BS/ (soft tissue), "
                 "the same file names in both (simulate.count=200 makes a set)"
             )
+
+    # Pairs are made by name alone. Masks are optional, one by one: an image without one has its lungs found.
     cxr = find_images(root / "CXR")
     soft = find_images(root / "BS")
     masks = images.find(root / "Mask") if _holds_files(root / "Mask") else {}
 
+    # Every image without partner is a line, so that all of them can be mended at once.
     pairs: dict[str, Pair] = {}
     faults = []
     for name, path in cxr.items():
@@ -161,6 +171,7 @@ def training_pairs(root: str | Path, lists: str | Path, name: str) -> tuple[dict
     """The training and the validation pairs; without a validation list there are none of the latter."""
     pairs = find_pairs(root)
     training = select(pairs, list_path(lists, name, "trainset"))
+    # The validation list is optional: BS-LDM's published split is 80 / 20, without one.
     validation = select(pairs, list_path(lists, name, "valset"), optional=True)
     return training, validation
 
@@ -172,12 +183,14 @@ def with_twins(names: Iterable[str]) -> list[str]:
     for name in names:
         group = without if name.endswith(TWIN) else with_lesions
         group.append(name)
+    # All or none: a real data set may hold a name that ends in _normal by chance.
     expected = sorted(name + TWIN for name in with_lesions)
     return with_lesions if expected == sorted(without) else []
 
 
 def describe(pairs: dict[str, Pair]) -> str:
     """A data list in a few characters, to tell whether two trainings had the same."""
+    # Names in their order, which decides the order of training; their content is no part of it.
     digest = hashlib.sha256("/".join(pairs).encode()).hexdigest()
     return f"{len(pairs)} pairs, {digest[:8]}"
 
@@ -188,6 +201,7 @@ def describe(pairs: dict[str, Pair]) -> str:
 def find_images(folder: Path) -> dict[str, Path]:
     """As images.find: {name: path} of the images directly in a folder; those in folders below it are counted in a
     note."""
+    # Images in sub-folders are named in the message, since "no image" alone would puzzle whoever sees them there.
     below = _count_below(folder)
     hint = f"{below} {'image lies' if below == 1 else 'images lie'} in sub-folders of {folder}"
     try:
@@ -205,6 +219,7 @@ def _count_below(folder: Path) -> int:
     """How many images lie in the folders below this one, hidden ones apart."""
     count = 0
     for place, folders, files in os.walk(folder):
+        # In place: os.walk then stays out of hidden folders.
         folders[:] = [name for name in folders if not name.startswith(".")]
         if Path(place) != folder:
             count += sum(_looks_like_image(Path(place) / name) for name in files)
@@ -222,6 +237,7 @@ def inputs(what: str | Path, root: str | Path) -> dict[str, Path]:
     """{name: path} of what is to be evaluated: one image, a folder of images, or a split list of names in
     <root>/CXR."""
     what = Path(what)
+    # A list holds names only; where its images lie is data.root's business.
     if what.suffix == ".txt":
         folder = Path(root) / "CXR"
         names = read_list(what)
@@ -238,15 +254,18 @@ def inputs(what: str | Path, root: str | Path) -> dict[str, Path]:
 
 def neighbour(path: Path, folder: str) -> Path | None:
     """The image of the same name in a folder (one of FOLDERS) beside the image's own folder, where that one is CXR/."""
+    # Only beside a folder CXR/: anywhere else a file of the same name need not belong to this image.
     place = path.parent.parent / folder
     if path.parent.name != "CXR" or not place.is_dir():
         return None
+    # Escaped: brackets in a file name are no pattern. Any ending: a mask may be a PNG beside a DICOM file.
     candidates = sorted(place.glob(f"{glob.escape(images.stem(path))}.*"))
     return next((file for file in candidates if file.is_file()), None)
 
 
 def leads_outside(path: str | Path, folder: str | Path) -> bool:
     """Whether a path leads out of a folder, by itself or through links."""
+    # Resolved on both sides: the data folder itself may well be a link.
     return not Path(path).resolve().is_relative_to(Path(folder).resolve())
 
 

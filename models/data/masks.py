@@ -34,13 +34,16 @@ def write_masks(pairs: dict[str, Pair], root: Path, folder: Path, name: str) -> 
 
     The drawings are <folder>/<name>_masks_1.png, _2.png, ...
     """
+    # Before any work: a picture in the way is refused before masks are written.
     pages = overview_pages(pairs, folder, name)
+    # Masks that are there are drawn and doubted too, but never written over.
     jobs = [(cxr, mask or root / "Mask" / f"{stem}.png") for stem, (cxr, _, mask) in pairs.items()]
     outlines = workers.parallel(outline, jobs, "finding lungs")
     for (_, path), result in zip(jobs, outlines):
         if result.doubts:
             print(f"doubtful mask {path}: {'; '.join(result.doubts)}", file=sys.stderr)
 
+    # Shape alone cannot tell a good mask; the overview lets a person look through hundreds in minutes.
     tiles = [result.tile for result in outlines]
     for page, first in zip(pages, range(0, len(tiles), COLUMNS * ROWS)):
         sheet = _sheet(tiles[first : first + COLUMNS * ROWS], min(COLUMNS, len(tiles)))
@@ -53,6 +56,7 @@ def write_masks(pairs: dict[str, Pair], root: Path, folder: Path, name: str) -> 
 def overview_pages(pairs: dict[str, Pair], folder: Path, name: str) -> list[Path]:
     """The files of the overview. UserError where one is there that no earlier run drew: it is not made of whole
     tiles."""
+    # The user's own pictures in data.lists must not be written over because they have such a name.
     count = math.ceil(len(pairs) / (COLUMNS * ROWS))
     pages = [folder / f"{name}_masks_{page}.png" for page in range(1, count + 1)]
     for page in pages:
@@ -76,6 +80,7 @@ def _is_overview(path: Path) -> bool:
 def _sheet(tiles: list[np.ndarray], columns: int) -> np.ndarray:
     """The tiles row by row, (rows TILE, columns TILE, 3); black where the last row is short."""
     black = np.zeros_like(tiles[0])
+    # -n % columns: how many tiles the last row lacks.
     padded = tiles + [black] * (-len(tiles) % columns)
     rows = [np.hstack(padded[first : first + columns]) for first in range(0, len(padded), columns)]
     return np.vstack(rows)
@@ -93,11 +98,15 @@ def outline(job: tuple[Path, Path]) -> Outline:
         except ValueError as error:
             raise UserError(f"no lungs found in {cxr_path}: {error}") from None
         images.write(mask_path, mask.astype(np.float32))
+
+    # Doubts are about the shape: they concern the user's masks as well as those found here.
     doubts = lungs.lung_faults(mask)
 
+    # Both on the same padded square, so that the outline lies where the mask does.
     small = images.to_unit(images.to_network(cxr, TILE)).numpy()[0]
     tile = np.repeat(small[..., None], 3, axis=-1)  # (TILE, TILE, 3)
     inside = images.mask_to_network(mask, TILE).astype(np.uint8)
+    # Inside the mask, but not inside the eroded one: a line of one pixel.
     rim = inside > cv2.erode(inside, np.ones((3, 3), np.uint8))
     tile[rim] = DOUBTFUL if doubts else GOOD
     return Outline(tile, doubts)

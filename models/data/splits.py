@@ -34,6 +34,7 @@ def split(
 
     # A group holds the names of one patient; a name without a patient is a group of its own.
     groups: dict[str, list[str]] = {}
+    # Sorted, so that neither the disk's order nor that of a dictionary has a say in the split.
     for name in sorted(names, key=images.natural):
         group = (patient_of or {}).get(name, name)
         groups.setdefault(group, []).append(name)
@@ -43,12 +44,15 @@ def split(
     counts = [math.floor(share * len(groups) + 1e-9) for share in shares]  # 0.29 * 100 is below 29 in floats
     counts[wanted[-1]] += len(groups) - sum(counts)
     for index in wanted:
+        # An empty set is worse than a share that is a little off, and the largest set misses one least.
         if counts[index] == 0 and len(groups) >= len(wanted):
             counts[int(np.argmax(counts))] -= 1
             counts[index] = 1
 
     # Deal them out.
     members = list(groups.values())
+    # Patients are shuffled, not images: all images of one patient go to the same set, or the test would have been
+    # seen in training.
     order = np.random.default_rng(seed).permutation(len(groups))
     sets: tuple[list[str], list[str], list[str]] = ([], [], [])
     first = 0
@@ -65,11 +69,13 @@ def settle_lists(pairs: dict[str, Pair], settings: Data) -> list[int]:
     Raises UserError where lists that are there lack one of the three, name what is no faultless pair, or share images
     or patients.
     """
+    # Lists that are there are never drawn anew: results on another test set could not be compared.
     paths = [lists.list_path(settings.lists, settings.name, set_name) for set_name in SETS]
     there = [path for path in paths if path.exists()]
     if not there:
         return _write_lists(pairs, paths, settings)
     if len(there) < len(paths):
+        # Two lists of three: a new third one could repeat their images.
         absent = next(path for path in paths if path not in there)
         raise UserError(f"{there[0]} is there, but {absent} is not; put it there, or delete the lists for a new split")
 
@@ -79,6 +85,8 @@ def settle_lists(pairs: dict[str, Pair], settings: Data) -> list[int]:
         "the lists are there already and stay as they are (delete "
         f"{there[0].parent / settings.name}_*set.txt for a new split)"
     )
+
+    # Pairs that came later join no set by themselves; they are only reported.
     listed = set(chain.from_iterable(sets))
     if left := [name for name in pairs if name not in listed]:
         print(f"note: {len(left)} pairs are in no list: {lists.shown_names(left)}", file=sys.stderr)
@@ -90,10 +98,13 @@ def _write_lists(pairs: dict[str, Pair], paths: list[Path], settings: Data) -> l
     patient_of = patients.find(pairs, settings.patient)
     sets = split(pairs, settings.split, settings.seed, patient_of)
     for path, names in zip(paths, sets):
+        # With the ending, as the published lists have it.
         file_names = [pairs[name][0].name for name in names]
         lists.write_list(path, file_names)
 
     counts = [len(names) for names in sets]
+
+    # Only sets that were asked for: a share of 0 is meant to be empty.
     empty = [purpose for purpose, share, count in zip(PURPOSES, settings.split, counts) if share > 0 and count == 0]
     if empty:
         groups = len({patient_of.get(name, name) for name in pairs})
@@ -120,6 +131,7 @@ def _check_lists(pairs: dict[str, Pair], paths: list[Path], sets: list[list[str]
                 "mend them, or delete the lists for a new split"
             )
 
+    # Images first: one that is in two sets would be reported as a shared patient too.
     everything = list(chain.from_iterable(sets))
     if shared := lists.repeated(everything):
         raise UserError(
@@ -129,6 +141,7 @@ def _check_lists(pairs: dict[str, Pair], paths: list[Path], sets: list[list[str]
     patient_of = patients.find({name: pairs[name] for name in everything}, settings.patient)
     once_a_set: list[str] = []
     for names in sets:
+        # As a set: several images of one patient inside one list are no fault.
         once_a_set += {patient_of[name] for name in names if name in patient_of}
     if shared := lists.repeated(once_a_set):
         raise UserError(

@@ -44,6 +44,7 @@ class Anatomy(Pose):
 def draw_anatomy(seed: int) -> Anatomy:
     """Patient `seed`; the order of the draws is part of the patient."""
     random = generator(seed, "anatomy")
+    # Everything is drawn at once and in this order, so a patient stays the same whatever shape is drawn from it.
     female = bool(random.random() < 0.5)
     right_dome = random.uniform(0.69, 0.79)
     fat = random.beta(2, 3)
@@ -58,7 +59,9 @@ def draw_anatomy(seed: int) -> Anatomy:
     yaw = random.normal(0, 0.03)
     zoom = random.uniform(0.94, 1.08)
     shoulder = random.uniform(-1, 1)
+    # Uniform in the logarithm: the tube voltage and the mineral of bone change its attenuation by factors.
     bone = float(np.exp(random.uniform(np.log(2.5), np.log(7.0))))
+    # Half of the soft-tissue images are free of bone, half keep traces of its edges, as real subtractions do.
     residue = random.choice([0.0, random.uniform(0.01, 0.05)])
     return Anatomy(
         seed=seed,

@@ -180,8 +180,10 @@ def fit(part: Parts, drawn: Draw, chest: tuple[float, float, float, float], size
     right, left, top, bottom = part.lungs
     chest_right, chest_left, chest_top, chest_bottom = chest
     mm = 10 * phantom.SIDE / size
+    # Scales across and along the body; the second is kept between 0.9 and 1.4 times the first.
     wide = (chest_left - chest_right) * mm / (left - right)
     tall = np.clip(drawn.tall * (chest_bottom - chest_top) * mm / (bottom - top), 0.9 * wide, 1.4 * wide)
+    # The middles of both boxes coincide across; along the body their tops do.
     centre_x = (chest_right + chest_left - size) / 2 * mm - wide * (right + left) / 2
     centre_y = (chest_top - size / 2) * mm - tall * top
     return xray.Pose(drawn.turn, (wide, tall, drawn.deep), (centre_x, centre_y), 10 * phantom.SIDE)

@@ -16,6 +16,7 @@ def generator(seed: int, name: str) -> np.random.Generator:
 def texture(seed: int, name: str, size: int, grains: int) -> np.ndarray:
     """Unit noise, float32 (size, size), of `grains` grains a side: the same picture at every size."""
     noise = generator(seed, name).standard_normal((grains, grains), np.float32)
+    # Grains finer than a pixel are averaged, as a detector would, instead of being sampled.
     interpolation = cv2.INTER_AREA if size < grains else cv2.INTER_CUBIC
     return cv2.resize(noise, (size, size), interpolation=interpolation)
 
@@ -28,6 +29,8 @@ def elastic_maps(seed: int, waves: int, bend: float, size: int) -> tuple[np.ndar
     """
     random = generator(seed, "elastic")
     index = np.arange(size, dtype=np.float32)
+
+    # d(x, y) = sum over m, n of c_mn sin(pi m x) sin(pi n y): the sines are 0 at the borders, so the frame stays.
     sines = np.sin(np.pi * np.arange(1, waves + 1)[:, None] * (index + 0.5) / size)  # (waves, size)
     across = size * (sines.T @ random.normal(0, bend, (waves, waves)) @ sines)
     down = size * (sines.T @ random.normal(0, bend, (waves, waves)) @ sines)
@@ -36,6 +39,7 @@ def elastic_maps(seed: int, waves: int, bend: float, size: int) -> tuple[np.ndar
 
 def disc(radius: float) -> np.ndarray:
     """A round structuring element of OpenCV's morphology; its radius in pixels, rounded, is at least 1."""
+    # Odd, so that it has a middle and moves nothing.
     side = 2 * max(1, round(radius)) + 1
     return cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (side, side))
 
@@ -51,6 +55,8 @@ def blur(picture: np.ndarray, sigma: float) -> np.ndarray:
     size = len(picture)
     if sigma < WIDE_SIGMA or size <= SMALL:
         return cv2.GaussianBlur(picture, (0, 0), max(sigma * size, LEAST_SIGMA))
+
+    # At full size the kernel would be hundreds of pixels wide; what it leaves has no detail that the small size loses.
     small = cv2.resize(picture, (SMALL, SMALL), interpolation=cv2.INTER_AREA)
     blurred = cv2.GaussianBlur(small, (0, 0), sigma * SMALL)
     return cv2.resize(blurred, (size, size), interpolation=cv2.INTER_CUBIC)

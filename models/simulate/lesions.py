@@ -93,6 +93,7 @@ def thickness(shape: str, diameter: float, pixel: float, random: np.random.Gener
         core = _ball(core_x, core_y, radius * random.uniform(0.3, 0.7), random)
         body = body + random.uniform(0.5, 2.0) * core
 
+    # A lesion's margin is not a step; at least 0.3 pixels: in a small image EDGE alone would be no blur at all.
     sigma = random.uniform(*EDGE) / pixel  # pixels
     density = random.uniform(*DENSITY)
     return cv2.GaussianBlur((density * body).astype(np.float32), (0, 0), max(sigma, 0.3))
@@ -148,6 +149,7 @@ def _ball(x: np.ndarray, y: np.ndarray, radius: float, random: np.random.Generat
     along = np.cos(turn) * x + np.sin(turn) * y
     across = (np.cos(turn) * y - np.sin(turn) * x) / flat
     angle = np.arctan2(across, along)
+    # r(angle) = 1 + bumps of order 2, 3 and 5, 5 % each; then the chord 2 r sqrt(1 - (d / r)^2) of a ball.
     outline = 1 + sum(random.normal(0, 0.05) * np.cos(k * angle + random.uniform(0, 2 * np.pi)) for k in (2, 3, 5))
     inside = 1 - (along**2 + across**2) / (radius * outline) ** 2
     return 2 * radius * random.uniform(0.8, 1.1) * np.sqrt(np.maximum(inside, 0))
@@ -161,6 +163,7 @@ def _lobes(x: np.ndarray, y: np.ndarray, radius: float, random: np.random.Genera
         share = random.uniform(0.45, 0.75)
         away = random.uniform(0.3, 1.0) * (1 - share) * radius / 0.7
         angle = random.uniform(0, 2 * np.pi)
+        # The 4-norm is nearly the maximum, without its creases.
         fourth += _ball(x - away * np.cos(angle), y - away * np.sin(angle), share * radius, random) ** 4
     return fourth**0.25
 
@@ -175,6 +178,7 @@ def _spicules(x: np.ndarray, y: np.ndarray, radius: float, random: np.random.Gen
         across = np.cos(angle) * y - np.sin(angle) * x
         end = radius * random.uniform(1.2, 2.0)
         width = random.uniform(0.03, 0.08)  # cm
+        # To one side only, and fainter the farther out.
         fades = np.clip((end - distance) / end, 0, 1) * (along > 0)
         strands += random.uniform(0.1, 0.3) * fades * np.exp(-((across / width) ** 2) / 2)
     return np.minimum(strands, 0.6)
@@ -190,6 +194,7 @@ def _patch(lung: np.ndarray, random: np.random.Generator, pixel: float) -> np.nd
     width = random.uniform(*PATCH_WIDTH, 2) / 2 / pixel  # half widths, pixels
     depth = random.uniform(*PATCH_DEPTH)
     index = np.arange(size)
+    # A paraboloid made uneven by coarse noise; multiplied by the lung, so that it ends where the lung does.
     inside = 1 - ((index[None, :] - x) / width[0]) ** 2 - ((index[:, None] - y) / width[1]) ** 2
     grain = cv2.resize(random.standard_normal((48, 48), np.float32), (size, size), interpolation=cv2.INTER_CUBIC)
     uneven = np.maximum(np.maximum(inside, 0) * (1 + 0.5 * grain), 0) * lung

@@ -93,6 +93,7 @@ def _expose_each(seed: int, size: int, with_lesions: list[bool]) -> list[Phantom
         tissue = soft
         if has_lesions:
             added, _ = lesions.draw(mask, bone, seed, SIDE)  # cm of water
+            # From cm to units of the side, as all of `matter`.
             tissue = soft + added / np.float32(SIDE)
         cxr, without_bone = show(anatomy, draw_display(seed), tissue, bone)
         pairs.append(Phantom(cxr, without_bone, mask))
@@ -108,6 +109,7 @@ def matter(anatomy: Anatomy, size: int) -> tuple[np.ndarray, np.ndarray, np.ndar
     # Soft tissue: the body less the air in the lungs, whose tissue is uneven, and the blood in them.
     body = soft_tissue.body(anatomy, x, y)
     air, lungs = soft_tissue.air(anatomy, x, y, body)
+    # Vessels fade where less than 0.10 (4 cm) of lung holds them, so that none ends at the lung's outline.
     blood = (soft_tissue.vessels(anatomy, size) + soft_tissue.findings(anatomy, x, y)) * np.minimum(air / 0.10, 1)
     grain = 1 + 0.05 * texture(seed, "lung", size, 320) + 0.07 * texture(seed, "lobe", size, 9)
     soft = body - air * (1 - anatomy.density * grain) + blood
@@ -188,6 +190,7 @@ def show(anatomy: Anatomy, display: Display, soft: np.ndarray, bone: np.ndarray)
     soft, bone: (size, size) in units of the side, as `matter` gives them.
     """
     size = len(soft)
+    # Real dual-energy images keep traces of the edges of bone; here the soft-tissue images of half the patients do.
     edges = anatomy.residue * (bone - blur(bone, 0.004))
     cxr = _log_exposure(SOFT_MU * (soft + anatomy.bone * bone), display)
     without_bone = _log_exposure(SOFT_MU * (soft + anatomy.bone * edges), display)
@@ -197,7 +200,9 @@ def show(anatomy: Anatomy, display: Display, soft: np.ndarray, bone: np.ndarray)
     shared, own = random.standard_normal((2, size, size), np.float32)
     grain = display.noise * np.exp(0.3 * np.minimum(SOFT_MU * soft, 5))
     cxr = cxr + grain * shared
+    # 0.9^2 + 0.45^2 = 1.01: as much noise as in the CXR, nine tenths of its amplitude shared with it.
     without_bone = without_bone + grain * (0.9 * shared + 0.45 * own)
 
+    # One curve for both, set by the CXR: a grey value means the same exposure in both images.
     tone = tone_curve(cxr, display.air, display.tones)
     return tone(cxr), tone(without_bone)

@@ -105,6 +105,7 @@ def _tissue(hounsfield: np.ndarray, body: np.ndarray, bone: np.ndarray, rows: in
     soft = _between(np.where(body, soft, AIR), rows)
     half_slice = rows / hounsfield.shape[1] / 2
     soft += SHARPEN * (soft - ndimage.gaussian_filter1d(soft, half_slice, axis=1))
+    # Hounsfield's scale: water is 0, air -1000, so mu / mu_water = 1 + HU / 1000.
     return np.clip((soft + 1000) / 1000, 0, 1 + BRIGHTEST / 1000)
 
 
@@ -252,6 +253,7 @@ def sharp_bone(hounsfield: np.ndarray, bone: np.ndarray, spacing: Spacing, rows:
     inside = _smooth(_between(np.clip(inside, -8, 8), rows), 0.6) * spacing[2]
 
     # The bone of a healthy adult behind that surface, then as much of it as the CT has
+    # Logistic steps of 8 per mm rise from 10 to 90 % within 0.55 mm, less than a voxel of most CTs.
     edge = expit(8 * inside)
     shell = edge * expit(8 * (CORTEX - inside))
     made = SPONGY * edge + (1 - SPONGY) * shell
@@ -259,6 +261,8 @@ def sharp_bone(hounsfield: np.ndarray, bone: np.ndarray, spacing: Spacing, rows:
     amount = _between(amount.astype(np.float32), rows)
     wide = AROUND / spacing[2]
     share = np.clip(_smooth(amount, wide) / (_smooth(made, wide) + 1e-3), *SHARE)
+
+    # A fifth is the CT's own bone, which keeps its texture.
     return 0.8 * made * share + 0.2 * amount * edge
 
 

@@ -21,18 +21,24 @@ def ribs(anatomy: Anatomy) -> Tubes:
     """Twelve pairs of ribs (24, k), the right ones first: from the spine around to the front, falling all the way."""
     random = generator(anatomy.seed, "ribs")
     t = np.linspace(0, 1, POINTS)
+
+    # One row a rib. Small random amounts: neighbouring ribs and the two sides are never quite alike.
     number = np.tile(np.arange(RIBS), 2)
     side = np.repeat(SIDES, RIBS)[:, None]
     half = (RIB_WIDTH[number] * anatomy.width * (1 + random.normal(0, 0.006, 2 * RIBS)))[:, None]
     drop = (RIB_DROP[number] * anatomy.drop * (1 + random.normal(0, 0.03, 2 * RIBS)))[:, None]
 
     # The way around the cage: phi is 0 at the back and pi at the front.
+    # A rib begins beside its vertebra, 0.040 from the midline: half * sin(start)^RIB_BOX = 0.040.
     start = np.arcsin((0.040 / half) ** (1 / RIB_BOX))
     phi = start + t * (RIB_END[number][:, None] + random.normal(0, 0.04, (2 * RIBS, 1)) - start)  # (24, k)
     sin = np.sin(phi)
     cos = np.cos(phi)
+    # The cage's cross-section is the superellipse x = half sin^p, z = -depth cos^p with p = RIB_BOX.
     out = half * sin**RIB_BOX
     y = (
+        # Its vertebra's height, then: the fall to the front, the fall along the back, and the short rise (y is
+        # downwards) that a rib makes beside the spine before it falls.
         THORACIC_Y[number][:, None]
         - 0.012
         + random.normal(0, 0.002, (2 * RIBS, 1))
@@ -50,6 +56,7 @@ def ribs(anatomy: Anatomy) -> Tubes:
     of_rib = np.interp(number, [0, 10, 11], [1, 0.9, 0.7])[:, None]
     wide = anatomy.rib * along_rib * of_rib
     cortex = np.interp(t, [0, 0.5, 0.8, 1], [1, 1, 0.75, 0.5]) * 0.0032
+    # The normal points out of the cage, so the thin half axis lies across the wall and the wide one along it.
     return make_tubes(path, 0.55 * wide, wide, cortex, 0.34, np.stack([side * sin, tip, -cos], -1))
 
 
@@ -62,6 +69,7 @@ def spine(anatomy: Anatomy) -> tuple[Tubes, Tubes]:
     above = THORACIC_Y[0] - 0.039 * outer[::-1]
     below = THORACIC_Y[-1] + 0.071 * outer
     y = np.concatenate([above, THORACIC_Y, below])
+    # Half heights: 0.44 of the distance leaves 12 % of it for the disc.
     height = np.gradient(y) * 0.44
     width = np.interp(y, [0, 0.12, 0.3, 0.75, 1], [0.036, 0.042, 0.040, 0.050, 0.056]) * (0.5 + 0.5 * anatomy.width)
     x = np.interp(y, np.linspace(0, 1, 5), random.normal(0, 0.004, 5))
@@ -73,15 +81,18 @@ def spine(anatomy: Anatomy) -> tuple[Tubes, Tubes]:
     tilt = np.interp(y, [0, 0.12, 0.5, 1], [0.30, 0.25, 0.02, -0.12]) + random.normal(0, 0.05, VERTEBRAE)
     axis = np.stack([random.normal(0, 0.02, VERTEBRAE), np.cos(tilt), np.sin(tilt)], -1)[:, None]
     marrow = np.interp(y, [0, 0.2, 0.5], [0.08, 0.14, 0.17])[:, None]
+    # (20, 9, 3): the path runs along each vertebra's axis, whose ends have width 0, which closes the barrel
     bodies = make_tubes(centre + level[:, None] * height[:, None, None] * axis, 0.8 * edge, edge, 0.0010, marrow)
 
     # What stands out from them, first on the right, then on the left, then in the middle.
     processes = []
     for side in SIDES:
+        # Pedicles run straight to the back, along the rays: seen end on they are the rings of a frontal radiograph.
         at = np.stack([side * 0.55 * width, -0.3 * height], -1) + random.normal(0, 0.0015, (VERTEBRAE, 2))
         pedicle = np.stack([np.column_stack([at, np.full(VERTEBRAE, z)]) for z in (-0.03, -0.045, -0.06)], 1)
         processes.append(make_tubes(curve(centre + pedicle), 0.0065, 0.0095, 0.0012, 0.3, (1, 0, 0)))
 
+        # Transverse processes, sideways and a little up; longest at the uppermost thoracic vertebrae.
         reach = np.interp(y, [0, 0.11, 0.2, 0.7, 1], [0.045, 0.085, 0.072, 0.06, 0.075])
         points = [
             np.stack([side * share * reach, -lift * height, 0 * y - 0.05], -1)
@@ -89,6 +100,8 @@ def spine(anatomy: Anatomy) -> tuple[Tubes, Tubes]:
         ]
         transverse = curve(centre + np.stack(points, 1))
         processes.append(make_tubes(transverse, 0.006, [0.013, 0.009, 0.010, 0.003], 0.0013, 0.25))
+
+    # Spinous processes, down and to the back in the midline.
     spinous = np.array([(0, 0.006, -0.06), (0, 0.022, -0.085), (0, 0.034, -0.11)]) + random.normal(
         0, 0.001, (VERTEBRAE, 3, 3)
     )
@@ -99,9 +112,12 @@ def spine(anatomy: Anatomy) -> tuple[Tubes, Tubes]:
 def girdle(anatomy: Anatomy) -> Tubes:
     """Collar bones, shoulder blades and upper arms (18, k)."""
     random = generator(anatomy.seed, "shoulders")
+    # Raised shoulders lift the girdle; how far the shoulder blades are turned out of the lungs depends on how the
+    # patient is placed.
     lift = 0.02 * anatomy.shoulder
     out = np.array([random.uniform(0.0, 0.045), -lift, 0])  # of the shoulder blades and arms
 
+    # Each shape is given for the left side; `out` moves it, and the right side is its mirror image.
     def bone(points, thin, wide, cortex, marrow) -> Tubes:
         return make_tubes(curve(both_sides(np.asarray(points) + out)), thin, wide, cortex, marrow)
 
@@ -212,12 +228,15 @@ def bone_thickness(anatomy: Anatomy, size: int, bones: list[Tubes]) -> np.ndarra
     """Thickness of compact bone (size, size) of some bones, the trabecular inside included."""
     cortex = np.zeros((size, size), np.float32)
     inside = np.zeros((size // 2, size // 2), np.float32)
+    # Cortices are shells at the surface. The inside of a tube of radius r is one ring at 0.6 r, 0.8 r thick: its area,
+    # 2 pi * 0.6 r * 0.8 r, is 0.96 of the disc's, and the blur fills the hole. Half the size does, as it is blurred.
     for tubes in bones:
         cortex += shell(tubes, tubes.cortex, 1.0, anatomy, size)
         inside += shell(tubes, 0.8 * tubes.marrow * tubes.thin, MARROW_SCALE, anatomy, size // 2)
     inside = cv2.GaussianBlur(inside, (0, 0), max(MARROW_BLUR * size / 2, 0.5))
     inside = cv2.resize(inside, (size, size), interpolation=cv2.INTER_LINEAR)
 
+    # Texture of bone at two scales, 1/512 and 1/128 of the side (0.8 and 3.4 mm); 0.4 of the cortex stays even.
     trabeculae = 0.13 * texture(anatomy.seed, "trabeculae", size, 512)
     density = 0.08 * texture(anatomy.seed, "density", size, 128)
     grain = np.maximum(1 + (trabeculae + density), 0.3)

@@ -12,6 +12,7 @@ from .anatomy import RIB_DROP, RIB_SLOPE, RIB_WIDTH, THORACIC_Y, WALL, Anatomy
 from .field import generator, texture
 from .geometry import SIDES, curve, ellipsoid, filled, ribbon, rows
 
+# The 2 x 12 roots become 24 * 2^7 = 3072 vessels in the last generation.
 FORKS = 8  # generations of the lungs' vessels
 ROOTS = 12  # vessels that leave a hilum
 
@@ -34,6 +35,7 @@ def trunk(anatomy: Anatomy, x: np.ndarray, y: np.ndarray) -> list[np.ndarray]:
     width = anatomy.width
     fat = anatomy.fat
     lift = 0.025 * anatomy.shoulder
+    # Fat widens and deepens the trunk; 0.48 of a side of 43 cm are 21 cm from front to back.
     half = 0.405 * width + 0.04 * fat
     deep = 0.48 + 0.12 * fat
     chest = [
@@ -59,6 +61,8 @@ def trunk(anatomy: Anatomy, x: np.ndarray, y: np.ndarray) -> list[np.ndarray]:
         (0.3, 0, 0.57, 0.38),
         (0.42, 0, 0.5, 0),
     ]
+
+    # Powers below 0.5: a trunk's cross-section is nearer to a box than to an ellipse.
     return [rows(x, y, chest, 0.25), rows(x, y, neck, 0.3), rows(x, y, shoulders, 0.3)]
 
 
@@ -84,6 +88,8 @@ def breasts(anatomy: Anatomy, x: np.ndarray, y: np.ndarray) -> np.ndarray | np.f
     if not anatomy.female:
         return np.float32(0)
     random = generator(anatomy.seed, "breasts")
+
+    # The lower edge of a breast is a line in the radiograph, its upper one is none: hence the fading.
     centre_y = random.uniform(0.68, 0.80)
     radius = random.uniform(0.11, 0.16)
     depth = random.uniform(0.02, 0.10)
@@ -96,6 +102,7 @@ def breasts(anatomy: Anatomy, x: np.ndarray, y: np.ndarray) -> np.ndarray | np.f
 
 def _pleura(anatomy: Anatomy, side: float) -> np.ndarray:
     """Outline (200, 2) of the space that a lung can fill: apex, inner side of the ribs, recess, spine."""
+    # Each rib at its widest point (phi = pi / 2 in skeleton.ribs): x of its inner side, and its height y.
     reach = RIB_WIDTH * anatomy.width - WALL
     fall = THORACIC_Y + anatomy.drop * RIB_DROP / 2 + RIB_SLOPE * RIB_WIDTH
     top = THORACIC_Y[0] + 0.030
@@ -103,9 +110,12 @@ def _pleura(anatomy: Anatomy, side: float) -> np.ndarray:
     inside_ribs = [(reach[rib], fall[rib]) for rib in (2, 3, 5, 7)]
     recess = [(reach[7], 0.88), (reach[7] - 0.02, 0.96), (0.2, 0.94), (0.06, 0.90)]
     beside_spine = [(0.052, 0.7), (0.055, 0.45)]
+    # The recess reaches far below the dome: `air` takes out what the abdomen fills of it.
     closed = [*apex, *inside_ribs, *recess, *beside_spine, apex[0]]
     points = np.array(closed) * [side, 1]
 
+    # Knots at the chord lengths keep the spline from overshooting where the points lie unevenly.
+    # `periodic` makes it close without a corner.
     lengths = np.linalg.norm(np.diff(points, axis=0), axis=1)
     knots = np.concatenate([[0], np.cumsum(lengths)])
     return CubicSpline(knots, points, bc_type="periodic")(np.linspace(0, knots[-1], 200))
@@ -115,8 +125,12 @@ def _mediastinum(anatomy: Anatomy, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Thickness of the heart and the great vessels."""
     random = generator(anatomy.seed, "heart")
     size = anatomy.heart
+    # The heart lies on the diaphragm, so a deep breath lowers both.
     base = sum(anatomy.domes) / 2 - 0.10
     knob = random.uniform(0.030, 0.042)
+
+    # The ventricles form the left border of the heart's shadow, the right atrium the right one; the aortic knob and
+    # the pulmonary trunk bulge to the left above them.
     ventricles = ellipsoid(x, y, (0.055 * size, base), (0.165 * size, 0.115 * size), 0.24, 0.75 + random.normal(0, 0.1))
     right_atrium = ellipsoid(x, y, (-0.025 * size, base), (0.065 * size, 0.13 * size), 0.22, -0.1)
     aortic_knob = ellipsoid(x, y, (0.060, 0.345), (knob, knob * 1.15), 0.20)
@@ -128,6 +142,8 @@ def _mediastinum(anatomy: Anatomy, x: np.ndarray, y: np.ndarray) -> np.ndarray:
         x, y, [(0.16, -0.05, 0.02, 0), (0.22, -0.045, 0.022, 0.14), (0.55, -0.04, 0.035, 0.14), (0.7, -0.03, 0.02, 0)]
     )
     before_the_spine = rows(x, y, [(0.1, 0, 0.075, 0.2), (0.3, 0, 0.06, 0.25), (1, 0, 0.055, 0.25)], 0.3)
+
+    # The thickest counts, not the sum: the parts are pieces of one solid shadow.
     return np.maximum.reduce(
         [ventricles, right_atrium, aortic_knob, pulmonary_trunk, descending_aorta, upper_vena_cava, before_the_spine]
     )
@@ -135,7 +151,9 @@ def _mediastinum(anatomy: Anatomy, x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 def _dome(anatomy: Anatomy, x: np.ndarray, side: float) -> np.ndarray:
     """Height y of one half of the diaphragm at x: a dome that falls steeply to the side."""
+    # u: 0 at the top of the dome, about 1 at the chest wall, negative towards the heart, where it stays nearly flat.
     u = (np.abs(x) - 0.16) / (RIB_WIDTH[8] * anatomy.width - 0.15)
+    # The same number for both sides: the generator is made anew with the same name.
     steepness = generator(anatomy.seed, "dome").uniform(0.13, 0.21)
     top = anatomy.domes[int(side > 0)]
     return top + np.where(u > 0, steepness * np.abs(u) ** 2.4, 0.03 * u * u)
@@ -151,11 +169,18 @@ def air(anatomy: Anatomy, x: np.ndarray, y: np.ndarray, body: np.ndarray) -> tup
         space = filled(_pleura(anatomy, side), anatomy, size)
         depth = cv2.distanceTransform((space > 0.5).astype(np.uint8), cv2.DIST_L2, 5) / (size * anatomy.zoom)
         beside_spine = np.sqrt(np.clip((np.abs(x) - 0.035) / 0.10, 0, 1))  # near the midline spine and heart take room
+
+        # The lung's thickness: 0.78 of the body's, the rest is wall; over the outermost 0.05 (2 cm) it falls to 0 as a
+        # quarter of a circle, which is how a round lung meets the ribs.
         rounded = np.sqrt(1 - (1 - np.minimum(depth / 0.05, 1)) ** 2)
         inside = 0.78 * body * rounded * beside_spine
+
+        # Below the dome the abdomen takes the lung's place, over the next 0.05 as a quarter of a circle too: behind the
+        # dome some lung is left, as in a real radiograph.
         below = y - _dome(anatomy, x, side)
         abdomen = inside * np.sqrt(1 - (1 - np.clip(below / 0.05, 0, 1)) ** 2)
         total += np.maximum(inside - heart - abdomen, 0) * space
+        # The lung field ends at dome and heart, as readers outline it, though there is air behind both.
         lungs += space * (below < 0) * (heart <= 0)
     return total, lungs
 
@@ -194,6 +219,8 @@ def airways(anatomy: Anatomy, size: int) -> np.ndarray:
     random = generator(anatomy.seed, "airways")
     lean = random.uniform(-0.012, 0.004)
     carina = random.uniform(0.36, 0.40)
+
+    # The bronchi leave at the carina, the right one more steeply, as its control points say.
     trachea = curve([[(0.002, carina - 0.48), (0, carina - 0.32), (lean, carina - 0.16), (lean / 2 - 0.004, carina)]])
     bronchi = curve(
         [
@@ -212,6 +239,8 @@ def stomach(anatomy: Anatomy, x: np.ndarray, y: np.ndarray) -> np.ndarray | np.f
     random = generator(anatomy.seed, "stomach")
     if random.random() < 0.3:
         return np.float32(0)
+
+    # The left half's: the liver lies under the right one.
     centre_y = anatomy.domes[1] + random.uniform(0.05, 0.08)
     centre = (random.uniform(0.14, 0.2), centre_y)
     radii = (random.uniform(0.05, 0.09), random.uniform(0.03, 0.05))
@@ -224,14 +253,18 @@ def findings(anatomy: Anatomy, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Thickness of nodules and hazy opacities; most patients have none."""
     random = generator(anatomy.seed, "findings")
     total = np.zeros_like(x)
+
+    # Nodules: three patients in five have none.
     for _ in range(int(random.choice([0, 0, 0, 1, 3]))):
         radius = random.uniform(0.008, 0.03)
         centre = (random.choice(SIDES) * random.uniform(0.1, 0.26), random.uniform(0.25, 0.7))
         total += ellipsoid(x, y, centre, (radius, radius * random.uniform(0.8, 1.2)), radius)
     if random.random() < 0.25:
+        # A hazy opacity, in a quarter of the patients.
         centre = (random.choice(SIDES) * random.uniform(0.12, 0.25), random.uniform(0.3, 0.7))
         radii = random.uniform(0.05, 0.15, 2)
         depth = random.uniform(0.02, 0.07)
+        # Power 1.5 instead of a ball's 0.5: it fades out without an outline.
         haze = ellipsoid(x, y, centre, radii, depth, random.uniform(0, 3), 1.5)
         total += haze * (1 + 0.25 * texture(anatomy.seed, "haze", len(x), 64))
     return total
@@ -242,6 +275,7 @@ def devices(anatomy: Anatomy, size: int) -> np.ndarray:
     random = generator(anatomy.seed, "devices")
     total = np.zeros((size, size), np.float32)
     if random.random() < 0.25:
+        # A port under the skin and its catheter, beside the collar bone into the upper vena cava, right of the midline.
         side = random.choice(SIDES)
         low = random.uniform(0.4, 0.55)
         catheter = curve(
@@ -258,11 +292,15 @@ def devices(anatomy: Anatomy, size: int) -> np.ndarray:
         )
         angle = np.linspace(0, 2 * np.pi, 49)
         port = np.stack([side * 0.24 + 0.016 * np.cos(angle), low + 0.016 * np.sin(angle)], -1)[None]
+        # Gains above 1: plastic and metal absorb more than as much tissue.
         total += 2 * ribbon(catheter, 0.0022, anatomy, size) + 5 * ribbon(port, 0.0018, anatomy, size)
     if random.random() < 0.3:
         letter = str(random.choice(["L", "R", "PA"]))
+
+        # Drawn at one fixed size, so that it looks the same in an image of any size.
         corner = (int(random.choice([30, 450])), int(random.uniform(40, 90)))  # pixels of a canvas of 512
         canvas = np.zeros((512, 512), np.uint8)
         text = cv2.putText(canvas, letter, corner, cv2.FONT_HERSHEY_SIMPLEX, 1.0, 255, 3)
+        # The canvas goes up to 255: a letter of lead is as dense as 0.0012 * 255 = 0.31 of the side, 13 cm of tissue.
         total += 0.0012 * cv2.resize(text, (size, size), interpolation=cv2.INTER_AREA)
     return total

@@ -56,6 +56,7 @@ class Source:
         for path in self.files():
             with open(path, "rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
+        # 64 bits: it tells the CTs of a folder apart, and guards against no forger.
         return digest.hexdigest()[:16]
 
 
@@ -84,6 +85,7 @@ def find(folder) -> list[Source]:
         raise UserError(f"no folder of chest CTs {folder}")
     found = []
     for place in [folder, *sorted(path for path in folder.rglob("*") if path.is_dir())]:
+        # Hidden folders hold what programs leave, such as a file browser's copies.
         if any(part.startswith(".") for part in place.relative_to(folder).parts):
             continue
         found += [
@@ -101,8 +103,11 @@ def read(source: Source) -> Scan:
     tilted."""
     try:
         with warnings.catch_warnings():
+            # Real headers are full of odd values that the readers warn about; what matters is checked below.
             warnings.simplefilter("ignore")
             values, spacing = _read_dicom(source.path) if source.path.is_dir() else _read_nifti(source.path)
+
+            # Organ numbers are optional: without them bone is found from grey values (separate.guessed_bone).
             labels, names = None, {}
             if source.mask is not None:
                 labels, names = _read_labels(source, values.shape, spacing)
@@ -120,11 +125,15 @@ def read(source: Source) -> Scan:
 def _read_nifti(path: Path) -> tuple[np.ndarray, Spacing]:
     """int16 (D, H, W) and mm, from any orientation whose axes are nearly the body's."""
     picture: Any = nibabel.load(path)  # of a class of nibabel's that follows from the content
+    # Some converters leave a time axis of length 1.
     if len(picture.shape) == 4 and picture.shape[3] == 1:
         picture = picture.slicer[..., 0]
     if len(picture.shape) != 3:
         raise ValueError(f"it has {len(picture.shape)} dimensions; one volume is expected")
+    # By the header's claim, before the pixels are unpacked: a small file can claim gigabytes.
     _refuse_size(picture.shape)
+
+    # Axes are only exchanged and reversed, never interpolated, so they have to be the body's already.
     oblique = affines.obliquity(picture.affine).max()
     if oblique > MAX_OBLIQUE:
         raise ValueError(
@@ -137,6 +146,7 @@ def _read_nifti(path: Path) -> tuple[np.ndarray, Spacing]:
 def _turned(values: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, Spacing]:
     """A volume whose voxels lie in the body as NIfTI's affine says, turned so that its axes are AXES; and mm along
     them."""
+    # turn[i]: which axis of the result input axis i becomes, and whether it is reversed.
     turn = orientations.ornt_transform(orientations.io_orientation(affine), orientations.axcodes2ornt(AXES))
     depth, height, width = affines.voxel_sizes(affine)[np.argsort(turn[:, 0])]
     return orientations.apply_orientation(values, turn), (float(depth), float(height), float(width))
@@ -147,6 +157,7 @@ def _read_labels(source: Source, shape: tuple[int, ...], spacing: Spacing) -> tu
     if source.mask is None or source.structures is None:
         raise ValueError("it has no organ mask")
     labels, mask_spacing = _read_nifti(source.mask)
+    # Voxel by voxel, so both have to lie on the same grid; headers round the spacing.
     if labels.shape != shape or not np.allclose(spacing, mask_spacing, rtol=1e-2):
         raise ValueError(f"its organ mask {source.mask.name} has {labels.shape} voxels, it has {shape}")
     with open(source.structures, encoding="utf-8-sig", newline="") as file:
@@ -159,6 +170,7 @@ def _organs(path: Path) -> tuple[Path | None, Path | None]:
     structures = path.parent / STRUCTURES
     if not structures.is_file():
         return None, None
+    # A plain mask.nii.gz names no CT, so it is only taken where there is one CT that it can belong to.
     stems = [f"{_name(path)}_mask"]
     scans = [other for other in path.parent.iterdir() if _is_nifti(other) and not _is_mask(other)]
     if len(scans) == 1:
@@ -193,6 +205,7 @@ def _slices(folder: Path) -> list[Path]:
     for path in sorted(folder.iterdir()):
         if path.is_file() and not path.name.startswith(".") and path.name != "DICOMDIR":
             with open(path, "rb") as file:
+                # PS3.10: a preamble of 128 bytes, then DICM. The file's ending tells nothing; most slices have none.
                 if file.read(132)[128:] == b"DICM":
                     found.append(path)
     return found
@@ -203,6 +216,7 @@ def _read_dicom(folder: Path) -> tuple[np.ndarray, Spacing]:
     import pydicom
 
     paths = _slices(folder)
+    # Headers first: a folder of two series is refused before gigabytes of pixels are read.
     headers = [pydicom.dcmread(path, stop_before_pixels=True) for path in paths]
     _refuse_mixture(paths, headers)
 
@@ -214,6 +228,8 @@ def _read_dicom(folder: Path) -> tuple[np.ndarray, Spacing]:
     across = across_direction * column_spacing
     normal = np.cross(across, down) / np.linalg.norm(np.cross(across, down))
     places = np.array([header.ImagePositionPatient for header in headers], float)
+
+    # A tilted gantry shifts each slice against the one before: the way from slice to slice leaves the normal.
     step, order = _slice_step(places, normal)
     if (step @ normal) / np.linalg.norm(step) < UPRIGHT or abs(float(first.get("GantryDetectorTilt") or 0)) > MAX_TILT:
         raise ValueError("its gantry was tilted; resample it to upright slices")
@@ -246,16 +262,19 @@ def _refuse_mixture(paths: list[Path], headers: list) -> None:
 
 def _slice_step(places: np.ndarray, normal: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(from slice to slice in mm (3,), order of the slices) of their positions (n, 3)."""
+    # The order of positions, not of file names or instance numbers, which scanners count either way.
     along = places @ normal
     order = np.argsort(along)
     gaps = np.diff(along[order])
     if len(gaps) < 2:
         raise ValueError(f"it holds {len(places)} slices; a chest has more")
+    # The median: one missing slice doubles one gap and must not shift what is usual.
     usual = np.median(gaps)
     if usual <= 0 or gaps.min() < (1 - UNEVEN) * usual - DISTANCE_ERROR:
         raise ValueError("it holds two slices of the same place, or slices at uneven distances")
     if gaps.max() > (1 + UNEVEN) * usual + DISTANCE_ERROR:
         raise ValueError(f"slices are missing: {gaps.max():.2f} mm from one to the next, {usual:.2f} mm elsewhere")
+    # From the first to the last: the header's rounding averages out over all gaps.
     return (places[order[-1]] - places[order[0]]) / len(gaps), order
 
 
@@ -276,6 +295,7 @@ def _slice_values(path: Path) -> np.ndarray:
 
 def _refuse_size(shape: tuple[int, ...]) -> None:
     """More voxels than a chest CT has, or none, as the header claims."""
+    # As Python's whole numbers: a hostile header would overflow those of NumPy.
     voxels = int(np.prod([int(side) for side in shape], dtype=object))
     if not 0 < voxels <= MAX_VOXELS:
         raise ValueError(f"it claims {voxels} voxels; at most {MAX_VOXELS} are read")
@@ -286,6 +306,7 @@ def _refuse_strange(values: np.ndarray, spacing: Spacing) -> None:
     if max(spacing) > MAX_SPACING or min(spacing) <= MIN_SPACING:
         sides = " x ".join(f"{length:.2f}" for length in spacing)
         raise ValueError(f"its voxels measure {sides} mm; {MIN_SPACING:g} to {MAX_SPACING:g} are expected")
+    # A chest has air (below -300 HU) and soft tissue (above -100); a part of the voxels shows both.
     low, high = np.percentile(values[::4, ::2, ::4], (1, 99.5))
     if not (low < -300 and -100 < high < 4000):
         raise ValueError(f"its values ({low:.0f} to {high:.0f}) are no Hounsfield units of a chest")

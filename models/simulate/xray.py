@@ -135,6 +135,7 @@ def subtract(of_high: np.ndarray, of_low: np.ndarray, low: np.ndarray, high: np.
     spectral line each leaves nothing of it, and real spectra leave what beam hardening makes of it.
     """
     weight = bone_weight(low, high)
+    # Thicknesses in cm; from below 0 on, since motion between the exposures can ask for less than none.
     water = np.linspace(-2, DEEPEST, 4096)
     water_high = attenuation(water, 0.0, high).astype(np.float64)
     water_low = attenuation(water, 0.0, low).astype(np.float64)
