@@ -271,7 +271,7 @@ class Pipeline:
             raise ValueError(f"{len(cxr)} images, but {len(names)} names")
         with autocast(self.device, self.precision):
             soft = self.suppress(cxr.to(self.device), names, masks, progress).cpu()
-        # NaN would be written as black pixels, which look like a result.
+        # Reported here, where the settings that may be to blame are known.
         if not torch.isfinite(soft).all():
             raise UserError(
                 f"the result of {', '.join(names)[:100]} has pixels that are not finite numbers: the "
@@ -415,8 +415,7 @@ class GLLCM(Pipeline):
         # Or of the images. What is black in the X-ray, such as padding, stays black.
         global_soft = images.to_unit(self.image(global_latent, cxr, latent)).clamp(0, 1)
         local_soft = images.to_unit(self.image(local_latent, masked_cxr, masked_latent)).clamp(0, 1)
-        # In the paper's order: equal mean brightness in the lungs first, then fusion, so that no seam has to bridge an
-        # offset.
+        # In the published order: equal mean brightness in the lungs, what is black set to black, then fusion.
         local_soft = match_brightness(global_soft, local_soft, masks)
         global_soft = global_soft * (unit > 0)
         local_soft = local_soft * (unit > 0)

@@ -68,7 +68,7 @@ def sample_bsldm(
         eps = estimate(unet, [z], step.t, [cxr])[0]
         bound = schedulers.threshold(step.position, clip, clip_rate, clip_lag)
         z_0 = schedulers.predict_z_0(z, eps, step, bound)
-        # By the step's number, so that stopping or batching changes no draw; the last step draws none.
+        # Named by the step, so that a draw depends on nothing that happened before; the last step draws none.
         noise = draw(f"global/{j}") if draws_noise and not step.last else None
         z = take_step(z, z_0, step, noise, previous)
         # Second-order samplers extrapolate from the step before.
