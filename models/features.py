@@ -83,7 +83,7 @@ def find(net: str, folder: str | None = None) -> Path:
         raise ValueError(f"net={net!r} is not one of: {', '.join(NAMES)}")
     if folder is not None and not Path(folder).is_dir():
         raise UserError(f"features={folder} is not a folder; it should hold {DOWNLOADS[net]}, or set features=null")
-    # In the order of how sure the user's choice is: the folder named, torch's own cache, an installed package.
+    # In the order of preference: the user's own folder, torch's cache, an installed package.
     candidates = []
     if folder is not None:
         name = NAMES[net]

@@ -20,8 +20,7 @@ class GroupNorm32(nn.GroupNorm):
         super().__init__(GROUPS, channels)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        # bf16 sums over a group's thousands of values would lose the small ones. Eager GroupNorm may return channels-
-        # first, as torch does.
+        # bf16 sums over a group's thousands of values would lose the small ones.
         with torch.autocast(x.device.type, enabled=False):
             normalised = F.group_norm(x.float(), self.num_groups, self.weight, self.bias, self.eps)
         return normalised.to(x.dtype)

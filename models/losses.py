@@ -42,7 +42,7 @@ def ms_ssim(prediction: Tensor, target: Tensor, data_range: float = 2.0, as_publ
             f"both sides must be at least {MS_SSIM_MIN_SIDE}, or set its weight to 0"
         )
 
-    # Products of small means lose too much in bf16, so autocast is off here; float64 stays for tests.
+    # Products of small means lose too much in bf16, so autocast is off here.
     coarsest = len(SCALE_WEIGHTS) - 1
     with torch.autocast(prediction.device.type, enabled=False):
         precision = torch.promote_types(prediction.dtype, torch.float32)  # bf16 -> float32, float64 stays
@@ -289,7 +289,8 @@ def denoising_objective(
             t = t.repeat(2)
             eps = eps.repeat(2, 1, 1, 1)
 
-        # Only the soft tissue is noised; the CXR's latent, the condition, stays clean, as in sampling.
+        # Only the soft tissue is noised; the CXR's latent, the condition, stays as it is, in training and in
+        # sampling. The published trainings multiply it by sqrt(alpha_bar_t), but sample with it plain.
         z_t = schedulers.add_noise(z_0, eps, alpha_bar.to(z_0.device)[t])
         predicted = networks["unet"](torch.cat([z_t, cxr], 1), t)  # (B or 2 B, 2 C, h, w)
         weights = None if weight is None else weight(t)

@@ -278,7 +278,7 @@ class MLVQGAN(Network):
         frequency = codebook.ema_cluster_size / codebook.ema_cluster_size.sum()  # (codes,)
         scale = (frequency[:, None] * codebook.embedding.weight.square()).mean(1).sum().rsqrt()
 
-        # Both averages of the codebook scale with the latents; the counts N_k do not.
+        # The codes e_k and the sums m_k scale with the latents; the counts N_k do not.
         for tensor in self.encoder.blocks[-1].parameters():  # weight and bias of a convolution
             tensor.mul_(scale)
         codebook.embedding.weight.mul_(scale)
@@ -385,7 +385,7 @@ class PatchDiscriminator(Network):
         self.final_conv = nn.ModuleDict({"conv": nn.Conv2d(width, 1, KERNEL, 1, padding=1)})
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        # Each logit judges one patch, whose overlap is what the convolutions see.
+        # Each logit judges one patch of the image: the receptive field of the convolutions.
         x = F.leaky_relu(self.initial_conv["conv"](x), SLOPE)  # (B, channels, H/2, W/2)
         for layer in range(self.layers):
             x = self.get_submodule(f"{layer}.conv")(x)
