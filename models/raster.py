@@ -259,7 +259,7 @@ def _of_declared(levels: np.ndarray, declared: _Declared, limits: Limits, white_
 
 def _whole_numbers(picture, declared: _Declared, limits: Limits) -> Decoded:
     """A grey picture of more than 8 bits."""
-    # Of these formats only TIFF can hold signed integers, and white as 0.
+    # Signed integers and white as 0 are known from TIFF's tags only.
     tags = picture.tag_v2 if picture.format == "TIFF" else {}
     signed = tags.get(TIFF_FORMAT, (1,)) not in (1, (1,))
     levels = np.asarray(picture)
