@@ -52,6 +52,7 @@ from .schema import (
 if typing.TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
+# Scripts take the schema's classes from here: config.Settings, config.Course.
 __all__ = (
     "KEYS",
     "SECTIONS",
@@ -104,7 +105,7 @@ WORDING = {  # what is wrong with a value, by the type of pydantic's error
     "less_than_equal": "should be at most {le}",
     "less_than": "should be less than {lt}",
     "literal_error": "should be {expected}",
-    "too_short": "should be a list of at least {min_length}",
+    "too_short": "should be a list of at least {min_length}",  # the braces are filled from pydantic's context
     "too_long": "should be a list of at most {max_length}",
 }
 
@@ -121,6 +122,7 @@ def parse(description: str, reads: Sequence[str], argv: list[str] | None = None)
     Raises UserError for an unknown key or profile, a value out of its bounds, or a settings file that cannot be read.
     """
     command_line = _read_command_line(description, reads, argv)
+    # The command line outranks the file. Threads are limited before anything imports torch, which reads the limit then.
     settings = _build({**command_line.file, **command_line.changes}, command_line.script)
     limit_threads(settings.threads)
     return settings
@@ -132,13 +134,16 @@ def parse_variants(description: str, reads: Sequence[str], argv: list[str] | Non
     Returns {what differs, such as "steps=4": settings}; several such keys give all combinations, none {"": settings}.
     """
     command_line = _read_command_line(description, reads, argv)
+    # A list for a key that has several values anyway, such as milestones, is one value.
     changes = command_line.changes
     varied = [key for key, value in changes.items() if isinstance(value, list) and value and not _takes_list(key)]
     if "threads" in varied:
         raise UserError("threads takes one value, since all variants run in the same process")
+    # One Settings for every combination, built and checked before the first one runs.
     variants = {}
     for combination in itertools.product(*(changes[key] for key in varied)):
         variation = dict(zip(varied, combination))
+        # Only the last part of each key: it becomes part of names of folders and columns.
         name = " ".join(f"{key.rsplit('.', 1)[-1]}={_as_typed(value)}" for key, value in variation.items())
         variants[name] = _build({**command_line.file, **changes, **variation}, command_line.script)
         limit_threads(variants[name].threads)
@@ -150,17 +155,19 @@ class _CommandLine:
     """What was typed: values by dotted key, as the settings file with its profile and as key=value has them."""
 
     script: str
-    file: dict[str, Any]
-    changes: dict[str, Any]
+    file: dict[str, Any]  # dotted key -> value, names in braces not yet replaced
+    changes: dict[str, Any]  # texts, lists of texts or None, by dotted key
 
 
 class _Parser(argparse.ArgumentParser):
+    # argparse would print its usage and exit with 2; here all faults are reported in one way.
     def error(self, message: str) -> typing.NoReturn:
         raise UserError(f"{_show(message)} (see --help)")
 
 
 def _read_command_line(description: str, reads: Sequence[str], argv: list[str] | None) -> _CommandLine:
     """--help ends the process here; a key that the script does not read is accepted with a note."""
+    # --help is an ordinary flag here: it has to show the profile's values, which are known only after parsing.
     parser = _Parser(
         description=description,
         add_help=False,
@@ -190,10 +197,12 @@ def _read_command_line(description: str, reads: Sequence[str], argv: list[str] |
 
     # notes and help
     typed = {**values, **changes}
+    # A known key that the script does not read changes nothing, so it is a note and no error.
     keys_read = list_read([*READ_BY_ALL, *reads], typed)
     for key in changes:
         if key not in keys_read and RANK == 0:
             print(f"note: {parser.prog} does not read {key}", file=sys.stderr)
+    # Only now, so that --help shows the values of this profile and of this command line.
     if options.help:
         shown = {key: value for key, value in typed.items() if key in keys_read}
         print(parser.format_help())
@@ -204,6 +213,7 @@ def _read_command_line(description: str, reads: Sequence[str], argv: list[str] |
 
 def list_read(paths: Iterable[str], values: Mapping[str, Any]) -> list[str]:
     """The keys below these dotted paths, and those whose names in braces stand in the values of such keys."""
+    # A setting that is named in another's value is read along with it.
     keys_read = [key for key in values if _is_below(key, paths)]
     for key in keys_read:  # grows on the way
         for name in NAME_IN_BRACES.findall(str(values[key])):
@@ -218,6 +228,7 @@ def _read_change(text: str, reads: Sequence[str]) -> tuple[str, Any]:
 
     Values stay texts, which the type of each setting reads; YAML would make 7 of a folder named 007.
     """
+    # A bare path is the likeliest slip with scripts that read an image, and gets a hint of its own.
     key, equals, value = text.partition("=")
     shown = _show(text)
     if not equals or not key:
@@ -226,6 +237,7 @@ def _read_change(text: str, reads: Sequence[str]) -> tuple[str, Any]:
         raise UserError(f"'{shown}' is not key=value (for example lcm.batch_size=8)")
     if not value:
         raise UserError(f"{shown} has no value (where a setting can do without one: {_show(key)}=null)")
+    # A list: the items as CSV has them, so that quotes protect a comma in a file name.
     if not (value.startswith("[") and value.endswith("]")):
         return key, _none_or_text(value)
     try:
@@ -246,6 +258,7 @@ def _takes_list(key: str) -> bool:
 
 def _describe(values: Mapping[str, Any], config: str) -> str:
     """What --help says of some settings, and of the profiles of a settings file."""
+    # --help has no text of its own: it shows the comments of the settings file, profiles' too.
     meanings = _read_meanings(Path(config).read_text(encoding="utf-8"))
     lines = ["settings that this script reads (value in this profile, meaning):"]
     for key, value in values.items():
@@ -263,6 +276,7 @@ def _read_meanings(text: str) -> dict[str, str]:
     meanings: dict[str, str] = {}
     sections: list[str] = []
     for line in text.splitlines():
+        # A key, and what follows the # that has white space before it. Two blanks of indentation are one level.
         match = re.match(r"^( *)([a-z_]+):(.*?)(?:\s#\s*(.*))?$", line)
         if match:
             depth = len(match[1]) // 2
@@ -275,6 +289,7 @@ def _as_typed(value: Any) -> str:
     """A value as it is typed on the command line."""
     if value is None:
         return "null"
+    # As YAML and the command line write it, not as Python does.
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, (list, tuple)):
@@ -284,6 +299,7 @@ def _as_typed(value: Any) -> str:
 
 def _show(value: Any) -> str:
     """A value for a message: as it is typed, on one line, cut where it is very long."""
+    # Line breaks and control characters are escaped, so that a message stays one line.
     text = _as_typed(value)
     if len(text) > LONGEST_SHOWN:
         text = f"{text[:LONGEST_SHOWN]}..."
@@ -299,6 +315,7 @@ class _Loader(_SafeLoader):
     """YAML's safe loader, which also refuses a key given twice instead of taking the last value."""
 
     def construct_mapping(self, node, deep=False):
+        # PyYAML keeps the last of two equal keys, so a section pasted twice would lose settings in silence.
         seen = set()
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode) and key.value in seen:
@@ -311,6 +328,7 @@ class _Loader(_SafeLoader):
 def load(path: str | Path, profile: str = BASE_PROFILE) -> dict[str, Any]:
     """{dotted key: value} of a settings file with one of its profiles over it; names in braces stay as they are."""
     tree = _read_yaml(path)
+    # The base has a name of its own, so that --profile can name it; it needs no entry in the file.
     profiles = tree.pop("profiles", None) or {}
     if not isinstance(profiles, dict):
         raise UserError(f"profiles in {path} holds no profiles, but the value {_show(profiles)}")
@@ -320,6 +338,8 @@ def load(path: str | Path, profile: str = BASE_PROFILE) -> dict[str, Any]:
     if not isinstance(changes, dict):
         raise UserError(f"profile {profile} in {path} holds no settings, but the value {_show(changes)}")
 
+    # Names are checked in both, with the place where they stand. A key of the profile replaces the base's, list by
+    # list.
     try:
         base = flatten(tree)
         over = flatten(changes)
@@ -365,6 +385,7 @@ def _refuse_unknown(values: Mapping[str, Any], where: str) -> None:
             continue
         if key in SECTIONS:
             raise UserError(f"{key} in {where} is a section, not a value; it has: {_list_names(SECTIONS[key])}")
+        # The most helpful of three hints: a similar name, else what the section has, else the sections.
         near = difflib.get_close_matches(key, [*KEYS, *SECTIONS], 1)
         section = key.rpartition(".")[0]
         if near:
@@ -385,6 +406,7 @@ def _list_names(section: type) -> str:
 
 def _build(values: Mapping[str, Any], script: str) -> Settings:
     """The settings of {dotted key: value}, or UserError for the first value that its type does not take."""
+    # Dotted keys become nested dictionaries again, as pydantic builds dataclasses from them.
     values = _interpolate(values, script)
     tree: dict[str, Any] = {}
     for key, value in values.items():
@@ -415,11 +437,14 @@ def _interpolate(values: Mapping[str, Any], script: str) -> dict[str, Any]:
 
     def look_up(name: str, within: tuple[str, ...]) -> str:
         """within: the settings that are being expanded."""
+        # Two names that are no settings; then settings, expanded in their turn; then the last part of a setting that is
+        # a path.
         path = name.removesuffix(".name")
         if name == "script":
             return script
         if name == "project":
             return str(ROOT)
+        # Without this a circle of names would recurse until Python stops it.
         if name in within:
             raise UserError(f"the setting {name} refers to itself")
         if name in values:
@@ -433,10 +458,12 @@ def _interpolate(values: Mapping[str, Any], script: str) -> dict[str, Any]:
 
 def _explain(error: ValidationError, values: Mapping[str, Any]) -> str:
     """The first thing that pydantic found, in one line, such as 'lcm.steps=0 should be at least 1'."""
+    # One fault at a time; each is one line that says what to type instead.
     found = error.errors()[0]
     key = ".".join(name for name in found["loc"] if isinstance(name, str))  # numbers count the items of a list
     if found["type"] == "missing":
         return f"the setting {key} is missing from the settings file"
+    # pydantic's context fills in the bounds, such as {ge}.
     wording = WORDING.get(found["type"], found["msg"])
     bounds = {name: _show_bound(bound) for name, bound in found.get("ctx", {}).items()}
     return f"{key}={_show(values[key])} {wording.format(**bounds)}"
@@ -444,6 +471,7 @@ def _explain(error: ValidationError, values: Mapping[str, Any]) -> str:
 
 def _show_bound(bound: Any) -> str:
     """1.0 -> '1', and "'auto', True or False" -> 'auto, true or false', as they are typed."""
+    # The context has Python's forms: 1.0, quotes, True.
     if isinstance(bound, (int, float)):
         return f"{bound:g}"
     return str(bound).replace("'", "").lower()
@@ -482,6 +510,7 @@ def to_yaml(settings: Settings) -> str:
 
 def check_autoencoder_size(settings: Settings) -> None:
     """Raise UserError if the autoencoder cannot halve the images, or the crops of them, as often as it has levels."""
+    # Each level of the autoencoder halves the image once, so the crops have to allow it too.
     factor = 2 ** len(settings.vqgan.network.channels)
     size = settings.data.image_size
     crop = settings.vqgan.crop
@@ -496,6 +525,7 @@ def check_image_size(settings: Settings, factor: int) -> None:
 
     factor: side of an image over side of its latent, as the autoencoder's weights say.
     """
+    # The top level of the U-Net does not halve; every other one does.
     multiple = factor * 2 ** (len(settings.unet.multipliers) - 1)
     size = settings.data.image_size
     if size % multiple:

@@ -20,6 +20,7 @@ import numpy as np
 from .raster import MAX_PIXELS, Decoded, Limits, refuse_size, to_grey
 from .runtime.files import UserError
 
+# 256 MiB: twice the largest 16-bit grey image that is accepted.
 MAX_UNPACKED = 4 * MAX_PIXELS  # bytes of a deflated file
 SOFTWARE = "BS-LDM / GL-LCM bone suppression (research)"  # Manufacturer of the results
 SERIES_OFFSET = 1000  # from the source's series number to its result's
@@ -31,15 +32,15 @@ NUMBERS = ("WindowCenter", "WindowWidth", "RescaleSlope", "RescaleIntercept")
 NOT_DERIVED = (
     "SmallestImagePixelValue",
     "LargestImagePixelValue",
-    "IconImageSequence",
-    "SourceImageSequence",
-    "DigitalSignaturesSequence",
+    "IconImageSequence",  # a thumbnail that still shows the bones
+    "SourceImageSequence",  # written anew by `_describe_origin`
+    "DigitalSignaturesSequence",  # over the source's content, which has changed
     "MACParametersSequence",
-    "SeriesDate",
+    "SeriesDate",  # the result belongs to a series of its own
     "SeriesTime",
     "InstanceCreatorUID",
     "NumberOfFrames",
-    "PixelDataProviderURL",
+    "PixelDataProviderURL",  # where the source's pixels could be fetched
     "FloatPixelData",
     "DoubleFloatPixelData",
 )
@@ -60,9 +61,9 @@ SOURCE_GREYS = (
 )
 # An image for processing becomes one for presentation (DX, mammography, intra-oral; PS3.4 B.5).
 FOR_PRESENTATION = {
-    "1.2.840.10008.5.1.4.1.1.1.1.1": "1.2.840.10008.5.1.4.1.1.1.1",
-    "1.2.840.10008.5.1.4.1.1.1.2.1": "1.2.840.10008.5.1.4.1.1.1.2",
-    "1.2.840.10008.5.1.4.1.1.1.3.1": "1.2.840.10008.5.1.4.1.1.1.3",
+    "1.2.840.10008.5.1.4.1.1.1.1.1": "1.2.840.10008.5.1.4.1.1.1.1",  # digital X-ray
+    "1.2.840.10008.5.1.4.1.1.1.2.1": "1.2.840.10008.5.1.4.1.1.1.2",  # digital mammography
+    "1.2.840.10008.5.1.4.1.1.1.3.1": "1.2.840.10008.5.1.4.1.1.1.3",  # digital intra-oral X-ray
 }
 WORDS = {
     "OW": 2,
@@ -71,12 +72,13 @@ WORDS = {
     "OD": 8,
     "OV": 8,
 }  # value representations of numbers in bytes, and their sizes (PS3.5 6.2)
+# Transfer syntaxes whose pixels may have lost something already; a derived image has to say so (PS3.3 C.7.6.1.1.5).
 LOSSY = {
-    "1.2.840.10008.1.2.4.50",
-    "1.2.840.10008.1.2.4.51",
-    "1.2.840.10008.1.2.4.81",
-    "1.2.840.10008.1.2.4.91",
-}  # transfer syntaxes
+    "1.2.840.10008.1.2.4.50",  # JPEG baseline, 8 bits
+    "1.2.840.10008.1.2.4.51",  # JPEG extended, 12 bits
+    "1.2.840.10008.1.2.4.81",  # JPEG-LS, near-lossless
+    "1.2.840.10008.1.2.4.91",  # JPEG 2000, lossy or not
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,6 +117,7 @@ def read_dicom(path: Path, limits: Limits) -> Decoded:
     dataset = _open(path)
     bits = int(dataset.BitsStored)
     stored = _stored_values(dataset)
+    # Windows are defined for grey images only, so colour is shown as it is stored.
     if stored.ndim == 3:
         return Decoded(to_grey(stored) / (2.0**bits - 1), bits)
     return Decoded(_grey(dataset, stored, limits).pixels, bits)
@@ -124,6 +127,9 @@ def _open(path: Path):
     """The dataset of a file that holds one image of a sane size, its pixels still packed."""
     import pydicom
 
+    # The order matters: the deflated stream is measured before pydicom inflates it, numbers are mended before pydicom
+    # parses them, and the header is checked before any pixel is unpacked. force: old files without
+    # a preamble are read too.
     _refuse_deflated(path)
     dataset = pydicom.dcmread(path, force=True)
     _mend_numbers(dataset)
@@ -135,6 +141,7 @@ def _mend_numbers(dataset) -> None:
     """Decimal commas, which some devices write, become points; an empty number is none. In place, before pydicom reads
     them."""
     for keyword in NUMBERS:
+        # `get_item` leaves the value as the file's bytes; plain access would parse it, and fail.
         element = dataset.get_item(keyword)
         if element is None:
             continue
@@ -148,6 +155,7 @@ def _number(dataset, keyword: str, default: float) -> float:
     """The first value of a decimal attribute, or the default where the file has none."""
     if keyword not in dataset:
         return default
+    # An attribute with several values, such as alternative windows, counts by its first.
     try:
         number = float(np.ravel(dataset[keyword].value)[0])
     except (TypeError, ValueError):
@@ -163,14 +171,18 @@ def _stored_values(dataset) -> np.ndarray:
     Where HighBit lies higher, the values are the upper bits (PS3.5 8.1.1) and pydicom is made to keep them; unless the
     values would fit into BitsStored bits as they are, and then it is HighBit that is wrong.
     """
+
+    # How far the values lie above the lowest bit. In compressed frames the decoder has already put them right.
     bits = int(dataset.BitsStored)
     shift = int(dataset.get("HighBit", bits - 1)) + 1 - bits
     packed = dataset.file_meta.TransferSyntaxUID.is_compressed
     if shift <= 0 or bits + shift > int(dataset.BitsAllocated) or packed:
         return _unpack(dataset)
+    # pydicom masks by BitsStored, so the upper bits survive if that claims to be larger for a moment.
     dataset.BitsStored = bits + shift
     raw = _unpack(dataset)
     dataset.BitsStored = bits
+    # Do all values fit into the declared bits unshifted? Then it is HighBit that is wrong.
     signed = bool(dataset.PixelRepresentation)
     fits = raw.max() < 2 ** (bits - 1 if signed else bits) and raw.min() >= (-(2 ** (bits - 1)) if signed else 0)
     return raw if fits else raw >> shift
@@ -180,6 +192,7 @@ def _unpack(dataset) -> np.ndarray:
     try:
         return dataset.pixel_array
     except (RuntimeError, NotImplementedError) as error:
+        # A missing decoder is the user's to install; anything else is a damaged file.
         if not re.search("missing dependencies|does not support", str(error)):
             raise
         name = dataset.file_meta.TransferSyntaxUID.name
@@ -190,11 +203,16 @@ def _grey(dataset, stored: np.ndarray, limits: Limits) -> Grey:
     """How the stored values (H, W) of a grey image are shown."""
     stored = stored.astype(np.int64)
     padding = _padding(stored, dataset)
+
+    # One entry for each stored value that can occur, at most 65536: the curve is computed for these and not for each
+    # pixel, and `_suppressed` walks it backwards.
     least, most = _stored_range(dataset)
     least = min(least, int(stored.min()))  # some decoders give more than BitsStored says
     most = max(most, int(stored.max()))
     values = _modality(np.arange(least, most + 1), dataset)  # (N,)
 
+    # What the user asked for wins; then the file's VOI LUT, its window, and, if it has neither, the values that occur,
+    # as viewers do. `window` stays None where the file itself says how it is shown.
     window = None
     if isinstance(limits, tuple):
         shown, window = _between(values, *limits)
@@ -202,15 +220,18 @@ def _grey(dataset, stored: np.ndarray, limits: Limits) -> Grey:
         shown, window = _between(values, *_whole_range(dataset))
     elif dataset.get("VOILUTSequence"):
         table = dataset.VOILUTSequence[0]
+        # The third number of the descriptor is the number of bits of the table's output.
         white = 2.0 ** int(table.LUTDescriptor[2]) - 1
         shown = _look_up(np.rint(values).astype(np.int64), table, dataset) / white
     elif "WindowCenter" in dataset and "WindowWidth" in dataset:
         shown = _window(values, dataset)
     else:
+        # Padding often has a value far outside the image's and would take up the grey scale.
         image = stored if padding.all() else stored[~padding]
         present = values[image - least]
         shown, window = _between(values, present.min(), present.max())
 
+    # Beyond the window all is black or all white. The inversion comes last, after the VOI LUT (PS3.3 C.7.6.3.1.2).
     shown = np.clip(shown, 0, 1)
     if dataset.PhotometricInterpretation == "MONOCHROME1":
         shown = 1 - shown
@@ -222,6 +243,7 @@ def _padding(stored: np.ndarray, dataset) -> np.ndarray:
     first = dataset.get("PixelPaddingValue")
     if first in (None, ""):
         return np.zeros(stored.shape, bool)
+    # One padding value, or the two ends of a range of them, in either order.
     limit = dataset.get("PixelPaddingRangeLimit")
     ends = [int(first), int(first if limit in (None, "") else limit)]
     if dataset.PixelRepresentation:  # of signed values, often written unsigned
@@ -233,6 +255,7 @@ def _stored_range(dataset) -> tuple[int, int]:
     """The smallest and the largest number that the stored bits can hold."""
     bits = int(dataset.BitsStored)
     least = -(2 ** (bits - 1)) if dataset.PixelRepresentation else 0
+    # Two's complement for signed values.
     return least, least + 2**bits - 1
 
 
@@ -247,14 +270,19 @@ def _whole_range(dataset) -> tuple[float, float]:
     """The modality's values of the smallest and the largest number that the stored bits can hold."""
     if dataset.get("ModalityLUTSequence"):
         return 0, 2 ** int(dataset.ModalityLUTSequence[0].LUTDescriptor[2]) - 1
+    # A negative slope swaps the two.
     ends = _modality(np.array(_stored_range(dataset)), dataset)
     return ends.min(), ends.max()
 
 
 def _look_up(values: np.ndarray, item, dataset) -> np.ndarray:
     """Whole numbers through a table of the file (PS3.3 C.11.1.1), float64; those beside it get its ends."""
+    # The descriptor: number of entries, stored value of the first entry, bits of an entry. A length of 65536 does not
+    # fit into 16 bits and is written as 0.
     length, first, bits = (int(number) for number in item.LUTDescriptor)
     length = length or 2**16
+
+    # pydicom gives words (OW) as bytes in the file's order; some writers pack entries of 8 bits one to a byte.
     data = item.LUTData
     if isinstance(data, bytes):
         order = "<" if dataset.file_meta.TransferSyntaxUID.is_little_endian else ">"
@@ -274,6 +302,7 @@ def _between(values: np.ndarray, black: float, white: float) -> tuple[np.ndarray
     span = white - black
     if span <= 0:  # one value only; `images.check` refuses such an image
         return np.zeros(values.shape), (black + 0.5, 1)
+    # DICOM's LINEAR window has black at c - 1/2 - (w - 1)/2 and white at c - 1/2 + (w - 1)/2; solved for c and w.
     return (values - black) / span, ((black + white + 1) / 2, span + 1)
 
 
@@ -282,14 +311,18 @@ def _window(values: np.ndarray, dataset) -> np.ndarray:
     centre = _number(dataset, "WindowCenter", 0)
     width = _number(dataset, "WindowWidth", 1)
     function = dataset.get("VOILUTFunction") or "LINEAR"
+    # A linear window is at least 1 wide by the standard, the other two only wider than 0; narrower ones divide by zero.
     if width < (1 if function == "LINEAR" else 1e-9):
         raise ValueError(f"its window width {width:g} is too small")
     if function == "SIGMOID":
         return 1 / (1 + np.exp(-4 * (values - centre) / width))
     if function == "LINEAR_EXACT":
         return (values - centre) / width + 0.5
+    # The linear formula divides by w - 1; at width 1 the standard makes it a step.
     if width == 1:
         return np.where(values <= centre - 0.5, 0.0, 1.0)
+
+    # LINEAR, the default: the half and the one come from counting whole grey values, ends included (PS3.3 C.11.2.1.2).
     return (values - (centre - 0.5)) / (width - 1) + 0.5
 
 
@@ -298,11 +331,14 @@ def _window(values: np.ndarray, dataset) -> np.ndarray:
 
 def _refuse_dicom(dataset) -> None:
     """What is no single grey or colour image of a sane size, from the header alone, before anything is unpacked."""
+    # Is it an image, and complete enough to be shown?
     if "PixelData" not in dataset or "Rows" not in dataset:
         raise ValueError("it is no DICOM image (no pixel data)")
     lacking = [keyword for keyword in NEEDED if dataset.get(keyword) in (None, "")]
     if lacking:
         raise ValueError(f"its header lacks {' and '.join(lacking)}")
+
+    # Is it one grey image whose values a table of 16 bits can hold? Memory for it is taken only afterwards.
     refuse_size(int(dataset.Rows), int(dataset.Columns))
     if int(dataset.get("NumberOfFrames") or 1) != 1:
         raise ValueError(f"it holds {dataset.NumberOfFrames} frames; one is expected")
@@ -311,6 +347,7 @@ def _refuse_dicom(dataset) -> None:
     if not 1 <= int(dataset.BitsStored) <= int(dataset.BitsAllocated) <= 16:
         raise ValueError(f"{dataset.BitsStored} of {dataset.BitsAllocated} bits a pixel are not supported (at most 16)")
 
+    # How are the pixels packed?
     syntax = dataset.file_meta.get("TransferSyntaxUID") if hasattr(dataset, "file_meta") else None
     if syntax is None:
         from pydicom.uid import ImplicitVRLittleEndian  # the standard's default, which files without a header have
@@ -324,6 +361,7 @@ def _refuse_rle(dataset) -> None:
     """Two bytes of RLE can unpack to 128 (PS3.5 G.3): count them before pydicom unpacks without a limit."""
     from pydicom.encaps import generate_frames
 
+    # Twice the bytes of the pixels is generous: hostile runs unpack to many times that.
     frame = next(generate_frames(dataset.PixelData, number_of_frames=1))
     samples = int(dataset.Rows) * int(dataset.Columns) * int(dataset.get("SamplesPerPixel", 1))
     limit = 2 * samples * int(dataset.BitsAllocated) // 8
@@ -354,6 +392,9 @@ def _refuse_deflated(path: Path) -> None:
     meta = read_file_meta_info(path)
     if meta.get("TransferSyntaxUID") != DeflatedExplicitVRLittleEndian:
         return
+
+    # A raw deflate stream without zlib's header, hence the negative window bits. The second argument of `decompress`
+    # stops it before memory runs out.
     start = 132 + 12 + int(meta.FileMetaInformationGroupLength)  # preamble and magic, then the length's own element
     unpacker = zlib.decompressobj(-zlib.MAX_WBITS)
     unpacked = unpacker.decompress(path.read_bytes()[start:], MAX_UNPACKED)
@@ -385,6 +426,9 @@ def derive(source: Path, pixels: np.ndarray, description: str, software: tuple[s
     from pydicom.uid import ExplicitVRLittleEndian
 
     require_source(source)
+
+    # The result in the source's own stored values, if what is shown leads back to them one to one; otherwise in values
+    # of its own that fill all bits.
     original = _open(source)
     stored = _stored_values(original)
     grey = _grey(original, stored, limits) if stored.ndim == 2 else None
@@ -395,14 +439,18 @@ def derive(source: Path, pixels: np.ndarray, description: str, software: tuple[s
         _describe_changed(dataset, grey)
     else:
         changed = _describe_new(dataset, pixels)
+
+    # The pixels, uncompressed, with a zero to make their number of bytes even (PS3.5 7.1).
     signed = "i" if dataset.PixelRepresentation else "u"
     levels = changed.astype(f"<{signed}{int(dataset.BitsAllocated) // 8}").tobytes()
     dataset.Rows, dataset.Columns = pixels.shape
     dataset.SamplesPerPixel = 1
+    # `_stored_values` has shifted values of higher bits down.
     dataset.HighBit = int(dataset.BitsStored) - 1
     dataset.add_new("PixelData", "OB" if dataset.BitsAllocated == 8 else "OW", levels + b"\0" * (len(levels) % 2))
 
     _describe_origin(dataset, original, description, software, levels)
+    # Nothing of the source's file header is kept: it names the old UID and the old packing.
     dataset.file_meta = FileMetaDataset()
     dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
     buffer = io.BytesIO()
@@ -418,6 +466,7 @@ def _suppressed(grey: Grey, pixels: np.ndarray, least: int, most: int) -> np.nda
     the window does not show, beyond black and white, so keeps its detail, and a pixel that has not changed keeps its
     value.
     """
+    # A curve that goes up and down shows two stored values alike, and there is no way back.
     rises = grey.shown[-1] >= grey.shown[0]
     curve = grey.shown if rises else grey.shown[::-1]
     if np.any(np.diff(curve) < 0):
@@ -428,6 +477,8 @@ def _suppressed(grey: Grey, pixels: np.ndarray, least: int, most: int) -> np.nda
     place[0] = first[0] + count[0] - 1
     place[-1] = first[-1]
     stored = grey.least + (place if rises else len(curve) - 1 - place)
+
+    # Only the change is applied, so rounding and clipping of unchanged pixels cannot move them.
     before = grey.shown[grey.stored - grey.least]
     change = np.interp(np.clip(pixels, 0, 1), looks, stored) - np.interp(before, looks, stored)
     changed = np.clip(np.rint(grey.stored + change), least, most).astype(np.int64)
@@ -436,11 +487,14 @@ def _suppressed(grey: Grey, pixels: np.ndarray, least: int, most: int) -> np.nda
 
 def _describe_changed(dataset, grey: Grey) -> None:
     """The values are the source's, so what shows them is too; what it left to the viewer is written down."""
+    # What the standard leaves optional, viewers should not have to guess: the identity for values without units.
     if not dataset.get("ModalityLUTSequence"):
         defaults = {"RescaleIntercept": "0", "RescaleSlope": "1", "RescaleType": "US"}
         for keyword, value in defaults.items():
             if dataset.get(keyword) in (None, ""):
                 setattr(dataset, keyword, value)
+    # The range came from eval.range or from the source's values, which suppression changes: as a fixed window, the
+    # result is shown as its source was.
     if grey.window is not None:
         for keyword in ("VOILUTSequence", "VOILUTFunction", "WindowCenterWidthExplanation"):
             if keyword in dataset:
@@ -452,6 +506,7 @@ def _describe_changed(dataset, grey: Grey) -> None:
 def _describe_new(dataset, pixels: np.ndarray) -> np.ndarray:
     """Values that fill all bits, for a source in colour or with a table that leads to one grey value twice."""
     bits = int(dataset.BitsStored)
+    # None of the source's grey scale applies to the new values: it goes, and a plain one is declared instead.
     for keyword in SOURCE_GREYS:
         if keyword in dataset:
             delattr(dataset, keyword)
@@ -473,6 +528,7 @@ def _describe_origin(dataset, original, description: str, software: tuple[str, .
     import pydicom
     from pydicom.uid import generate_uid
 
+    # The link back to the source, and the mark that these pixels were computed (PS3.3 C.7.6.1.1.2).
     origin = pydicom.Dataset()
     origin.ReferencedSOPClassUID = original.SOPClassUID
     origin.ReferencedSOPInstanceUID = original.SOPInstanceUID
@@ -481,6 +537,7 @@ def _describe_origin(dataset, original, description: str, software: tuple[str, .
     dataset.SeriesDescription = description
     dataset.DerivationDescription = description
 
+    # The result is for the eye, whatever the source was for. Once lossy, always lossy.
     dataset.SOPClassUID = FOR_PRESENTATION.get(original.SOPClassUID, original.SOPClassUID)
     if dataset.SOPClassUID in FOR_PRESENTATION.values() or "PresentationIntentType" in dataset:
         dataset.PresentationIntentType = "FOR PRESENTATION"
@@ -488,6 +545,7 @@ def _describe_origin(dataset, original, description: str, software: tuple[str, .
         dataset.LossyImageCompression = "01" if original.file_meta.TransferSyntaxUID in LOSSY else "00"
 
     # One series for each of the source's and each state of the software; one image for each content.
+    # `generate_uid` hashes its sources, so the same run made twice has the same UIDs.
     maker = "/".join(software)
     series = str(original.get("SeriesInstanceUID") or original.StudyInstanceUID)
     content = hashlib.sha256(levels).hexdigest()
@@ -511,6 +569,7 @@ def _describe_equipment(dataset, software: tuple[str, ...], now: str) -> None:
     C.12.1.1.5)."""
     import pydicom
 
+    # The device that took the X-ray moves from the equipment module to the list of contributors.
     acquisition = pydicom.Dataset()
     for keyword in (
         "Manufacturer",
@@ -525,8 +584,10 @@ def _describe_equipment(dataset, software: tuple[str, ...], now: str) -> None:
             setattr(acquisition, keyword, value)
     if "Manufacturer" not in acquisition:
         acquisition.Manufacturer = "unknown"
+    # Codes of PS3.16, context group 7005.
     acquisition.PurposeOfReferenceCodeSequence = _code("109101", "Acquisition Equipment")
 
+    # A long string (LO) holds 64 characters (PS3.5 6.2). The serial number is the detector's, not this software's.
     dataset.Manufacturer = SOFTWARE
     dataset.ManufacturerModelName = (software[0] if software else "bone suppression")[:64]
     dataset.SoftwareVersions = [text[:64] for text in software] or "unknown"
@@ -540,6 +601,7 @@ def _describe_equipment(dataset, software: tuple[str, ...], now: str) -> None:
     processing.SoftwareVersions = dataset.SoftwareVersions
     processing.ContributionDateTime = now
     processing.ContributionDescription = "bone suppression by a neural network"
+    # Contributors of earlier steps stay, so that the chain is complete.
     earlier = list(dataset.get("ContributingEquipmentSequence") or [])
     dataset.ContributingEquipmentSequence = pydicom.Sequence([*earlier, acquisition, processing])
 
@@ -569,12 +631,13 @@ def _copy(original):
     Zeros behind the last attribute, with which some archives fill files up, are read as attributes of group 0; they go
     too.
     """
+    # The result is little endian: a big-endian source needs the words in its binary attributes turned.
     if original.file_meta.TransferSyntaxUID.is_little_endian:
         dataset = copy.copy(original)
     else:
         dataset = _little_endian(original)
     for tag in list(dataset.keys()):
-        # In bits that are cleared.
+        # An overlay group without OverlayData (60xx,3000) lies in the pixels' upper bits, which are cleared.
         embedded_overlay = 0x6000 <= tag.group <= 0x60FF and (tag.group, 0x3000) not in dataset
         if tag.group <= 2 or embedded_overlay or tag == (0x7FE0, 0x0010):
             del dataset[tag]
@@ -600,6 +663,7 @@ def _little_endian(original):
         if element.VR == "SQ":
             value = pydicom.Sequence([_little_endian(item) for item in value])
         elif element.VR in WORDS and isinstance(value, bytes):
+            # An incomplete word at the end is cut.
             words = np.frombuffer(
                 value[: len(value) // WORDS[element.VR] * WORDS[element.VR]], f">u{WORDS[element.VR]}"
             )
@@ -620,6 +684,7 @@ def _remove_private(dataset) -> None:
             representation = dataset.get_item(tag).VR or dictionary_VR(tag)  # implicit files do not say it
         except KeyError:
             continue
+        # Private attributes hide in the items of public sequences too.
         if representation == "SQ":
             for item in dataset[tag].value or []:
                 _remove_private(item)

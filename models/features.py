@@ -83,6 +83,7 @@ def find(net: str, folder: str | None = None) -> Path:
         raise ValueError(f"net={net!r} is not one of: {', '.join(NAMES)}")
     if folder is not None and not Path(folder).is_dir():
         raise UserError(f"features={folder} is not a folder; it should hold {DOWNLOADS[net]}, or set features=null")
+    # In the order of preference: the user's own folder, torch's cache, an installed package.
     candidates = []
     if folder is not None:
         name = NAMES[net]
@@ -112,6 +113,7 @@ def read(path: Path, net: str) -> dict[str, Tensor]:
     network, or asks for code.
     """
     try:
+        # Only the convolutions are kept: the classifier behind them, most of such a file, is not used by LPIPS.
         arrays = _read_ckpt(path, net) if path.suffix == ".ckpt" else _read_torchvision(path)
         found = {}
         for place in CONVOLUTIONS[net]:
@@ -135,12 +137,14 @@ def _read_torchvision(path: Path) -> dict[str, Tensor]:
         state = load_file(path)
     else:
         promised = re.search(r"-([0-9a-f]{8})\.pth$", path.name)  # torchvision's names end with the SHA-256's start
+        # Where the name promises a digest, a broken download is told apart from another network's file.
         with open(path, "rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         if promised and not digest.startswith(promised.group(1)):
             raise UserError(
                 f"{path} is damaged: its SHA-256 starts with {digest[:8]}, not {promised.group(1)}; fetch it again"
             )
+        # weights_only: a pickle may run code, and this one has been downloaded.
         state = torch.load(path, map_location="cpu", weights_only=True)
     return {name.removeprefix("features."): tensor for name, tensor in state.items() if name.startswith("features.")}
 
@@ -153,6 +157,7 @@ def _read_ckpt(path: Path, net: str) -> dict[str, Tensor]:
     arrays = {}
     for order, place in enumerate(CONVOLUTIONS[net]):
         layer = layers[f"Conv_{order}"]
+        # Flax has channels last, torch first.
         kernel = layer["kernel"].transpose(3, 2, 0, 1)  # (out, in, H, W)
         arrays[f"{place}.weight"] = torch.from_numpy(np.ascontiguousarray(kernel))
         arrays[f"{place}.bias"] = torch.from_numpy(np.array(layer["bias"]))

@@ -47,6 +47,7 @@ def poisson(global_soft: np.ndarray, local_soft: np.ndarray, mask: np.ndarray) -
     image's elsewhere. On the box's border and outside it: the global image. A mask less than 3 pixels high or wide
     changes nothing. global_soft, local_soft: float (H, W). mask: boolean (H, W).
     """
+    # Fewer than 3 rows or columns leave no pixel inside the border.
     rows = np.flatnonzero(mask.any(1))
     columns = np.flatnonzero(mask.any(0))
     if not len(rows) or rows[-1] - rows[0] < 2 or columns[-1] - columns[0] < 2:
@@ -82,6 +83,7 @@ def _masked_divergence(image: np.ndarray, inside: np.ndarray) -> np.ndarray:
 
     Gradient by forward, divergence by backward differences: together the five-point Laplacian.
     """
+    # Repeating the last row makes its forward difference 0.
     gradient_y = np.diff(image, axis=0, append=image[-1:]) * inside
     gradient_x = np.diff(image, axis=1, append=image[:, -1:]) * inside
     return np.diff(gradient_y, axis=0, prepend=0) + np.diff(gradient_x, axis=1, prepend=0)
@@ -90,6 +92,8 @@ def _masked_divergence(image: np.ndarray, inside: np.ndarray) -> np.ndarray:
 def _solve(laplacian: np.ndarray) -> np.ndarray:
     """The image u (H, W), zero just outside, with this five-point Laplacian: by the discrete sine transform."""
     height, width = laplacian.shape
+    # The Laplacian is diagonal in sines: eigenvalue 2 cos(pi k / (N + 1)) - 2 for each side, k = 1 ... N. The two add
+    # up, and none is 0, so the solution is exact and unique.
     along_y = 2 * np.cos(np.pi * np.arange(1, height + 1) / (height + 1)) - 2  # (H,)
     along_x = 2 * np.cos(np.pi * np.arange(1, width + 1) / (width + 1)) - 2  # (W,)
     eigenvalues = along_y[:, None] + along_x

@@ -36,10 +36,10 @@ SUFFIXES = {
     ".pgm",
     ".ppm",
     ".pnm",
-    ".npy",
+    ".npy",  # NumPy array
     ".dcm",
     ".dicom",
-    ".img",
+    ".img",  # JSRT's raw files
 }
 # Endings of images and volumes that are not read; a folder's are named instead of being passed over in silence.
 FOREIGN = {
@@ -47,7 +47,7 @@ FOREIGN = {
     ".heif",
     ".avif",
     ".jxl",
-    ".jls",
+    ".jls",  # JPEG-LS
     ".jpx",
     ".svg",
     ".pdf",
@@ -57,7 +57,7 @@ FOREIGN = {
     ".hdr",
     ".dng",
     ".raw",
-    ".nii",
+    ".nii",  # volumes, from here on, and archives
     ".gz",
     ".mha",
     ".mhd",
@@ -107,10 +107,13 @@ def read(path, limits: Limits = "auto") -> Picture:
     images or not finite, and for a name that is not UTF-8, which neither lists nor results could carry.
     """
     path = Path(path)
+    # The name first: lists and results have to carry it.
     refuse_name(path)
     if not path.is_file():
         raise UserError(f"no image file {path}")
     try:
+        # Everything from here to the last check may fail on a damaged file, and each failure becomes one line with its
+        # name.
         size = path.stat().st_size
         if size == 0:
             raise ValueError("the file is empty")
@@ -124,6 +127,7 @@ def read(path, limits: Limits = "auto") -> Picture:
             raise ValueError("it holds values that are not finite (NaN or infinity)")
     except Exception as error:  # decoders raise anything, from struct.error to SyntaxError, on a damaged file
         raise UserError(f"cannot read {path}: {_one_line(error)}") from None
+    # float32's 24 bits of mantissa keep 16-bit levels apart. The depth serves to write results back: 8 or 16 bits.
     pixels = np.ascontiguousarray(decoded.pixels, dtype=np.float32)
     bits = min(max(decoded.bits, 8), 16)
     return Picture(pixels, bits, path, decoded.scale, decoded.orientation, decoded.note)
@@ -134,6 +138,7 @@ def parse_limits(text: str) -> Limits:
     (black..white)."""
     if text in ("auto", "container"):
         return text
+    # The optional black end may be negative, as in Hounsfield units.
     number = r"[+-]?\d+(?:\.\d+)?"
     match = re.fullmatch(rf"(?:({number})\.\.)?({number})", text.strip())
     if match is None:
@@ -164,6 +169,7 @@ def is_dicom(path) -> bool:
 def refuse_name(path: Path) -> None:
     """Raise UserError for a name of other bytes than UTF-8, as old archives leave them."""
     try:
+        # Python holds such bytes as lone surrogates, which UTF-8 cannot encode.
         str(path).encode()
     except UnicodeEncodeError:
         raise UserError(f"the file name {os.fsencode(path)!r} is not UTF-8; rename the file") from None
@@ -171,6 +177,8 @@ def refuse_name(path: Path) -> None:
 
 def _decoder(path: Path):
     """The function that reads a file: its content decides, and its ending where the content has no signature."""
+    # Content before ending: archives name DICOM files by UID, with or without an ending. Files without preamble are
+    # known by theirs.
     head = _head(path)
     ending = path.suffix.lower()
     if dicom.is_dicom_head(head) or ending in (".dcm", ".dicom"):
@@ -185,6 +193,7 @@ def _decoder(path: Path):
 def _head(path: Path) -> bytes:
     """The bytes that hold a file's signature."""
     with open(path, "rb") as file:
+        # DICOM's preamble of 128 bytes and its magic: the longest of the signatures.
         return file.read(132)
 
 
@@ -210,12 +219,14 @@ def find(folder) -> dict[str, Path]:
     for path in sorted(folder.iterdir(), key=lambda path: natural(path.name)):
         if not _named_as_image(path):
             continue
+        # Pairs are matched by stem, so x.png beside x.tif would leave open which is meant.
         name = stem(path)
         refuse_name(path)
         if name in found:
             raise UserError(f"{found[name]} and {path.name} have the same name but for the ending; keep one of them")
         found[name] = path
     if not found:
+        # The likeliest reason is a folder of volumes or of a format that is not read.
         others = foreign(folder)
         there = f"; {others[0].name} is of a kind that is not read" if others else ""
         raise UserError(f"no image in {folder} (looked for {', '.join(sorted(SUFFIXES))}){there}")
@@ -234,6 +245,7 @@ def foreign(folder) -> list[Path]:
 def natural(text: str) -> list:
     """Sorting key by which 2 comes before 10."""
     pieces = [piece for piece in re.split(r"(\d+)", text) if piece]
+    # Tuples of one form, so that numbers and texts compare; numbers first.
     return [(0, int(piece), piece) if piece.isdecimal() else (1, 0, piece) for piece in pieces]
 
 
@@ -249,6 +261,7 @@ def _named_as_image(path: Path) -> bool:
         return False
     if path.suffix.lower() in SUFFIXES:
         return True
+    # Archives leave off the ending. DICOMDIR is an index with the same magic.
     return path.name != "DICOMDIR" and dicom.is_dicom_head(_head(path))
 
 
@@ -271,6 +284,7 @@ def write_like(path, pixels: np.ndarray, source: Picture) -> None:
     if source.scale is None and source.orientation == 1:
         write(path, pixels, source.bits)
         return
+    # A result is compared with its source: same depth, same range, same place of every pixel.
     container = 16 if source.bits > 8 else 8
     scale = source.scale or Scale(0, 2**container - 1, container)
     _write_png(Path(path), raster.as_stored(pixels, source.orientation), scale, source.orientation)
@@ -287,6 +301,8 @@ def _write_png(path: Path, pixels: np.ndarray, scale: Scale, orientation: int = 
         raise ValueError(f"{path}: results are written as .png")
     if not np.isfinite(pixels).all():
         raise ValueError(f"{path}: pixels that are not finite")
+
+    # Rounded and not truncated, from float64, so that a level that was read is written back as itself.
     integers = np.uint16 if scale.container > 8 else np.uint8
     unit = np.clip(np.asarray(pixels, dtype=np.float64), 0, 1)
     levels = np.rint(scale.black + unit * (scale.white - scale.black)).astype(integers)
@@ -303,6 +319,8 @@ def _with_chunks(png: bytes, scale: Scale, orientation: int) -> bytes:
     are.
     """
     chunks = []
+    # A range that ends at 2^bits - 1 is said by sBIT, which other readers know; any other only by this project's text.
+    # At 8 bits sBIT would not be read back, so a shallower range needs the text as well.
     bits = int(scale.white).bit_length()
     whole_bits = scale.black == 0 and scale.white == 2**bits - 1
     if scale.container > 8:
@@ -311,6 +329,7 @@ def _with_chunks(png: bytes, scale: Scale, orientation: int) -> bytes:
         text = f"{scale.black:.0f}..{scale.white:.0f}".encode()
         chunks.append((b"tEXt", raster.RANGE_KEYWORD + b"\0" + text))
     if orientation != 1:
+        # A PNG's EXIF chunk begins after JPEG's marker "Exif".
         exif = Image.Exif()
         exif[raster.TIFF_ORIENTATION] = orientation
         chunks.append((b"eXIf", exif.tobytes().removeprefix(b"Exif\0\0")))
@@ -320,6 +339,7 @@ def _with_chunks(png: bytes, scale: Scale, orientation: int) -> bytes:
 
 
 def _chunk(name: bytes, data: bytes) -> bytes:
+    # PNG's layout: length of the data, name, data, checksum of name and data; big-endian.
     checksum = zlib.crc32(name + data)
     return len(data).to_bytes(4, "big") + name + data + checksum.to_bytes(4, "big")
 
@@ -379,6 +399,8 @@ def resize(pixels: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
         batch = torch.from_numpy(pixels)[None, None]  # (1, 1, h, w)
         grown = torch.nn.functional.interpolate(batch, (height, width), mode="bicubic", antialias=True)
         pixels = grown[0, 0].numpy()  # (H, W)
+
+    # The cubic kernel has negative lobes and overshoots at edges.
     return np.clip(pixels, 0, 1)
 
 
@@ -408,6 +430,8 @@ def from_network(image: torch.Tensor, shape: tuple[int, int]) -> np.ndarray:
     """Inverse of `to_network`: (1, S, S) or (S, S) in [-1, 1] -> float32 (H, W) = shape, in [0, 1]."""
     square = image.detach().float().cpu().reshape(image.shape[-2:]).numpy()
     height, width = shape
+
+    # Back to the padded square's side first, then the same margins are cut away as were added.
     top, left, side = _margins(shape)
     unit = resize(to_unit(square), (side, side))
     return unit[top : top + height, left : left + width].copy()
@@ -423,6 +447,7 @@ def _margins(shape: tuple[int, int]) -> tuple[int, int, int]:
     """(rows above, columns to the left, side) of an image that is centred on a square."""
     height, width = shape
     side = max(shape)
+    # Odd margins leave the extra pixel below and to the right.
     return (side - height) // 2, (side - width) // 2, side
 
 
@@ -465,9 +490,11 @@ def inverted(pixels: np.ndarray) -> bool:
         columns = slice(left * THUMB // 100, right * THUMB // 100)
         return thumb[rows, columns].mean()
 
+    # Where these lie in a frontal X-ray that fills its frame, in hundredths; the polarity needs no better.
     lungs = (mean(25, 60, 20, 38) + mean(25, 60, 62, 80)) / 2
     spine = mean(30, 75, 42, 58)
     abdomen = mean(80, 95, 30, 70)
     # Beside the neck and beside the trunk; the median, since a corner may hold a marker, an arm or a collimator's edge.
     air = np.median([mean(0, 10, 2, 12), mean(0, 10, 88, 98), mean(80, 95, 0, 6), mean(80, 95, 94, 100)])
+    # The spine counts most and the air least, since what lies beside the trunk is the least certain.
     return bool(2 * (spine - lungs) + (abdomen - lungs) + (thumb.mean() - air) / 2 < 0)

@@ -20,6 +20,7 @@ class GroupNorm32(nn.GroupNorm):
         super().__init__(GROUPS, channels)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        # bf16 sums over a group's thousands of values would lose the small ones.
         with torch.autocast(x.device.type, enabled=False):
             normalised = F.group_norm(x.float(), self.num_groups, self.weight, self.bias, self.eps)
         return normalised.to(x.dtype)
@@ -27,6 +28,7 @@ class GroupNorm32(nn.GroupNorm):
 
 def checkpointed(block: nn.Module, *inputs: torch.Tensor, enabled: bool) -> torch.Tensor:
     """block(*inputs). If enabled and training, its activations are computed again in the backward pass, not kept."""
+    # Without gradients nothing is kept anyway. use_reentrant=False is the form that torch recommends.
     if enabled and torch.is_grad_enabled():
         return checkpoint(block, *inputs, use_reentrant=False)
     return block(*inputs)

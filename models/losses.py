@@ -41,6 +41,8 @@ def ms_ssim(prediction: Tensor, target: Tensor, data_range: float = 2.0, as_publ
             f"images of {prediction.shape[-2]} x {prediction.shape[-1]} are too small for MS-SSIM: "
             f"both sides must be at least {MS_SSIM_MIN_SIDE}, or set its weight to 0"
         )
+
+    # Products of small means lose too much in bf16, so autocast is off here.
     coarsest = len(SCALE_WEIGHTS) - 1
     with torch.autocast(prediction.device.type, enabled=False):
         precision = torch.promote_types(prediction.dtype, torch.float32)  # bf16 -> float32, float64 stays
@@ -54,6 +56,7 @@ def ms_ssim(prediction: Tensor, target: Tensor, data_range: float = 2.0, as_publ
             scale_range = data_range
             if as_published and data_range == 2:
                 scale_range = torch.where(x.min() < -0.5, 2.0, 1.0)
+            # Eq. 7: structure at every scale, brightness only at the coarsest.
             luminance, contrast_structure = _ssim_terms(x, y, scale_range)
             similarity = luminance * contrast_structure if scale == coarsest else contrast_structure
             terms.append(similarity.mean(dim=(2, 3)))  # (B, C)
@@ -71,6 +74,7 @@ def _ssim_terms(x: Tensor, y: Tensor, data_range: float | Tensor) -> tuple[Tenso
     c_2 = (K_2 * data_range) ** 2
     # the five means of every window in one convolution
     mu_x, mu_y, mean_xx, mean_yy, mean_xy = _gaussian_blur(torch.stack([x, y, x * x, y * y, x * y])).unbind()
+    # var(x) = E[x^2] - E[x]^2, and likewise for the covariance, within each window.
     variance_x = mean_xx - mu_x * mu_x
     variance_y = mean_yy - mu_y * mu_y
     covariance = mean_xy - mu_x * mu_y
@@ -81,6 +85,7 @@ def _ssim_terms(x: Tensor, y: Tensor, data_range: float | Tensor) -> tuple[Tenso
 
 def _gaussian_blur(images: Tensor) -> Tensor:
     """Gaussian mean of every window that lies inside the image: (..., H, W) -> (..., H-10, W-10)."""
+    # Normalised to sum 1, so that the blur of a constant is that constant.
     offsets = torch.arange(WINDOW, device=images.device, dtype=images.dtype) - WINDOW // 2
     kernel = torch.exp(-(offsets**2) / (2 * SIGMA**2))
     kernel = kernel / kernel.sum()
@@ -180,6 +185,7 @@ class HybridLoss(nn.Module):
             terms["adversarial"] = generator_adversarial(discriminator(reconstruction))
         if self.weights["ms_ssim"]:
             terms["ms_ssim"] = 1 - ms_ssim(reconstruction, image)
+        # Every term is logged without its weight, so that runs with different weights can be compared.
         weighted = [self.weights[name] * term for name, term in terms.items()]
         loss = sum(weighted[1:], weighted[0])
         for_the_log = {name: term.detach() for name, term in terms.items()}
@@ -221,11 +227,14 @@ def autoencoder_objective(hybrid: HybridLoss) -> Callable:
     """
 
     def objective(networks: dict, batch: dict[str, Tensor], noise) -> tuple[dict, dict]:
+
+        # The generator: pixel, perceptual and adversarial terms of the reconstruction, and the codebook's commitment.
         image = batch["image"]
         discriminator = networks["discriminator"]
         reconstruction, commitment = networks["vqgan"](image)
         loss, terms = hybrid(reconstruction, image, commitment, discriminator)
         minimised = {"vqgan": loss}
+        # The discriminator, on the same reconstruction, before either network is updated.
         if hybrid.weights["adversarial"]:
             fake_logits = discriminator(reconstruction.detach())  # no gradient reaches the generator here
             real_logits = discriminator(image)
@@ -267,6 +276,7 @@ def denoising_objective(
         z_0 = batch["soft"]
         cxr = batch["cxr"]
         channels = z_0.shape[1]
+        # The noise and the timesteps of a patient are drawn by name, so they depend on (seed, step) alone.
         t = least_timestep + noise.integers("timestep", len(alpha_bar) - least_timestep)  # (B,)
         white = noise.normal("noise", *z_0.shape[1:])
         eps = schedulers.offset_noise(white, noise.normal("offset", channels, 1, 1), offset)
@@ -279,6 +289,8 @@ def denoising_objective(
             t = t.repeat(2)
             eps = eps.repeat(2, 1, 1, 1)
 
+        # Only the soft tissue is noised; the CXR's latent, the condition, stays as it is, in training and in
+        # sampling. The published trainings multiply it by sqrt(alpha_bar_t), but sample with it plain.
         z_t = schedulers.add_noise(z_0, eps, alpha_bar.to(z_0.device)[t])
         predicted = networks["unet"](torch.cat([z_t, cxr], 1), t)  # (B or 2 B, 2 C, h, w)
         weights = None if weight is None else weight(t)
@@ -300,6 +312,7 @@ def lesion_loss(predicted: Tensor, weight: Tensor | None = None) -> Tensor:
     alpha_bar) / alpha_bar the square is that of the difference between the errors in z_0: what of the lesion was taken
     for bone. Errors that patient and twin share drop out.
     """
+    # The first half are the patients and the second their twins, in the same order.
     of_patients, of_twins = predicted.float().chunk(2)
     error = (of_patients - of_twins).square().mean((1, 2, 3))  # (B,)
     if weight is None:

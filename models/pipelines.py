@@ -53,6 +53,7 @@ class Pipeline:
         image_size: int = 1024,
         **options,
     ):
+        # Here and not in the sampler, which would notice a misspelt keyword only with the first image.
         for name in options:
             if name not in self.keyword_names():
                 known = ", ".join(self.keyword_names())
@@ -65,6 +66,7 @@ class Pipeline:
         self.strength = strength
         self.image_size = image_size
         self.options = options
+        # The networks decide the device; images are brought to it.
         self.device = next(vqgan.parameters()).device
 
         # what is called: the networks themselves, or each of them compiled
@@ -90,6 +92,7 @@ class Pipeline:
         or, without a header, the paper's. Raises UserError for files that are missing, damaged or do not belong
         together.
         """
+        # qkv_by_head: released weights do not always say their attention's order; the method's own is the default.
         checkpoint.require(vqgan_path, unet_path)
         vqgan = MLVQGAN.load(vqgan_path)
         unet = ConditionalUNet.load(unet_path, defaults={"qkv_by_head": cls.qkv_by_head})
@@ -107,6 +110,7 @@ class Pipeline:
         # what the weights were made to work with, unless the caller says otherwise
         keywords = {**cls.read_keywords(unet.notes, unet_path), **keywords}
 
+        # After the check of belonging, whose digest is of the float32 tensors.
         for network in (vqgan, unet):
             compiling.prepare_for_inference(network, torch.device(device), precision, compiled)
             network.to(device)
@@ -125,6 +129,7 @@ class Pipeline:
 
         changes: keywords of the constructor that replace those of the settings. Raises UserError as `load`.
         """
+        # The settings' keywords outrank the header's, and a caller's changes outrank both.
         unet_path = getattr(settings, cls.section).weights
         keywords = {"seed": settings.eval.seed, **cls.working_keywords(settings), **changes}
         return cls.load(settings.vqgan.weights, unet_path, device, precision=precision, compiled=compiled, **keywords)
@@ -168,6 +173,7 @@ class Pipeline:
     @classmethod
     def check_belonging(cls, unet: ConditionalUNet, unet_path, vqgan: MLVQGAN, vqgan_path) -> None:
         """Raise UserError if the header of a noise estimator names another method, schedule or autoencoder."""
+        # Weights of the other method have the same shapes and would load without a word.
         method = unet.notes.get("method", cls.title)
         if method != cls.title:
             raise UserError(
@@ -185,6 +191,7 @@ class Pipeline:
                 f"{cls.schedule}; name weights of {cls.title} in {cls.section}.weights="
             )
 
+        # The latents of two autoencoders have nothing in common but their shape, so its tensors are compared by digest.
         if "vqgan" in unet.notes:
             expected = unet.notes["vqgan"]
             found = checkpoint.tensor_digest(vqgan)
@@ -200,6 +207,7 @@ class Pipeline:
         """The constructor's keywords in a header, checked; none if the header does not say. Raises UserError."""
         if "works_with" not in notes:
             return {}
+        # The classes of the schema check the types and bounds here as they do for config.yaml.
         found = notes["works_with"]
         try:
             checked = {"image_size": TypeAdapter(Side).validate_python(found["image_size"])}
@@ -211,6 +219,7 @@ class Pipeline:
                 f"the header of {path} does not say what {cls.title} works with ({reason}); it is damaged "
                 "or of another version of this project"
             ) from None
+        # A setting that is ignored would change the results in silence.
         unknown = sorted(set(found) - set(checked))
         if unknown:
             raise UserError(
@@ -227,6 +236,7 @@ class Pipeline:
     @property
     def multiple(self) -> int:
         """The sides of images must be multiples of this."""
+        # The autoencoder halves the image first, then the U-Net halves the latent once per level but the top one.
         return self.vqgan.factor * 2 ** (self.unet.levels - 1)
 
     def describe(self) -> dict:
@@ -255,16 +265,19 @@ class Pipeline:
         lungs. If masks is None, or one of them is, GL-LCM finds the lungs in the X-ray; BS-LDM needs none. progress:
         wraps the sampling steps. Raises UserError for a size that the networks cannot take.
         """
+        # Refused before minutes of sampling are spent.
         self.check_size(*cxr.shape[-2:])
         if len(names) != len(cxr):
             raise ValueError(f"{len(cxr)} images, but {len(names)} names")
         with autocast(self.device, self.precision):
             soft = self.suppress(cxr.to(self.device), names, masks, progress).cpu()
+        # Reported here, where the settings that may be to blame are known.
         if not torch.isfinite(soft).all():
             raise UserError(
                 f"the result of {', '.join(names)[:100]} has pixels that are not finite numbers: the "
                 f"sampler's settings are too extreme ({self.options}), or the weights' training diverged"
             )
+        # CXR + strength (result - CXR), which removes that share of the estimated bone.
         if self.strength < 1:
             soft = torch.lerp(cxr.cpu(), soft, self.strength)
         return soft
@@ -275,6 +288,7 @@ class Pipeline:
         It is seen at `image_size`, as the evaluation scripts do it. name: on which the noise depends, there the file's
         name without its suffix. mask: boolean (H, W), true in the lungs; without it GL-LCM finds the lungs.
         """
+        # The network sees a square; its result comes back to the image's own size.
         cxr = images.to_network(pixels, self.image_size)  # (1, S, S)
         masks = None if mask is None else [images.mask_to_network(mask, self.image_size)]
         soft = self(cxr[None], [name], masks)[0]
@@ -304,6 +318,7 @@ class Pipeline:
         """
         if not self.residual:
             return self.decode(soft)
+        # The difference of two decoded images is the estimated bone, free of what the decoder loses in both.
         reproduced = self.decode(latent)
         suppressed = self.decode(soft)
         lost = cxr - reproduced
@@ -319,6 +334,7 @@ class Pipeline:
             # "surrogatepass": Python has file names that are not UTF-8 as texts with lone surrogates
             key = hashlib.sha256(f"{self.seed}/{image}/{draw}".encode("utf-8", "surrogatepass")).digest()
             seed = int.from_bytes(key[:8]) >> 1  # torch takes 63 bits
+            # Drawn on the CPU, since a GPU's generator gives other numbers for the same seed.
             return torch.randn(shape[1:], generator=torch.Generator().manual_seed(seed))
 
         def noise_of_all(draw: str) -> torch.Tensor:
@@ -342,8 +358,9 @@ class BSLDM(Pipeline):
     keywords = (BsldmSampling,)
 
     def suppress(self, cxr, names, masks, progress):
-        latent = self.encode(cxr)
+        latent = self.encode(cxr)  # (B, C, h, w)
         draw = self.draw(names, latent.shape)
+        # One path over the whole X-ray; the sampler's options are those of the settings.
         soft = sampling.sample_bsldm(self.estimator, latent, draw, progress=progress, **self.options)
         return self.image(soft, cxr, latent).clamp(-1, 1)
 
@@ -375,9 +392,10 @@ class GLLCM(Pipeline):
         masks = self.lung_masks(unit, masks)  # (B, 1, H, W)
 
         # sample both paths, for the whole X-ray and for the lungs alone
+        # Multiplied on [0, 1], so that outside the lungs it is black, -1, and not mid-grey.
         masked_cxr = images.to_signed(unit * masks)
         latent = self.encode(cxr)
-        masked_latent = self.encode(masked_cxr)
+        masked_latent = self.encode(masked_cxr)  # (B, C, h, w)
         draw = self.draw(names, latent.shape)
         global_latent, local_latent = sampling.sample_gllcm(
             self.estimator, latent, masked_latent, draw, progress=progress, **self.options
@@ -386,6 +404,8 @@ class GLLCM(Pipeline):
         # fusion of the latents
         if self.fusion == "autoencoder":
             height, width = latent.shape[-2:]
+            # A latent pixel's weight is the fraction of its image pixels inside the lungs. The residual form needs the
+            # latent of the X-ray fused alike.
             weight = F.adaptive_avg_pool2d(masks.float(), (height, width))  # (B, 1, h, w)
             fused_latent = torch.lerp(global_latent, local_latent, weight)
             blended = self.image(fused_latent, cxr, torch.lerp(latent, masked_latent, weight))
@@ -395,6 +415,7 @@ class GLLCM(Pipeline):
         # Or of the images. What is black in the X-ray, such as padding, stays black.
         global_soft = images.to_unit(self.image(global_latent, cxr, latent)).clamp(0, 1)
         local_soft = images.to_unit(self.image(local_latent, masked_cxr, masked_latent)).clamp(0, 1)
+        # In the published order: equal mean brightness in the lungs, what is black set to black, then fusion.
         local_soft = match_brightness(global_soft, local_soft, masks)
         global_soft = global_soft * (unit > 0)
         local_soft = local_soft * (unit > 0)
@@ -412,6 +433,7 @@ class GLLCM(Pipeline):
         if masks is None:
             masks = [None] * len(unit)
         complete = []
+        # On the CPU, image by image: the segmentation is NumPy and a small network.
         for image, mask in zip(unit, masks):
             complete.append(lungs.lung_mask(image[0].cpu().numpy()) if mask is None else mask)
         return torch.as_tensor(np.stack(complete), dtype=torch.bool).to(self.device)[:, None]
@@ -432,6 +454,7 @@ def bone_share(bone: torch.Tensor, soft: torch.Tensor) -> torch.Tensor:
 
 def _detail_energy(x: torch.Tensor) -> torch.Tensor:
     """The local energy (B, 1, H, W) of an image's finest detail."""
+    # High-pass, squared, averaged: the local variance of the finest scale.
     detail = x - _blur(x, FINE_SIGMA)
     return _blur(detail.square(), ENERGY_SIGMA)
 
@@ -448,6 +471,7 @@ def match_brightness(global_soft: torch.Tensor, local_soft: torch.Tensor, masks:
     """The local image, shifted inside the lungs so that its mean there is the global image's (GL-LCM's script). (B, 1,
     H, W) each.
     """
+    # At least 1, so that an empty mask shifts nothing instead of dividing by 0.
     area = masks.sum((2, 3), keepdim=True).clamp(min=1)  # (B, 1, 1, 1)
     shift = ((global_soft - local_soft) * masks).sum((2, 3), keepdim=True) / area
     return local_soft + shift * masks
@@ -463,6 +487,7 @@ def at_full_size(scan: np.ndarray, cxr: torch.Tensor, result: torch.Tensor, resi
     soft = images.from_network(result, scan.shape)
     if not residual:
         return soft
+    # Both terms have gone through the same resizing, so what it blurs cancels.
     change = soft - images.from_network(cxr, scan.shape)
     return np.clip(scan + change, 0, 1)
 
@@ -486,5 +511,6 @@ def load(
     """
     if method not in METHODS:
         raise UserError(f"unknown method '{method}'; there are {', '.join(METHODS)}")
+    # The same path as the scripts', with an empty command line but for the profile.
     settings = config.parse("", (), ["--profile", profile])
     return METHODS[method].from_settings(settings, device, precision, compiled, **changes)

@@ -25,12 +25,12 @@ DETECTOR_BITS = (8, 10, 12, 14)  # depths that exports put into 16 bits without 
 RANGE_KEYWORD = b"grey values"  # of the PNG text in which `images.write_like` says which values are black and white
 
 # Tag numbers (TIFF 6.0)
-TIFF_BITS = 258
-TIFF_PHOTOMETRIC = 262
+TIFF_BITS = 258  # BitsPerSample
+TIFF_PHOTOMETRIC = 262  # PhotometricInterpretation; 0: the value 0 is white
 TIFF_ORIENTATION = 274  # EXIF's too
-TIFF_MAX = 281
-TIFF_FORMAT = 339
-TIFF_SMAX = 341
+TIFF_MAX = 281  # MaxSampleValue, unsigned
+TIFF_FORMAT = 339  # SampleFormat; 1: unsigned integers
+TIFF_SMAX = 341  # SMaxSampleValue, of the samples' own type
 
 Limits = str | tuple[float, float]  # "auto", "container", or the grey values of black and white
 
@@ -39,9 +39,9 @@ Limits = str | tuple[float, float]  # "auto", "container", or the grey values of
 class Scale:
     """Which grey values of a file are black and white, and in how many bits it holds them (8 or 16)."""
 
-    black: float
-    white: float
-    container: int
+    black: float  # the file's grey value that is shown as 0
+    white: float  # the one that is shown as 1
+    container: int  # bits that a PNG needs for it
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,6 +77,7 @@ def to_grey(levels: np.ndarray) -> np.ndarray:
     """(H, W) or (H, W, 3 or 4), red first -> (H, W). Alpha is dropped."""
     if levels.ndim == 2:
         return levels
+    # In float64, so that 16-bit colour keeps fractions of a level.
     return levels[..., :3].astype(np.float64) @ np.array(GREY)
 
 
@@ -99,6 +100,7 @@ def scaled(
     16 bits are read as the next of DETECTOR_BITS, with a note: to the networks such an image is black otherwise.
     limits: as in `images.read`.
     """
+    # What the user says needs no guess: numbers first, then the whole container.
     full = int(2**container - 1)
     if isinstance(limits, tuple):
         return _forced(levels, container, limits, white_is_zero)
@@ -106,6 +108,9 @@ def scaled(
     if limits == "container":
         bits = container
         white = full
+
+    # The header is silent. A 12-bit image in 16 bits would come out almost black, so the content decides, and the user
+    # is told.
     if white is None:
         bits = _bits_used(levels, container)
         white = int(2**bits - 1)
@@ -114,8 +119,10 @@ def scaled(
                 f"no grey value is above {white} of {full}, so it is read as {bits} bits "
                 f"(eval.range=container reads all 16, eval.range={white} forces this)"
             )
+    # A header that its own pixels contradict is wrong, and clipping would hide it.
     if levels.max() > white:
         raise ValueError(f"its largest value {levels.max():.0f} is above what its header declares, {white}")
+    # In int64: unsigned levels would wrap.
     if white_is_zero:
         levels = int(white) - levels.astype(np.int64)
     return Decoded(levels / np.float64(white), bits or container, _unless_full(0, white, container), note)
@@ -125,14 +132,18 @@ def _bits_used(levels: np.ndarray, container: int) -> int:
     """The least of DETECTOR_BITS into which all levels fit, where the file holds 16; else what it holds."""
     largest = levels.max()
     fitting = [bits for bits in DETECTOR_BITS if largest <= 2**bits - 1]
+    # In 8-bit files a small largest value is a dark image, not a shallower detector.
     return fitting[0] if container == 16 and fitting else container
 
 
 def _forced(levels: np.ndarray, container: int, limits: tuple[float, float], white_is_zero: bool = False) -> Decoded:
     """Levels of any type between two that the user names; those outside are cut."""
     black, white = limits
+    # A limit that no value can reach is a slip of the keyboard.
     if levels.dtype.kind in "bu" and white > 2**container - 1:
         raise ValueError(f"its {container} bits hold at most {2**container - 1}, less than eval.range={white:g} says")
+
+    # What lies outside is cut, as a window does it, but never without a word.
     unit = (levels - np.float64(black)) / (np.float64(white) - black)
     outside = np.mean((unit < 0) | (unit > 1))
     note = f"{outside:.1%} of the grey values lie outside eval.range and are cut" if outside else ""
@@ -151,6 +162,7 @@ def _unless_full(black: float, white: float, container: int) -> Scale | None:
     """The scale in which a PNG can hold the same grey values, 8 or 16 bits; None where its whole range is the usual
     one."""
     container = 8 if container <= 8 else 16
+    # None is the usual case: results are then written with the container's whole range.
     full = 2**container - 1
     if white > full or (black == 0 and white == full):
         return None
@@ -159,6 +171,7 @@ def _unless_full(black: float, white: float, container: int) -> Scale | None:
 
 def upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
     """(H, W) as a file holds it -> as it is to be seen. orientation: EXIF's, 1 to 8."""
+    # EXIF's numbers: 2 and 4 mirror, 3 turns by half, 6 and 8 by a quarter, 5 and 7 mirror and turn.
     turns = {
         2: np.fliplr,
         3: lambda image: np.rot90(image, 2),
@@ -186,6 +199,7 @@ def read_picture(path: Path, limits: Limits) -> Decoded:
     try:
         picture = Image.open(io.BytesIO(content), formats=FORMATS)  # the header only
     except Image.UnidentifiedImageError:
+        # The two byte orders of a TIFF: Pillow knows neither 16- nor 64-bit floats in it.
         if content[:4] in (b"II*\0", b"MM\0*"):
             return _float_tiff(content, limits)
         raise
@@ -197,6 +211,7 @@ def read_picture(path: Path, limits: Limits) -> Decoded:
             raise ValueError(f"it holds {frames} images; one is expected")
         orientation = _orientation(picture)
         decoded = _decode(content, picture, limits)
+    # The decoders differ here: a TIFF would be turned twice.
     turned = picture.format == "TIFF"  # by Pillow when it loads, and by OpenCV
     pixels = decoded.pixels if turned else upright(decoded.pixels, orientation)
     return Decoded(pixels, decoded.bits, decoded.scale, decoded.note, orientation)
@@ -204,10 +219,14 @@ def read_picture(path: Path, limits: Limits) -> Decoded:
 
 def _decode(content: bytes, picture, limits: Limits) -> Decoded:
     """The grey values of an opened picture, as they lie in the file."""
+    # Each kind of pixel goes where nothing of it is lost: Pillow would rescale a binary PGM and cut 16-bit colour to 8.
     if content.startswith(b"P5") and picture.mode == "I":
         return _raw_pgm(content, picture, limits)
+
+    # The header is read before `load`, which raises where data are missing.
     declared = _declared(content, picture)
     picture.load()
+    # Pillow's modes: F is 32-bit floats, I and I;16 are whole numbers above 8 bits, all others have 8 bits a channel.
     if picture.mode == "F":
         return _floats(np.asarray(picture), limits)
     if picture.mode.startswith("I"):
@@ -228,6 +247,7 @@ class _Declared:
 
 
 def _of_declared(levels: np.ndarray, declared: _Declared, limits: Limits, white_is_zero: bool = False) -> Decoded:
+    # A PNG that this project wrote says which values are black and white.
     if limits == "auto" and declared.limits is not None:
         return _forced(levels, declared.container, declared.limits)
     white = declared.white
@@ -239,10 +259,13 @@ def _of_declared(levels: np.ndarray, declared: _Declared, limits: Limits, white_
 
 def _whole_numbers(picture, declared: _Declared, limits: Limits) -> Decoded:
     """A grey picture of more than 8 bits."""
+    # Signed integers and white as 0 are known from TIFF's tags only.
     tags = picture.tag_v2 if picture.format == "TIFF" else {}
     signed = tags.get(TIFF_FORMAT, (1,)) not in (1, (1,))
     levels = np.asarray(picture)
     white_is_zero = tags.get(TIFF_PHOTOMETRIC) == 0  # Pillow turns 8 bits only
+    # Neither zero nor the largest number means black or white here; guessing would scale a pair's two images
+    # differently.
     if declared.container > 16 or signed:
         if isinstance(limits, tuple):
             return _forced(levels, declared.container, limits, white_is_zero)
@@ -255,6 +278,7 @@ def _whole_numbers(picture, declared: _Declared, limits: Limits) -> Decoded:
 
 def _colour_of_16_bits(content: bytes) -> np.ndarray:
     levels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
+    # OpenCV returns None instead of raising, and 8 bits for some kinds of file.
     if levels is None or levels.dtype != np.uint16:
         raise ValueError("this kind of 16-bit colour is not supported; save it as 16-bit grey")
     if levels.ndim == 3:
@@ -293,15 +317,19 @@ def _declared(content: bytes, picture) -> _Declared:
 
 def _declared_png(chunks: dict[bytes, bytes]) -> _Declared:
     """PNG's sBIT says how many bits count in values that the standard wants scaled to the full 16."""
+    # The ninth byte of the header chunk is the bit depth. The text is this project's own and wins over all else.
     container = 16 if chunks[b"IHDR"][8] == 16 else 8
     keyword, _, text = chunks.get(b"tEXt", b"").partition(b"\0")
     own = re.fullmatch(rb"(\d{1,5})\.\.(\d{1,5})", text)
     if keyword == RANGE_KEYWORD and own and int(own[1]) < int(own[2]):
         return _Declared(container, limits=(float(own[1]), float(own[2])))
+
+    # At 8 bits the range is the whole byte. At 16 a PNG without sBIT leaves the depth open, and the content decides.
     if container == 8:
         return _Declared(8, 8, 255)
     if not chunks.get(b"sBIT"):
         return _Declared(16)
+    # By the standard the values fill 16 bits whatever sBIT says; `_of_declared` allows for writers that do not scale.
     bits = min(max(chunks[b"sBIT"][0], 1), 16)
     return _Declared(16, bits, 2**16 - 1)
 
@@ -315,6 +343,8 @@ def _declared_tiff(picture) -> _Declared:
     container = _largest_tag(picture, TIFF_BITS, 1)
     if container <= 8:
         return _Declared(8, 8, 255)
+
+    # 0 stands for a tag that is missing. Without one, the pixels of 16 bits decide in `scaled`.
     declared = _largest_tag(picture, TIFF_SMAX, 0) or _largest_tag(picture, TIFF_MAX, 0)
     if container > 16 or (container == 16 and declared < 1):
         return _Declared(container)
@@ -330,13 +360,17 @@ def _declared_jpeg2000(content: bytes, picture) -> _Declared:
     place = marker + 42
     if marker < 0 or place >= len(content):
         raise ValueError("the JPEG 2000 has no SIZ segment")
+    # Of the precision's byte, seven bits hold the depth less one, and the top bit the sign.
     bits = (content[place] & 0x7F) + 1
     if content[place] & 0x80:
         raise ValueError("signed integers have no known range; save it as 8- or 16-bit unsigned")
     if bits <= 8:
         return _Declared(8, 8, 255)
+
+    # Pillow cuts colour to 8 bits here.
     if not picture.mode.startswith("I"):
         raise ValueError(f"JPEG 2000 in colour of {bits} bits is not supported; save it as grey")
+    # Shifted to the top, the largest level is 2^bits - 1 followed by zeros.
     return _Declared(16) if bits >= 16 else _Declared(16, bits, (2**bits - 1) << (16 - bits))
 
 
@@ -347,6 +381,7 @@ def _largest_tag(picture, tag: int, default: int) -> int:
 
 def _pnm_header(content: bytes) -> tuple[int, int, int, int]:
     """(width, height, largest level, where the pixels begin) of a PGM or PPM file."""
+    # Comments may stand between the numbers, and exactly one white character before the pixels (Netpbm).
     header = re.match(rb"P\d" + 3 * rb"(?:\s|#[^\n]*\n)+(\d{1,9})" + rb"\s", content)
     if header is None:
         raise ValueError("its header is damaged")
@@ -362,6 +397,7 @@ def _raw_pgm(content: bytes, picture, limits: Limits) -> Decoded:
     if len(content) - start < 2 * width * height:
         raise ValueError("the file is truncated")
     levels = np.frombuffer(content, ">u2", width * height, start).reshape(height, width).astype(np.uint16)
+    # All 16 bits: as of a PNG without sBIT, the content decides on the depth.
     if white == 2**16 - 1:
         return scaled(levels, 16, limits)
     return scaled(levels, 16, limits, bits=white.bit_length(), white=white)
@@ -372,6 +408,7 @@ def _float_tiff(content: bytes, limits: Limits) -> Decoded:
     import tifffile
 
     with tifffile.TiffFile(io.BytesIO(content)) as file:
+        # As in `read_picture`: one image of a sane size, known before its pixels are read.
         if len(file.pages) != 1:
             raise ValueError(f"it holds {len(file.pages)} images; one is expected")
         page = file.pages[0]
@@ -390,11 +427,13 @@ def _png_chunks(content: bytes) -> dict[bytes, bytes]:
         length = int.from_bytes(content[start : start + 4], "big")
         name = content[start + 4 : start + 8]
         data = content[start + 8 : start + 8 + length]
+        # A chunk is length, name, data and the checksum over name and data. Pillow does not check all of them.
         checksum = content[start + 8 + length : start + 12 + length]
         if len(checksum) < 4:
             raise ValueError("the PNG is truncated")
         if zlib.crc32(name + data) != int.from_bytes(checksum, "big"):
             raise ValueError("the PNG is damaged (wrong checksum)")
+        # The first of a kind counts: `images.write_like` puts its text right behind the header.
         chunks.setdefault(name, data)
         start += 12 + length
     return chunks
@@ -410,6 +449,7 @@ def read_array(path: Path, limits: Limits) -> Decoded:
     With limits that are numbers, any whole numbers and floats.
     """
     values = np.load(path, mmap_mode="r", allow_pickle=False)  # the header only
+    # A channel axis of one, first (PyTorch) or last (TensorFlow), is dropped.
     if values.ndim == 3 and values.shape[0] == 1:
         values = values[0]
     elif values.ndim == 3 and values.shape[2] == 1:
@@ -419,6 +459,8 @@ def read_array(path: Path, limits: Limits) -> Decoded:
         raise ValueError(f"its shape {values.shape} is not one image, (H, W) or (H, W, 3)")
     refuse_size(*values.shape[:2])
 
+    # NumPy's letters: b is booleans, u and i whole numbers without and with sign, f floats. Each needs a range it is
+    # sure of.
     kind = values.dtype.kind
     container = 8 * values.dtype.itemsize
     if kind == "b":
@@ -445,16 +487,20 @@ def read_jsrt(path: Path, limits: Limits) -> Decoded:
         raise ValueError(
             f"its largest value {levels.max()} is above {white}; JSRT images have {JSRT_BITS} bits, big-endian"
         )
+
+    # Bones are dark in the file; 1 - x makes them bright, as in the clinic.
     return Decoded(1 - levels.reshape(JSRT_SIDE, JSRT_SIDE) / np.float64(white), JSRT_BITS)
 
 
 def _floats(values: np.ndarray, limits: Limits) -> Decoded:
     """Floats that lie in [0, 1] or between given limits; those that are not finite are refused by `images.read`."""
     values = np.asarray(values)
+    # Left to `images.read`, whose message is clearer than that of the range below.
     if not np.isfinite(values).all():
         return Decoded(values, 16)
     if isinstance(limits, tuple):
         return _forced(values, 16, limits)
+    # Floats in other units (-1 to 1, 0 to 255, Hounsfield) cannot be told apart by their content.
     if not 0 <= values.min() <= values.max() <= 1:
         raise ValueError(
             f"its floats run from {values.min():g} to {values.max():g}; expected 0 to 1 (or eval.range=BLACK..WHITE)"

@@ -25,6 +25,7 @@ def estimate(
 
     latents, conditions: n tensors (B, C, h, w) each. Returns n tensors (B, C, h, w) in float32.
     """
+    # One batch instead of several calls: the paths and conditions of a step share one pass through the weights.
     channels = latents[0].shape[1]
     x = torch.cat([torch.cat(latents), torch.cat(conditions)], 1)  # (n B, 2 C, h, w)
     timesteps = torch.full((len(x),), t, device=x.device)
@@ -58,14 +59,19 @@ def sample_bsldm(
     alpha_bar = schedulers.squared_cosine()
     walk = schedulers.walk(alpha_bar, schedulers.trailing_timesteps(steps), TRAIN_STEPS)
 
+    # Noise at t = 999; each step lowers it by one timestep of the walk.
     z = draw("initial")
     previous = None
     for j, step in enumerate(progress(walk)):
+        # The network's estimate of the noise gives one of z_0, which is clipped before the step uses it: early
+        # estimates of z_0 are far too large, by sqrt((1 - alpha_bar) / alpha_bar) times the error in eps.
         eps = estimate(unet, [z], step.t, [cxr])[0]
         bound = schedulers.threshold(step.position, clip, clip_rate, clip_lag)
         z_0 = schedulers.predict_z_0(z, eps, step, bound)
+        # Named by the step, so that a draw depends on nothing that happened before; the last step draws none.
         noise = draw(f"global/{j}") if draws_noise and not step.last else None
         z = take_step(z, z_0, step, noise, previous)
+        # Second-order samplers extrapolate from the step before.
         previous = (step, z_0)
     return z
 
@@ -100,6 +106,7 @@ def sample_gllcm(
     z_g = draw("initial")
     z_l = z_g  # both paths start from the same noise
     for j, step in enumerate(progress(walk)):
+        # Both paths' noise at once, since the guidance of the local one can use the global estimate.
         eps_g, eps_l = guide(unet, z_g, z_l, step.t, cxr, masked_cxr, alpha, partial(draw, f"unconditional/{j}"))
 
         # the global path
@@ -124,6 +131,7 @@ def leg(unet, z_g, z_l, t, cxr, masked_cxr, alpha, fresh_noise):
     Three estimates per step.
     """
     eps_g, whole, masked = estimate(unet, [z_g, z_l, z_l], t, [cxr, cxr, masked_cxr])
+    # At alpha = 3: 3 eps(masked) - 2 eps(whole), an extrapolation away from the whole X-ray's estimate.
     eps_l = (1 - alpha) * whole + alpha * masked
     return eps_g, eps_l
 
@@ -138,6 +146,7 @@ def leg_shared(unet, z_g, z_l, t, cxr, masked_cxr, alpha, fresh_noise):
 def cfg(unet, z_g, z_l, t, cxr, masked_cxr, alpha, fresh_noise):
     """What the released script runs: fresh noise, over the local estimate's deviation, in place of eps(z_l, CXR)."""
     eps_g, masked = estimate(unet, [z_g, z_l], t, [cxr, masked_cxr])
+    # The deviation is taken over each image's estimate: (B, 1, 1, 1).
     unconditional = (1 - alpha) * fresh_noise() / masked.std((1, 2, 3), keepdim=True)
     eps_l = unconditional + alpha * masked
     return eps_g, eps_l

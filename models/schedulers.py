@@ -35,6 +35,8 @@ class Step:
 
 def squared_cosine(offset: float = 0.008, beta_max: float = 0.999) -> torch.Tensor:
     """alpha_bar (1000,) of BS-LDM: beta_t = min(1 - f(t + 1) / f(t), 0.999) (Nichol & Dhariwal 2021, eq. 17)."""
+    # In float64: the ratio of neighbours is near 1, and its difference from 1 is what counts. beta_max keeps the last
+    # step, where f reaches 0, from erasing everything.
     time = np.arange(TRAIN_STEPS + 1) / TRAIN_STEPS
     f = np.cos((time + offset) / (1 + offset) * np.pi / 2) ** 2
     betas = np.minimum(1 - f[1:] / f[:-1], beta_max)
@@ -81,6 +83,7 @@ def walk(alpha_bar: torch.Tensor, timesteps: list[int], full: int) -> list[Step]
     steps = []
     for i, t in enumerate(timesteps):
         last = i == len(timesteps) - 1
+        # A walk ends at z_0 itself, where alpha_bar is 1 and no noise is left.
         alpha_bar_prev = torch.ones(()) if last else alpha_bar[timesteps[i + 1]]
         position = (TRAIN_STEPS - 1 - t) * full / TRAIN_STEPS
         steps.append(Step(t, alpha_bar[t], alpha_bar_prev, position, last))
@@ -116,6 +119,7 @@ def precondition(variance: float, alpha_bar: torch.Tensor) -> tuple[torch.Tensor
     With d = z_t / sqrt(alpha_bar) - CXR the mean of z_0 given z_t is CXR + k d, and both c_in d and
     (z_0 - mean) / c_out have unit variance.
     """
+    # EDM's variables are z_t / sqrt(alpha_bar) and its noise variance v; the rest is table 1.
     v = (1 - alpha_bar) / alpha_bar
     k = variance / (variance + v)
     c_in = (variance + v).rsqrt()
@@ -142,6 +146,8 @@ def ddpm_step(
 
     The last step adds no noise.
     """
+    # Over several timesteps at once, alpha is the quotient of the two alpha_bar, so a shortened walk needs no other
+    # formula.
     alpha = step.alpha_bar / step.alpha_bar_prev
     beta = 1 - alpha
     beta_bar = 1 - step.alpha_bar
@@ -150,6 +156,7 @@ def ddpm_step(
     if step.last:
         return mean
     assert noise is not None, "all steps but the last need noise"
+    # beta~_t of eq. 7, the smaller of the paper's two choices.
     variance = beta * beta_bar_prev / beta_bar
     return mean + variance**0.5 * noise
 
@@ -170,9 +177,11 @@ def dpmpp_step(
     lambda = log(sqrt(alpha_bar) / sqrt(1 - alpha_bar)); z_0 is extrapolated over the last two steps in lambda. The
     first step and the last are of first order.
     """
+    # There lambda is infinite; the formula's limit is z_0 itself.
     if step.last:
         return z_0
     lambda_now = _half_log_snr(step.alpha_bar)
+    # h is the step in lambda; r is the step before in units of this one.
     h = _half_log_snr(step.alpha_bar_prev) - lambda_now
     if previous is not None:
         previous_step, previous_z_0 = previous
@@ -192,6 +201,7 @@ def lcm_step(z_t: torch.Tensor, z_0: torch.Tensor, step: Step, noise: torch.Tens
 
     The last step returns d itself.
     """
+    # c_skip falls to 0 with the timestep and is 1 at t = 0, where d has to be z_t itself: the boundary condition.
     scaled = LCM_SCALE * step.t
     c_skip = LCM_SIGMA**2 / (scaled**2 + LCM_SIGMA**2)
     c_out = scaled / (scaled**2 + LCM_SIGMA**2) ** 0.5

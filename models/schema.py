@@ -26,6 +26,7 @@ def _number(value: Any) -> Any:
         return str(value)  # a text that is no number; pydantic would take true for 1
     if not isinstance(value, str):
         return value
+    # Whole numbers first, so that a large seed is not rounded by a float.
     for kind in (int, float):
         try:
             return kind(value)
@@ -36,10 +37,12 @@ def _number(value: Any) -> Any:
 
 def _flag(value: Any) -> Any:
     """'true' -> True; other values stay as they are."""
+    # YAML 1.1 reads these words itself; the command line gives texts.
     return WORDS.get(value.lower(), value) if isinstance(value, str) else value
 
 
 def _boolean(value: Any) -> bool:
+    # pydantic's own bool would take 1, "t" and "y" as well.
     if not isinstance(_flag(value), bool):
         raise PydanticCustomError("boolean", "should be true or false")
     return _flag(value)
@@ -65,13 +68,13 @@ Whole = Annotated[int, BeforeValidator(_number), Field(ge=0)]
 Count = Annotated[Whole, Field(ge=1)]
 Seed = Annotated[Whole, Field(lt=2**63)]  # what torch's generators take
 Side = Annotated[Count, Field(le=8192)]  # of an image, pixels; its square is images.MAX_PIXELS
-Channels = Annotated[Count, Field(le=2**16)]
-Layers = Annotated[Whole, Field(le=1000)]
+Channels = Annotated[Count, Field(le=2**16)]  # of a layer
+Layers = Annotated[Whole, Field(le=1000)]  # or blocks in a row
 Amount = Annotated[float, BeforeValidator(_number), Field(ge=0)]
-Share = Annotated[Amount, Field(le=1)]
+Share = Annotated[Amount, Field(le=1)]  # a fraction, 0 to 1
 List = BeforeValidator(_list)
 NotEmpty = Field(min_length=1)
-Pair = Field(min_length=2, max_length=2)
+Pair = Field(min_length=2, max_length=2)  # from and to
 
 
 # --- The sections of config.yaml -------------------------------------------------------------------------------------
@@ -85,12 +88,12 @@ class Data:
     name: Text
     lists: Text
     image_size: Side
-    split: Annotated[tuple[Share, ...], List]
+    split: Annotated[tuple[Share, ...], List]  # shares of training, validation and test
     seed: Seed
     write_masks: Flag
     skip_faulty: Flag
     source: Text | None
-    patient: Text | None
+    patient: Text | None  # pattern with one group, or a CSV file
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -100,8 +103,8 @@ class Simulate:
     count: Whole
     seed: Seed
     source: Literal["phantom", "ct", "both"]
-    ct: Text | None
-    lesions: Flag
+    ct: Text | None  # folder of chest CTs
+    lesions: Flag  # drawn into every patient, each with a twin without them
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -109,13 +112,13 @@ class VqganNetwork:
     """Keywords of vqgan.MLVQGAN."""
 
     channels: Annotated[tuple[Channels, ...], List, NotEmpty]
-    residual_channels: Channels
+    residual_channels: Channels  # inner width of a residual unit
     residual_layers: Layers
     codes: Annotated[Count, Field(le=2**20)]
     code_channels: Channels
-    decay: Share
-    commitment: Amount
-    restart: Flag
+    decay: Share  # of the codebook's moving averages
+    commitment: Amount  # weight of the commitment loss
+    restart: Flag  # of codes that no latent uses
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -130,6 +133,7 @@ class Discriminator:
 class VqganLoss:
     """Keywords of losses.HybridLoss."""
 
+    # The other terms' weights are relative to the pixel loss, whose own is 1.
     pixel: Literal["mse", "l1"]
     perceptual: Amount
     adversarial: Amount
@@ -143,10 +147,10 @@ class Course:
     epochs: Count
     batch_size: Count
     learning_rate: Amount
-    milestones: Annotated[tuple[Whole, ...], List]
+    milestones: Annotated[tuple[Whole, ...], List]  # epochs at which the learning rate falls by gamma
     gamma: Amount
-    average: Share
-    start: Text | None
+    average: Share  # decay of the weight average; 0: none
+    start: Text | None  # weights that a new training starts from
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -157,10 +161,10 @@ class Vqgan(Course):
     network: VqganNetwork
     discriminator: Discriminator
     loss: VqganLoss
-    masked: Flag
-    crop: Whole
+    masked: Flag  # train on the lungs-only images too
+    crop: Whole  # side of the random crops, pixels; 0: whole images
     discriminator_learning_rate: Amount
-    unit_latent: Flag
+    unit_latent: Flag  # export with latents of unit mean square
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -171,8 +175,8 @@ class Unet:
     multipliers: Annotated[tuple[Channels, ...], List, NotEmpty]
     blocks: Annotated[Layers, Field(ge=1)]
     heads: Channels
-    attention: Annotated[tuple[Whole, ...], List]
-    prior: Amount
+    attention: Annotated[tuple[Whole, ...], List]  # downsampling factors of the levels that have it
+    prior: Amount  # sigma_data of the EDM preconditioning; 0: as published
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -183,7 +187,7 @@ class BsldmSampling:
     steps: Annotated[Count, Field(le=1000)]  # the noise schedule's
     clip: Amount
     clip_rate: Amount
-    clip_lag: Whole
+    clip_lag: Whole  # steps of 1000; 1 as in the published loop
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -192,7 +196,7 @@ class GllcmSampling:
 
     steps: Annotated[Count, Field(le=50)]  # latent consistency steps among the noise schedule's 1000
     guidance: Literal["leg", "leg_shared", "cfg", "vanilla"]
-    alpha: Amount
+    alpha: Amount  # guidance scale
     clip_global: Amount
     clip_local: Amount
     clip_rate: Amount
@@ -203,7 +207,7 @@ class GllcmFusion:
     """How GL-LCM fuses its global and its local result."""
 
     fusion: Literal["poisson", "alpha", "autoencoder", "none"]
-    blend: Share
+    blend: Share  # weight of the local result in alpha fusion
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -236,7 +240,7 @@ class ImageAugmentation:
     contrast: Annotated[Amount, Field(le=0.9)]  # above, images may turn black
     gamma: Amount
     sharpen: Amount
-    noise: Amount
+    noise: Amount  # standard deviation, on grey values 0 to 1
     bone: Share
     bone_flat: Annotated[tuple[Share, ...], List, Pair]
     bone_wide: Annotated[tuple[Annotated[Amount, Field(ge=0.001, le=0.5)], ...], List, Pair]
@@ -256,11 +260,11 @@ class AnyTraining:
 
     seed: Seed
     workers: Annotated[Whole, Field(le=1024)]
-    accumulate: Count
+    accumulate: Count  # micro-batches per batch
     checkpointing: Flag
     validate_every: Count
     sample_every: Count
-    save_every: Amount
+    save_every: Amount  # seconds; the two above are in epochs
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -275,8 +279,8 @@ class Train(AnyTraining):
 class ResultForm:
     """How a method makes its result from what was sampled, see pipelines.Pipeline."""
 
-    residual: Flag
-    strength: Share
+    residual: Flag  # keep the CXR's detail that the autoencoder loses, less the bone's share
+    strength: Share  # of the estimated bone that is removed
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -291,8 +295,8 @@ class Eval(ResultForm):
     dicom: Flag
     range: Text  # see images.parse_limits
     masks: Text | None
-    nodules: Text | None
-    inserted: Annotated[Count, Field(le=1000)]
+    nodules: Text | None  # .npz file or folder of them
+    inserted: Annotated[Count, Field(le=1000)]  # nodules per X-ray
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -336,6 +340,7 @@ def _list_fields(section: type, prefix: str = "") -> tuple[dict[str, type], dict
     """({dotted path: class} of the sections, {dotted key: type} of the settings) of a class and of its sections."""
     sections: dict[str, type] = {}
     settings: dict[str, Any] = {}
+    # include_extras keeps the Annotated bounds. A dataclass is a section, anything else a setting.
     for name, hint in typing.get_type_hints(section, include_extras=True).items():
         if isinstance(hint, type) and is_dataclass(hint):
             inner_sections, inner_settings = _list_fields(hint, f"{prefix}{name}.")

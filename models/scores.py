@@ -42,18 +42,21 @@ class Score:
         return f"{self.label} {'↑' if self.larger_is_better else '↓'}"
 
 
+# The columns of the published tables, with their scales.
 PUBLISHED = (
     Score("BSR", "BSR (%)", 100, True),
     Score("MSE", "MSE (10⁻³)", 1000, False),
     Score("PSNR", "PSNR (dB)", 1, True),
     Score("LPIPS", "LPIPS", 1, False),
 )
+# What the published scores miss: bone left over, structure, and LPIPS on the range it was made for.
 BESIDE = (
     Score("BSR_two_sided", "two-sided BSR (%)", 100, True),
     Score("BSR_residual", "residual-bone BSR (%)", 100, True),
     Score("SSIM", "SSIM", 1, True),
     Score("LPIPS_normalized", "LPIPS on [-1, 1]", 1, False),
 )
+# Inside the lungs, where nodules are looked for; borders and neck do not count.
 IN_LUNGS = (
     Score("BSR_lungs", "BSR (%)", 100, True),
     Score("BSR_two_sided_lungs", "two-sided BSR (%)", 100, True),
@@ -117,6 +120,7 @@ def pixel_scores(
     cxr, gt and each prediction: float (H, W) in [0, 1]. mask: bool (H, W), true in the lungs; if there is none, or an
     empty one, the scores inside the lungs are NaN. Raises ValueError as `_checked` says.
     """
+    # The untouched X-ray is scored like a method: a table's numbers mean little without it.
     cxr, gt, *checked = _checked(cxr, gt, *predictions.values())
     methods = {REFERENCE: cxr}
     methods.update(zip(predictions, checked))
@@ -126,6 +130,8 @@ def pixel_scores(
     for method, pred in methods.items():
         row = _ratios(cxr, gt, pred) | _errors(gt, pred)
         row["SSIM"] = _ssim(gt, pred)
+        # No mask is an empty mask: all its scores are NaN, but the keys are there. SSIM needs whole windows and has no
+        # score inside.
         cxr_inside, gt_inside, pred_inside = _inside(mask, cxr, gt, pred)  # (pixels in the lungs,) each
         inside = _ratios(cxr_inside, gt_inside, pred_inside) | _errors(gt_inside, pred_inside)
         for key, value in inside.items():
@@ -155,6 +161,7 @@ class Lpips:
         gt, pred = _checked(gt, pred, stacks=True)
         if gt.ndim == 2:
             return float(self.against(gt, pred[None], normalize)[0])
+        # Pair by pair, so that only two images' features are in memory.
         distances = []
         for target, prediction in zip(gt, pred):
             distances.append(self.against(target, prediction[None], normalize))
@@ -168,6 +175,7 @@ class Lpips:
         if min(height, width) < LEAST_SIDE:
             size = f"{height} x {width}"
             raise ValueError(f"images of {size} are too small for LPIPS; both sides must be at least {LEAST_SIDE}")
+        # The target goes first in the batch: its features serve all predictions.
         stack = torch.from_numpy(np.concatenate([gt[None], predictions])).float()  # (1 + B, H, W), the target first
         target_levels: list[torch.Tensor] = []
         distances = []
@@ -175,10 +183,13 @@ class Lpips:
             levels = self.features(images.to(self.device), normalize)
             if not target_levels:  # the first micro-batch begins with the target
                 target_levels = [level[:1].clone() for level in levels]
+            # Zhang 2018, eq. 1: squared difference of unit-length features, averaged over the level's pixels, weighted
+            # by channel, summed over levels.
             distance = torch.zeros(len(images), device=self.device)
             for level, target_level, weight in zip(levels, target_levels, self.weights):
                 distance = distance + (level - target_level).square_().mean((2, 3)) @ weight  # (micro-batch,)
             distances.append(distance)
+        # The first is the target with itself, 0.
         return torch.cat(distances)[1:].double().cpu().numpy()
 
     def features(self, stack: torch.Tensor, normalize: bool) -> list[torch.Tensor]:
@@ -190,6 +201,7 @@ class Lpips:
         exact = torch.backends.cudnn.flags(enabled=True, allow_tf32=False) if x.is_cuda else nullcontext()
         with exact:
             levels = self.network.net(x.contiguous(memory_format=torch.channels_last))
+        # Unit length along the channels at every pixel, as the paper has it.
         normed = []
         for level in levels:
             length = torch.linalg.vector_norm(level, dim=1, keepdim=True)
@@ -220,6 +232,8 @@ def _ratios(cxr: np.ndarray, gt: np.ndarray, pred: np.ndarray) -> dict[str, floa
     bone_energy = float(np.sum((cxr - gt) ** 2))
     if bone_energy == 0:
         return dict.fromkeys(("BSR", "BSR_two_sided", "BSR_residual"), math.nan)
+    # The mean is taken out, so that brightness alone is neither bone left nor tissue lost. Where the residue is
+    # positive the prediction is too dark: more than bone was removed.
     residue = gt - pred
     residue -= residue.mean()  # gt - pred'
     tissue_lost = np.sum(np.maximum(residue, 0) ** 2)
@@ -236,6 +250,7 @@ def _errors(gt: np.ndarray, pred: np.ndarray) -> dict[str, float]:
     if gt.size == 0:
         return {"MSE": math.nan, "PSNR": math.nan}
     error = float(np.mean((gt - pred) ** 2))
+    # 20 log10(1 / sqrt(MSE)) = -10 log10(MSE), since the largest value is 1.
     psnr_db = -10 * math.log10(error) if error > 0 else math.inf
     return {"MSE": error, "PSNR": psnr_db}
 
@@ -246,6 +261,7 @@ def _ssim(gt: np.ndarray, pred: np.ndarray) -> float:
         size = f"{gt.shape[0]} x {gt.shape[1]}"
         raise ValueError(f"images of {size} are too small for SSIM; both sides must be at least {WINDOW}")
     gaussian = cv2.getGaussianKernel(WINDOW, SIGMA, cv2.CV_64F)
+    # Only where the window lies inside the image: OpenCV would mirror at the border.
     edge = WINDOW // 2
 
     def local_mean(image: np.ndarray) -> np.ndarray:
@@ -255,6 +271,7 @@ def _ssim(gt: np.ndarray, pred: np.ndarray) -> float:
     mean_pred = local_mean(pred)
     mean_squares = mean_gt**2 + mean_pred**2
     mean_product = mean_gt * mean_pred
+    # Window moments: cov = E[xy] - E[x] E[y]; the two variances are needed as a sum only.
     covariance = local_mean(gt * pred) - mean_product
     variances = local_mean(gt * gt) + local_mean(pred * pred) - mean_squares
     c_1 = SSIM_K1**2
@@ -278,6 +295,8 @@ def _checked(*arrays: np.ndarray, stacks: bool = False) -> list[np.ndarray]:
     Raises ValueError for integers (they would wrap), shapes that differ or are not (H, W), NaN, and other ranges than
     [0, 1].
     """
+    # Each check has its own message, since these are what a wrong script passes: bytes, unequal sizes, NaN, and [0,
+    # 255] or [-1, 1].
     dimensions = (2, 3) if stacks else (2,)
     for array in arrays:
         if not isinstance(array, np.ndarray) or array.dtype.kind != "f":

@@ -22,6 +22,7 @@ def time_embedding(t: torch.Tensor, width: int) -> torch.Tensor:
     """Sinusoids of the timestep, cosines then sines (Vaswani 2017). t (B,) -> (B, width)."""
     half = width // 2
     place = torch.arange(half, dtype=torch.float32, device=t.device)
+    # Geometric from 1 down to nearly 1 / MAX_PERIOD, in radians per timestep.
     frequency = torch.exp(-math.log(MAX_PERIOD) * place / half)
     angle = t.float()[:, None] * frequency  # (B, width / 2)
     return torch.cat([angle.cos(), angle.sin()], 1)
@@ -98,6 +99,8 @@ class AttentionBlock(nn.Module):
             q, k, v = qkv.unflatten(1, (self.heads, 3, -1)).unbind(2)  # (B, heads, C / heads, N) each
         else:
             q, k, v = qkv.unflatten(1, (3, self.heads, -1)).unbind(1)
+        # torch has the pixels before the channels. It scales by 1 / sqrt(C / heads), as the published code does in two
+        # halves.
         h = F.scaled_dot_product_attention(q.transpose(2, 3), k.transpose(2, 3), v.transpose(2, 3))
         h = h.transpose(2, 3).flatten(1, 2)  # (B, heads, N, C / heads) -> (B, C, N)
         return x + self.proj_out(h).view_as(x)
@@ -228,7 +231,7 @@ class ConditionalUNet(Network):
         alpha_bar = self.alpha_bar[t].view(-1, 1, 1, 1)  # (B, 1, 1, 1)
         z_t, cxr = x.float().chunk(2, 1)
         k, c_in, c_out = schedulers.precondition(self.prior**2, alpha_bar)
-        difference = z_t / alpha_bar.sqrt() - cxr
+        difference = z_t / alpha_bar.sqrt() - cxr  # (B, C, h, w)
         output = self.layers(torch.cat([c_in * difference, cxr], 1), t)
         residual, rest = output.float().chunk(2, 1)
         z_0 = cxr + k * difference + c_out * residual
@@ -243,6 +246,8 @@ class ConditionalUNet(Network):
         Weighted so, the error in the noise equals the error in the normalised residual, which is what the layers
         predict.
         """
+        # eps = (z_t - sqrt(alpha_bar) z_0) / sqrt(1 - alpha_bar), so an error in the residual is c_out / sqrt(v) times
+        # as large in eps; its square is variance / (variance + v) = k.
         k, _, _ = schedulers.precondition(self.prior**2, self.alpha_bar[t])
         return 1 / k
 
@@ -252,6 +257,7 @@ class ConditionalUNet(Network):
         if x.shape[-1] % side or x.shape[-2] % side:
             raise ValueError(f"the latent's sides must be multiples of {side}, got {tuple(x.shape[-2:])}")
         embedding = self.time_embed(time_embedding(t, self.width))
+        # The way down keeps every stage's output; the way up takes them back, last first.
         skips = []
         for block in self.input_blocks:
             x = checkpointed(block, x, embedding, enabled=self.checkpointing)

@@ -85,6 +85,7 @@ class Codebook(nn.Module):
         self.batch_weight = 1.0  # of this process's images in sums over all processes, see processes.set_batch_weight
         self.embedding = nn.Embedding(codes, channels)
         self.embedding.weight.requires_grad_(False)
+        # Buffers and not parameters: they are saved with the weights, and no optimiser touches them.
         self.register_buffer("ema_cluster_size", torch.zeros(codes))
         self.register_buffer("ema_w", self.embedding.weight.detach().clone())
 
@@ -121,9 +122,12 @@ class Codebook(nn.Module):
             nearest = self.nearest(flat.flatten(0, 1))  # (B h w,)
             indices = nearest.view(z_e.shape[0], *z_e.shape[2:])  # (B, h, w)
             z_q = self.lookup(indices)
+            # After the lookup, so that the loss and the output belong to the codes that were found.
             if self.training:
                 self.update(flat, nearest)
+            # Only the encoder gets this gradient; the codes follow by moving averages.
             loss = self.commitment * F.mse_loss(z_e, z_q)
+            # Straight through: the value of z_q, the gradient of z_e.
             return z_e + (z_q - z_e).detach(), loss, indices
 
     def lookup(self, indices: torch.Tensor) -> torch.Tensor:
@@ -148,6 +152,7 @@ class Codebook(nn.Module):
             self._restart_unused(flat)
 
         # e_k
+        # Laplace smoothing keeps codes without latents from dividing by 0, and leaves the total as it is.
         total = self.ema_cluster_size.sum()
         smoothed = (self.ema_cluster_size + LAPLACE) / (total + codes * LAPLACE) * total
         self.embedding.weight.copy_(self.ema_w / smoothed[:, None])
@@ -157,6 +162,7 @@ class Codebook(nn.Module):
         unused = (self.ema_cluster_size < RESTART_BELOW).nonzero().flatten()
         if len(unused) == 0:
             return
+        # From all processes, so that every one of them restarts the codes with the same latents.
         latents = processes.all_gather_batch(flat, self.batch_weight).flatten(0, 1)
         places = torch.linspace(0, len(latents) - 1, len(unused), device=flat.device).long()
         self.ema_w[unused] = latents[places]
@@ -272,6 +278,7 @@ class MLVQGAN(Network):
         frequency = codebook.ema_cluster_size / codebook.ema_cluster_size.sum()  # (codes,)
         scale = (frequency[:, None] * codebook.embedding.weight.square()).mean(1).sum().rsqrt()
 
+        # The codes e_k and the sums m_k scale with the latents; the counts N_k do not.
         for tensor in self.encoder.blocks[-1].parameters():  # weight and bias of a convolution
             tensor.mul_(scale)
         codebook.embedding.weight.mul_(scale)
@@ -297,6 +304,7 @@ class MLVQGAN(Network):
         channels = tuple(state[f"encoder.blocks.{block}.conv.weight"].shape[0] for block in halvings)
         residual_layers = sum(block > halvings[-1] for block in units)
 
+        # What tensors do not show, the training's constants, the pickled module may tell.
         codes, code_channels = state["quantizer.quantizer.embedding.weight"].shape
         codebook = modules.get("quantizer.quantizer", {})
         return dict(
@@ -344,6 +352,7 @@ class BatchNorm(nn.BatchNorm2d):
                 self.num_batches_tracked += 1
                 self.running_mean.lerp_(mean, self.momentum)
                 self.running_var.lerp_(variance * n / (n - 1), self.momentum)
+            # The batch's own statistics, with the biased variance, normalise it.
             scale = self.weight * (variance + self.eps).rsqrt()
             return (centred * scale[:, None, None] + self.bias[:, None, None]).to(x.dtype)
 
@@ -366,6 +375,8 @@ class PatchDiscriminator(Network):
         self.initial_conv = nn.ModuleDict({"conv": nn.Conv2d(in_channels, channels, KERNEL, STRIDE, padding=1)})
         width = channels
         for layer in range(layers):
+            # The last of the layers keeps the size, as in pix2pix; no bias, since normalisation follows and would
+            # cancel it.
             stride = STRIDE if layer < layers - 1 else 1
             conv = nn.Conv2d(width, 2 * width, KERNEL, stride, padding=1, bias=False)
             width = 2 * width
@@ -374,7 +385,8 @@ class PatchDiscriminator(Network):
         self.final_conv = nn.ModuleDict({"conv": nn.Conv2d(width, 1, KERNEL, 1, padding=1)})
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = F.leaky_relu(self.initial_conv["conv"](x), SLOPE)
+        # Each logit judges one patch of the image: the receptive field of the convolutions.
+        x = F.leaky_relu(self.initial_conv["conv"](x), SLOPE)  # (B, channels, H/2, W/2)
         for layer in range(self.layers):
             x = self.get_submodule(f"{layer}.conv")(x)
             x = self.get_submodule(f"{layer}.adn.N")(x)
