@@ -19,7 +19,7 @@ def check_output(folders: dict[str, Path], output: Path) -> None:
         count = len(folders)
         raise UserError(f"eval.output={output} is one file, but an ablation writes {count} folders; name a folder")
 
-    # no own files of metrics.py are read here, so only what no record names can be in the way
+    # tables of an earlier ablation may be replaced, since their record names them; files of others may not
     report.refuse_foreign(output, list(folders), [], "eval.output")
 
 

@@ -91,7 +91,7 @@ class Record:
             group = self.continued if same else self.replaced
             group.append(run)
 
-        # nothing has been changed on the disk up to here and in these checks
+        # All of this leaves the disk as it is; `begin` is what changes it.
         self._refuse_foreign()
         self._refuse_mixture()
         if processes.rank() == 0:

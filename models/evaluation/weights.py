@@ -23,7 +23,7 @@ def prefer_own(settings: config.Settings, section: str) -> config.Settings:
         return settings
     settings = replace(settings, **{section: replace(getattr(settings, section), weights=str(own))})
 
-    # The estimator knows only the latents of its own autoencoder; with another one it would be fed unknown codes.
+    # The estimator knows the latents of one autoencoder; those of another have another meaning.
     if section != "vqgan" and _is_shipped(settings.vqgan.weights):
         autoencoder = _recorded_autoencoder(own.parent)
         if autoencoder is not None:
