@@ -42,7 +42,7 @@ def main() -> int:
     # the tables' names of the methods, before anything slow: two equal folders are refused here
     folders = scoring.name_methods(settings.metrics.prediction)
     names = lists.read_list(settings.metrics.images) if settings.metrics.images else None
-    # the lungs' scores need masks; findings and the rest do without
+    # the lungs' scores need masks; for the findings the lungs are found where a mask is missing
     masks = settings.metrics.masks or scoring.masks_beside(settings.metrics.cxr)
     found = findings.read(settings.metrics.findings) if settings.metrics.findings else []
 

@@ -29,7 +29,7 @@ class Case:
     @property
     def content(self) -> str:
         """Digests of what the result depends on: the X-ray's file and the mask's."""
-        # The content, not the path or the date: a copied or renamed data set is still done, an edited image is not.
+        # The content, not the path or the date: a moved or copied data set is still done, an edited image is not.
         digests = [checkpoint.digest(self.path)]
         if self.mask is not None:
             digests.append(checkpoint.digest(self.mask))
