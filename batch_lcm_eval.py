@@ -14,9 +14,6 @@ and what is left of them. For one image eval.output=soft.png names the result it
 input, and no file that the summary.json beside it does not know, is ever written over; results of different settings
 never share a folder.
 
-With eval.nodules=nodules.npz also insertion.txt and insertion.csv: real nodules put into the X-rays, and what is left
-of them.
-
 A list of values makes an ablation: each is run into a folder of its own, and they are scored beside each other as
 metrics.py does.
 
@@ -28,6 +25,7 @@ metrics.py does.
 from models import config
 from models.runtime import entry
 
+# The settings that this script reads: --help lists them, and any other on the command line gets a note.
 READS = (
     "runs",
     "device",
@@ -38,11 +36,13 @@ READS = (
     "data.name",
     "data.lists",
     "data.image_size",
+    # the networks, the sampling, and how the global and the local result are fused
     "vqgan.weights",
     "lcm.weights",
     *config.keys("lcm", config.GllcmSampling),
     *config.keys("lcm", config.GllcmFusion),
     "eval",
+    # only for an ablation, which is scored
     "metrics.size",
     "metrics.seed",
 )

@@ -24,6 +24,7 @@ metrics.py does.
 from models import config
 from models.runtime import entry
 
+# The settings that this script reads: --help lists them, and any other on the command line gets a note.
 READS = (
     "runs",
     "device",
@@ -34,10 +35,13 @@ READS = (
     "data.name",
     "data.lists",
     "data.image_size",
+    # the networks
     "vqgan.weights",
     "ldm.weights",
     *config.keys("ldm", config.BsldmSampling),
+    # what is evaluated and where it is written
     *(key for key in config.keys("eval", config.Eval) if key != "eval.masks"),  # BS-LDM sees no masks
+    # only for an ablation, which is scored
     "metrics.size",
     "metrics.seed",
 )

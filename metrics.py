@@ -39,8 +39,10 @@ def main() -> int:
     from models.runtime.device import pick_device
 
     # predictions
+    # the tables' names of the methods, before anything slow: two equal folders are refused here
     folders = scoring.name_methods(settings.metrics.prediction)
     names = lists.read_list(settings.metrics.images) if settings.metrics.images else None
+    # the lungs' scores need masks; for the findings the lungs are found where a mask is missing
     masks = settings.metrics.masks or scoring.masks_beside(settings.metrics.cxr)
     found = findings.read(settings.metrics.findings) if settings.metrics.findings else []
 
@@ -48,6 +50,8 @@ def main() -> int:
     output = Path(settings.metrics.output)
     inputs = [Path(settings.metrics.findings)] if found else []
     report.refuse_foreign(output, list(folders), inputs, "metrics.output", findings.FILES if found else ())
+
+    # said, not refused: a person may have put the predictions together on purpose
     for line in scoring.doubtful(folders):
         print(line, file=sys.stderr)
 
@@ -75,11 +79,13 @@ def main() -> int:
             masks=masks,
             seed=settings.metrics.seed,
         )
+        # findings may fail for images that were scored, and the other way round: both kinds of fault are told
         print(findings.write(measured, output))
         scored.faults.extend(measured.faults)
     print(f"written to {settings.metrics.output}; intervals and paired tests are in metrics.txt")
     for fault in scored.faults:
         print(fault, file=sys.stderr)
+    # a script that calls this one should notice that the tables are of fewer images than asked
     return 1 if scored.faults else 0
 
 

@@ -12,6 +12,7 @@ of z_q, each from its least to its greatest value), summary.json with the PSNR o
 from models import config
 from models.runtime import entry
 
+# The settings that this script reads: --help lists them, and any other on the command line gets a note.
 READS = (
     "runs",
     "device",
@@ -21,6 +22,7 @@ READS = (
     "data.lists",
     "data.image_size",
     "vqgan.weights",
+    # no samples, masks or DICOM: a reconstruction is deterministic and needs the image alone
     "eval.input",
     "eval.output",
     "eval.batch_size",
@@ -29,6 +31,7 @@ READS = (
 
 
 def main() -> int:
+    # settings: no list of values, as there is nothing to ablate in a reconstruction
     settings = config.parse(__doc__, READS)
 
     # torch is imported only after the settings: --help and a mistyped key answer at once

@@ -14,9 +14,12 @@ from .pictures import Point
 
 def check_output(folders: dict[str, Path], output: Path) -> None:
     """Raise UserError, before the first variant runs, if the tables and pictures cannot be written into `output`."""
+    # A name such as soft.png is allowed for one image of one evaluation, never for several folders.
     if output.suffix.lower() in images.SUFFIXES and not output.is_dir():
         count = len(folders)
         raise UserError(f"eval.output={output} is one file, but an ablation writes {count} folders; name a folder")
+
+    # tables of an earlier ablation may be replaced, since their record names them; files of others may not
     report.refuse_foreign(output, list(folders), [], "eval.output")
 
 
@@ -26,6 +29,7 @@ def compare(folders: dict[str, Path], cases: list[Case], output: Path, settings:
     Writes the tables and pictures of metrics.py into `output`, and, if the variants' numbers of steps differ, PSNR
     against seconds and against steps. Without a truth nothing is scored.
     """
+    # Only X-rays with a truth can be scored; the others still have their results.
     names = []
     target_folder = None
     for case in cases:
@@ -38,6 +42,7 @@ def compare(folders: dict[str, Path], cases: list[Case], output: Path, settings:
 
     # scores
     cxr_folder = target_folder.parent / "CXR"
+    # the masks are those beside the truth, whatever masks the evaluation was given: a score needs one reference
     scored = scoring.score_folders(
         folders,
         cxr_folder,
@@ -73,16 +78,19 @@ def _why_no_target(case: Case) -> str:
 def draw_trade_offs(summary: dict, costs: dict, output: Path) -> None:
     """quality_seconds.png and quality_steps.png of {variant: {"PSNR": ...}}: one line for variants that differ in their
     steps alone."""
+    # With one number of steps there is no trade-off to draw: every variant would be a point on its own.
     numbers_of_steps = {cost["steps"] for cost in costs.values()}
     if len(numbers_of_steps) < 2:
         return
     for key, axis in (("seconds", "seconds an image"), ("steps", "steps")):
-        lines: dict[str, list[Point]] = {}
+        lines: dict[str, list[Point]] = {}  # {name in the legend: its runs}
         for variant, cost in costs.items():
             # "sampler=ddim steps=10" belongs to the line "sampler=ddim"; if steps alone differ, to the sampler's own
             other_settings = re.sub(r"\s*\bsteps=\S+", "", variant).strip()
             line = other_settings or str(cost["sampler"])
+            # PSNR, as its error bar is the bootstrap interval that the tables show as well
             psnr = summary[variant]["PSNR"]
+            # against steps the axis says it already
             label = str(cost["steps"]) if key == "seconds" else ""
             lines.setdefault(line, []).append(Point(cost[key], psnr["mean"], psnr["low"], psnr["high"], label))
         report.quality_against_cost(lines, output / f"quality_{key}.png", axis)

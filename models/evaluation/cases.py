@@ -29,6 +29,7 @@ class Case:
     @property
     def content(self) -> str:
         """Digests of what the result depends on: the X-ray's file and the mask's."""
+        # The content, not the path or the date: a moved or copied data set is still done, an edited image is not.
         digests = [checkpoint.digest(self.path)]
         if self.mask is not None:
             digests.append(checkpoint.digest(self.mask))
@@ -42,6 +43,7 @@ def find_cases(source, root, masks, limits: images.Limits = "auto") -> list[Case
     Mask/ beside the folder CXR/ of the images, as the true soft tissue is looked for in BS/. limits: see images.read.
     What reading them noted is printed, once for all images of which it is true.
     """
+    # masks of their own folder replace those beside the X-rays altogether: a mixture of two sources would go unseen
     found = lists.inputs(source, root)
     given = images.find(masks) if masks else None
     cases = []
@@ -50,6 +52,7 @@ def find_cases(source, root, masks, limits: images.Limits = "auto") -> list[Case
         cases.append(Case(name, path, mask, lists.neighbour(path, "BS"), limits))
 
     # every image and mask is read
+    # A bad file found after hours of sampling would cost those hours; reading all first costs seconds.
     hidden = len(cases) < FEW or processes.rank() > 0
     noted: dict[str, list[Path]] = {}  # what was noted -> of which images
     for case in tqdm(cases, desc="checking", unit="image", leave=False, disable=hidden):
@@ -59,11 +62,15 @@ def find_cases(source, root, masks, limits: images.Limits = "auto") -> list[Case
     for note, paths in noted.items():
         others = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
         processes.say(f"note: {paths[0]}{others}: {note}")
+
+    # files that a person may expect to be evaluated, but that are no images
     if Path(source).is_dir():
         foreign = images.foreign(source)
         if foreign:
             names = [path.name for path in foreign]
             processes.say(f"note: not read in {source}, since of another kind: {lists.shown_names(names)}")
+
+    # With a folder of masks, GL-LCM must not quietly find some of the lungs by itself.
     if given is not None:
         missing = [case.name for case in cases if case.mask is None]
         if missing:
@@ -75,8 +82,11 @@ def check_case(case: Case) -> str:
     """Raise UserError for an image that cannot be read or is no X-ray, and for a mask of another size; say that bones
     are dark. Returns what reading the image noted."""
     scan = images.check(images.read(case.path, case.limits))
+    # only said, not corrected: darkness is a guess from the grey values, and the result would be inverted with it
     if images.inverted(scan.pixels):
         processes.say(f"note: bones look dark in {case.path}; the methods expect bright ones")
+
+    # A mask is drawn on its X-ray; one of another size belongs to another image, or to a resized copy.
     if case.mask is not None:
         mask = images.read_mask(case.mask)
         if mask.shape != scan.pixels.shape:

@@ -96,17 +96,24 @@ def read(path) -> list[Finding]:
 
     UserError, with the line, for what is missing or no number.
     """
+    # utf-8-sig: spreadsheets put a byte order mark before the first column's name
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file)
+            # letter case and blanks of headings vary between exports
             columns = {(name or "").strip().lower(): name for name in reader.fieldnames or ()}
             table = list(reader)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"cannot read the findings {path}: {error}") from None
 
+    # Which columns there are decides between a list of points and VinDr's boxes; a point and a diameter come first.
     image_column = next((columns[name] for name in COLUMNS["image"] if name in columns), None)
     label_column = next((columns[name] for name in COLUMNS["label"] if name in columns), None)
-    coordinates = next((names for names in (POINT, BOX) if all(name in columns for name in names)), None)
+    coordinates: tuple[str, ...] | None = None
+    if columns.keys() >= set(POINT):
+        coordinates = POINT
+    elif columns.keys() >= set(BOX):
+        coordinates = BOX
     if image_column is None or coordinates is None:
         shown = ", ".join(columns) or "(none)"
         raise UserError(
@@ -115,8 +122,10 @@ def read(path) -> list[Finding]:
         )
 
     found = []
+    # line 1 of the file holds the headings
     for line, row in enumerate(table, 2):
         entries = [(row[columns[name]] or "").strip() for name in coordinates]
+        # VinDr's rows of healthy images have a class but no box
         if not any(entries):
             continue
         try:
@@ -125,12 +134,18 @@ def read(path) -> list[Finding]:
             raise UserError(
                 f"{path}, line {line}: {', '.join(coordinates)} are {', '.join(entries)}; numbers are expected"
             ) from None
+
+        # a box becomes the circle of its mean side
         if coordinates is BOX:
             x_min, y_min, x_max, y_max = numbers
             numbers = [(x_min + x_max) / 2, (y_min + y_max) / 2, (x_max - x_min + y_max - y_min) / 2]
         x, y, diameter = numbers
+
+        # "nan" and "inf" are numbers to float()
         if not (all(map(math.isfinite, numbers)) and diameter > 0):
             raise UserError(f"{path}, line {line}: the finding has no positive size ({', '.join(entries)})")
+
+        # image names may carry an ending; results are matched without it
         name = images.stem((row[image_column] or "").strip())
         label = (row[label_column] or "").strip() if label_column else ""
         found.append(Finding(name, x, y, diameter, label))
@@ -148,10 +163,12 @@ def contrast(image: np.ndarray, finding: Finding) -> tuple[float, float]:
     NaN where the disc or the ring has no pixel in the image.
     """
     distance = _distance(image.shape, finding)
+    # 0.5: a finding of a pixel or two has the pixel on which it is centred
     inside = image[distance <= max(INSIDE * finding.diameter, 0.5)]
     ring = image[(distance >= RING[0] * finding.diameter) & (distance <= RING[1] * finding.diameter)]
     if len(inside) == 0 or len(ring) < 2:
         return math.nan, math.nan
+
     difference = float(inside.mean() - ring.mean())
     noise = float(ring.std())
     return difference, difference / noise if noise > 0 else math.nan
@@ -161,6 +178,8 @@ def slope_on_target(result: np.ndarray, target: np.ndarray, finding: Finding) ->
     """Least-squares slope, with intercept, of the result on the target, float (H, W), inside the finding; NaN for a
     constant target."""
     inside = _distance(result.shape, finding) <= max(WHOLE * finding.diameter, 1)
+
+    # an intercept is taken out by centring the target: a shift of grey level is no loss of detail
     x = target[inside] - target[inside].mean() if inside.any() else np.zeros(1)
     if not (x * x).sum() > 0:
         return math.nan
@@ -192,13 +211,17 @@ def measure(
     side shows. seed: of the normal places and the bootstrap. Images that a folder lacks are faults, and their findings
     are left out; UserError where none is left.
     """
+    # every source is listed once; only the CXR and the results must hold an image, truth and masks may lack it
     sources = {"CXR": images.find(cxr)} | {method: images.find(folder) for method, folder in predictions.items()}
     targets = images.find(target) if target is not None and Path(target).is_dir() else {}
     given_masks = images.find(masks) if masks is not None and Path(masks).is_dir() else {}
+
+    # the untouched CXR is measured as a method: what it scores is what doing nothing does
     result = Result({method: [] for method in (UNTOUCHED, *predictions)})
     responses = {method: ([], []) for method in result.rows}  # channel outputs (with finding, without)
     names = ([], [])  # their images
 
+    # image by image, so that each file is read once for all of its findings
     by_image: dict[str, list[Finding]] = {}
     for finding in found:
         by_image.setdefault(finding.image, []).append(finding)
@@ -207,6 +230,8 @@ def measure(
         if lacking:
             result.faults.append(f"{image}: its {len(own)} findings are left out; it is not among {', '.join(lacking)}")
             continue
+
+        # All is compared in the CXR's own pixels, in which the findings are given.
         untouched = images.read(sources["CXR"][image]).pixels
         shown = {UNTOUCHED: untouched}
         for method in predictions:
@@ -224,12 +249,15 @@ def measure(
         # Channel outputs of the findings and of normal places in the same lungs.
         mask = images.read_mask(given_masks[image]) if image in given_masks else lungs.lung_mask(untouched)
         pixel_mm = side_mm / max(untouched.shape)
+        # seeded by the image's name, so that the places do not change with the other images of the list
         normal = normal_places(mask, own, pixel_mm, np.random.default_rng([seed, *image.encode()]))
         centres = np.array([(round(finding.x), round(finding.y)) for finding in own])
+        # A centre outside the image has no patch; its row in the table is NaN.
         inside = ((centres >= 0) & (centres < untouched.shape[::-1])).all(1)
         for method, pixels in shown.items():
             responses[method][0].append(observer.outputs(pixels, centres[inside], pixel_mm))
             responses[method][1].append(observer.outputs(pixels, normal, pixel_mm))
+        # the image of each place, by which the observer is cross-validated
         names[0].extend([image] * int(inside.sum()))
         names[1].extend([image] * len(normal))
 
@@ -239,8 +267,10 @@ def measure(
             crops = result.crops.setdefault(label, [])
             for finding in own:
                 black = np.zeros((CROP_SIZE, CROP_SIZE), np.float32)
+                # without a target the column stays black, and is left out if it is black for all
                 crops.append(black if pixels is None else _crop(pixels, finding))
 
+    # Faults explain why nothing is left, so they are told with the error.
     if not result.rows[UNTOUCHED]:
         raise UserError(f"no finding lies in an image that all folders hold ({lists.shown_names(result.faults, '; ')})")
     _observe(result, responses, names, seed)
@@ -249,6 +279,7 @@ def measure(
 
 def _observe(result: Result, responses: dict, names: tuple[list, list], seed: int) -> None:
     """Fill in result.observers, or a note that says why there are none."""
+    # All methods are observed at the same places, so the names of the images serve for all.
     images_present, images_absent = (np.array(each) for each in names)
     observed = {}  # {method: scores of the places}
     try:
@@ -261,6 +292,8 @@ def _observe(result: Result, responses: dict, names: tuple[list, list], seed: in
     except ValueError as error:
         result.notes.append(f"no model observer: {error}")
         return
+
+    # The CXR is compared with itself too: that row holds its AUC, and its difference is 0.
     for method, after in observed.items():
         result.observers[method] = observer.compare(observed[UNTOUCHED], after, images_present, images_absent, seed)
 
@@ -270,10 +303,12 @@ def normal_places(
 ) -> np.ndarray:
     """(n, 2) columns and rows of up to NORMAL_PLACES places in the lungs, mask bool (H, W), away from findings and from
     each other."""
+    # Findings are taken places from the start: a normal place must be away from them as from each other.
     inside = np.argwhere(mask)
     taken: list[tuple[float, float]] = [(finding.x, finding.y) for finding in findings]
     count = len(taken)
     for _ in range(NORMAL_PLACES if len(inside) else 0):
+        # by rejection; a small lung may have room for fewer places
         for _ in range(TRIES):
             y, x = (int(value) for value in random.choice(inside))
             if all(math.hypot(x - other_x, y - other_y) * pixel_mm >= AWAY_MM for other_x, other_y in taken):
@@ -287,6 +322,7 @@ def normal_places(
 
 def tables(result: Result) -> list[Table]:
     """What is kept of the findings, and what the observer sees, a row per method."""
+    # What is left of each finding. The notes say why a table of observers may be missing.
     contrasts = Table(
         f"Findings ({len(result.rows[UNTOUCHED])}): contrast in the result over that in the CXR",
         ["method", "median kept", "quartiles", "lost more than a fifth", "CNR before", "CNR after", "slope on target"],
@@ -295,6 +331,7 @@ def tables(result: Result) -> list[Table]:
     )
     for method, rows in result.rows.items():
         kept = np.array([row.kept for row in rows])
+        # faint findings have no share that could be told
         kept = kept[np.isfinite(kept)]
         lost = float(np.mean(kept < 1 - insertion.LARGE_LOSS)) if len(kept) else math.nan
         noise_before = _median([row.noise_before for row in rows])
@@ -311,6 +348,8 @@ def tables(result: Result) -> list[Table]:
                 _number(slope),
             ]
         )
+
+    # What an observer makes of them.
     observers = Table(
         "Channelized Hotelling observer: AUC of findings against normal places in the lungs, "
         "95 % interval of the difference",
@@ -318,6 +357,7 @@ def tables(result: Result) -> list[Table]:
         [],
     )
     for method, comparison in result.observers.items():
+        # a difference from itself says nothing
         if method == UNTOUCHED:
             observers.rows.append([method, _number(comparison.after), ABSENT, ABSENT])
         else:
@@ -349,11 +389,23 @@ def write(result: Result, output) -> str:
 def crops_worst_first(result: Result) -> list[dict[str, np.ndarray]]:
     """The CROPS findings that lost most in any method, {CXR, each method, target: (CROP_SIZE, CROP_SIZE)} each."""
     methods = [method for method in result.rows if method != UNTOUCHED]
-    kept = np.array([[row.kept for row in result.rows[method]] for method in methods])  # (methods, findings)
-    worst = np.where(np.isfinite(kept), kept, np.inf).min(0)
+    # A finding is as bad as its worst method. One without a share goes last: inf is no loss.
+    shares = []
+    for method in methods:
+        shares.append([row.kept for row in result.rows[method]])
+    kept = np.array(shares)  # (methods, findings)
+    worst = np.where(np.isfinite(kept), kept, np.inf).min(0)  # (findings,)
     order = np.argsort(worst, kind="stable")[:CROPS]
-    known = [label for label, crops in result.crops.items() if any(crop.any() for crop in crops)]
-    return [{label: result.crops[label][place] for label in known} for place in order]
+
+    # a column that is black for every finding, as without any target, is no column
+    known = []
+    for label, crops in result.crops.items():
+        if any(crop.any() for crop in crops):
+            known.append(label)
+    rows = []
+    for place in order:
+        rows.append({label: result.crops[label][place] for label in known})
+    return rows
 
 
 def _rows_as_csv(result: Result) -> str:
@@ -399,8 +451,10 @@ def _rows_as_csv(result: Result) -> str:
 
 def _crop(pixels: np.ndarray, finding: Finding) -> np.ndarray:
     """(CROP_SIZE, CROP_SIZE): the surroundings of a finding, black beyond the image."""
+    # Large enough to show what surrounds the finding, and never a few magnified pixels.
     side = max(CROP_LEAST, round(CROP_REACH * finding.diameter))
     scale = CROP_SIZE / side
+    # the finding's centre goes to the middle of the crop
     move = np.array([[scale, 0, CROP_SIZE / 2 - scale * finding.x], [0, scale, CROP_SIZE / 2 - scale * finding.y]])
     smaller = cv2.INTER_LINEAR if scale > 1 else cv2.INTER_AREA
     return cv2.warpAffine(pixels.astype(np.float32), move, (CROP_SIZE, CROP_SIZE), flags=smaller)

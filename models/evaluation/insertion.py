@@ -1,7 +1,7 @@
 """The insertion test: real nodules are put into the lungs of X-rays, and what suppression leaves of them is measured.
 
     nodules = insertion.read_nodules("nodules.npz")
-    rows = insertion.test(method, {"scan": cxr}, nodules, count=20)
+    rows = insertion.test(method, cxr, "scan", nodules)
     print(insertion.table({"GL-LCM": rows}))
 
 Each nodule is added to the X-ray at a known place. The method runs with and without it; the slope of (result with -
@@ -83,6 +83,7 @@ def read_nodules(path) -> list[Nodule]:
     Raises UserError where there is none.
     """
     path = Path(path)
+    # in natural order, 2 before 10, as the order decides which nodule goes into which X-ray
     files = sorted(path.glob("*.npz"), key=lambda file: images.natural(file.name)) if path.is_dir() else [path]
     found = []
     for file in files:
@@ -103,8 +104,9 @@ def read_nodules(path) -> list[Nodule]:
 def project(hounsfield: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """(D, H, W) of 1 mm voxels -> (D, W) float32, cm of water that the nodule adds along each ray from the back to the
     front."""
+    # HU / 1000 is density relative to water, less that of the lung which the nodule displaces.
     extra = np.clip((hounsfield.astype(np.float32) - LUNG_HU) / 1000, 0, None) * (mask > 0)  # g / cm^3
-    return extra.sum(1) / 10
+    return extra.sum(1) / 10  # (D, W): along y, from back to front; mm -> cm
 
 
 def insert(cxr: np.ndarray, water: np.ndarray) -> np.ndarray:
@@ -115,6 +117,7 @@ def insert(cxr: np.ndarray, water: np.ndarray) -> np.ndarray:
     tissue does. Its slope, g (1 - g), makes a nodule fainter where the image is nearly black or white, and keeps the
     detail that lies over it.
     """
+    # g' / (1 - g') = exp(RATE * water) * g / (1 - g), solved for g'
     odds = np.exp(RATE * water)
     return cxr * odds / (1 - cxr + cxr * odds)
 
@@ -126,7 +129,9 @@ def ribs(bone: np.ndarray, side_mm: float = SIDE_MM) -> tuple[np.ndarray, np.nda
     """(on ribs, between them), bool (S, S) each; bone: (S, S), CXR - soft tissue, true or estimated. What is neither
     lies at edges."""
     pixel = side_mm / len(bone)  # mm
+    # A band-pass: what is brighter than its surroundings on the scale of a rib, without the noise of single pixels.
     excess = cv2.GaussianBlur(bone, (0, 0), FINE_MM / pixel) - cv2.GaussianBlur(bone, (0, 0), RIB_MM / pixel)
+    # a quarter of a standard deviation on either side of 0 is neither: a nodule there would lie half on a rib
     spread = float(np.std(excess)) / 4
     return excess > spread, excess < -spread
 
@@ -139,6 +144,7 @@ def places(
 
     mask: bool (S, S), the lungs; bone: as in `ribs`. A nodule for which there is no room is left out.
     """
+    # crc32, since Python's own hash of a text differs from process to process
     random = np.random.default_rng(zlib.crc32(seed.encode()))
     pixel = side_mm / len(mask)
     deep = cv2.distanceTransform(mask.astype(np.uint8), cv2.DIST_L2, 5) * pixel > INSIDE_MM
@@ -147,6 +153,7 @@ def places(
     for number, nodule in enumerate(nodules):
         over_bone = number % 2 == 0
         open_places = candidates[0 if over_bone else 1]
+        # by rejection: draw any allowed pixel until one is far enough from those that are taken
         for _ in range(TRIES if len(open_places) else 0):
             y, x = (int(value) for value in random.choice(open_places))
             if all(np.hypot(x - other[1], y - other[2]) * pixel >= APART_MM for other in taken):
@@ -159,7 +166,10 @@ def water_map(nodule: Nodule, x: int, y: int, size: int, side_mm: float = SIDE_M
     """cm of water (size, size) of a nodule with its middle at column x, row y."""
     scale = size / side_mm  # pixels per mm
     height, width = nodule.water.shape
+
+    # nodule's pixels (1 mm) -> image's pixels, the middle of one onto (x, y)
     move = np.array([[scale, 0, x - scale * (width - 1) / 2], [0, scale, y - scale * (height - 1) / 2]])
+    # Where the image is coarser than the nodule it is smoothed by half an image pixel first, against aliasing.
     wide = cv2.GaussianBlur(nodule.water, (0, 0), max(0.3, 0.5 / scale)) if scale < 1 else nodule.water
     return np.maximum(cv2.warpAffine(wide, move, (size, size), flags=cv2.INTER_LINEAR), 0)
 
@@ -196,17 +206,22 @@ def test(
     where ribs are; None: the method's own result does. Places are functions of (seed, name). The same noise is used
     with and without nodules.
     """
+    # The reference of every difference: the same name gives the same noise.
     without = method(cxr, name)
     mask = lungs.lung_mask(cxr) if mask is None else mask
     bone = (cxr - (without if target is None else target)).astype(np.float32)
     rows = []
     for number, start in enumerate(range(0, len(nodules), TOGETHER)):
+        # Several nodules share one run of the method, which is what costs; they are far from each other.
         placed = places(mask, bone, nodules[start : start + TOGETHER], f"{seed}/{name}/{number}", side_mm)
         if not placed:
             continue
+
         waters = [water_map(nodule, x, y, len(cxr), side_mm) for nodule, x, y, _ in placed]
         with_nodules = insert(cxr, np.sum(waters, axis=0))
         change = method(with_nodules, name) - without
+
+        # each nodule is measured by what it alone adds, in its own surroundings
         for (nodule, x, y, over_bone), water in zip(placed, waters):
             added = insert(cxr, water) - cxr
             contrast = float(added.max())
@@ -218,6 +233,7 @@ def test(
 def slope(change: np.ndarray, added: np.ndarray) -> float:
     """Least-squares slope of the change of a result on what was added to the X-ray, with an intercept, on the nodule
     and its surroundings."""
+    # With an intercept: a change of brightness all over, as from a residual tone curve, is no loss of the nodule.
     window = surroundings(added)
     x = added[window].astype(np.float64)
     y = change[window].astype(np.float64)
@@ -267,6 +283,7 @@ def evaluate(
         target = None
         if case.target is not None:
             target = images.to_unit(images.to_network(images.read(case.target).pixels, size))[0].numpy()
+        # by the X-ray's number in the whole list, so that the number of processes changes nothing
         own = [nodules[(number * count + place) % len(nodules)] for place in range(count)]
         rows_of[number] = test(of_pipeline(pipeline, mask), pixels, case.name, own, mask, target, seed)
 
@@ -274,7 +291,9 @@ def evaluate(
     everyone: dict[int, list[Row]] = {}
     for share in processes.all_gather_objects(rows_of):
         everyone |= share
-    rows = [row for number in sorted(everyone) for row in everyone[number]]
+    rows = []
+    for number in sorted(everyone):
+        rows += everyone[number]
     written = text(table({title: rows}))
     if processes.rank() == 0:
         for name, content in zip(FILES, (written, _as_csv(rows))):
@@ -315,7 +334,7 @@ def table(methods: dict[str, list[Row]]) -> Table:
     title = "Inserted nodules: slope of (result with - result without) on what was added; 1: all kept"
     shown = Table(title, headings, [])
     for method, rows in methods.items():
-        values = summary(rows)
+        values = summary(rows)  # nodules, four slopes, lost: in the headings' order
         count, *slopes, lost = values.values()
         shown.rows.append([method, str(count), *(f"{value:.3f}" for value in slopes), f"{100 * lost:.0f} %"])
     return shown

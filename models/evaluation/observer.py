@@ -37,9 +37,10 @@ def laguerre_gauss(side: int, width: float, count: int = CHANNELS) -> np.ndarray
 
     u_j(r) = sqrt(2) / a exp(-pi r^2 / a^2) L_j(2 pi r^2 / a^2); width: a, pixels.
     """
+    # r is measured from the middle of the patch, which for an odd side is a pixel
     index = np.arange(side) - (side - 1) / 2
     square = index[None, :] ** 2 + index[:, None] ** 2  # r^2, (side, side)
-    envelope = np.sqrt(2) / width * np.exp(-np.pi * square / width**2)
+    envelope = np.sqrt(2) / width * np.exp(-np.pi * square / width**2)  # (side, side)
     return np.stack([(envelope * eval_laguerre(j, 2 * np.pi * square / width**2)).ravel() for j in range(count)])
 
 
@@ -49,13 +50,15 @@ def outputs(image: np.ndarray, centres: np.ndarray, pixel_mm: float, count: int 
     Each patch has its own mean taken out, so that the grey level of the place does not count; beyond the border the
     image goes on as at its border.
     """
-    side = 2 * round(PATCH_MM / pixel_mm / 2) + 1
+    side = 2 * round(PATCH_MM / pixel_mm / 2) + 1  # odd, so that a lesion's centre is a pixel
     channels = laguerre_gauss(side, WIDTH_MM / pixel_mm, count)
+
+    # Padded by half a patch, so that centre (x, y) of the image is the patch's corner (x, y) of the padded one.
     half = side // 2
     wide = np.pad(image, half, mode="edge")
     result = np.empty((len(centres), count))
     for row, (x, y) in enumerate(np.asarray(centres, int)):
-        patch = wide[y : y + side, x : x + side].ravel()
+        patch = wide[y : y + side, x : x + side].ravel()  # (side * side,)
         result[row] = channels @ (patch - patch.mean())
     return result
 
@@ -63,8 +66,10 @@ def outputs(image: np.ndarray, centres: np.ndarray, pixel_mm: float, count: int 
 def template(present: np.ndarray, absent: np.ndarray) -> np.ndarray:
     """The Hotelling template w (c,) of channel outputs (n, c) with lesions and (m, c) without; needs two patches of
     each."""
+    # S: the mean of the two classes' covariances, Hotelling's pooled within-class scatter
     covariance = (np.cov(present, rowvar=False) + np.cov(absent, rowvar=False)) / 2
-    covariance = np.atleast_2d(covariance)
+    covariance = np.atleast_2d(covariance)  # np.cov of one channel is a scalar
+    # tiny: where all patches are constant even the mean variance is 0
     ridge = RIDGE * np.trace(covariance) / len(covariance) + np.finfo(float).tiny
     return np.linalg.solve(covariance + ridge * np.eye(len(covariance)), present.mean(0) - absent.mean(0))
 
@@ -78,12 +83,15 @@ def cross_validate(
     images_present, images_absent: the image of each patch, any labels. ValueError where there are fewer than two
     images, or where the rest of the images does not hold two patches of each class.
     """
+    # Folds are of images, not of patches: patches of one image share patient, exposure and anatomy.
     names = np.unique(np.concatenate([images_present, images_absent]))
     if len(names) < 2:
         raise ValueError(f"an observer is cross-validated by image; there is only {len(names)}")
     order = np.random.default_rng(seed).permutation(len(names))
     scores_present = np.empty(len(present))
     scores_absent = np.empty(len(absent))
+
+    # Train on all other images, score the fold.
     for fold in np.array_split(names[order], min(FOLDS, len(names))):
         held_present = np.isin(images_present, fold)
         held_absent = np.isin(images_absent, fold)
@@ -100,6 +108,8 @@ def cross_validate(
 def auc(present: np.ndarray, absent: np.ndarray) -> float:
     """The share of pairs (one score with a lesion, one without) that are in the right order, ties counted half (Mann &
     Whitney)."""
+    # For each score with a lesion: how many without lie below it, and how many below or level with it.
+    # The mean of the two counts ties half.
     ordered = np.sort(absent)
     below = np.searchsorted(ordered, present, side="left")
     not_above = np.searchsorted(ordered, present, side="right")
@@ -111,11 +121,13 @@ def compare(
 ) -> Comparison:
     """before, after: (scores with lesions, scores without) of the same places; whole images are resampled, with their
     patches."""
+    # The image is the unit that is drawn with replacement; its patches are not independent of each other.
     names = np.unique(np.concatenate([images_present, images_absent]))
     rows_present = [np.flatnonzero(images_present == name) for name in names]
     rows_absent = [np.flatnonzero(images_absent == name) for name in names]
     random = np.random.default_rng(seed)
     differences = []
+    # Both observers see the same resample, so the interval is that of a paired difference.
     while len(differences) < RESAMPLES:
         drawn = random.integers(len(names), size=len(names))
         rows_of_lesions = np.concatenate([rows_present[index] for index in drawn])

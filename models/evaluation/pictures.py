@@ -41,6 +41,7 @@ def png(figure: Figure) -> bytes:
 def boxes(groups: list[dict[str, dict[str, Iterable[float]]]]) -> bytes:
     """A row of box plots for each group {title: {method: values}}: median, quartiles, and every finite value as a
     point."""
+    # Groups may have different numbers of scores; the figure is as wide as the longest.
     columns = max(len(group) for group in groups)
     methods = list(next(iter(groups[0].values())))
     longest_name = max(len(method) for method in methods)
@@ -50,11 +51,14 @@ def boxes(groups: list[dict[str, dict[str, Iterable[float]]]]) -> bytes:
     for group, axes in zip(groups, grid):
         for (title, series), axis in zip(group.items(), axes):
             # one box for each method
+            # one box for each method
             finite = []
             for values in series.values():
                 every = np.asarray(values)
                 finite.append(every[np.isfinite(every)])
             axis.boxplot(finite, widths=0.6, showfliers=False, medianprops={"color": "tab:red"})
+            # Every image is a point, since the quartiles of few images say little. Outliers are among the points; the
+            # box plot draws none of its own.
             for place, values in enumerate(finite, 1):
                 sideways = place + rng.uniform(-JITTER, JITTER, values.size)
                 axis.plot(sideways, values, ".", color="tab:blue", alpha=0.4, markersize=2.5)
@@ -66,6 +70,8 @@ def boxes(groups: list[dict[str, dict[str, Iterable[float]]]]) -> bytes:
             axis.set_xticks(
                 range(1, len(finite) + 1), names, rotation=40, ha="right", rotation_mode="anchor", fontsize=TINY
             )
+
+        # places that a shorter group leaves empty
         for axis in axes[len(group) :]:
             axis.set_axis_off()
     return png(figure)
@@ -75,13 +81,15 @@ def side_by_side(rows: Iterable[dict[str, np.ndarray]]) -> bytes:
     """Rows of grey images {title: (H, W) in [0, 1]}, the same titles in each."""
     rows = list(rows)
     titles = list(rows[0])
-    side = PAGE / len(titles)
+    side = PAGE / len(titles)  # inches
     figure = Figure(figsize=(PAGE, len(rows) * side + 0.3), layout=_narrow_gaps())
     grid = figure.subplots(len(rows), len(titles), squeeze=False)
     for axes, row in zip(grid, rows):
         for axis, pixels in zip(axes, row.values()):
             _show_grey(axis, pixels)
             axis.set_axis_off()
+
+    # all rows have the same columns, so titles stand once
     for axis, title in zip(grid[0], titles):
         axis.set_title(title, fontsize=SMALL)
     return png(figure)
@@ -96,24 +104,28 @@ def examples(rows: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]) -> byte
     differences = []
     spans = [LEAST_SPAN]
     for _, prediction, target in rows.values():
-        difference = prediction - target
+        difference = prediction - target  # (H, W), signed: red is too bright, blue too dark
         differences.append(difference)
         spans.append(float(np.percentile(np.abs(difference), 99.5)))  # a few pixels at an edge should not pale the rest
     span = max(spans)
 
+    # Three grey images and the coloured difference, all of one size.
     side = (PAGE - 0.6) / 4  # inches; the rest is the colour bar's
     figure = Figure(figsize=(PAGE, len(rows) * side + 0.25), layout=_narrow_gaps())
     grid = figure.subplots(len(rows), 4, squeeze=False)
     for axes, (label, pictures), difference in zip(grid, rows.items(), differences):
         for axis, pixels in zip(axes, pictures):
             _show_grey(axis, pixels)
+        # symmetric limits, so that no difference is the colour map's white
         coloured = axes[3].imshow(difference, cmap="RdBu_r", vmin=-span, vmax=span)
         for axis in axes:
-            axis.set(xticks=[], yticks=[])
+            axis.set(xticks=[], yticks=[])  # not set_axis_off, which would hide the row's label too
             axis.spines[:].set_visible(False)
         axes[0].set_ylabel(label, fontsize=SMALL)
     for axis, title in zip(grid[0], ("CXR", "prediction", "truth", "prediction − truth")):
         axis.set_title(title, fontsize=SMALL)
+
+    # One scale of colours for all rows, else a small error of one image looks as large as a big one of another.
     bar = figure.colorbar(coloured, ax=grid[:, 3], shrink=0.8, aspect=30, extend="both")
     bar.ax.tick_params(labelsize=TINY)
     return png(figure)
@@ -126,6 +138,7 @@ def overlay(grey: np.ndarray, values: np.ndarray, label: str) -> bytes:
     figure = Figure(figsize=(PAGE, (PAGE - 1) * height / width), layout="constrained")
     axis = figure.subplots()
     _show_grey(axis, grey)
+    # Scaled to a high quantile: a few extreme pixels would leave the rest black.
     top = max(float(np.quantile(values, BRIGHTEST)), 1e-6)  # 1e-6: values may all be 0
     opacity = np.clip(values / top, 0, 1) * OPACITY
     coloured = axis.imshow(values, cmap="inferno", vmin=0, vmax=top, alpha=opacity)
@@ -145,6 +158,7 @@ def trade_off(series: dict[str, list[Point]], cost: str, quality: str) -> bytes:
     axis = figure.subplots()
     costs = []
     for name, points in series.items():
+        # errorbar takes distances from the point, while a Point has the interval's ends
         x, y, low, high, labels = zip(*sorted(points))
         below = np.abs(np.subtract(low, y))  # NaN draws nothing
         above = np.abs(np.subtract(high, y))
@@ -164,7 +178,7 @@ def trade_off(series: dict[str, list[Point]], cost: str, quality: str) -> bytes:
     axis.set_ylabel(quality, fontsize=SMALL)
     axis.tick_params(labelsize=TINY)
     axis.grid(alpha=0.3)
-    axis.margins(0.12)
+    axis.margins(0.12)  # room for the labels beside the outermost points
     figure.legend(fontsize=TINY, loc="outside upper center", ncols=3, frameon=False)
     return png(figure)
 

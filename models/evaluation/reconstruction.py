@@ -23,8 +23,8 @@ class Reconstruction:
     """An autoencoder, called as `run.evaluate` calls a method. Each call writes the latents of its images into a
     folder."""
 
-    residual = False
-    compiled = False
+    residual = False  # its result is the image itself, so all of it is brought to full size
+    compiled = False  # `main` leaves the network uncompiled
 
     def __init__(self, vqgan: MLVQGAN, device: torch.device, precision: str, latents: Path):
         self.vqgan = vqgan
@@ -36,6 +36,7 @@ class Reconstruction:
         """D(z_q), (B, 1, S, S) in [-1, 1], of images of the same shape; masks and progress are not used."""
         with autocast(self.device, self.precision):
             # an image at a time: the activations are what takes memory
+
             z_q = torch.cat([self.vqgan.latent(image) for image in cxr.to(self.device).split(1)])  # (B, C, S/8, S/8)
             decoded = torch.cat([self.vqgan.decode(z) for z in z_q.split(1)])
         for name, latent in zip(names, z_q.cpu().numpy()):
@@ -46,10 +47,11 @@ class Reconstruction:
 def latent_picture(latent: np.ndarray) -> np.ndarray:
     """The channels of a latent (C, h, w) beside each other, (h, C w), each from its least (0) to its greatest value
     (1)."""
+    # Channel by channel, since their ranges differ and a common scale would leave some of them flat.
     least = latent.min(axis=(1, 2), keepdims=True)
     span = np.ptp(latent, axis=(1, 2), keepdims=True)
-    channels = (latent - least) / np.maximum(span, LEAST_SPAN)
-    return np.hstack(channels)
+    channels = (latent - least) / np.maximum(span, LEAST_SPAN)  # (C, h, w) in [0, 1]
+    return np.hstack(channels)  # (h, C w)
 
 
 def psnr(original: torch.Tensor, reconstruction: torch.Tensor) -> dict[str, float]:
@@ -62,6 +64,7 @@ def psnr(original: torch.Tensor, reconstruction: torch.Tensor) -> dict[str, floa
 def with_targets(cases: list[Case]) -> list[Case]:
     """The X-rays, each followed by its soft-tissue image, <name>_soft, as an image of its own."""
     every = []
+    # The ML-VQGAN is trained on CXRs and soft-tissue images alike, so it is judged on both.
     for case in cases:
         every.append(Case(case.name, case.path, mask=None, target=None, limits=case.limits))
         if case.target is not None:
@@ -85,6 +88,7 @@ def main(settings: config.Settings) -> int:
         device = pick_device(settings.device)
         precision = pick_precision(settings.precision, device)
         size = settings.data.image_size
+        # {}: nothing is sampled, so weights, precision and size determine the result
         about = describe_run(TITLE, device, precision, False, {}, [path], size)
         record = Record(Output.at(settings.eval.output, len(cases)), about, cases)
 
@@ -92,6 +96,7 @@ def main(settings: config.Settings) -> int:
         vqgan = MLVQGAN.load(path)
         compiling.prepare_for_inference(vqgan, device, precision, compiled=False)
         vqgan.to(device)
+        # refused here by the setting's name; the network would fail with a shape at the first image
         if size % vqgan.factor:
             raise UserError(f"data.image_size={size} is not a multiple of {vqgan.factor}")
 

@@ -73,6 +73,8 @@ class Record:
 
     def __init__(self, output: Output, about: dict, cases: list[Case]):
         self.output = output
+
+        # Records of other runs come from JSON; this one is compared with them, so it goes through JSON too.
         self.about = json.loads(json.dumps(about))  # as it comes back from the disk: lists for tuples
         self.cases = cases
         self.own: dict[str, Entry] = {}  # what this process has done
@@ -83,10 +85,13 @@ class Record:
         self.earlier = [*self.stopped, *self._read_summary()]
         self.replaced: list[Earlier] = []  # runs whose results have to go
         self.continued: list[Earlier] = []  # runs with these settings, whose results may stay
+        # Runs with the same settings may share the folder: their results could have come from one run. Others may not.
         for run in self.earlier:
             same = _common(run.about) == _common(self.about)
             group = self.continued if same else self.replaced
             group.append(run)
+
+        # All of this leaves the disk as it is; `begin` is what changes it.
         self._refuse_foreign()
         self._refuse_mixture()
         if processes.rank() == 0:
@@ -94,34 +99,45 @@ class Record:
             if output.file is not None:
                 ownership.require_writable(output.file.parent)
 
+        # images that need not be made again, and results that stay without belonging to this run
         self.done = self._done()
         self.beside = self._beside()
 
     def begin(self) -> None:
         """Make the folder ready: a record of this run, no results of other settings (this run replaces all of them)."""
         processes.barrier()  # every process has read the records before any changes them
+
         folder = self.output.folder
         processes.tidy(folder, *(folder / name for name in FOLDERS))
         if processes.rank() == 0:
             # One file takes over what all earlier records say, before any of them goes: whenever this is killed, files
             # are known.
+
             names = sorted(set().union(*(run.names for run in self.earlier)))
             lines = [{"about": self.about}, {"writing": names}]
             for name, entry in self.done.items():
                 lines.append({"name": name, **asdict(entry)})
+            # written whole under another name and then renamed, unlike later lines, which are appended
             own_file = self._unfinished_file()
             text = "\n".join(json.dumps(line) for line in lines)
             images.write_file(own_file, text.encode())
+
+            # From here on results of other settings go, with what they had beside them.
             self._remove_unfinished(keep=own_file)
             for run in self.replaced:
+                # what this run has done already under the same name stays
                 for name in run.names - self.done.keys():
                     for path in self.output.files(name):
                         path.unlink(missing_ok=True)
                 if _has_nodules(run.about):
                     for name in insertion.FILES:
                         (folder / name).unlink(missing_ok=True)
+
+            # a summary of results that are gone would describe the new ones wrongly
             if self.replaced:
                 (folder / SUMMARY).unlink(missing_ok=True)
+
+        # The other processes' records begin after process 0 has removed the old ones, or theirs would go too.
         processes.barrier()
         if processes.rank() > 0:
             self._append({"about": self.about})
@@ -146,14 +162,18 @@ class Record:
         everyone = dict(self.done)
         for own in processes.all_gather_objects(self.own):
             everyone |= own
+        # sorted like the input: which process did an image should not show in the summary
         entries = {name: everyone[name] for name in self.names}
 
+        # {"psnr": {image: value}, ...}: the summary lists figures by their name, entries list them by image
         notes: dict[str, dict[str, float]] = {}
         for name, entry in entries.items():
             for key, value in entry.notes.items():
                 notes.setdefault(key, {})[name] = value
         seconds = {name: entry.seconds for name, entry in entries.items()}
         warm = [entry.seconds for entry in entries.values() if entry.warm]
+
+        # Later keys win: what was found out while running corrects what was announced before.
         summary = {
             **self.about,
             **about,
@@ -163,8 +183,12 @@ class Record:
             "processes": processes.world_size(),
             "seconds_per_image": seconds,
         }
+
+        # named, so that the next run knows these files as this script's own
         if self.beside:
             summary["results_of_earlier_runs"] = self.beside
+
+        # The summary first: killed in between, the folder has two records instead of none.
         if processes.rank() == 0:
             text = json.dumps(summary, indent=1) + "\n"
             images.write_file(self.output.folder / SUMMARY, text.encode())
@@ -176,6 +200,8 @@ class Record:
         if not path.exists():
             return []
         summary = read_summary(self.output.folder)
+
+        # a summary.json of some other program, which must not be written over
         if "seconds_per_image" not in summary:
             raise UserError(
                 f"{path} is there already and is not the record of an evaluation; give the results another "
@@ -184,8 +210,10 @@ class Record:
         return [Earlier(summary, set(recorded_names(summary)))]
 
     def _read_unfinished(self) -> list[Earlier]:
+        # One file for each process of the stopped run, however many this run has.
         runs = []
         for path in sorted(self.output.folder.glob(UNFINISHED.format(process="*"))):
+            # the three kinds of line that `begin`, `writing` and `add` append
             run = Earlier({})
             for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
                 # The last line may be torn: whoever wrote it was killed. That image is made again.
@@ -196,6 +224,7 @@ class Record:
                     elif "writing" in tree:
                         run.names |= set(tree["writing"])
                     else:
+                        # keyed by content too: an image that has changed since is made again
                         name = tree.pop("name")
                         entry = Entry(**tree)
                         run.names.add(name)
@@ -205,11 +234,13 @@ class Record:
 
     def _done(self) -> dict[str, Entry]:
         """The images that a stopped run has left, if the files that they were made from are unchanged."""
+        # Only a run that was the same in everything goes on: another machine may give slightly other pixels.
         done = {}
         for run in self.stopped:
             if _going_on(run.about) != _going_on(self.about):
                 continue
             for case in self.cases:
+                # the cheap questions first: case.content reads the whole X-ray
                 if case.name in run.names and self.output.result(case.name).is_file():
                     entry = run.entries.get((case.name, case.content))
                     if entry is not None:
@@ -218,25 +249,35 @@ class Record:
 
     def _beside(self) -> list[str]:
         """Images of earlier runs with these settings whose results stay beside those of this run."""
+        # of runs with the same settings alone, as the other ones' results go
         names: set[str] = set()
         for run in self.continued:
             names |= run.names
         return sorted(name for name in names - set(self.names) if self.output.result(name).is_file())
 
     def _refuse_foreign(self) -> None:
+        # two inputs of one name, say scan.png and scan.dcm, have one result
         repeated = lists.repeated(self.names)
         if repeated:
             raise UserError(f"several images would have the same result: {lists.shown_names(repeated)}")
+
+        # what will be written
         results = []
         for name in self.names:
             results += self.output.files(name)
+
+        # what is read, and so must stay as it is
         inputs = []
         for case in self.cases:
             inputs += [path for path in (case.path, case.mask, case.target) if path is not None]
+
+        # what earlier runs have written by their own record, and may be replaced
         own = []
         for run in self.earlier:
             for name in run.names:
                 own += self.output.files(name)
+
+        # the tables of the insertion test belong to the whole folder, not to an image
         insertions = [self.output.folder / name for name in insertion.FILES]
         if _has_nodules(self.about):
             results += insertions
@@ -245,6 +286,7 @@ class Record:
         ownership.refuse_foreign(results, inputs, own, "eval.output")
 
     def _refuse_mixture(self) -> None:
+        # Results of other settings are replaced by this run's if it makes the same images; what is left over would mix.
         for run in self.replaced:
             left_over = sorted(name for name in run.names - set(self.names) if self.output.result(name).is_file())
             if left_over:
@@ -277,6 +319,7 @@ class Record:
 def read_summary(folder) -> dict:
     """What an evaluation script left in its folder about its run; empty if there is none that can be read."""
     try:
+        # A damaged summary counts as none: whoever needs it says so, and the scores need only the images.
         summary = json.loads((Path(folder) / SUMMARY).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
@@ -293,6 +336,7 @@ def cost(seconds: list[float], warm: list[float]) -> dict:
 
     seconds: of every image; warm: of those after their process's first batch, which warms up.
     """
+    # PyTorch counts what its tensors took on a GPU; on a CPU only the system knows, and it counts everything.
     if torch.cuda.is_initialized():
         devices = range(torch.cuda.device_count())
         peak = max(torch.cuda.max_memory_allocated(device) for device in devices)
@@ -301,8 +345,10 @@ def cost(seconds: list[float], warm: list[float]) -> dict:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * RSS_UNIT
         peak_of = "of the whole process"
     return {
+        # the median, which a few slow images do not move; after warm-up if there was more than one batch
         "seconds": float(np.median(warm or seconds)),
         "seconds_after_warm_up": bool(warm),
+        # of the process that took most: this much a machine must have for one process
         "peak_memory": int(processes.all_reduce_max(peak)[0]),
         "peak_memory_of": peak_of,
     }
@@ -318,6 +364,7 @@ def describe_run(
     image_size: int,
 ) -> dict:
     """What summary.json says of a run before it begins: method, settings, machine, weights with their digests, date."""
+    # a time per image means nothing without the machine and its threads
     machine = f"CPU, {torch.get_num_threads()} threads ({platform.machine()})"
     if device.type == "cuda":
         machine = torch.cuda.get_device_name(device)
@@ -328,6 +375,7 @@ def describe_run(
         "precision": precision,
         "compiled": compiled,
         "torch": torch.__version__,
+        # digests, as file names say nothing about what a training has since put there
         "weights": {str(path): checkpoint.digest(path) for path in weights},
         "date": time.strftime("%Y-%m-%d %H:%M:%S"),
         "image_size": image_size,
@@ -345,9 +393,12 @@ def _common(about: dict) -> dict:
     Method, settings, precision, and the weights by their digests, wherever they lie.
     """
     common = {key: about.get(key) for key in ("method", "precision", "image_size")}
+    # where images lie and how many go together changes no result
     for key, value in config.flatten(about.get("settings", {})).items():
         if key not in ANY_RESULT:
             common[key] = value
+
+    # in the order vqgan, noise estimator; a copy in another folder is still the same weights
     common["weights"] = list(about.get("weights", {}).values())
     return common
 
@@ -362,6 +413,7 @@ def _difference(before: dict, now: dict) -> str:
     """The settings in which two runs differ, in words."""
     was = _common(before)
     words = []
+    # seen from this run's settings: a setting that only the earlier run had gets the last phrase
     for key, value in _common(now).items():
         if was.get(key) != value:
             words.append("other weights" if key == "weights" else f"{key} was {was.get(key)}, now {value}")

@@ -65,9 +65,12 @@ def compare_methods(scored: Scored) -> list[dict]:
     every = []
     for column in scored.columns:
         tests = []
+        # the untouched CXR is a method too: a difference from doing nothing is the first to ask for
         for a, b in itertools.combinations(scored.methods, 2):
             test = statistics.signed_rank(scored.series(a, column.key), scored.series(b, column.key))
             tests.append({"score": column.key, "a": a, "b": b, **test})
+
+        # the family of hypotheses is the pairs of one score, since each score asks a question of its own
         corrected = statistics.holm([test["p"] for test in tests])
         for test, p in zip(tests, corrected):
             test["p_holm"] = p
@@ -80,6 +83,7 @@ def costs(folders: Mapping[str, str | Path]) -> dict[str, dict]:
     known = {}
     for method, folder in folders.items():
         summary = read_summary(folder)
+        # without seconds there is no row: other programs' predictions bring no summary, or one without a cost
         if "seconds" in summary:
             known[method] = {key: summary[key] for key in COST_KEYS if key in summary}
     return known
@@ -87,6 +91,7 @@ def costs(folders: Mapping[str, str | Path]) -> dict[str, dict]:
 
 def extremes(scored: Scored, method: str) -> dict[str, str]:
     """{"best", "median", "worst": image} of a method by MSE, each image once."""
+    # MSE rather than PSNR, which is infinite for equal images; the order is the same
     order = sorted(scored.values, key=lambda name: scored.values[name][method]["MSE"])
     # of few images one may have several of these ranks: the best comes first, the median last
     ranks = {"best": order[0]}
@@ -107,16 +112,21 @@ def quality_tables(scored: Scored, summary: dict) -> list[Table]:
     tables = []
     for title, columns in scored.groups.items():
         rows = []
+        # the cells, a row for each method
         for method in scored.methods:
             row = [method]
             for column in columns:
                 row.append(_mean_and_spread(scored.series(method, column.key), summary[method][column.key], column))
             rows.append(row)
+
+        # where the bold cells stand
         best = set()
         for j, column in enumerate(columns, 1):  # column 0 holds the methods' names
             best |= {(i, j) for i in _best(scored, column, summary)}
         headings = ["method", *(column.heading for column in columns)]
         tables.append(Table(title, headings, rows, best, _undefined(scored, columns, summary)))
+
+    # said once, above what the first table leaves out
     how_to_read = "mean ± population standard deviation over images; the untouched CXR is what doing nothing scores"
     tables[0].notes.insert(0, how_to_read)
     return tables
@@ -125,6 +135,7 @@ def quality_tables(scored: Scored, summary: dict) -> list[Table]:
 def interval_table(scored: Scored, summary: dict) -> Table:
     """The means with their bootstrap intervals: a row for each score, a column for each method."""
     rows = []
+    # scores as rows here: a column for each score would be too many, as wide as an interval is
     for column in scored.columns:
         row = [_label(column)]
         for method in scored.methods:
@@ -147,6 +158,8 @@ def comparison_table(scored: Scored, tests: list[dict]) -> Table:
         p_holm = _number(test["p_holm"], ".2g")
         rows.append([_label(column), test["a"], test["b"], difference, str(test["pairs"]), p, p_holm])
     notes = ["Wilcoxon's signed-rank test, two-sided; Holm's correction over all pairs of methods of a score"]
+
+    # a dash for p needs its reason: of so few pairs no p could fall below 0.05
     if any(math.isnan(test["p"]) for test in tests):
         notes.append(f"{ABSENT}: undefined, fewer than {statistics.LEAST_PAIRS} images differ")
     headings = ["score", "A", "B", "mean of A - B", "images", "p", "p (Holm)"]
@@ -159,12 +172,14 @@ def cost_table(costs: dict[str, dict]) -> Table:
     machines: dict[str, list[str]] = {}  # {how it was measured: methods}
     warm_up_notes = []
     for method, cost in costs.items():
+        # what the summary lacks is a dash, never a zero
         parameters = f"{cost['parameters'] / MILLION:.1f} M" if "parameters" in cost else ABSENT
         memory = f"{cost['peak_memory'] / GIB:.2f} GiB" if "peak_memory" in cost else ABSENT
         known = dict.fromkeys(COST_KEYS, ABSENT) | cost
         steps = str(known["steps"] or ABSENT)
         rows.append([method, str(known["sampler"]), steps, parameters, f"{known['seconds']:.2f}", memory])
 
+        # Times compare only on equal terms, so each way of measuring is told once, with the methods it is true of.
         machine = f"{known['device']}, {known['precision']}"
         machine += f", batches of {known['batch_size']}, memory {known['peak_memory_of']}"
         machines.setdefault(machine, []).append(method)
@@ -179,6 +194,7 @@ def cost_table(costs: dict[str, dict]) -> Table:
 
 def _mean_and_spread(values: np.ndarray, cell: dict, column: scores.Score) -> str:
     """values: of every image; cell: what statistics.describe says of them."""
+    # PSNR of exact results: no mean of finite values exists, but "not known" would be wrong too
     if _all_infinite(values):
         return INFINITE
     if not cell["count"]:
@@ -209,19 +225,22 @@ def _best(scored: Scored, column: scores.Score, summary: dict) -> list[int]:
     if len(scored.methods) <= 2:  # the untouched CXR and one method
         return []
     shown = {}
+    # what the table shows of each method; two means that are printed alike share the mark
     for i, method in enumerate(scored.methods):
         values = scored.series(method, column.key)
         cell = summary[method][column.key]
         if _all_infinite(values):
             shown[i] = math.inf
-        elif np.isposinf(values).any():
+        elif np.isposinf(values).any():  # finite beside infinite
             return []
         elif cell["count"]:
             shown[i] = round(cell["mean"] * column.scale, 3)
     reference = shown.pop(0, None)  # the untouched CXR comes first
     if not shown:
         return []
+
     best = max(shown.values()) if column.larger_is_better else min(shown.values())
+    # the best that does not beat doing nothing gets no mark
     if reference is not None:
         beaten = best > reference if column.larger_is_better else best < reference
         if not beaten:
@@ -234,12 +253,15 @@ def _undefined(scored: Scored, columns: tuple[scores.Score, ...], summary: dict)
     # methods that leave out the same number of images for the same reason share a line
     shared: dict[tuple[str, int, str], list[str]] = {}
     for column in columns:
+        # NaN has one of two causes: BSR divides by the bone's energy, the lungs' scores need a mask
         in_lungs = column in scores.IN_LUNGS
         gap = "no mask" if in_lungs else "no bone"
         if in_lungs and column.key.startswith("BSR"):
             gap = "no bone or no mask"
         for method in summary:
             values = scored.series(method, column.key)
+
+            # infinite and missing values are counted apart, as they have different reasons
             infinite = int(np.isposinf(values).sum())
             missing = int(np.isnan(values).sum())
             if infinite:
@@ -269,6 +291,7 @@ def write(scored: Scored, output, folders: Mapping[str, str | Path] | None = Non
     inputs = []
     for files in scored.files.values():
         inputs += [files.cxr, files.target, *files.predictions.values()]
+    # asked again, now that the files that were read are known
     refuse_foreign(output, scored.methods[1:], inputs, "metrics.output")
 
     # numbers
@@ -310,6 +333,8 @@ def refuse_foreign(
         own = [*_file_names(recorded), *further]
     except (OSError, ValueError, KeyError, TypeError):  # no record, or somebody else's metrics.json
         own = []
+
+    # our own files may be replaced; inputs and files of others may not
     results = [output / name for name in (*_file_names(methods), *further)]
     ownership.refuse_foreign(results, inputs, [output / name for name in own], setting)
     ownership.require_writable(output)
@@ -317,6 +342,7 @@ def refuse_foreign(
 
 def _file_names(methods: list[str]) -> list[str]:
     """What metrics.py and the ablations write for these methods."""
+    # the trade-off pictures are an ablation's alone, but any run may replace them
     names = [f"metrics.{suffix}" for suffix in ("txt", "md", "tex", "csv", "json", "png")]
     names += ["comparison.png", "quality_seconds.png", "quality_steps.png"]
     for method in methods:
@@ -325,6 +351,7 @@ def _file_names(methods: list[str]) -> list[str]:
 
 
 def _examples_name(method: str) -> str:
+    # a method's name may hold blanks, slashes or a path
     words = re.sub(r"[^A-Za-z0-9.-]+", "_", method)
     return f"examples_{words}.png"
 
@@ -336,8 +363,10 @@ def write_tables(stem, heading: str, tables: list[Table]) -> None:
     images.write_file(stem.with_suffix(".txt"), plain.encode())
     marked = _document(heading, [markdown(table) for table in tables])
     images.write_file(stem.with_suffix(".md"), marked.encode())
+    # the heading is a comment in LaTeX: the paper has its own words for it
     printed = [f"% {heading}\n% \\input this into a document with \\usepackage{{booktabs,graphicx}}\n"]
     for table in tables:
+        # the title as a label that \ref takes
         words = re.sub("[^a-z0-9]+", "-", table.title.lower()).strip("-")
         printed.append(latex(table, f"tab:{words}"))
     images.write_file(stem.with_suffix(".tex"), "\n".join(printed).encode())
@@ -410,6 +439,7 @@ def _finite(tree):
         return {key: _finite(value) for key, value in tree.items()}
     if isinstance(tree, list):
         return [_finite(value) for value in tree]
+    # infinite PSNR and undefined BSR: JSON has neither inf nor NaN, and strict readers refuse Python's
     if isinstance(tree, float) and not math.isfinite(tree):
         return None
     return tree

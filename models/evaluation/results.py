@@ -32,8 +32,11 @@ class Output:
     def at(cls, place: str | Path, images_count: int) -> "Output":
         """eval.output: a folder, or a PNG for a single image, whose panel and record then lie in <its name>_files/."""
         place = Path(place)
+        # a folder may well be called "results.png"
         if place.suffix.lower() not in images.SUFFIXES or place.is_dir():
             return cls(place)
+
+        # Results are lossless and have up to 16 bits like their inputs, which is why only PNG is written.
         if place.suffix.lower() != ".png":
             png = place.with_suffix(".png")
             raise UserError(f"eval.output={place} is not a PNG, which results are; name {png}, or a folder")
@@ -56,7 +59,10 @@ class Output:
 
 def write_result(output: Output, name: str, scan: images.Picture, soft: np.ndarray, target: Path | None) -> None:
     """The result, and its panel CXR | result | truth if known | what was taken away (grey: nothing)."""
+    # in the input's depth and grey range, so that both open with the same window
     images.write_like(output.result(name), soft, scan)
+
+    # The panel is for the eye.
     columns = {"CXR": scan.pixels, "result": soft}
     if target is not None:
         columns["truth"] = images.resize(images.read(target).pixels, soft.shape)
@@ -74,7 +80,7 @@ def panel(columns: dict[str, np.ndarray]) -> np.ndarray:
     font = ImageFont.load_default(letter)
     for i, title in enumerate(columns):
         centre = ((i + 0.5) * width, strip.height / 2)
-        draw.text(centre, title, fill=255, font=font, anchor="mm")
+        draw.text(centre, title, fill=255, font=font, anchor="mm")  # "mm": its middle lies at the centre
     return np.concatenate([np.asarray(strip) / 255, row], axis=0)
 
 
@@ -108,6 +114,7 @@ def write_dicom(output: Output, case: Case, soft: np.ndarray, about: dict) -> No
 def software(about: dict) -> tuple[str, ...]:
     """What tells the results of two runs apart in an archive: the method, then digests of the code, of the weights and
     of the settings that change a result."""
+    # Every source file of models/ counts: a result depends on reading, resizing and fusion too, not on the networks.
     code = hashlib.sha256()
     for path in sorted(Path(__file__).resolve().parents[1].rglob("*.py")):
         code.update(path.read_bytes())

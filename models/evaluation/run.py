@@ -83,6 +83,7 @@ def main(variants: dict[str, config.Settings], method_class: type[pipelines.Pipe
     # imported here, since one evaluation needs neither scores nor scipy and matplotlib, which take seconds
     from . import ablation
 
+    # the X-rays of the last job stand for those of all
     return ablation.compare(folders, job.cases, output, first)
 
 
@@ -97,6 +98,7 @@ def prepare(
     with_weights = {}
     lines = []
     for name, asked in variants.items():
+        # resolved now, so that the record names the file that is really used
         settings = weights.prefer_own(asked, method_class.section)
         checkpoint.require(settings.vqgan.weights, getattr(settings, method_class.section).weights)
         with_weights[name] = settings
@@ -111,6 +113,7 @@ def prepare(
     for name, settings in with_weights.items():
         masks = settings.eval.masks if method_class is pipelines.GLLCM else None  # BS-LDM sees no masks
         limits = images.parse_limits(settings.eval.range)
+        # all that decides which X-rays are found, and how they are read
         source = (settings.eval.input, settings.data.root, masks, limits)
         if source not in found:
             found[source] = find_cases(*source)
@@ -126,16 +129,21 @@ def _prepare_one(
     settings: config.Settings, method_class: type[pipelines.Pipeline], cases: list[Case], folder: Path
 ) -> Job:
     section = settings.eval
+    # what cannot be done with these images or on this machine is refused before the folder is looked at
     if section.dicom:
         require_dicom(cases)
     device = pick_device(settings.device)
     precision = pick_precision(settings.precision, device)
     compiled = compiling.should_compile(settings.compile, device)
+
+    # What the record says of the run. BS-LDM sees no masks, so another masks folder must not make it another run.
     files = [settings.vqgan.weights, getattr(settings, method_class.section).weights]
     names = [field.name for field in fields(section) if method_class is pipelines.GLLCM or field.name != "masks"]
     recorded_section = {name: getattr(section, name) for name in names}
     recorded = {**method_class.sampling_keywords(settings), "eval": recorded_section}
     about = describe_run(method_class.title, device, precision, compiled, recorded, files, settings.data.image_size)
+
+    # read and checked before any network is built
     record = Record(Output.at(folder, len(cases)), about, cases)
     nodules = insertion.read_nodules(section.nodules) if section.nodules else []
     return Job(settings, cases, record, device, precision, compiled, nodules)
@@ -143,6 +151,7 @@ def _prepare_one(
 
 def suppress(job: Job, method_class: type[pipelines.Pipeline]) -> None:
     """Write the results of all X-rays of a job, and what the method leaves of nodules that are put into them."""
+    # networks are built here, one variant at a time: memory holds one
     method = method_class.from_settings(job.settings, job.device, job.precision, job.compiled)
     method.check_size(job.settings.data.image_size)
     section = job.settings.eval
@@ -154,6 +163,8 @@ def suppress(job: Job, method_class: type[pipelines.Pipeline]) -> None:
         dicom=section.dicom,
         about=method.describe(),
     )
+
+    # after the results, with the networks that are already there
     if job.nodules:
         kept = insertion.evaluate(
             method,
@@ -201,10 +212,13 @@ def evaluate(
 
     # this process's share of what is left; `batch_size` results go through the networks together
     left = [case for case in record.cases if case.name not in record.done]
+    # at least one image: with more samples than batch_size, `draw_samples` splits its results
     images_per_batch = max(1, batch_size // samples)
     batches = []
     for start in range(0, len(left), images_per_batch):
         batches.append(left[start : start + images_per_batch])
+
+    # every n-th batch: shares differ by one batch at most
     batches = batches[processes.rank() :: processes.world_size()]
 
     # images through the method and onto the disk
@@ -212,12 +226,17 @@ def evaluate(
     with tqdm(total=own_count, unit="image", disable=processes.rank() > 0) as bar:
         for batch in batches:
             scans = [images.read(case.path, case.limits) for case in batch]
+            # X-rays are read and results written outside the clock: it is the method that is timed
             start = time.perf_counter()
             cxr = torch.stack([images.to_network(scan.pixels, size) for scan in scans])  # (B, 1, S, S)
             means, deviations = draw_samples(method, batch, cxr, batch_size, samples)
+            # images of one batch share its time equally
             seconds = (time.perf_counter() - start) / len(batch)
+
+            # known as ours before the first file exists: a stop in between leaves no file that nobody knows
             record.writing(batch)
             for i, case in enumerate(batch):
+                # on the input's own grid, of its own size
                 soft = pipelines.at_full_size(scans[i].pixels, cxr[i], means[i], method.residual)
                 write_result(output, case.name, scans[i], soft, case.target)
                 if dicom and images.is_dicom(case.path):
@@ -225,6 +244,7 @@ def evaluate(
                 notes = measure(cxr[i], means[i]) if measure else {}
                 if samples > 1:
                     notes |= write_deviation(output, case.name, scans[i], deviations[i], samples)
+                # only now is the image done; a first batch, which warms up, is told apart for the median time
                 record.add(case, seconds, batch is not batches[0], notes)
                 bar.update()
 
@@ -255,16 +275,22 @@ def draw_samples(
 
     The first result of an image is the one that samples=1 gives. At most batch_size results are drawn together.
     """
+    # the lungs of each image at the network's size; None: GL-LCM finds them, BS-LDM needs none
     masks: list = [None] * len(cases)
     for i, case in enumerate(cases):
         if case.mask is not None:
             masks[i] = images.mask_to_network(images.read_mask(case.mask), cxr.shape[-1])
 
     # all results in a row: those of the first image, those of the second, ...
-    places = [place for place in range(len(cases)) for _ in range(samples)]
+    places = []
+    for place in range(len(cases)):
+        places += [place] * samples
+
+    # Noise is a function of the name. The first result has the image's own, so it is that of samples=1.
     names = []
     for case in cases:
         names += [case.name, *(f"{case.name}/sample {number}" for number in range(1, samples))]
+
     hidden = True if processes.rank() > 0 else None  # None: hidden if stderr is no terminal, where every step is a line
     drawn = []
     for start in range(0, len(places), batch_size):

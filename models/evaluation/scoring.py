@@ -48,6 +48,7 @@ class Scored:
 
     @property
     def heading(self) -> str:
+        # Size and resizing stand above every table: scores at different sizes cannot be compared.
         heading = f"{len(self.values)} images at {self.size} x {self.size}"
         if self.resized:
             rule = "area average where a side shrinks, cubic where it grows"
@@ -61,6 +62,8 @@ class Scored:
             "Scores as published": scores.PUBLISHED,
             "Further scores": scores.BESIDE,
         }
+
+        # without any mask that table would hold nothing but gaps
         if self.masked:
             groups["Scores inside the lungs"] = scores.IN_LUNGS
         return groups
@@ -81,7 +84,7 @@ class Scored:
 
     def series(self, method: str, key: str) -> np.ndarray:
         """A score of every image, in the images' order."""
-        return np.array([row[method][key] for row in self.values.values()])
+        return np.array([row[method][key] for row in self.values.values()])  # (images,)
 
 
 @dataclass(frozen=True)
@@ -118,12 +121,15 @@ def score_folders(
     fault and the rest is scored. Raises UserError for a missing or empty folder, a size that is too small, and if
     nothing is left to score.
     """
+
+    # Refused before any file is read.
     if size < scores.LEAST_SIDE:
         raise UserError(f"metrics.size={size} is too small for LPIPS; at least {scores.LEAST_SIDE}")
     if scores.REFERENCE in folders:
         raise UserError(f"'{scores.REFERENCE}' names the row of the CXR itself; give the predictions another name")
 
     # which images are complete
+    # Only images that every method has are scored, so that all rows of a table are means over the same images.
     predictions = {method: _find("prediction", folder) for method, folder in folders.items()}
     cxr_files = _find("cxr", cxr)
     target_files = _find("target", target)
@@ -131,27 +137,35 @@ def score_folders(
     files, faults = _match(cxr_files, target_files, mask_files, predictions, names)
 
     # their scores, by threads
+
     values: dict[str, dict] = {}
     resized = 0
     masked = 0
+    # The threads read images and compute the scores of pixels; their results come back here in the images' order.
     if files:
         lpips = scores.Lpips("alex", features, device)
         futures = _ahead(lambda image: _score(image, size, lpips), files.values())
         for name, future in tqdm(zip(files, futures), total=len(files), desc="scoring", unit="image", disable=None):
             try:
                 found = future.result()
+            # one bad file costs its own image, not the whole table
             except UserError as error:
                 faults.append(f"{name} is not scored: {error}")
                 continue
             values[name] = found.row
+
+            # on a GPU LPIPS is left to this thread, see `_score`
             if found.stack is not None:
                 scores.add_lpips(found.row, found.stack[0], found.stack[1:], lpips)
             if found.resized:
                 resized += 1
             if found.mask_fault:
                 faults.append(f"{name} is not scored inside the lungs: {found.mask_fault}")
+            # counted only if the mask could be used: it decides whether there is a table of the lungs
             elif files[name].mask is not None:
                 masked += 1
+
+    # A table of nothing is a mistake in a path or in the names; the reasons tell which.
     if not values:
         reasons = lists.shown_names(faults, "; ")
         raise UserError(
@@ -168,11 +182,13 @@ def name_methods(folders: Iterable[str]) -> dict[str, str]:
     alike.
     """
     folders = tuple(folders)
+    # absolute, so that "runs/a" and "./runs/a/" are noticed to be one folder
     places = {os.path.abspath(folder) for folder in folders}
     if not folders or len(places) < len(folders):
         raise UserError(f"metrics.prediction={list(folders)} should be one folder, or several different ones")
     short_names = []
     for folder in folders:
+        # the record's name reads better in a table than a folder's
         method = read_summary(folder).get("method")
         short_names.append(str(method or Path(folder).resolve().name))
     named = {}
@@ -186,8 +202,11 @@ def doubtful(folders: Mapping[str, str | Path]) -> list[str]:
     """A line for each folder of predictions that may hold more than one method's results, by its record."""
     lines = []
     for folder in map(Path, folders.values()):
+        # A run that was stopped may have left results of earlier settings beside its own.
         if any(folder.glob(UNFINISHED.format(process="*"))):
             lines.append(f"note: an evaluation in {folder} has not ended; its results may be of different settings")
+
+        # Images that the record does not know were copied here, or are left from another method.
         summary = read_summary(folder)
         if folder.is_dir() and "seconds_per_image" in summary:
             recorded = set(recorded_names(summary))
@@ -203,6 +222,7 @@ def doubtful(folders: Mapping[str, str | Path]) -> list[str]:
 
 def masks_beside(cxr) -> Path | None:
     """The folder Mask/ beside the folder of the CXRs, if it holds images."""
+    # resolved, since "." and a link have another parent
     folder = Path(cxr).resolve().parent / "Mask"
     if not folder.is_dir():
         return None
@@ -226,12 +246,15 @@ def _match(
 ) -> tuple[dict[str, ImageFiles], list[str]]:
     """({name: files} of what is complete, a line for each name that is not). names: the wanted ones; None: all with a
     prediction."""
+    # Without a list whatever any method has predicted is wanted, so a method that lacks an image is noticed.
     if names is None:
         names = {}
         for folder in predictions.values():
             names |= dict.fromkeys(folder)  # a set that keeps the order
     complete = {}
     faults = []
+
+    # Every reason is told at once: whoever adds the prediction should not learn of the missing truth only then.
     for name in names:
         missing = [f"no prediction of {method}" for method, folder in predictions.items() if name not in folder]
         if name not in cxr:
@@ -242,6 +265,7 @@ def _match(
             faults.append(f"{name} is not scored: {', '.join(missing)}")
         else:
             of_methods = {method: folder[name] for method, folder in predictions.items()}
+            # a mask is optional: without one the image counts everywhere but inside the lungs
             complete[name] = ImageFiles(cxr[name], target[name], masks.get(name), of_methods)
     return complete, faults
 
@@ -255,12 +279,15 @@ def _score(files: ImageFiles, size: int, lpips: scores.Lpips) -> ImageScores:
     # images
     resized = False
     squares = []
-    target_shape: tuple = ()
+    target_shape: tuple = ()  # the truth's, which is read first
     for path in (files.target, files.cxr, *files.predictions.values()):
         pixels = images.read(path).pixels
         target_shape = target_shape or pixels.shape
+        # Resizing to a square hides another aspect ratio, and every score would then compare shifted anatomy.
         if not _same_aspect(pixels.shape, target_shape):
             raise UserError(_aspect_fault(path, pixels.shape, target_shape))
+
+        # Results of different sizes meet at one size; an image of that size already is not interpolated.
         if pixels.shape != (size, size):
             pixels = images.resize(pixels, (size, size))
             resized = True
@@ -281,6 +308,7 @@ def _score(files: ImageFiles, size: int, lpips: scores.Lpips) -> ImageScores:
             mask_fault = str(error)
 
     # scores
+    # the stack starts with target and CXR
     predictions = dict(zip(files.predictions, stack[2:]))
     row = scores.pixel_scores(stack[1], stack[0], predictions, mask)
     if lpips.device.type != "cpu":
@@ -291,6 +319,7 @@ def _score(files: ImageFiles, size: int, lpips: scores.Lpips) -> ImageScores:
 
 def _same_aspect(a: tuple[int, int], b: tuple[int, int]) -> bool:
     """Whether two shapes (H, W) have the same ratio of their sides, but for the rounding of a side to whole pixels."""
+    # Cross-multiplied: a / b = c / d without division. Rounding a side by one pixel moves this by the other's length.
     difference = abs(a[0] * b[1] - b[0] * a[1])  # a pixel more in the height of one adds the width of the other
     return difference <= max(*a, *b)
 
@@ -305,19 +334,22 @@ def _aspect_fault(path: Path, shape: tuple[int, int], target_shape: tuple[int, i
 def _ahead(work: Callable, items: Iterable) -> Iterator[Future]:
     """work(item) of each item, in order, by threads that are a few items ahead: memory does not grow with the number of
     items."""
+    # PyTorch's own threads and these would compete for the same cores.
     cores = torch.get_num_threads()  # that this process may use
     threads = min(MOST_THREADS, cores)
     # every thread computes with one core, as there are as many threads
     with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         waiting: deque[Future] = deque()
         try:
+            # At most threads + 1 images wait: the oldest is handed out before a further one is started.
             for item in items:
                 waiting.append(pool.submit(work, item))
                 if len(waiting) > threads:
                     yield waiting.popleft()
-            while waiting:
+            while waiting:  # what is still at work after the last item
                 yield waiting.popleft()
         finally:
+            # Also if the caller stops early, on an error or Ctrl-C: what has not begun is dropped.
             for future in waiting:
                 future.cancel()
-            torch.set_num_threads(cores)
+            torch.set_num_threads(cores)  # for what this process computes next

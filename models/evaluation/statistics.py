@@ -43,6 +43,7 @@ def bootstrap(values: np.ndarray, seed: int = 0) -> tuple[float, float]:
         return math.nan, math.nan
     if np.ptp(values) == 0:  # equal values: scipy's acceleration would be 0 / 0
         return float(values[0]), float(values[0])
+    # BCa rather than percentiles: few images and skewed scores (BSR has an upper bound) bias the plain interval
     result = stats.bootstrap(
         (values,),
         np.mean,
@@ -62,12 +63,15 @@ def signed_rank(a, b) -> dict[str, float]:
 
     Pairs without a difference are left out of the test (Wilcoxon 1945). p is NaN if fewer than LEAST_PAIRS remain.
     """
+    # Paired by image: images differ more from each other than methods do on one image.
     with np.errstate(invalid="ignore"):  # inf - inf is NaN, and left out like inf itself
         difference = np.asarray(a, np.float64) - np.asarray(b, np.float64)
     difference = difference[np.isfinite(difference)]
     mean = math.nan
     if difference.size:
         mean = float(difference.mean())
+
+    # Ranks of the differences, not a t-test: scores of few images are seldom normally distributed.
     changed = difference[difference != 0]
     p = math.nan
     if changed.size >= LEAST_PAIRS:
@@ -82,7 +86,7 @@ def holm(p_values) -> list[float]:
     adjusted = np.full(p.shape, math.nan)
     defined = np.flatnonzero(np.isfinite(p))
     order = defined[np.argsort(p[defined], kind="stable")]  # places of the p-values, the smallest first
-    hypotheses_left = np.arange(order.size, 0, -1)
+    hypotheses_left = np.arange(order.size, 0, -1)  # m, m - 1, ..., 1
     steps = p[order] * hypotheses_left
     adjusted[order] = np.minimum(np.maximum.accumulate(steps), 1)  # no corrected p-value below the one before it
     return adjusted.tolist()

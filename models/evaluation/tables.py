@@ -32,7 +32,9 @@ LATEX = {
     "–": "--",
     "—": "---",
 }
+# A heading above this many letters is set in two lines, or it would set the width of its column.
 LONG_HEADING = 15  # letters
+# of headings such as 10⁻³, which LaTeX fonts do not have as letters
 SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-")
 
 
@@ -57,6 +59,7 @@ class Table:
 
 def text(table: Table) -> str:
     """Columns of letters; an asterisk behind the best."""
+    # The asterisks are part of the cells before widths are measured, so columns stay flush.
     rows = [table.headings, *table.marked(lambda cell: f"{cell} *")]
     widths = []
     for column in zip(*rows):
@@ -65,6 +68,7 @@ def text(table: Table) -> str:
     # title, rows, foot, with an empty line between them
     lines = [table.title, ""]
     for row in rows:
+        # the last column is padded too, hence rstrip
         padded = [cell.ljust(width) for cell, width in zip(row, widths)]
         lines.append("  ".join(padded).rstrip())
     notes = list(table.notes)
@@ -79,6 +83,7 @@ def markdown(table: Table) -> str:
     """A pipe table; the best in bold."""
 
     def line(cells: list[str]) -> str:
+        # a bar would start a new cell
         escaped = [cell.replace("|", "\\|") for cell in cells]
         return "| " + " | ".join(escaped) + " |"
 
@@ -86,6 +91,7 @@ def markdown(table: Table) -> str:
     lines = [f"**{table.title}**", "", line(table.headings), line(["---"] + ["---:"] * numbers)]
     for row in table.marked(lambda cell: f"**{cell}**"):
         lines.append(line(row))
+    # the empty line ends the pipe table; the note would become a row of it
     for note in table.notes:
         lines.append(f"\n{note}")
     return "\n".join(lines) + "\n"
@@ -105,12 +111,15 @@ def latex(table: Table, label: str) -> str:
     printed = Table(table.title, table.headings, [], table.best)
     for row in table.rows:
         printed.rows.append([escape(cell) for cell in row])
+
+    # the methods' names flush left, the numbers right
     columns = "l" + "r" * (len(table.headings) - 1)
     lines = [
         r"\begin{table}[htbp]",
         r"  \centering\small",
         rf"  \caption{{{escape(table.title)}}}",
         rf"  \label{{{label}}}",
+        # shrinks a table that is wider than the text and leaves a narrow one as it is
         r"  \resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
         rf"  \begin{{tabular}}{{{columns}}}",
         r"    \toprule",
@@ -120,6 +129,8 @@ def latex(table: Table, label: str) -> str:
     for row in printed.marked(lambda cell: rf"\textbf{{{cell}}}"):
         lines.append(line(row))
     lines += [r"    \bottomrule", r"  \end{tabular}}"]
+
+    # in small print below the tabular; the caption holds the title alone
     if table.notes:
         foot = escape("; ".join(table.notes))
         lines.append(rf"  \par\smallskip\parbox{{\linewidth}}{{\footnotesize {foot}.}}")
@@ -129,6 +140,7 @@ def latex(table: Table, label: str) -> str:
 
 def _stacked(heading: str) -> str:
     """A long heading in two lines, as LaTeX."""
+    # broken at the first blank, which in "BSR (%) ↑" and "MSE (10⁻³) ↓" keeps the unit with the arrow
     first, space, rest = heading.partition(" ")
     if not space or len(heading) <= LONG_HEADING:
         return escape(heading)
@@ -144,5 +156,6 @@ def escape(words: str) -> str:
         return f"\0{match[0].translate(SUPERSCRIPTS)}\0"
 
     marked = re.sub(r"[⁰¹²³⁴⁵⁶⁷⁸⁹⁻]+", between_nuls, words)
+    # Letter by letter rather than by successive replacements, which would escape what they have just written.
     printed = "".join(LATEX.get(letter, letter) for letter in marked)
     return re.sub("\0(.*?)\0", r"$^{\1}$", printed)

@@ -17,10 +17,13 @@ def prefer_own(settings: config.Settings, section: str) -> config.Settings:
     section: "ldm", "lcm" or "vqgan". Weights that a person has named stay. A noise estimator that was trained here gets
     the autoencoder that it was trained with: its training has recorded it.
     """
+    # A person who has trained means those weights, unless another file is named explicitly.
     own = Path(settings.runs) / section / FILE
     if not _is_shipped(getattr(settings, section).weights) or not own.is_file():
         return settings
     settings = replace(settings, **{section: replace(getattr(settings, section), weights=str(own))})
+
+    # The estimator knows the latents of one autoencoder; those of another have another meaning.
     if section != "vqgan" and _is_shipped(settings.vqgan.weights):
         autoencoder = _recorded_autoencoder(own.parent)
         if autoencoder is not None:
@@ -40,6 +43,7 @@ def _origin(settings: config.Settings, section: str) -> str:
     path = getattr(settings, section).weights
     if _is_shipped(path):
         return f"{path} (shipped with the project)"
+    # resolved, since either may be relative or a link
     if Path(path).resolve().is_relative_to(Path(settings.runs).resolve()):
         return f"{path} (trained in {settings.runs})"
     return str(path)
@@ -51,6 +55,7 @@ def _is_shipped(path: str) -> bool:
 
 def _recorded_autoencoder(training: Path) -> str | None:
     """The autoencoder's weights that a training's config.yaml names, if they are still there."""
+    # A missing or damaged config.yaml is no reason to stop: the settings' autoencoder is used, and `describe` says so.
     try:
         tree = yaml.safe_load((training / "config.yaml").read_text(encoding="utf-8"))
         path = tree["vqgan"]["weights"]
