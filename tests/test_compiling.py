@@ -106,6 +106,7 @@ def test_bf16_calls_are_within_45_db(networks):
         assert 1e-8 < error < 10**-4.5  # the lower bound: it is not float32 in disguise
 
 
+@pytest.mark.slow
 def test_weights_cast_once_are_those_that_autocast_casts(networks):
     unet = networks[1]
     z = torch.randn(1, 8, 16, 16)
@@ -128,6 +129,7 @@ def test_quantisation_and_group_normalisation_stay_in_float32(networks):
     assert torch.allclose(normalised, GroupNorm32(32).requires_grad_(False)(x))
 
 
+@pytest.mark.slow
 def test_other_shapes_run_plain_and_a_failing_compiler_is_told_once(networks, monkeypatch):
     unet = networks[1]
     warnings: list[str] = []

@@ -93,6 +93,7 @@ def test_numbers_lists_flags_and_null_are_read_as_meant(argument, value):
     assert found == value and type(found) is type(value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "text",
     [
@@ -279,6 +280,7 @@ TREES = st.recursive(
 )
 
 
+@pytest.mark.slow
 @hypothesis_settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(arguments=st.lists(ARGUMENTS, max_size=3))
 def test_any_command_line_is_taken_or_refused_in_one_line(arguments):
@@ -289,6 +291,7 @@ def test_any_command_line_is_taken_or_refused_in_one_line(arguments):
         assert str(error).isprintable()
 
 
+@pytest.mark.slow
 @hypothesis_settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(tree=TREES, broken=st.booleans())
 def test_any_settings_file_is_taken_or_refused_in_one_line(tmp_path, tree, broken):
@@ -445,6 +448,7 @@ def test_every_setting_stands_in_the_file_with_a_meaning():
         assert meanings[key], f"{key} has no comment in config.yaml"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments, status", [(["--help"], 0), (["lcm.stepz=4"], 2)])
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_help_and_mistakes_are_answered_before_torch_is_imported(script, arguments, status):

@@ -222,6 +222,7 @@ def solid(inside, shape=(60, 80, 80), spacing=(3.0, 2.0, 2.0)):
     return xray.Volume(np.rint(share[..., None] / 1e-4).astype(np.uint16), spacing, 1e-4)
 
 
+@pytest.mark.slow
 def test_rays_through_a_cylinder_have_the_lengths_of_its_chords():
     radius, size, field = 50.0, 120, 150.0
     volume = solid(lambda z, y, x: np.hypot(x, z) < radius)
@@ -248,6 +249,7 @@ def test_a_ball_looks_the_same_from_everywhere():
     assert np.abs(np.roll(moved, (20, -10), (0, 1)) - straight)[25:75, 25:75].max() < 0.35
 
 
+@pytest.mark.slow
 def test_what_lies_nearer_to_the_source_looks_larger():
     discs = [solid(lambda z, y, x, at=at: (np.hypot(x, y) < 30) & (np.abs(z - at) < 3)) for at in (-60, 60)]
     front, back = ((xray.project(disc, xray.Pose(field=150), 150)[..., 0] > 0.3).sum() for disc in discs)
@@ -352,6 +354,7 @@ def test_a_box_of_water_has_no_lungs():
 # --- Pairs ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_same_seed_same_pair_at_any_size(parts):
     one, two, other = (ct.simulate(parts, seed, SIZE) for seed in (3, 3, 4))
     for name in ("cxr", "soft", "mask"):
@@ -478,6 +481,7 @@ def script(run_here, tmp_path):
     return run
 
 
+@pytest.mark.slow
 def test_simulating_from_cts(script, chest, tmp_path):
     write_nifti(tmp_path / "scans" / "a" / "one.nii.gz", chest[0])
     status, out, _ = script("simulate.count=4", "simulate.source=both")

@@ -183,6 +183,7 @@ def test_truth_and_mask_are_looked_for_beside_a_cxr_folder_only(root, tmp_path):
     assert lists.neighbour(tmp_path / "elsewhere" / "1.png", "BS") is None
 
 
+@pytest.mark.slow
 def test_training_images_are_cut_and_their_bone_changed_alike_in_every_process(root):
     """A part of the image, another one in each epoch; without bone a CXR is its soft tissue."""
     pairs, no_bone = lists.find_pairs(root), augmentation(bone=1.0)

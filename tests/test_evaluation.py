@@ -96,6 +96,7 @@ def test_what_a_run_costs(networks):
     assert found["seconds"] == 2 and found["seconds_after_warm_up"]
 
 
+@pytest.mark.slow
 def test_several_results_of_an_image_give_their_mean_and_deviation(networks, tmp_path):
     """Whatever the batch size; the first result is the one that is drawn alone."""
     for seed, shape in ((1, slice(None)), (2, slice(10, 80))):
@@ -136,6 +137,7 @@ def test_several_results_of_an_image_give_their_mean_and_deviation(networks, tmp
     assert np.allclose(first, np.clip(drawn[0][0] + 0.5, 0, 1), atol=2e-5)
 
 
+@pytest.mark.slow
 def test_masks_of_some_images_only_and_a_result_that_does_not_depend_on_its_batch(networks, tmp_path):
     for seed in (1, 2):
         images.write(tmp_path / "CXR" / f"{seed}.png", phantom.simulate(seed, SIZE).cxr)
@@ -150,6 +152,7 @@ def test_masks_of_some_images_only_and_a_result_that_does_not_depend_on_its_batc
         assert np.abs(one - two).max() <= 1.01 / 255
 
 
+@pytest.mark.slow
 def test_after_a_stop_the_same_call_goes_on(networks, tmp_path, capsys):
     for seed in range(4):
         images.write(tmp_path / "in" / f"{seed}.png", phantom.simulate(seed, SIZE).cxr)
@@ -373,6 +376,7 @@ def test_a_killed_run_knows_the_files_that_it_had_begun(xrays, monkeypatch):
     assert (xrays / "out" / "b.png").is_file()
 
 
+@pytest.mark.slow
 def test_results_of_other_settings_do_not_mix_in_a_folder(xrays):
     both = find_cases(xrays / "data" / "CXR", xrays, None)
     settings = {"steps": 1, "eval": {"input": "a.png", "strength": 0.8}}
@@ -493,6 +497,7 @@ def test_bars_of_steps_are_for_terminals(xrays, capsys):
     assert "step" not in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_one_evaluation_imports_neither_scores_nor_plots():
     code = (
         "import sys, models.evaluation.run; "

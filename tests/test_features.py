@@ -56,6 +56,7 @@ def write(folder: Path, name: str, network: torch.nn.Module) -> None:
         torch.save(state, folder / name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["alexnet.pth", "alexnet.ckpt", "alexnet.safetensors"])
 def test_every_form_of_file_gives_the_network_that_was_written(name, alexnet, tmp_path, nowhere):
     write(tmp_path / "given", name, alexnet)

@@ -49,6 +49,7 @@ def test_auc_is_the_share_of_pairs_in_order():
     assert observer.auc(present, absent) == pytest.approx(pairs)
 
 
+@pytest.mark.slow
 def test_the_interval_of_a_difference_holds_the_difference_and_is_0_for_the_same_scores():
     random = np.random.default_rng(3)
     groups = np.arange(120) // 4
@@ -144,6 +145,7 @@ def measured(folders, found, **keywords):
     return findings.measure({"half": folders / "half"}, folders / "CXR", found, masks=folders / "Mask", **keywords)
 
 
+@pytest.mark.slow
 def test_a_result_that_halves_everything_keeps_half_in_tables_and_files(folders):
     folder, found = folders
     result = measured(folder, found, target=folder / "BS")
@@ -164,6 +166,7 @@ def test_a_result_that_halves_everything_keeps_half_in_tables_and_files(folders)
     assert images.read(folder / "out" / "findings.png").pixels.size
 
 
+@pytest.mark.slow
 def test_an_image_that_a_folder_lacks_is_named_and_the_rest_measured(folders):
     folder, found = folders
     (folder / "half" / "2.png").unlink()
@@ -176,6 +179,7 @@ def test_an_image_that_a_folder_lacks_is_named_and_the_rest_measured(folders):
         measured(folder, [findings.Finding("elsewhere", 1, 1, 5)])
 
 
+@pytest.mark.slow
 def test_the_worst_finding_comes_first_in_the_picture(folders):
     folder, found = folders
     image = images.read(folder / "half" / "1.png").pixels

@@ -21,6 +21,7 @@ QUIET = {"derandomize": True, "deadline": None, "database": None, "suppress_heal
 NAMES = st.text(st.characters(exclude_characters="/\0"), min_size=1, max_size=20)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "kind, count",
     [("image", 120), ("dicom", 80), ("array", 40), ("name", 30), ("list", 30), ("folder", 30), ("settings", 30)],
@@ -130,6 +131,7 @@ def test_an_unchanged_image_is_written_as_it_was_read(
     assert np.array_equal(images.read(folder / "out.png").pixels, read.pixels)
 
 
+@pytest.mark.slow
 @settings(max_examples=40, **QUIET)
 @given(
     bits=st.integers(8, 16),

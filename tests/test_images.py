@@ -310,6 +310,7 @@ def test_dark_results_are_not_taken_for_few_bits(tmp_path):
 # --- Orientation
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("ending", ["png", "tif", "webp", "jpg", "16.png", "16.tif", "colour16.tif"])
 def test_exif_orientation_is_turned_and_turned_back(tmp_path, ending, orientation):
@@ -577,6 +578,7 @@ def test_constant_images_are_refused(tmp_path):
     assert not images.constant(images.check(images.read(tmp_path / "fine.png")).pixels)
 
 
+@pytest.mark.slow
 def test_polarity_of_simulated_patients():
     phantom = pytest.importorskip("models.simulate.phantom")
     for seed in range(6):

@@ -278,6 +278,7 @@ NEAR = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", NEAR)
 def test_nearly_equal_images_are_found(tmp_path, change):
     finder = duplicates.Finder()
@@ -291,6 +292,7 @@ def test_nearly_equal_images_are_found(tmp_path, change):
     assert finder.find(tmp_path / "near.png", duplicates.sketch(near), ignored=["1"]) is None
 
 
+@pytest.mark.slow
 def test_other_patients_and_the_mirror_image_are_not_nearly_equal(tmp_path):
     finder = duplicates.Finder()
     for seed in range(12):
@@ -301,6 +303,7 @@ def test_other_patients_and_the_mirror_image_are_not_nearly_equal(tmp_path):
         assert not duplicates.nearly_equal(pixels, pixels[:, ::-1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(6))
 def test_exchanged_images_show_more_bone_in_the_soft_tissue(seed):
     pair = phantom.simulate(seed, 128)
@@ -308,6 +311,7 @@ def test_exchanged_images_show_more_bone_in_the_soft_tissue(seed):
     assert not checks.look_exchanged(pair.cxr, 0.7 * pair.soft + 0.1)  # another window is no bone
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not SZCH.is_dir(), reason=f"no real pairs in {SZCH}")
 def test_real_pairs_are_aligned_and_shuffled_ones_are_not():
     pairs = list(lists.find_pairs(SZCH).values())

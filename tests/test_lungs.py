@@ -263,11 +263,13 @@ def spoiled_dice(spoil, cxr, lungs):
     return dice(lung_mask(np.ascontiguousarray(np.clip(cxr, 0, 1), np.float32)), np.asarray(lungs) > 0.5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spoil", SPOILED.values(), ids=SPOILED)
 def test_spoiled_phantoms(spoil, phantoms):
     assert min(spoiled_dice(spoil, *one) for one in phantoms) > 0.955  # .973 and better when written
 
 
+@pytest.mark.slow
 @real
 @pytest.mark.parametrize("spoil", SPOILED.values(), ids=SPOILED)
 def test_spoiled_films(spoil, films):
@@ -354,6 +356,7 @@ def test_training_samples_are_functions_of_their_number(phantoms):
         )
 
 
+@pytest.mark.slow
 def test_the_training_goes_on_where_it_was_stopped_and_its_weights_can_be_read(phantoms, tmp_path, monkeypatch):
     pool = np.stack([np.stack([255 * cxr, 255 * cxr, mask]).astype(np.uint8) for cxr, mask in phantoms])
     monkeypatch.setattr(train_lungs, "BATCH", 2)

@@ -62,6 +62,7 @@ def main(monkeypatch, *arguments: str) -> int:
     return metrics.main()
 
 
+@pytest.mark.slow
 def test_two_methods_with_faults_are_scored_on_what_is_complete(folder, run_here):
     images.write(folder / "one" / "3.png", np.full((SIDE, SIDE), 0.5))  # no CXR, no truth, not in two/
     for part in ("CXR", "BS", "one", "two"):
@@ -172,6 +173,7 @@ def test_a_place_for_tables_that_is_not_ones_own_is_refused_before_the_scoring(f
         main(monkeypatch, *arguments(folder, "two"), f"metrics.output={folder}/file/out")
 
 
+@pytest.mark.slow
 def test_a_list_masks_and_their_faults(folder, monkeypatch, capsys):
     inside = np.zeros((SIDE, SIDE))
     inside[5:40, 10:50] = 1
@@ -222,6 +224,7 @@ def test_methods_are_named_by_their_folder():
             scoring.name_methods(same)
 
 
+@pytest.mark.slow
 def test_known_findings_are_measured_beside_the_scores(folder, monkeypatch, capsys):
     (folder / "list.csv").write_text("image,x,y,diameter\n1,20,25,6\n10,25,30,6\n9,5,5,5\n")
     asked = [*arguments(folder, "one", "two"), f"metrics.findings={folder}/list.csv"]

@@ -22,6 +22,7 @@ def close(found, expected, relative=1e-4):
     return float((found - expected).abs().max()) <= relative * float(expected.abs().max())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name, build",
     [

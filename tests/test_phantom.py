@@ -43,6 +43,7 @@ def same(one, other):
     return all(np.array_equal(getattr(one, name), getattr(other, name)) for name in ("cxr", "soft", "mask"))
 
 
+@pytest.mark.slow
 def test_same_seed_same_pair_whatever_the_global_generator(patients):
     np.random.seed(5)
     before = np.random.get_state()[1].copy()

@@ -32,6 +32,7 @@ def run(networks, patients, kind=pipelines.GLLCM, which=slice(None), names=("a",
     return kind(*networks, **options)(cxr[which], list(names)[which], masks[which])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [pipelines.BSLDM, pipelines.GLLCM])
 def test_a_result_depends_on_the_image_its_name_and_the_seed_alone(networks, patients, kind):
     together = run(networks, patients, kind)
@@ -45,6 +46,7 @@ def test_a_result_depends_on_the_image_its_name_and_the_seed_alone(networks, pat
     assert not torch.allclose(together[:1], run(networks, patients, kind, which=slice(0, 1), names=("z",)), atol=1e-2)
 
 
+@pytest.mark.slow
 def test_bsldm_with_all_samplers_and_gllcm_with_all_guidances_and_fusions(networks, patients):
     results = [run(networks, patients, pipelines.BSLDM, sampler=sampler) for sampler in ("ddpm", "ddim", "dpmpp")]
     results += [run(networks, patients, guidance=guidance) for guidance in ("leg", "leg_shared", "cfg", "vanilla")]
@@ -266,6 +268,7 @@ def test_an_estimator_of_another_autoencoder_is_refused(pair, networks):
         pipelines.GLLCM.load(vqgan_path, unet_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change, words",
     [
@@ -287,6 +290,7 @@ def test_settings_in_a_header_that_cannot_be_are_refused_in_one_line(pair, chang
     assert "\n" not in str(refusal.value) and len(str(refusal.value)) < 500 + len(str(unet_path))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("found", [[], "text", 5, {}, {"steps": 4}])
 def test_a_header_with_something_else_in_place_of_settings_is_refused(pair, found):
     vqgan_path, unet_path, unet = pair
@@ -295,6 +299,7 @@ def test_a_header_with_something_else_in_place_of_settings_is_refused(pair, foun
         pipelines.GLLCM.load(vqgan_path, save(unet, unet_path))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     not (SHARED / "golden").is_dir(), reason="the released-form checkpoints of ../shared/golden are not here"
 )
@@ -323,6 +328,7 @@ def test_the_residual_form_keeps_what_the_autoencoder_loses(networks, patients, 
     assert (plain - patients[0]).abs().mean() > 0.05
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [pipelines.BSLDM, pipelines.GLLCM])
 def test_strength_is_the_share_of_what_is_taken_away(networks, patients, kind):
     whole, half, none = (run(networks, patients, kind, strength=strength) for strength in (1.0, 0.5, 0.0))

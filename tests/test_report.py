@@ -234,6 +234,7 @@ def test_faults_end_before_a_network_is_built(folders, monkeypatch):
         scoring.score_folders({scores.REFERENCE: folders / "good"}, folders / "CXR", folders / "BS", size=SIDE)
 
 
+@pytest.mark.slow
 def test_quality_against_cost_is_drawn(tmp_path):
     points = {
         "GL-LCM": [pictures.Point(8.5, 33.3, 33.0, 33.6, "50"), pictures.Point(0.5, 31.0, label="4")],

@@ -54,6 +54,7 @@ def test_bsldm_walk(unets):
     assert np.abs(final.numpy() - figures("bsldm_trajectory.npz")["final"]).max() < 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("guidance", sampling.GUIDANCE)
 def test_gllcm_walks(unets, guidance):
     found = sampling.sample_gllcm(
@@ -69,6 +70,7 @@ def test_gllcm_walks(unets, guidance):
         assert np.abs(latent.numpy() - reference).max() < 1e-3 * np.abs(reference).max(), path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps", [1, 10, 50])
 def test_ddpm_and_ddim_steps_are_those_of_diffusers(steps):
     diffusers = pytest.importorskip("diffusers")

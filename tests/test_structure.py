@@ -59,6 +59,7 @@ def imported(path: Path) -> set[str]:
     return modules & (known | set(SCRIPTS))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
 def test_a_module_imports_only_what_its_room_may(path):
     own = house_part(name_of(path))
@@ -68,6 +69,7 @@ def test_a_module_imports_only_what_its_room_may(path):
         assert other == own or other in ALLOWED[own], f"models/{name_of(path)} ({own}) imports {name} ({other})"
 
 
+@pytest.mark.slow
 def test_no_module_imports_itself_in_a_circle():
     imports = {name_of(path): imported(path) for path in MODULES}
     done: set[str] = set()

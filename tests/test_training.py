@@ -153,6 +153,7 @@ class Killed(BaseException):
     """As kill -9 would: nothing runs after it."""
 
 
+@pytest.mark.slow
 def test_it_learns_and_writes_what_it_promises(tmp_path):
     trainer = make(tmp_path, epochs=40, milestones=(), validate_every=4)
     assert trainer.run() == 0
@@ -167,6 +168,7 @@ def test_it_learns_and_writes_what_it_promises(tmp_path):
     assert [path.name for path in sorted((tmp_path / "samples").iterdir())][:2] == ["epoch_0003.png", "epoch_0006.png"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("killed_at", [1, 3, 4, 9, 23])
 def test_killed_at_any_step_it_ends_as_if_it_had_not_been(tmp_path, killed_at):
     make(tmp_path / "whole").run()
@@ -205,6 +207,7 @@ def test_noise_is_a_function_of_seed_step_and_name_and_of_the_place_in_the_batch
     assert not torch.equal(whole.normal("a"), loop.Noise(0, 6, 6, list(range(6)), cpu).normal("a"))
 
 
+@pytest.mark.slow
 def test_a_damaged_newest_state_is_passed_over(tmp_path, capsys):
     make(tmp_path / "whole").run()
     make(tmp_path / "damaged", epochs=3, save_every=0).run()
@@ -260,6 +263,7 @@ def test_ten_bad_batches_in_a_row_stop_the_training_with_their_names(tmp_path, c
     assert trainer.progress.step == 10 and "point" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_what_may_not_change_stops_the_run_with_both_values(tmp_path):
     make(
         tmp_path, epochs=1, settings={"unet.width": 32, "unet_x": 1}, fixed=("unet",), facts={"images": "14 points"}
@@ -271,6 +275,7 @@ def test_what_may_not_change_stops_the_run_with_both_values(tmp_path):
     make(tmp_path, settings={"unet.width": 32, "unet_x": 2}, fixed=("unet",), facts={"images": "14 points"}).run()
 
 
+@pytest.mark.slow
 def test_what_may_change_changes_and_is_reported_as_it_is_typed(tmp_path, capsys):
     make(tmp_path, epochs=2).run()
     trainer = make(tmp_path, epochs=5, batch_size=7, learning_rate=0.01, milestones=(1, 2), checkpointing=True)
@@ -284,6 +289,7 @@ def test_what_may_change_changes_and_is_reported_as_it_is_typed(tmp_path, capsys
     assert trainer.progress.epoch == 5 and trainer.progress.step == 2 * 4 + 3 * 2
 
 
+@pytest.mark.slow
 def test_settings_of_objective_and_optimiser_change_too(tmp_path, capsys):
     make(tmp_path, epochs=1, settings={"vqgan.loss.pixel": "mse"}).run()
     trainer = make(tmp_path, epochs=2, settings={"vqgan.loss.pixel": "l1"})
@@ -295,6 +301,7 @@ def test_settings_of_objective_and_optimiser_change_too(tmp_path, capsys):
     )
 
 
+@pytest.mark.slow
 def test_the_record_of_the_settings_is_of_what_was_trained(tmp_path):
     """A start that is refused, or finds nothing to do, leaves the config.yaml of what was trained."""
     record = tmp_path / "config.yaml"
@@ -311,6 +318,7 @@ def test_the_record_of_the_settings_is_of_what_was_trained(tmp_path):
     assert record.read_text() == "made again"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork, and no POSIX locks")
 def test_a_folder_is_one_trainings_and_a_killed_one_gives_it_back_at_once(tmp_path):
     held = subprocess.Popen(
@@ -352,6 +360,7 @@ def test_weights_without_a_state_are_not_overwritten(tmp_path):
             raise AssertionError("started afresh")
 
 
+@pytest.mark.slow
 def test_weights_of_a_training_killed_before_its_first_state_is_due_have_one(tmp_path):
     """Killed in the validation of epoch 4, whose weights and those of epoch 2 no state of `save_every` belongs to."""
     make(tmp_path / "whole").run()
@@ -387,6 +396,7 @@ def test_a_batch_size_changed_in_the_middle_of_an_epoch_sees_every_image_once(tm
     assert sorted(sum(source.seen[:2], []) + sum(later.seen, [])) == list(range(14))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_the_step_saves_and_says_so(tmp_path, capsys, number):
     make(tmp_path / "whole").run()
@@ -406,6 +416,7 @@ def test_a_signal_ends_the_step_saves_and_says_so(tmp_path, capsys, number):
     assert same(contents(tmp_path / "whole"), contents(tmp_path / "stopped"))
 
 
+@pytest.mark.slow
 def test_a_signal_during_validation_loses_nothing(tmp_path):
     make(tmp_path / "whole").run()
     sent = []
@@ -421,6 +432,7 @@ def test_a_signal_during_validation_loses_nothing(tmp_path):
     assert same(contents(tmp_path / "whole"), contents(tmp_path / "stopped"))
 
 
+@pytest.mark.slow
 def test_a_finished_training_says_so_and_changes_nothing(tmp_path, capsys):
     make(tmp_path).run()
     before = contents(tmp_path)
@@ -430,6 +442,7 @@ def test_a_finished_training_says_so_and_changes_nothing(tmp_path, capsys):
     assert same(before, contents(tmp_path))
 
 
+@pytest.mark.slow
 def test_micro_batches_add_up_to_the_whole(tmp_path):
     runs = {count: make(tmp_path / str(count), accumulate=count, epochs=2) for count in (1, 3, 4)}
     for trainer in runs.values():
@@ -438,6 +451,7 @@ def test_micro_batches_add_up_to_the_whole(tmp_path):
     assert slopes == pytest.approx([slopes[0]] * 3, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_learning_rate_falls_at_its_milestones(tmp_path):
     assert [loop.learning_rate(1.0, epoch, (2, 4), 0.1) for epoch in (0, 1, 2, 4)] == pytest.approx([1, 1, 0.1, 0.01])
     make(tmp_path).run()
@@ -521,6 +535,7 @@ def test_the_first_weights_must_be_finite(tmp_path):
         loop.init_from(Line(), str(tmp_path / "bad.safetensors"))
 
 
+@pytest.mark.slow
 def test_a_best_that_was_removed_is_explained_and_takes_a_new_one(tmp_path, capsys):
     make(tmp_path, epochs=4).run()
     (tmp_path / "best.safetensors").unlink()

@@ -273,8 +273,3 @@ def size_text(pixels: np.ndarray) -> str:
     """'width x height' of (H, W), for messages."""
     height, width = pixels.shape
     return f"{width} x {height}"
-
-
-# The names under which the evaluation knows two of these functions
-some = shown_names
-beside = neighbour
