@@ -41,6 +41,7 @@ def test_network_comes_back_from_its_own_file(tmp_path):
     )
 
 
+@pytest.mark.slow
 @needs_legacy
 @pytest.mark.parametrize("name", ["bsldm", "gllcm"])
 def test_released_unet(name):
@@ -60,6 +61,7 @@ def test_released_vqgan_and_its_conversion(tmp_path):
         assert abs(found - expected["decode_z_q"]).max() < 1e-4 * abs(expected["decode_z_q"]).max()
 
 
+@pytest.mark.slow
 def test_plain_state_dict_tells_the_architecture(tmp_path):
     vqgan = fill(MLVQGAN(channels=(8, 16, 32), residual_channels=12, residual_layers=3, codes=40))
     unet = fill(ConditionalUNet(width=32, multipliers=(1, 2, 3), blocks=2, heads=8, attention=(2,), qkv_by_head=True))
@@ -254,6 +256,7 @@ GOOD = dict(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "header, words",
     [

@@ -64,6 +64,7 @@ def test_settings_cannot_be_changed():
         parse().lcm.steps = 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "argument, value",
     [
@@ -151,6 +152,7 @@ def test_names_in_braces_follow_their_setting():
 # --- What is refused -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "argument, words",
     [
@@ -463,6 +465,7 @@ def test_help_and_mistakes_are_answered_before_torch_is_imported(script, argumen
 # --- Numbers of the method that stand a second time, as defaults of functions ----------------------------------------
 
 
+@pytest.mark.slow
 def test_defaults_of_the_methods_are_the_base_settings():
     import torch
 

@@ -121,6 +121,7 @@ def refusal(path):
 # --- Files ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_nifti_in_every_orientation_is_the_same_volume(chest, tmp_path):
     small = chest[0][::9, ::8, ::12]
     for order in itertools.permutations((("P", "A"), ("I", "S"), ("L", "R"))):
@@ -178,6 +179,7 @@ def test_what_is_no_chest_ct_is_refused_in_one_line(chest, tmp_path):
     assert "claims" in refusal(tmp_path / "huge.nii")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name, words, changes",
     [
@@ -237,6 +239,7 @@ def test_rays_through_a_cylinder_have_the_lengths_of_its_chords():
     assert seen[:, np.abs(mm) > 56].max() == 0
 
 
+@pytest.mark.slow
 def test_a_ball_looks_the_same_from_everywhere():
     volume = solid(lambda z, y, x: x**2 + y**2 + z**2 < 40**2)
     straight = xray.project(volume, xray.Pose(field=150), 100)[..., 0]
@@ -317,6 +320,7 @@ def test_labels_say_what_bone_is(chest):
     assert arms[labels == 69].mean() > 0.99 and not arms[labels == 40].any()
 
 
+@pytest.mark.slow
 def test_parts_keep_the_masses(chest, parts):
     volume, labels, _ = chest
     values, unit = parts.fine.values.astype(np.float64), np.prod(parts.fine.spacing) * parts.fine.unit
@@ -373,6 +377,7 @@ def test_same_seed_same_pair_at_any_size(parts):
         ct.simulate(parts, 0, 63)
 
 
+@pytest.mark.slow
 def test_bone_is_bright_and_all_else_the_same(parts):
     for seed in range(4):
         pair = ct.simulate(parts, seed, SIZE)
@@ -412,6 +417,7 @@ def test_motion_leaves_edges(parts):
     assert difference[55:75, 35:70].max() > 0.1 and difference[:, :8].max() < 0.02
 
 
+@pytest.mark.slow
 def test_the_mask_is_two_lungs_dark_in_both_images(parts):
     for seed in range(4):
         pair = ct.simulate(parts, seed, SIZE)

@@ -46,6 +46,7 @@ def test_image_source_gives_whole_and_masked_images(root):
     assert torch.equal(source[2, 0], images.to_network(images.read(root / "CXR" / "0.png").pixels * mask, 32))
 
 
+@pytest.mark.slow
 def test_workers_load_the_same_as_the_process_itself(root):
     pairs = lists.find_pairs(root)
     alone, helped = (datasets.ImageSource(pairs, 32, False, workers=workers) for workers in (0, 2))
@@ -62,6 +63,7 @@ def encoder(calls):
     return encode
 
 
+@pytest.mark.slow
 def test_latents_are_encoded_once_and_anew_when_an_image_changes(root, tmp_path):
     pairs, calls = lists.find_pairs(root), []
     arguments = (encoder(calls), "key", pairs, 32, True, tmp_path / "latents", 5)
@@ -118,6 +120,7 @@ def test_latent_source_pairs_whole_with_whole_and_masked_with_masked():
     )
 
 
+@pytest.mark.slow
 def test_augmented_images_change_with_the_epoch_and_with_nothing_else(root):
     pairs, changes = lists.find_pairs(root), augmentation(flip=True, rotate=5, scale=0.1, contrast=0.1, gamma=0.1)
     alone, helped = (datasets.ImageSource(pairs, 32, True, workers, changes, seed=1) for workers in (0, 2))
@@ -129,6 +132,7 @@ def test_augmented_images_change_with_the_epoch_and_with_nothing_else(root):
     assert torch.equal(epochs[1][3], expected)  # all four images of a patient alike
 
 
+@pytest.mark.slow
 def test_latents_of_augmented_versions_are_kept_apart_and_taken_in_turn(root, tmp_path):
     pairs, calls = lists.find_pairs(root), []
     changes = augmentation(rotate=5, scale=0.1, contrast=0.1, gamma=0.1, bone=0.9)

@@ -118,6 +118,7 @@ def test_nobody_reading_is_no_traceback(program):
     assert said == ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_while_modules_are_imported_is_one_line(tmp_path, number, status):
     (tmp_path / "slow_module.py").write_text("import time\nprint('importing', flush=True)\ntime.sleep(60)\n")

@@ -41,6 +41,7 @@ class Function:
         return self.function(*arguments)
 
 
+@pytest.mark.slow
 def test_what_is_written_has_the_inputs_size_and_depth(networks, tmp_path):
     patient = phantom.simulate(1, 96)
     for name, pixels, bits in (("square", patient.cxr, 8), ("wide", patient.cxr[10:80], 16)):
@@ -63,6 +64,7 @@ def test_what_is_written_has_the_inputs_size_and_depth(networks, tmp_path):
     assert 2**27 < summary["peak_memory"] < 2**36 and summary["peak_memory_of"] == "of the whole process"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("residual", [True, False])
 def test_a_residual_result_keeps_the_detail_of_the_input(tmp_path, residual):
     """A method that darkens the upper half by 0.1: at four times its size the residual form is that to the bit depth,
@@ -240,6 +242,7 @@ def test_dicom_in_dicom_out_on_request(networks, tmp_path):
         run.require_dicom(cases)  # before anything runs
 
 
+@pytest.mark.slow
 def test_few_bits_stay_few_and_the_range_can_be_forced(networks, tmp_path, capsys):
     """12 bits in 16, as research exports are: said once for all images, and the results are 12 bits in 16 too."""
     method = pipelines.BSLDM(*networks, steps=1, sampler="ddim")
@@ -328,6 +331,7 @@ def files_below(folder):
     return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
+@pytest.mark.slow
 def test_no_result_takes_the_place_of_an_xray_a_truth_a_mask_or_anybodys_file(xrays):
     cases = find_cases(xrays / "data" / "CXR", xrays, None)
     (xrays / "mine" / "panels").mkdir(parents=True)

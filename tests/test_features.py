@@ -87,6 +87,7 @@ def test_names_and_places_are_torchvisions():
         )
 
 
+@pytest.mark.slow
 def test_order_is_folder_then_cache_then_package(alexnet, tmp_path, nowhere, monkeypatch):
     with pytest.raises(UserError) as error:
         features.find("alex", None)
@@ -122,6 +123,7 @@ def test_a_pickle_that_asks_for_more_than_arrays_is_refused_and_not_run(tmp_path
     assert not (tmp_path / "sprung").exists()
 
 
+@pytest.mark.slow
 def test_a_damaged_or_wrong_file_is_named(alexnet, tmp_path, nowhere):
     path = nowhere / "checkpoints" / features.DOWNLOADS["alex"]
     write(path.parent, path.name, alexnet)  # not the file whose hash the name promises

@@ -19,6 +19,7 @@ def test_channels_are_orthonormal():
     np.testing.assert_allclose(channels @ channels.T, np.eye(observer.CHANNELS), atol=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("detectability", (0.8, 1.6))
 def test_an_observer_on_white_noise_with_a_known_signal_reaches_its_theoretical_auc(detectability):
     """A signal inside the channels' span: the Hotelling observer is ideal, AUC = Phi(d' / sqrt(2))."""

@@ -71,6 +71,7 @@ def test_the_campaign_sees_what_it_looks_for(tmp_path, monkeypatch):
         assert outcome.startswith("FAILED") and word in outcome
 
 
+@pytest.mark.slow
 @settings(max_examples=150, **QUIET)
 @given(
     kind=st.sampled_from(["png", "dcm", "npy", "tif", "bmp", "gif", "jp2", "webp"]),
@@ -105,6 +106,7 @@ def whole_file(folder: Path, kind: str) -> Path:
     return path
 
 
+@pytest.mark.slow
 @settings(max_examples=60, **QUIET)
 @given(
     height=st.integers(1, 20),
@@ -164,6 +166,7 @@ def test_an_unchanged_dicom_is_written_as_it_was_read(
     np.testing.assert_allclose(images.read(folder / "out.dcm").pixels, pixels, atol=1e-6)
 
 
+@pytest.mark.slow
 @settings(max_examples=100, **QUIET)
 @given(names=st.lists(NAMES, min_size=1, max_size=5))
 def test_a_list_reads_back_or_is_not_written(tmp_path_factory, names):

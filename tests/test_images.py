@@ -427,6 +427,7 @@ def test_names_that_are_not_utf8_are_refused_in_one_line(tmp_path):
         str(error.value).encode()
 
 
+@pytest.mark.slow
 def test_raw_jsrt_files(tmp_path):
     levels = RNG.integers(0, 4096, (2048, 2048), dtype=np.uint16)
     levels.astype(">u2").tofile(tmp_path / "JPCLN001.IMG")

@@ -32,6 +32,7 @@ def chest():
 # --- Shapes and places ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", lesions.SHAPES)
 def test_every_shape_is_about_as_wide_as_asked_and_as_thick_as_a_ball(shape):
     diameter, pixel = 3.0, 0.05
@@ -61,6 +62,7 @@ def test_a_cavitated_lesion_is_thinner_inside_and_a_calcified_one_denser():
     assert profile("cavitated") < profile("round") < profile("calcified")
 
 
+@pytest.mark.slow
 def test_half_of_the_lesions_lie_over_bone_and_all_in_the_lungs(chest):
     lung, bone = chest
     found = [lesion for seed in range(60) for lesion in lesions.draw(lung, bone, seed, SIDE)[1]]
@@ -104,6 +106,7 @@ def test_a_patient_with_lesions_differs_from_his_twin_by_the_same_lesions_in_bot
     np.testing.assert_array_equal(ill.mask, normal.mask)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", (5, 8))
 def test_twins_differ_where_lesions_are_and_hardly_elsewhere_alike_in_both_images(seed):
     """Hardly, since scatter and tone curve are those of the whole image."""
@@ -126,6 +129,7 @@ def assert_same(one, other):
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.slow
 def test_twins_are_what_is_simulated_with_and_without_lesions():
     ill, normal = phantom.simulate_twins(3, 96)
     assert_same(ill, phantom.simulate(3, 96, True))

@@ -73,6 +73,7 @@ def reference_ms_ssim(x: np.ndarray, y: np.ndarray, data_range: float) -> float:
     return value
 
 
+@pytest.mark.slow
 def test_ms_ssim_is_the_definition(images):
     prediction, target = images
     expected = [reference_ms_ssim(p, t, 2.0) for p, t in zip(prediction[:, 0].numpy(), target[:, 0].numpy())]

@@ -66,6 +66,7 @@ def test_wrong_input_is_refused_with_what_came_and_what_is_expected(cxr, words):
     assert "expected" in str(refusal.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(64, 64), (97, 131), (64, 400), (400, 64)])
 def test_any_size_gives_a_boolean_mask_of_that_size_and_keeps_the_input(shape):
     cxr = drawn_chest(*shape)[0].astype(np.float64)
@@ -87,6 +88,7 @@ def test_drawn_chests(shape, shift):
     assert lung_faults(mask) == []
 
 
+@pytest.mark.slow
 def test_gamma_window_and_size_hardly_matter():
     cxr, _ = drawn_chest(512, 512)
     mask = lung_mask(cxr)
@@ -123,11 +125,13 @@ def films():
     return [(cxr, mask > 0.5) for cxr, mask in found]
 
 
+@pytest.mark.slow
 def test_phantoms(phantoms):
     for cxr, lungs in phantoms:
         assert dice(lung_mask(cxr), lungs) > 0.97  # .984 when written
 
 
+@pytest.mark.slow
 @real
 def test_real_films(films):
     for cxr, lungs in films:
@@ -312,6 +316,7 @@ def test_autocast_around_it_does_not_matter(phantoms):
         assert np.array_equal(lung_mask(cxr), mask)
 
 
+@pytest.mark.slow
 def test_threads_do_not_matter(phantoms):
     cxr, _ = phantoms[0]
     mask, threads = lung_mask(cxr), torch.get_num_threads()

@@ -148,6 +148,7 @@ def test_another_aspect_ratio_is_a_fault_and_not_a_squeeze(folder, monkeypatch, 
     )
 
 
+@pytest.mark.slow
 def test_images_of_other_runs_in_a_folder_are_noted(folder, monkeypatch, capsys):
     summary = {"method": "x", "seconds_per_image": {"1": 1.0}, "results_of_earlier_runs": ["2"]}
     (folder / "two" / "summary.json").write_text(json.dumps(summary))

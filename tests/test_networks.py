@@ -39,6 +39,7 @@ def test_full_size_names_shapes_and_counts_are_the_released_ones(name, build):
     assert sum(parameter.numel() for parameter in network.parameters()) == RELEASED[name]["parameters"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name, by_head", [("unet_bsldm", True), ("unet_gllcm", False)])
 def test_unet_output(name, by_head):
     expected = figures(f"{name}.npz")

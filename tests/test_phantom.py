@@ -58,6 +58,7 @@ def test_other_seeds_are_other_patients(patients):
             assert (one.mask != other.mask).mean() > 0.005
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 5])
 def test_same_patient_at_another_size(seed, patients):
     large = phantom.simulate(seed, 2 * SIZE)
@@ -178,6 +179,7 @@ def test_pixels_and_patient_coordinates_are_inverse():
     assert np.abs(back - np.stack([column, row], -1)).max() < 1e-3
 
 
+@pytest.mark.slow
 def test_surroundings_are_the_patient_taken_apart():
     anatomy, around = draw_anatomy(3), phantom.surroundings(3, SIZE)
     x, y = geometry.patient_grid(anatomy, SIZE)

@@ -55,6 +55,7 @@ def test_bsldm_with_all_samplers_and_gllcm_with_all_guidances_and_fusions(networ
         assert torch.isfinite(a).all() and all(not torch.equal(a, b) for b in results[:i])
 
 
+@pytest.mark.slow
 def test_outside_the_lungs_fusion_changes_nothing_and_black_stays_black(networks, patients):
     whole, fused = run(networks, patients, fusion="none"), run(networks, patients, fusion="alpha")
     masks = torch.from_numpy(patients[1])[:, None]
@@ -88,6 +89,7 @@ def test_the_default_fusion_is_the_poisson_fusion_of_the_two_paths(networks, pat
     assert all(np.isclose(whole[mask].mean(), local[mask].mean(), atol=2e-2) for _, whole, local, mask in seen)
 
 
+@pytest.mark.slow
 def test_lungs_are_found_where_no_masks_are_given(networks, patients):
     found = pipelines.GLLCM(*networks, steps=2)(patients[0], ["a", "b", "c"])
     assert torch.isfinite(found).all() and not torch.equal(
@@ -194,6 +196,7 @@ def test_one_picture_by_every_way(method, tmp_path, run_here):
     assert np.abs(images.read(tmp_path / "out" / "scan.png").pixels - pixels).max() > 0.02
 
 
+@pytest.mark.slow
 def test_keywords_replace_what_the_weights_say_and_without_a_header_the_papers_count(networks, tmp_path):
     gllcm = (WEIGHTS / "vqgan.safetensors", WEIGHTS / "gllcm.safetensors")
     changed = pipelines.GLLCM.load(*gllcm, steps=4, strength=1.0, fusion="none")
@@ -229,6 +232,7 @@ def save(network, path):
     return path
 
 
+@pytest.mark.slow
 def test_weights_of_the_other_method_or_schedule_are_refused(pair):
     vqgan_path, unet_path, unet = pair
     assert pipelines.GLLCM.load(vqgan_path, unet_path).options["steps"] == 50
@@ -239,6 +243,7 @@ def test_weights_of_the_other_method_or_schedule_are_refused(pair):
         pipelines.GLLCM.load(vqgan_path, save(unet, unet_path))
 
 
+@pytest.mark.slow
 def test_a_prior_tells_the_schedule_without_further_notes(networks, tmp_path):
     """Weights of earlier versions: a network with a prior names its schedule among its settings; others may be of
     either method.

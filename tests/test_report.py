@@ -49,6 +49,7 @@ def scored(folders, lpips):
     )
 
 
+@pytest.mark.slow
 def test_values_are_those_of_each_image_and_threads_are_given_back(scored, folders, lpips):
     for name in ("0", "4"):
         cxr, soft, pred = (images.read(folders / part / f"{name}.png").pixels for part in ("CXR", "BS", "a_b%"))
@@ -65,6 +66,7 @@ def test_values_are_those_of_each_image_and_threads_are_given_back(scored, folde
     assert torch.get_num_threads() == 1  # conftest's
 
 
+@pytest.mark.slow
 def test_a_gpus_way_through_the_network_gives_the_same(scored, folders, monkeypatch):
     class FromOneThread(scores.Lpips):
         def __init__(self, *arguments):

@@ -173,6 +173,7 @@ def test_a_perfect_estimator_brings_back_the_truth():
             assert (result - truth).abs().max() < 5e-3
 
 
+@pytest.mark.slow
 def test_an_images_walk_does_not_depend_on_its_batch(unets):
     cxr, masked = draw("two", (2, 4, 4, 4)), draw("masked", (2, 4, 4, 4))
     both = lambda name: draw(name, (2, 4, 4, 4))  # noqa: E731

@@ -40,6 +40,7 @@ def test_signed_rank_is_undefined_for_few_or_equal_pairs():
     assert gaps["pairs"] == 1 and gaps["difference"] == 1 and math.isnan(gaps["p"])
 
 
+@pytest.mark.slow
 def test_the_interval_covers_the_mean_as_often_as_it_says(monkeypatch):
     monkeypatch.setattr(statistics, "RESAMPLES", 500)
     draws = np.random.default_rng(0).gamma(4, 0.5, (200, 40))  # mean 2, skewed

@@ -219,6 +219,7 @@ def test_a_damaged_newest_state_is_passed_over(tmp_path, capsys):
     assert contents(tmp_path / "whole")["log"] == contents(tmp_path / "damaged")["log"]
 
 
+@pytest.mark.slow
 def test_no_whole_state_is_never_a_quiet_fresh_start(tmp_path):
     make(tmp_path, epochs=1).run()
     for state in tmp_path.glob("state_*.pt"):
@@ -227,6 +228,7 @@ def test_no_whole_state_is_never_a_quiet_fresh_start(tmp_path):
         make(tmp_path).run()
 
 
+@pytest.mark.slow
 def test_a_bad_batch_changes_nothing_and_is_counted(tmp_path, capsys):
     trainer = make(tmp_path, source=Points(bad=7), epochs=4)
     assert trainer.run() == 0
@@ -349,6 +351,7 @@ def test_where_there_are_no_locks_it_is_said(tmp_path, capsys, monkeypatch):
         assert "no file locks" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_weights_without_a_state_are_not_overwritten(tmp_path):
     make(tmp_path, epochs=2).run()
     with ownership.owned(tmp_path, "ldm.start"):
@@ -381,6 +384,7 @@ def test_weights_of_a_training_killed_before_its_first_state_is_due_have_one(tmp
     assert same(contents(tmp_path / "whole"), contents(tmp_path / "killed"))
 
 
+@pytest.mark.slow
 def test_a_batch_size_changed_in_the_middle_of_an_epoch_sees_every_image_once(tmp_path):
     source = Points()
 
@@ -459,6 +463,7 @@ def test_learning_rate_falls_at_its_milestones(tmp_path):
     assert rates == pytest.approx([0.1] * 4 + [0.01] * 2)
 
 
+@pytest.mark.slow
 def test_average_is_the_exponential_moving_average(tmp_path):
     history = []
 
@@ -547,6 +552,7 @@ def test_a_best_that_was_removed_is_explained_and_takes_a_new_one(tmp_path, caps
     assert capsys.readouterr().err.count("is gone") == 1
 
 
+@pytest.mark.slow
 def test_a_term_of_the_loss_may_begin_when_the_training_goes_on(tmp_path):
     """vqgan.loss.adversarial from 0 to 0.01: the discriminator's optimiser is not in the state."""
     make(tmp_path, epochs=1).run()
