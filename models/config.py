@@ -139,6 +139,9 @@ def parse_variants(description: str, reads: Sequence[str], argv: list[str] | Non
     varied = [key for key, value in changes.items() if isinstance(value, list) and value and not _takes_list(key)]
     if "threads" in varied:
         raise UserError("threads takes one value, since all variants run in the same process")
+    for key in varied:
+        if len(set(changes[key])) < len(changes[key]):
+            raise UserError(f"{key}={_show(changes[key])} names a value twice; each makes a variant of its own")
     # One Settings for every combination, built and checked before the first one runs.
     variants = {}
     for combination in itertools.product(*(changes[key] for key in varied)):

@@ -1,6 +1,5 @@
 """CXR in, soft tissue out: encode, sample, decode, fuse, in batches. What the evaluation and a notebook call."""
 
-import hashlib
 from dataclasses import asdict, fields
 from pathlib import Path
 
@@ -10,7 +9,7 @@ from pydantic import TypeAdapter
 from torch.nn import functional as F
 
 from . import config, fusion, images, lungs, sampling
-from .runtime import checkpoint, compiling, processes
+from .runtime import checkpoint, compiling, processes, seeding
 from .runtime.device import autocast
 from .runtime.files import UserError
 from .schema import BsldmSampling, GllcmFusion, GllcmSampling, ResultForm, Side
@@ -331,11 +330,9 @@ class Pipeline:
         """
 
         def noise(image: str, draw: str) -> torch.Tensor:
-            # "surrogatepass": Python has file names that are not UTF-8 as texts with lone surrogates
-            key = hashlib.sha256(f"{self.seed}/{image}/{draw}".encode("utf-8", "surrogatepass")).digest()
-            seed = int.from_bytes(key[:8]) >> 1  # torch takes 63 bits
             # Drawn on the CPU, since a GPU's generator gives other numbers for the same seed.
-            return torch.randn(shape[1:], generator=torch.Generator().manual_seed(seed))
+            generator = seeding.latent_generator(f"{self.seed}/{image}/{draw}")
+            return torch.randn(shape[1:], generator=generator)
 
         def noise_of_all(draw: str) -> torch.Tensor:
             drawn = torch.stack([noise(name, draw) for name in names])  # (B, C, h, w)

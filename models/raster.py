@@ -461,16 +461,16 @@ def read_array(path: Path, limits: Limits) -> Decoded:
 
     # NumPy's letters: b is booleans, u and i whole numbers without and with sign, f floats. Each needs a range it is
     # sure of.
-    kind = values.dtype.kind
+    letter = values.dtype.kind
     container = 8 * values.dtype.itemsize
-    if kind == "b":
+    if letter == "b":
         return Decoded(to_grey(values), 8)
-    if kind == "u" and container <= 16:
+    if letter == "u" and container <= 16:
         levels = to_grey(values)
         return scaled(levels, 8, limits, bits=8, white=255) if container == 8 else scaled(levels, 16, limits)
-    if kind == "f":
+    if letter == "f":
         return _floats(to_grey(values), limits)
-    if kind in "iu" and isinstance(limits, tuple):
+    if letter in "iu" and isinstance(limits, tuple):
         return _forced(to_grey(values), container, limits)
     raise ValueError(f"{values.dtype} has no known range; save it as uint8, uint16 or as floats from 0 to 1")
 
@@ -479,9 +479,9 @@ def read_jsrt(path: Path, limits: Limits) -> Decoded:
     """An .IMG file of JSRT's database, turned so that bones are bright. Its range is known: limits change nothing."""
     size = path.stat().st_size
     expected = 2 * JSRT_SIDE**2
-    levels = np.fromfile(path, ">u2")
     if size != expected:
         raise ValueError(f"it has {size} bytes; a JSRT image has {expected}")
+    levels = np.fromfile(path, ">u2")
     white = 2**JSRT_BITS - 1
     if levels.max() > white:
         raise ValueError(

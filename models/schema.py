@@ -27,9 +27,9 @@ def _number(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     # Whole numbers first, so that a large seed is not rounded by a float.
-    for kind in (int, float):
+    for number in (int, float):
         try:
-            return kind(value)
+            return number(value)
         except ValueError:
             continue
     return value

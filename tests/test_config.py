@@ -38,6 +38,11 @@ def refusal(*argv, reads=ALL) -> str:
     return message
 
 
+def test_an_ablation_over_the_same_value_twice_is_refused():
+    with pytest.raises(UserError, match=r"lcm.steps=\[4,4\] names a value twice"):
+        parse_variants("lcm.steps=[4,4]")
+
+
 # --- Base, profiles, command line ------------------------------------------------------------------------------------
 
 

@@ -157,6 +157,18 @@ def test_latents_of_augmented_versions_are_kept_apart_and_taken_in_turn(root, tm
     assert torch.equal(encoder([])(expected[None])[0], versions[1]["1"]["cxr"])
 
 
+def test_an_augmented_cxr_is_encoded_anew_when_its_soft_tissue_changes(root, tmp_path):
+    """Its bone is changed by means of the soft-tissue image, so a latent of the old one would be wrong."""
+    pairs = {"0": lists.find_pairs(root)["0"]}
+    changes = augmentation(bone=0.9)
+    calls = []
+    arguments = (encoder(calls), "key", pairs, 32, False, tmp_path / "latents", 4)
+    before = datasets.cached_latents(*arguments, augmentation=changes, version="0/0")
+    images.write(root / "BS" / "0.png", images.read(root / "BS" / "1.png").pixels)
+    after = datasets.cached_latents(*arguments, augmentation=changes, version="0/0")
+    assert not torch.equal(before["0"]["cxr"], after["0"]["cxr"])
+
+
 def test_training_pairs_follow_the_lists(root, tmp_path):
     folder = tmp_path / "lists"
     lists.write_list(folder / "x_trainset.txt", ["2.png", "0.png"])

@@ -45,3 +45,13 @@ def test_the_devices_that_are_there():
 def test_automatic_precision_is_float32_on_a_cpu():
     assert pick_precision("auto", torch.device("cpu")) == "float32"
     assert pick_precision("bf16", torch.device("cpu")) == "bf16"
+
+
+def test_more_processes_than_gpus_share_them(monkeypatch):
+    """Process 5 of a machine with four GPUs computes on the second one, which processes.joined has chosen too."""
+    asked = []
+    monkeypatch.setenv("LOCAL_RANK", "5")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(torch, "device", lambda name: asked.append(name) or "cpu")
+    pick_device("cuda")
+    assert asked[0] == "cuda:1"

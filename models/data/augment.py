@@ -6,13 +6,13 @@ the changes, so what lies outside the lungs of a masked image, and around an ima
 without them.
 """
 
-import hashlib
 import math
 
 import cv2
 import numpy as np
 
 from ..config import Augment
+from ..runtime import seeding
 
 # Gaussian blurs that separate fine from coarse structure, smallest and largest sigma in units of the image's side
 DETAIL_SIGMA = (0.0012, 0.008)
@@ -53,7 +53,7 @@ def augment(pixels: np.ndarray, augmentation: Augment | None, key: str) -> np.nd
         return pixels
 
     # Every random number is drawn whether it is used or not, so that one setting does not shift the draws of another.
-    random = _generator(key)
+    random = seeding.augmentation_generator(key)
     rotation, zoom, brightness, bend = random.uniform(-1, 1, 4)
 
     # Geometry: the flip first, then rotation and scale in one interpolation.
@@ -104,7 +104,7 @@ def change_bone(cxr: np.ndarray, soft: np.ndarray, augmentation: Augment | None,
     if augmentation is None or not changes_bone(augmentation):
         return cxr
     # A generator of its own, so that these draws do not shift those of `augment`.
-    random = _generator(f"{key}/bone")
+    random = seeding.augmentation_generator(f"{key}/bone")
     bone = cxr - soft
 
     # f, from 1 - bone to 1; g, from bone_flat; h, from 0 to bone_edge
@@ -118,13 +118,6 @@ def change_bone(cxr: np.ndarray, soft: np.ndarray, augmentation: Augment | None,
     # Not where the CXR is 0, which is padding.
     changed = soft + factor * (bone - flattening * wide + edge_gain * fine) * (cxr > 0)
     return np.clip(changed, 0, 1).astype(np.float32)
-
-
-def _generator(key: str) -> np.random.Generator:
-    """The random numbers of a key, the same on every machine and in every process."""
-    # Not Python's hash(), which is salted anew in every process.
-    digest = hashlib.sha256(key.encode()).digest()
-    return np.random.default_rng(int.from_bytes(digest[:8], "big"))
 
 
 def _log_uniform(random: np.random.Generator, bounds: tuple[float, ...]) -> float:

@@ -4,7 +4,6 @@ estimators."""
 import hashlib
 import re
 import signal
-import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import repeat
@@ -17,7 +16,7 @@ from tqdm import tqdm
 
 from .. import images, lungs
 from ..config import Augment
-from ..runtime import checkpoint
+from ..runtime import checkpoint, seeding
 from ..runtime.files import MachineError, UserError, replacing
 from . import augment, lists
 from .lists import Pair, size_text
@@ -85,9 +84,8 @@ def crop(image: torch.Tensor, side: int, key: str) -> torch.Tensor:
     """(1, S, S) -> (1, side, side), from a place that `key` decides; with side 0 the whole image."""
     if not side:
         return image
-    # crc32 of the key: the place is a function of (seed, epoch, name), not of the order of loading.
     last_places = np.subtract(image.shape[-2:], side)
-    random = np.random.default_rng(zlib.crc32(key.encode()))
+    random = seeding.place_generator(key)
     top, left = random.integers(0, last_places + 1)
     return image[:, top : top + side, left : left + side]
 
@@ -348,8 +346,8 @@ def _description(augmentation: Augment) -> str:
 
 
 def _content(pair: Pair, variant: str, change: str) -> str:
-    """A digest of all that a latent depends on: its variant, its image's content, for a masked one the mask's, and the
-    augmentation.
+    """A digest of all that a latent depends on: its variant, its image's content, for a masked one the mask's, for an
+    augmented CXR the soft tissue's, and the augmentation.
 
     A pair without a mask has the lungs found in its CXR, whose content then stands for the mask's.
     """
@@ -357,6 +355,8 @@ def _content(pair: Pair, variant: str, change: str) -> str:
 
     # The content of files, not their names or dates: a folder that is copied keeps its latents.
     paths = [soft if variant.endswith("soft") else cxr]
+    if change and variant.endswith("cxr"):
+        paths.append(soft)  # changes of the bone are made from both images
     if variant in MASKED:
         paths.append(mask or cxr)
     ingredients = [variant] + [checkpoint.digest(path) for path in paths]

@@ -20,6 +20,7 @@ import numpy as np
 
 from .. import images, lungs, scores
 from ..data import lists
+from ..runtime import seeding
 from ..runtime.files import UserError
 from . import insertion, observer, pictures
 from .tables import Table, markdown, text
@@ -250,7 +251,7 @@ def measure(
         mask = images.read_mask(given_masks[image]) if image in given_masks else lungs.lung_mask(untouched)
         pixel_mm = side_mm / max(untouched.shape)
         # seeded by the image's name, so that the places do not change with the other images of the list
-        normal = normal_places(mask, own, pixel_mm, np.random.default_rng([seed, *image.encode()]))
+        normal = normal_places(mask, own, pixel_mm, seeding.detail_generator(seed, image))
         centres = np.array([(round(finding.x), round(finding.y)) for finding in own])
         # A centre outside the image has no patch; its row in the table is NaN.
         inside = ((centres >= 0) & (centres < untouched.shape[::-1])).all(1)

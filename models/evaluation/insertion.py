@@ -12,7 +12,6 @@ so any X-ray and any weights do.
 import csv
 import dataclasses
 import io
-import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ import numpy as np
 import torch
 
 from .. import images, lungs
-from ..runtime import processes
+from ..runtime import processes, seeding
 from ..runtime.files import UserError
 from .cases import Case
 from .tables import Table, text
@@ -144,8 +143,7 @@ def places(
 
     mask: bool (S, S), the lungs; bone: as in `ribs`. A nodule for which there is no room is left out.
     """
-    # crc32, since Python's own hash of a text differs from process to process
-    random = np.random.default_rng(zlib.crc32(seed.encode()))
+    random = seeding.place_generator(seed)
     pixel = side_mm / len(mask)
     deep = cv2.distanceTransform(mask.astype(np.uint8), cv2.DIST_L2, 5) * pixel > INSIDE_MM
     candidates = [np.argwhere(deep & region) for region in ribs(bone, side_mm)]

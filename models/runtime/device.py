@@ -15,8 +15,9 @@ def pick_device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda":
-        gpu = os.environ.get("LOCAL_RANK", 0)  # torchrun's number of this process on its machine
-        name = f"cuda:{gpu}"
+        # torchrun's number of this process on its machine; more processes than GPUs share them, as in processes.joined
+        local_rank = int(os.environ.get("LOCAL_RANK", 0))
+        name = f"cuda:{local_rank % max(1, torch.cuda.device_count())}"
 
     # A device is one that computes and gives the result back. PyTorch knows the names of many that are not built in,
     # and of "meta", whose tensors have no numbers.

@@ -48,8 +48,8 @@ def require_writable(folder: str | Path) -> None:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        kind = UserError if error.errno in WRONG_PLACE else MachineError
-        raise kind(f"cannot write {folder}: {error.strerror or error}") from error
+        error_type = UserError if error.errno in WRONG_PLACE else MachineError
+        raise error_type(f"cannot write {folder}: {error.strerror or error}") from error
     finally:
         with suppress(OSError):
             # only the folders made here; one that somebody has filled meanwhile does not go

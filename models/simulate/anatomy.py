@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .field import generator
+from ..runtime.seeding import detail_generator
 from .geometry import Pose
 
 # Ribs 1 to 12: half width of the cage, fall from the back to the front, fall along the back, angle where bone ends and
@@ -43,7 +43,7 @@ class Anatomy(Pose):
 
 def draw_anatomy(seed: int) -> Anatomy:
     """Patient `seed`; the order of the draws is part of the patient."""
-    random = generator(seed, "anatomy")
+    random = detail_generator(seed, "anatomy")
     # Everything is drawn at once and in this order, so a patient stays the same whatever shape is drawn from it.
     female = bool(random.random() < 0.5)
     right_dome = random.uniform(0.69, 0.79)

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from ..runtime.seeding import detail_generator
 from . import field, lesions, phantom, xray
-from .field import blur, disc, generator, smooth_step, texture
+from .field import blur, disc, smooth_step, texture
 from .phantom import Phantom, Surroundings
 from .separate import Parts
 
@@ -58,7 +59,7 @@ class Draw:
 
 def draw(seed: int) -> Draw:
     """What pair `seed` is drawn with; the order of the draws is part of the pair."""
-    random = generator(seed, "ct")
+    random = detail_generator(seed, "ct")
     tones = (
         np.array([0.22, 0.36, 0.60, 0.81, 0.91, 0.95]) + random.normal(0, 0.03) + np.cumsum(random.normal(0, 0.012, 6))
     )
@@ -281,7 +282,7 @@ def expose(water: np.ndarray, bone: np.ndarray, drawn: Draw, seed: int) -> tuple
 
 def _motion_maps(drawn: Draw, seed: int, size: int) -> tuple[np.ndarray, np.ndarray]:
     """Maps of cv2.remap from one exposure to the other: the body moves a little, heart and diaphragm more."""
-    random = generator(seed, "motion")
+    random = detail_generator(seed, "motion")
     index = np.arange(size, dtype=np.float32)
     centre_x, centre_y, half_width, half_height = HEART
     heart = np.exp(
@@ -299,7 +300,7 @@ def show(cxr: np.ndarray, soft: np.ndarray, drawn: Draw, seed: int) -> tuple[np.
 
     # Quantum noise grows with what absorbs; the subtraction weights the noise of both exposures up, and filters take
     # most of it.
-    shared, own = generator(seed, f"noise {size}").standard_normal((2, size, size), np.float32)
+    shared, own = detail_generator(seed, f"noise {size}").standard_normal((2, size, size), np.float32)
     grain = drawn.noise * np.exp(GRAIN * np.minimum(cxr, 5))
 
     def detect(log: np.ndarray, noise: np.ndarray) -> np.ndarray:

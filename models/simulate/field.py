@@ -1,21 +1,18 @@
-"""What drawn patients and CTs share: named random numbers, and the pictures made of them; blurs and steps."""
+"""What drawn patients and CTs share: textures, warps and discs; blurs and steps."""
 
 import cv2
 import numpy as np
+
+from ..runtime.seeding import detail_generator
 
 SMALL = 128  # side at which wide blurs are computed, pixels
 WIDE_SIGMA = 0.02  # from this sigma on, in units of the side, a blur is wide
 LEAST_SIGMA = 0.35  # of a blur, pixels; OpenCV would read a smaller one as none
 
 
-def generator(seed: int, name: str) -> np.random.Generator:
-    """The random numbers of one named detail of one pair, independent of all others."""
-    return np.random.default_rng([seed, *name.encode()])
-
-
 def texture(seed: int, name: str, size: int, grains: int) -> np.ndarray:
     """Unit noise, float32 (size, size), of `grains` grains a side: the same picture at every size."""
-    noise = generator(seed, name).standard_normal((grains, grains), np.float32)
+    noise = detail_generator(seed, name).standard_normal((grains, grains), np.float32)
     # Grains finer than a pixel are averaged, as a detector would, instead of being sampled.
     interpolation = cv2.INTER_AREA if size < grains else cv2.INTER_CUBIC
     return cv2.resize(noise, (size, size), interpolation=interpolation)
@@ -27,7 +24,7 @@ def elastic_maps(seed: int, waves: int, bend: float, size: int) -> tuple[np.ndar
     Each displacement is a sum of products of sines, `waves` along either axis, with normal coefficients of deviation
     `bend` in units of the side.
     """
-    random = generator(seed, "elastic")
+    random = detail_generator(seed, "elastic")
     index = np.arange(size, dtype=np.float32)
 
     # d(x, y) = sum over m, n of c_mn sin(pi m x) sin(pi n y): the sines are 0 at the borders, so the frame stays.

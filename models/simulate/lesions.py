@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from .field import blur, generator
+from ..runtime.seeding import detail_generator
+from .field import blur
 
 # Rates of the shapes
 SHAPES = {"round": 0.26, "lobulated": 0.24, "spiculated": 0.2, "part-solid": 0.12, "cavitated": 0.08, "calcified": 0.1}
@@ -48,7 +49,7 @@ def draw(lung: np.ndarray, bone: np.ndarray, seed: int, side: float) -> tuple[np
     lung: bool (S, S), true where rays cross aerated lung. bone: (S, S), thickness of bone in any unit. side: side of
     the image, cm.
     """
-    random = generator(seed, "lesions")
+    random = detail_generator(seed, "lesions")
     pixel = side / len(lung)  # cm
     total = np.zeros(lung.shape, np.float32)
     placed = _place(lung, bone, random, pixel)

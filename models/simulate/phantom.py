@@ -12,9 +12,10 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from ..runtime.seeding import detail_generator
 from . import field, geometry, lesions, skeleton, soft_tissue
 from .anatomy import RIB_WIDTH, THORACIC_Y, WALL, Anatomy, draw_anatomy
-from .field import blur, generator, texture
+from .field import blur, texture
 from .xray import tone_curve
 
 VERSION = 1  # raise it with any change that changes a pair: a simulation is not continued by another version
@@ -163,7 +164,7 @@ def surroundings(seed: int, size: int) -> Surroundings:
 
 def draw_display(seed: int) -> Display:
     """How pair `seed` is exposed and shown; the order of the draws is part of the pair."""
-    random = generator(seed, "display")
+    random = detail_generator(seed, "display")
     tones = np.array([0.26, 0.39, 0.59, 0.79, 0.93, 0.97]) + random.normal(0, 0.02, 6) + random.normal(0, 0.03)
     scatter = random.uniform(0.05, 0.3)
     local = random.uniform(0.4, 1.1)
@@ -196,7 +197,7 @@ def show(anatomy: Anatomy, display: Display, soft: np.ndarray, bone: np.ndarray)
     without_bone = _log_exposure(SOFT_MU * (soft + anatomy.bone * edges), display)
 
     # Quantum noise grows with what absorbs; the subtraction keeps most of it and adds some of its own.
-    random = generator(anatomy.seed, f"noise {size}")
+    random = detail_generator(anatomy.seed, f"noise {size}")
     shared, own = random.standard_normal((2, size, size), np.float32)
     grain = display.noise * np.exp(0.3 * np.minimum(SOFT_MU * soft, 5))
     cxr = cxr + grain * shared

@@ -7,8 +7,9 @@ along the bone, placed by eye (see anatomy.py). B is the number of bones, k that
 import cv2
 import numpy as np
 
+from ..runtime.seeding import detail_generator
 from .anatomy import RIB_BOX, RIB_DROP, RIB_END, RIB_SLOPE, RIB_WIDTH, THORACIC_Y, Anatomy
-from .field import generator, texture
+from .field import texture
 from .geometry import POINTS, SIDES, Tubes, both_sides, curve, join, make_tubes, shell
 
 RIBS = 12
@@ -19,7 +20,7 @@ MARROW_BLUR = 0.0035  # sigma of that, in units of the side
 
 def ribs(anatomy: Anatomy) -> Tubes:
     """Twelve pairs of ribs (24, k), the right ones first: from the spine around to the front, falling all the way."""
-    random = generator(anatomy.seed, "ribs")
+    random = detail_generator(anatomy.seed, "ribs")
     t = np.linspace(0, 1, POINTS)
 
     # One row a rib. Small random amounts: neighbouring ribs and the two sides are never quite alike.
@@ -62,7 +63,7 @@ def ribs(anatomy: Anatomy) -> Tubes:
 
 def spine(anatomy: Anatomy) -> tuple[Tubes, Tubes]:
     """Bodies of C4 to L3 (20, 9), and their pedicles, transverse and spinous processes (100, k)."""
-    random = generator(anatomy.seed, "spine")
+    random = detail_generator(anatomy.seed, "spine")
 
     # Where the vertebrae are and how large.
     outer = np.arange(1, 5)  # four above and four below the thoracic ones
@@ -111,7 +112,7 @@ def spine(anatomy: Anatomy) -> tuple[Tubes, Tubes]:
 
 def girdle(anatomy: Anatomy) -> Tubes:
     """Collar bones, shoulder blades and upper arms (18, k)."""
-    random = generator(anatomy.seed, "shoulders")
+    random = detail_generator(anatomy.seed, "shoulders")
     # Raised shoulders lift the girdle; how far the shoulder blades are turned out of the lungs depends on how the
     # patient is placed.
     lift = 0.02 * anatomy.shoulder

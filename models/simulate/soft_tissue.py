@@ -8,8 +8,9 @@ import cv2
 import numpy as np
 from scipy.interpolate import CubicSpline
 
+from ..runtime.seeding import detail_generator
 from .anatomy import RIB_DROP, RIB_SLOPE, RIB_WIDTH, THORACIC_Y, WALL, Anatomy
-from .field import generator, texture
+from .field import texture
 from .geometry import SIDES, curve, ellipsoid, filled, ribbon, rows
 
 # The 2 x 12 roots become 24 * 2^7 = 3072 vessels in the last generation.
@@ -87,7 +88,7 @@ def breasts(anatomy: Anatomy, x: np.ndarray, y: np.ndarray) -> np.ndarray | np.f
     """Both breasts, fading out upwards; none of a man."""
     if not anatomy.female:
         return np.float32(0)
-    random = generator(anatomy.seed, "breasts")
+    random = detail_generator(anatomy.seed, "breasts")
 
     # The lower edge of a breast is a line in the radiograph, its upper one is none: hence the fading.
     centre_y = random.uniform(0.68, 0.80)
@@ -123,7 +124,7 @@ def _pleura(anatomy: Anatomy, side: float) -> np.ndarray:
 
 def _mediastinum(anatomy: Anatomy, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Thickness of the heart and the great vessels."""
-    random = generator(anatomy.seed, "heart")
+    random = detail_generator(anatomy.seed, "heart")
     size = anatomy.heart
     # The heart lies on the diaphragm, so a deep breath lowers both.
     base = sum(anatomy.domes) / 2 - 0.10
@@ -154,7 +155,7 @@ def _dome(anatomy: Anatomy, x: np.ndarray, side: float) -> np.ndarray:
     # u: 0 at the top of the dome, about 1 at the chest wall, negative towards the heart, where it stays nearly flat.
     u = (np.abs(x) - 0.16) / (RIB_WIDTH[8] * anatomy.width - 0.15)
     # The same number for both sides: the generator is made anew with the same name.
-    steepness = generator(anatomy.seed, "dome").uniform(0.13, 0.21)
+    steepness = detail_generator(anatomy.seed, "dome").uniform(0.13, 0.21)
     top = anatomy.domes[int(side > 0)]
     return top + np.where(u > 0, steepness * np.abs(u) ** 2.4, 0.03 * u * u)
 
@@ -187,7 +188,7 @@ def air(anatomy: Anatomy, x: np.ndarray, y: np.ndarray, body: np.ndarray) -> tup
 
 def vessels(anatomy: Anatomy, size: int) -> np.ndarray:
     """Thickness of the branching vessels of both lungs, thinner with every fork from the hilum."""
-    random = generator(anatomy.seed, "vessels")
+    random = detail_generator(anatomy.seed, "vessels")
     total = np.zeros((size, size), np.float32)
 
     # The roots: angle 0 is sideways, positive is down; the lower lobes' vessels are longer and thicker.
@@ -216,7 +217,7 @@ def vessels(anatomy: Anatomy, size: int) -> np.ndarray:
 
 def airways(anatomy: Anatomy, size: int) -> np.ndarray:
     """Thickness of the air in the trachea and the main bronchi."""
-    random = generator(anatomy.seed, "airways")
+    random = detail_generator(anatomy.seed, "airways")
     lean = random.uniform(-0.012, 0.004)
     carina = random.uniform(0.36, 0.40)
 
@@ -236,7 +237,7 @@ def airways(anatomy: Anatomy, size: int) -> np.ndarray:
 
 def stomach(anatomy: Anatomy, x: np.ndarray, y: np.ndarray) -> np.ndarray | np.float32:
     """Thickness of the bubble below the left diaphragm, flat below as the patient stands; absent in three of ten."""
-    random = generator(anatomy.seed, "stomach")
+    random = detail_generator(anatomy.seed, "stomach")
     if random.random() < 0.3:
         return np.float32(0)
 
@@ -251,7 +252,7 @@ def stomach(anatomy: Anatomy, x: np.ndarray, y: np.ndarray) -> np.ndarray | np.f
 
 def findings(anatomy: Anatomy, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Thickness of nodules and hazy opacities; most patients have none."""
-    random = generator(anatomy.seed, "findings")
+    random = detail_generator(anatomy.seed, "findings")
     total = np.zeros_like(x)
 
     # Nodules: three patients in five have none.
@@ -272,7 +273,7 @@ def findings(anatomy: Anatomy, x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 def devices(anatomy: Anatomy, size: int) -> np.ndarray:
     """Thickness of a port with its catheter and of a letter beside the patient; both images show them."""
-    random = generator(anatomy.seed, "devices")
+    random = detail_generator(anatomy.seed, "devices")
     total = np.zeros((size, size), np.float32)
     if random.random() < 0.25:
         # A port under the skin and its catheter, beside the collar bone into the upper vena cava, right of the midline.
