@@ -22,6 +22,7 @@ from . import dicom, raster
 from .raster import Limits, Scale
 from .runtime.files import UserError, replacing
 
+WIDE_SIGMA = 0.02  # from this sigma on, in units of the side, a blur is wide
 SUFFIXES = {
     ".png",
     ".tif",
@@ -417,6 +418,22 @@ def to_unit(signed):
 def to_signed(unit):
     """[0, 1] -> [-1, 1], tensors and arrays alike."""
     return unit * 2 - 1
+
+
+def blur(pixels: np.ndarray, sigma: float, small_side: int, least_sigma: float = 0.0) -> np.ndarray:
+    """Gaussian blur of float32 (S, S) by a sigma in units of the side; a wide one at the size (small_side, small_side).
+
+    least_sigma: of the blur, pixels, since OpenCV takes a very small one for none.
+    """
+    side = len(pixels)
+    if sigma < WIDE_SIGMA or side <= small_side:
+        return cv2.GaussianBlur(pixels, (0, 0), max(sigma * side, least_sigma))
+
+    # At full size the kernel would be hundreds of pixels wide. An area average cannot alias, and a blur this wide
+    # leaves no detail that the smaller image would lack.
+    small = cv2.resize(pixels, (small_side, small_side), interpolation=cv2.INTER_AREA)
+    blurred = cv2.GaussianBlur(small, (0, 0), sigma * small_side)
+    return cv2.resize(blurred, (side, side), interpolation=cv2.INTER_CUBIC)
 
 
 def to_network(pixels: np.ndarray, size: int) -> torch.Tensor:

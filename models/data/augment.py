@@ -11,6 +11,7 @@ import math
 import cv2
 import numpy as np
 
+from .. import images
 from ..config import Augment
 from ..runtime import seeding
 
@@ -18,8 +19,7 @@ from ..runtime import seeding
 DETAIL_SIGMA = (0.0012, 0.008)
 CORTEX_SIGMA = (0.002, 0.006)
 
-WIDE_SIGMA = 0.02  # from this sigma on (in units of the side) a blur is computed on a smaller image
-WIDE_SHRINK = 8  # which is so many times smaller
+WIDE_SHRINK = 8  # a wide blur is computed on an image that is so many times smaller
 
 
 def changes_bone(augmentation: Augment | None) -> bool:
@@ -128,12 +128,4 @@ def _log_uniform(random: np.random.Generator, bounds: tuple[float, ...]) -> floa
 
 def _blur(pixels: np.ndarray, sigma: float) -> np.ndarray:
     """Gaussian blur of float32 (S, S) by a sigma in units of the side."""
-    height, width = pixels.shape
-    if sigma < WIDE_SIGMA:
-        return cv2.GaussianBlur(pixels, (0, 0), sigma * width)
-
-    # An area average cannot alias, and a blur this wide leaves no detail that the smaller image would lack.
-    small_size = (max(1, width // WIDE_SHRINK), max(1, height // WIDE_SHRINK))
-    small = cv2.resize(pixels, small_size, interpolation=cv2.INTER_AREA)
-    blurred = cv2.GaussianBlur(small, (0, 0), sigma * small.shape[1])
-    return cv2.resize(blurred, (width, height), interpolation=cv2.INTER_CUBIC)
+    return images.blur(pixels, sigma, max(1, len(pixels) // WIDE_SHRINK))

@@ -3,10 +3,10 @@
 import cv2
 import numpy as np
 
+from .. import images
 from ..runtime.seeding import detail_generator
 
 SMALL = 128  # side at which wide blurs are computed, pixels
-WIDE_SIGMA = 0.02  # from this sigma on, in units of the side, a blur is wide
 LEAST_SIGMA = 0.35  # of a blur, pixels; OpenCV would read a smaller one as none
 
 
@@ -49,11 +49,4 @@ def smooth_step(value: np.ndarray, start: float, end: float) -> np.ndarray:
 
 def blur(picture: np.ndarray, sigma: float) -> np.ndarray:
     """Gaussian blur of (S, S) by a sigma in units of the side; a wide one at reduced size."""
-    size = len(picture)
-    if sigma < WIDE_SIGMA or size <= SMALL:
-        return cv2.GaussianBlur(picture, (0, 0), max(sigma * size, LEAST_SIGMA))
-
-    # At full size the kernel would be hundreds of pixels wide; what it leaves has no detail that the small size loses.
-    small = cv2.resize(picture, (SMALL, SMALL), interpolation=cv2.INTER_AREA)
-    blurred = cv2.GaussianBlur(small, (0, 0), sigma * SMALL)
-    return cv2.resize(blurred, (size, size), interpolation=cv2.INTER_CUBIC)
+    return images.blur(picture, sigma, SMALL, LEAST_SIGMA)

@@ -15,9 +15,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-import lpips
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -144,6 +142,8 @@ class PerceptualWithoutFeatures(losses.Perceptual):
 
     def __init__(self):
         torch.nn.Module.__init__(self)
+        import lpips  # here, since it brings torchvision, which takes seconds
+
         network = lpips.LPIPS(net="vgg", pretrained=False, pnet_rand=True, verbose=False)
         self.network = network.requires_grad_(False).eval()
 
@@ -167,6 +167,9 @@ def peak(name: str, precision: str, scale: Scale) -> float:
     """
     build, grad = ROWS[name]
     autocast = torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16")
+    # imported here, since it takes five seconds
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
     with FakeTensorMode(), Alive() as alive, torch.set_grad_enabled(grad), autocast:
         steps = build(scale, precision)
         next(steps)
