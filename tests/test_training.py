@@ -421,6 +421,23 @@ def test_a_signal_ends_the_step_saves_and_says_so(tmp_path, capsys, number):
 
 
 @pytest.mark.slow
+def test_a_signal_while_batches_fail_leaves_the_last_good_states(tmp_path, capsys):
+    """Each stop would otherwise push one of the two states that are kept out of the folder."""
+    make(tmp_path, epochs=1).run()
+    good = {path.name: path.read_bytes() for path in tmp_path.glob("state_*.pt")}
+
+    def failing(networks, batch, noise):
+        os.kill(os.getpid(), signal.SIGTERM)
+        loss = networks["line"](batch["x"]).mean() * math.nan
+        return {"line": loss}, {"loss": loss}
+
+    for _ in range(3):
+        assert make(tmp_path, objective=failing).run() == 143
+        assert "not saved since the last 1 batches failed" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in tmp_path.glob("state_*.pt")} == good
+
+
+@pytest.mark.slow
 def test_a_signal_during_validation_loses_nothing(tmp_path):
     make(tmp_path / "whole").run()
     sent = []

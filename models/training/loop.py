@@ -235,12 +235,18 @@ class Trainer:
                 # to stay among the two that are kept.
                 save_due = time.monotonic() - self.saved_at >= self.train.save_every
                 signalled, save_due = processes.all_reduce_max(received[0] if received else 0, save_due)
-                if signalled or (save_due and self.bad_in_a_row == 0):
+                if (signalled or save_due) and self.bad_in_a_row == 0:
                     self.save()
                 if signalled:
-                    say(f"stopped after {progress.step} steps and saved; the same command goes on")
+                    say(f"stopped after {progress.step} steps{self.saved_or_not()}; the same command goes on")
                     return 128 + int(signalled)  # a shell's status for a command that a signal ended
         return None
+
+    def saved_or_not(self) -> str:
+        """What a stopped training says of its state."""
+        if self.bad_in_a_row == 0:
+            return " and saved"
+        return f", not saved since the last {self.bad_in_a_row} batches failed (it goes on from the state before)"
 
     def progress_bar(self) -> tqdm:
         """A bar over the images of all epochs, shown by the first process."""
