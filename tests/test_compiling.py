@@ -191,6 +191,7 @@ def test_a_training_whose_compiler_fails_in_the_backward_pass_runs_plain(network
     assert not compiling.compile_for_training([unet], unet, (z, t), "float32", warnings.append)
     assert warnings == ["warning: not compiled, slower: RuntimeError: no compiler"]
     assert all(parameter.grad is None for parameter in unet.parameters())
+    assert all(parameter.is_contiguous() for parameter in unet.parameters())  # the layout of before
     unet(z, t).mean().backward()
     assert unet.out[2].weight.grad is not None
 

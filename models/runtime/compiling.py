@@ -105,6 +105,7 @@ def compile_for_training(
     except Exception as error:  # as above
         for network in networks:
             network._compiled_call_impl = None  # set by Module.compile, which has no opposite
+            network.to(memory_format=torch.contiguous_format)
         warn(failure_message(error))
         return False
     finally:
