@@ -180,6 +180,26 @@ def test_an_image_that_a_folder_lacks_is_named_and_the_rest_measured(folders):
         measured(folder, [findings.Finding("elsewhere", 1, 1, 5)])
 
 
+def test_what_cannot_be_measured_is_noted():
+    """A finding smaller than a pixel, one outside the image, a faint one; the rest is measured without a word."""
+
+    def notes(*rows):
+        result = findings.Result({findings.UNTOUCHED: list(rows)})
+        findings._note_unmeasured(result)
+        return result.notes
+
+    def row(image, diameter, x=30.5):
+        finding = findings.Finding("a", x, 30.5, diameter)
+        before, noise = findings.contrast(image, finding)
+        return findings.Measured(finding, before, before, noise, noise, np.nan)
+
+    plain = blob(SIZE, 30.5, 30.5, 20)
+    assert notes(row(plain, 20)) == []
+    small, faint = notes(row(plain, 0.4), row(plain, 20), row(plain, 9, x=9e9), row(np.zeros((SIZE, SIZE)), 20))
+    assert "2 of 4 findings are not measured" in small and "0.4 pixels at (30.5, 30.5) in a" in small
+    assert "1 of 4 findings have a contrast below 0.005" in faint
+
+
 @pytest.mark.slow
 def test_the_worst_finding_comes_first_in_the_picture(folders):
     folder, found = folders

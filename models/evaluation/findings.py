@@ -274,8 +274,29 @@ def measure(
     # Faults explain why nothing is left, so they are told with the error.
     if not result.rows[UNTOUCHED]:
         raise UserError(f"no finding lies in an image that all folders hold ({lists.shown_names(result.faults, '; ')})")
+    _note_unmeasured(result)
     _observe(result, responses, names, seed)
     return result
+
+
+def _note_unmeasured(result: Result) -> None:
+    """Say how many findings the columns of the share kept leave out, and why."""
+    rows = result.rows[UNTOUCHED]
+    # NaN: no pixel inside, or fewer than two in the ring
+    unmeasured = [row.finding for row in rows if math.isnan(row.before)]
+    if unmeasured:
+        first = unmeasured[0]
+        result.notes.append(
+            f"{len(unmeasured)} of {len(rows)} findings are not measured, since they are too small for the image's "
+            f"pixels or lie outside it; the first: {first.diameter:g} pixels at ({first.x:g}, {first.y:g}) in "
+            f"{first.image}"
+        )
+    faint = sum(abs(row.before) < LEAST_CONTRAST for row in rows)
+    if faint:
+        result.notes.append(
+            f"{faint} of {len(rows)} findings have a contrast below {LEAST_CONTRAST:g} in the CXR; no share kept is "
+            "given of these"
+        )
 
 
 def _observe(result: Result, responses: dict, names: tuple[list, list], seed: int) -> None:
