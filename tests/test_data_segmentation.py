@@ -125,6 +125,13 @@ def test_running_again_changes_nothing_and_repairs_what_is_missing(simulated, tm
     assert "version" in refused(tmp_path, "simulate.count=5")[0]
 
 
+def test_the_numbers_of_simulated_patients_are_said_where_others_may_have_them_too(simulated, tmp_path):
+    out, errors = call(tmp_path, "simulate.count=2", "simulate.seed=3")
+    assert "patients 3 to 4" in errors[0] and "simulate.count" in errors[0]
+    third = images.read(simulated / "set" / "CXR" / "3.png").pixels  # of seed 0
+    assert np.array_equal(images.read(tmp_path / "set" / "CXR" / "0.png").pixels, third)
+
+
 def test_simulation_never_goes_among_other_images(folder):
     assert "did not simulate" in refused(folder, "simulate.count=5")[0]
     images.write(folder / "new" / "CXR" / "own.png", np.eye(9))

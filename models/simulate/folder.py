@@ -3,6 +3,7 @@ on."""
 
 import importlib.util
 import json
+import sys
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -70,6 +71,13 @@ def simulate(root: Path, settings: Simulate, size: int) -> None:
     # The record is written before the pairs, so that a run that is cut off goes on.
     missing = [index for index in range(total) if not _is_there(root, index, settings.lesions)]
     prepared = root / PREPARED
+    if settings.seed:
+        # By their numbers alone, so that training and test from two overlapping simulations are noticed.
+        print(
+            f"note: these are the patients {settings.seed} to {settings.seed + total - 1}; a simulation of another seed "
+            "with some of these numbers (simulate.seed to simulate.seed + simulate.count - 1) has the same patients",
+            file=sys.stderr,
+        )
     if missing:
         # A pair depends on its index alone, so it does not matter which ones are missing or which process draws them.
         jobs = [Job(index, recipe(index, settings.source, scans, prepared)) for index in missing]
