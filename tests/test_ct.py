@@ -148,6 +148,9 @@ def test_organ_masks_are_found_beside_their_ct(chest, tmp_path):
     write_nifti(tmp_path / "b_mask.nii.gz", labels[1:])
     with pytest.raises(UserError, match="b.nii.gz.*organ mask"):
         volumes.read(volumes.find(tmp_path)[1])
+    write_nifti(tmp_path / "b_mask.nii.gz", np.where(labels == labels.max(), np.int16(300), labels))
+    with pytest.raises(UserError, match="b.nii.gz.*numbers from 0 to 300"):
+        volumes.read(volumes.find(tmp_path)[1])
 
 
 def test_the_fingerprint_follows_the_content(chest, tmp_path):

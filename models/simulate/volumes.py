@@ -31,6 +31,7 @@ UPRIGHT = 0.995
 MAX_TILT = 0.5  # degrees of the gantry as the header states it
 DISTANCE_ERROR = 0.01  # mm, rounding of the slices' positions in the header
 NIFTI = (".nii", ".nii.gz")
+LARGEST_LABEL = 255  # of an organ; 8 bits hold it
 STRUCTURES = "structures.csv"  # numbers and names of an organ mask's structures, columns id and structure
 UNEVEN = 0.02  # of the slice distance, within which DICOM slices count as evenly spaced
 Spacing = tuple[float, float, float]
@@ -162,6 +163,12 @@ def _read_labels(source: Source, shape: tuple[int, ...], spacing: Spacing) -> tu
         raise ValueError(f"its organ mask {source.mask.name} has {labels.shape} voxels, it has {shape}")
     with open(source.structures, encoding="utf-8-sig", newline="") as file:
         names = {int(row["id"]): row["structure"] for row in csv.DictReader(file)}
+    # Wrapped into 8 bits, number 257 would become organ 1.
+    if labels.min() < 0 or labels.max() > LARGEST_LABEL:
+        raise ValueError(
+            f"its organ mask {source.mask.name} has numbers from {labels.min()} to {labels.max()}; "
+            f"0 to {LARGEST_LABEL} are read"
+        )
     return labels.astype(np.uint8), names
 
 
