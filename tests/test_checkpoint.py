@@ -108,6 +108,17 @@ def test_damaged_weights_are_named(tmp_path, damage, suffix):
         MLVQGAN.load(path)
 
 
+def test_a_pickle_of_damaged_instructions_is_one_line(tmp_path):
+    """PyTorch's list of the names that a file asks for raises an error of its own on these."""
+    path = tmp_path / "x.pth"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data.pkl", b"\x80\x02\xff.")
+        archive.writestr("archive/version", b"3\n")
+        archive.writestr("archive/byteorder", b"little")
+    with pytest.raises(UserError, match="is not a weights file or is damaged: .*operand"):
+        ConditionalUNet.load(path)
+
+
 def test_missing_foreign_and_other_weights_are_named(tmp_path):
     with pytest.raises(UserError, match="no weights at .*none.pth"):
         MLVQGAN.load(tmp_path / "none.pth")

@@ -4,7 +4,8 @@
     python tools/fuzz.py --count 40 --only image,array,list                          (a tiny run, some seconds on a CPU)
 
 Damaged image and DICOM files, odd arrays, names, folders, split lists, settings, weights and training states go to the
-functions that the scripts call with them, and a share of all to the scripts themselves. An input is a function of
+functions that the scripts call with them, and a share of all to the scripts themselves, trainings among them, which are
+also told to write where the inputs lie. An input is a function of
 (seed, number), so a failure is seen again with --seed SEED --first NUMBER --count 1. With --seconds the numbers go on
 for so long, whatever --count says. Prints how often each kind ended how, and each failure: an exception other than
 UserError, a message of several lines, a changed input, more than LIMIT_SECONDS or LIMIT_BYTES. --keep: folder to which
@@ -244,6 +245,8 @@ def dicom_file(folder: Path, rng: random.Random, name: str = "x") -> Path:
         del header[rng.choice(list(header))]
     for keyword, value in header.items():
         setattr(dataset, keyword, value)
+    if "PixelPaddingValue" in dataset:
+        dataset["PixelPaddingValue"].VR = "US"  # pydicom would ask PixelRepresentation, which may be missing
     dataset.PixelData = levels.tobytes() + bytes(levels.nbytes % 2)
     dataset["PixelData"].VR = "OW"
     if rng.random() < 0.15 and len(dataset.PixelData) % 2 == 0:
@@ -490,10 +493,13 @@ def try_script(folder: Path, out: Path, rng: random.Random) -> str:
     path = make(folder, rng)
     if rng.random() < 0.3:
         path.write_bytes(damaged(path.read_bytes(), rng))
+    # Half of the places are the inputs' own, where nothing may be written over.
+    place = rng.choice((out / "results", out / "results", out / "results", folder, path, folder / "new.png"))
     arguments = [
         f"runs={out}",
         f"data.root={folder}",
-        f"eval.output={out / 'results'}",
+        f"eval.output={place}",
+        f"metrics.output={place}",
         "data.image_size=64",
         "threads=1",
         f"eval.input={rng.choice((path, path, folder, folder / 'none.txt'))}",
@@ -503,7 +509,49 @@ def try_script(folder: Path, out: Path, rng: random.Random) -> str:
         change = odd_change(rng)
         if "\0" not in change:  # no shell can say that
             arguments.append(change)
-    command = [sys.executable, str(ROOT / script), "--profile", "small", *arguments]
+    return run_script(script, ["--profile", "small", *arguments], out)
+
+
+def try_training(folder: Path, out: Path, rng: random.Random) -> str:
+    """The autoencoder's training with a bad image or list, or with foreign files in its folder."""
+    names = [str(number) for number in range(4)]
+    for part in ("CXR", "BS"):
+        (folder / part).mkdir()
+        for name in names:
+            picture_file(folder / part, rng, name)
+    (out / "lists").mkdir()
+    lists.write_list(out / "lists" / "in_trainset.txt", names)
+    place = out / "vqgan"
+    place.mkdir()
+    spoilt = rng.randrange(5)
+    if spoilt == 0:
+        path = rng.choice(sorted((folder / "CXR").iterdir()))
+        path.write_bytes(damaged(path.read_bytes(), rng))
+    elif spoilt == 1:
+        rng.choice(sorted((folder / "BS").iterdir())).unlink()
+    elif spoilt == 2:
+        (out / "lists" / "in_trainset.txt").write_bytes(damaged(b"0\n1\n2\n3\n", rng))
+    elif spoilt == 3:
+        name = rng.choice(("weights.safetensors", "state_00000002.pt", "config.yaml", "log.csv", ".lock"))
+        (place / name).write_bytes(rng.randbytes(rng.choice((0, 40))))
+    arguments = [
+        f"runs={out}",
+        f"data.root={folder}",
+        f"train.workers={rng.choice((0, 1, 2))}",
+        "data.image_size=32",
+        "vqgan.epochs=1",
+        "vqgan.masked=false",
+        "vqgan.network.channels=[8,8]",
+        "vqgan.network.codes=16",
+        "vqgan.loss.ms_ssim=0",
+        "threads=1",
+    ]
+    return run_script("vq-gan_train.py", ["--profile", "demo", *arguments], out)
+
+
+def run_script(script: str, arguments: list[str], out: Path) -> str:
+    """A script in a process of its own: "result", or UserError with the one line that it said."""
+    command = [sys.executable, str(ROOT / script), *arguments]
     ended = subprocess.run(
         command, cwd=out, capture_output=True, timeout=SCRIPT_SECONDS, env={**os.environ, "OMP_NUM_THREADS": "1"}
     )
@@ -532,7 +580,10 @@ KINDS: dict[str, tuple[Callable[[Path, Path, random.Random], str], int]] = {  # 
     "weights": (try_weights, 8),
     "state": (try_state, 3),
     "script": (try_script, 2),
+    "training": (try_training, 1),
 }
+
+WITH_SCRIPTS = ("script", "training")  # kinds that start a script, which takes longer
 
 
 def attempt(kind: str, number: int, seed: int, folder: Path) -> tuple[str, str]:
@@ -546,7 +597,7 @@ def attempt(kind: str, number: int, seed: int, folder: Path) -> tuple[str, str]:
     function = KINDS[kind][0]
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     signal.signal(signal.SIGALRM, _too_slow)
-    signal.setitimer(signal.ITIMER_REAL, SCRIPT_SECONDS if kind == "script" else LIMIT_SECONDS)
+    signal.setitimer(signal.ITIMER_REAL, SCRIPT_SECONDS if kind in WITH_SCRIPTS else LIMIT_SECONDS)
     heard = io.StringIO()
     try:
         with warnings.catch_warnings(), redirect_stdout(heard), redirect_stderr(heard), _watched(inputs, before):
@@ -574,7 +625,9 @@ def attempt(kind: str, number: int, seed: int, folder: Path) -> tuple[str, str]:
     taken = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory) * 1024
     if taken > LIMIT_BYTES:
         outcome = f"FAILED: took {taken >> 20} MiB"
-    if before and before != digests(inputs):
+    # Files may join the inputs, since results may go anywhere; none may change or go.
+    after = digests(inputs)
+    if any(after.get(path) != digest for path, digest in before.items()):
         outcome = "FAILED: changed its input"
     return outcome, said
 

@@ -198,7 +198,7 @@ def read_weights(path: str | Path) -> tuple[dict, dict | None, dict]:
         return state, None, modules
     except UserError:
         raise
-    except (*READ_ERRORS, safetensors.SafetensorError) as error:
+    except (*READ_ERRORS, pickle.UnpicklingError, safetensors.SafetensorError) as error:
         raise UserError(f"{path} is not a weights file or is damaged: {_first_line(error)}") from None
 
 
