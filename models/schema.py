@@ -52,7 +52,10 @@ def _text(value: Any) -> str:
     """A text as it stands, but ~ is the home folder. pydantic's own str would refuse file names that are not UTF-8."""
     if value is None or isinstance(value, (bool, list, tuple, dict)):
         raise PydanticCustomError("text", "should be a text")
-    return os.path.expanduser(str(value))
+    # YAML has read a folder 007 as 7 and 2024_11_24 as 20241124; the command line gives texts.
+    if not isinstance(value, str):
+        raise PydanticCustomError("text", "is a number or a date to YAML; write the text in quotes")
+    return os.path.expanduser(value)
 
 
 def _list(value: Any) -> Any:

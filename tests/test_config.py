@@ -232,6 +232,17 @@ def test_a_number_must_not_be_a_truth_value_in_a_file(tmp_path):
     assert "train.accumulate" in refusal("--config", str(tmp_path / "settings.yaml"))
 
 
+@pytest.mark.parametrize("text", ["007", "2024_11_24", "2024-11-24", "1e3"])
+def test_a_text_that_yaml_reads_as_a_number_needs_quotes_in_a_file(tmp_path, text):
+    written = (ROOT / "config.yaml").read_text()
+    path = tmp_path / "settings.yaml"
+    path.write_text(written.replace("  root: data ", f"  root: {text} ", 1))
+    if text != "1e3":  # no number to YAML 1.1, so the text that it should be
+        assert "data.root" in refusal("--config", str(path)) and "quotes" in refusal("--config", str(path))
+    path.write_text(written.replace("  root: data ", f"  root: '{text}' ", 1))
+    assert parse("--config", str(path)).data.root == text
+
+
 @pytest.mark.parametrize(
     "text, words",
     [
