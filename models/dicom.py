@@ -120,7 +120,9 @@ def read_dicom(path: Path, limits: Limits) -> Decoded:
     # Windows are defined for grey images only, so colour is shown as it is stored.
     if stored.ndim == 3:
         return Decoded(to_grey(stored) / (2.0**bits - 1), bits)
-    return Decoded(_grey(dataset, stored, limits).pixels, bits)
+    grey = _grey(dataset, stored, limits)
+    stretched = limits == "auto" and grey.window is not None  # the file itself does not say how it is shown
+    return Decoded(grey.pixels, bits, stretched=stretched)
 
 
 def _open(path: Path):

@@ -82,7 +82,7 @@ class Picture:
 
     scale: the grey values of black and white in the file, where they are not the least and the largest that it can
     hold. orientation: EXIF's, of the file's pixels; those here are turned upright. note: what the user should know of
-    the reading.
+    the reading. stretched: a DICOM without a window, shown from its own least to its own largest value.
     """
 
     pixels: np.ndarray
@@ -91,6 +91,7 @@ class Picture:
     scale: Scale | None = None
     orientation: int = 1
     note: str = ""
+    stretched: bool = False
 
 
 # --- Reading ----------------------------------------------------------------------------------------------------------
@@ -131,7 +132,7 @@ def read(path, limits: Limits = "auto") -> Picture:
     # float32's 24 bits of mantissa keep 16-bit levels apart. The depth serves to write results back: 8 or 16 bits.
     pixels = np.ascontiguousarray(decoded.pixels, dtype=np.float32)
     bits = min(max(decoded.bits, 8), 16)
-    return Picture(pixels, bits, path, decoded.scale, decoded.orientation, decoded.note)
+    return Picture(pixels, bits, path, decoded.scale, decoded.orientation, decoded.note, decoded.stretched)
 
 
 def parse_limits(text: str) -> Limits:

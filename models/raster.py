@@ -49,7 +49,7 @@ class Decoded:
     """What a reader finds. pixels: (H, W) in [0, 1], upright; bits: the significant ones.
 
     scale: where it is not black = 0 and white = all bits set. note: what the user should know. orientation: EXIF's, as
-    the file lies; 1: upright.
+    the file lies; 1: upright. stretched: shown from its own least to its own largest value, as nothing else is said.
     """
 
     pixels: np.ndarray
@@ -57,6 +57,7 @@ class Decoded:
     scale: Scale | None = None
     note: str = ""
     orientation: int = 1
+    stretched: bool = False
 
 
 def refuse_size(height: int, width: int) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from image_files import make_dicom
 from PIL import Image
 from skimage.data import camera
 from skimage.transform import resize
@@ -244,6 +245,27 @@ def test_a_pair_of_which_different_bits_are_used_is_a_fault(tmp_path):
         Image.fromarray(soft).save(tmp_path / "soft.png")
         found = checks.check_pair(tmp_path / "cxr.png", tmp_path / "soft.png")
         assert len(found) == faults and all("read as 10 bits" in fault and "as 12" in fault for fault in found)
+
+
+def test_ranges_that_no_file_declares_are_said(tmp_path, capsys):
+    """Trainings read these pairs without a word: 12 bits in 16, and DICOM files that a viewer would stretch."""
+    levels = np.rint(PICTURE / PICTURE.max() * 4000).astype(np.uint16)
+    results = {}
+
+    def examined(name: str, save) -> None:
+        for part, values in (("cxr", levels), ("soft", (levels * 0.8).astype(np.uint16))):
+            save(tmp_path / f"{name}_{part}", values)
+        results[name] = checks.examine((tmp_path / f"{name}_cxr", tmp_path / f"{name}_soft", None))
+        assert results[name].faults == []
+
+    examined("bits", lambda path, values: Image.fromarray(values).save(path, format="png"))
+    examined("plain", lambda path, values: Image.fromarray(values * np.uint16(16)).save(path, format="png"))
+    examined("no window", lambda path, values: make_dicom(path, values))
+    examined("window", lambda path, values: make_dicom(path, values, WindowCenter=2048, WindowWidth=4096))
+    checks.note_ranges(results)
+    twelve, stretched = capsys.readouterr().err.splitlines()
+    assert "read as 12 bits" in twelve and ": bits (of 4)" in twelve
+    assert "no window in the DICOM files of no window (of 4)" in stretched
 
 
 def test_all_faults_of_a_pair_are_told_at_once(tmp_path):

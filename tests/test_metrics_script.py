@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from image_files import make_dicom
+from PIL import Image
 
 import metrics
 from models import features, images, scores
@@ -146,6 +148,21 @@ def test_another_aspect_ratio_is_a_fault_and_not_a_squeeze(folder, monkeypatch, 
         f"2 is not scored inside the lungs: {folder}/Mask/2.png is {SIDE} x {SIDE // 2}" in told
         and "10 is not" not in told
     )
+
+
+@pytest.mark.slow
+def test_truths_of_another_grey_scale_are_faults_or_said(folder, monkeypatch, capsys):
+    """A truth whose depth is found otherwise than its CXR's, and a pair of DICOM files without a window."""
+    levels = np.rint(4000 * images.read(folder / "CXR" / "1.png").pixels).astype(np.uint16)
+    Image.fromarray(levels).save(folder / "CXR" / "1.png")
+    Image.fromarray(levels // 4).save(folder / "BS" / "1.png")
+    for part in ("CXR", "BS"):
+        (folder / part / "10.png").unlink()
+        make_dicom(folder / part / "10.dcm", levels)
+    assert main(monkeypatch, *arguments(folder, "two")) == 1
+    shown, told = capsys.readouterr()
+    assert "1 is not scored" in told and "read as 10 bits" in told and "10 is not" not in told
+    assert "1 of them DICOM pairs without a window" in shown
 
 
 @pytest.mark.slow

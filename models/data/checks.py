@@ -35,7 +35,8 @@ class Findings:
     """What one look at a pair finds. faults: one line each; the rest only of a pair without faults.
 
     digests, sketches: of the pixels of CXR and soft tissue. inverted: bones look dark. exchanged: the soft-tissue image
-    shows more edges of bone than the CXR.
+    shows more edges of bone than the CXR. guessed: the bits of files that do not say how many are used. stretched: both
+    are shown over their own range of values, for want of a window.
     """
 
     faults: list[str]
@@ -43,6 +44,8 @@ class Findings:
     sketches: tuple[np.ndarray, np.ndarray] | None = None
     inverted: bool = False
     exchanged: bool = False
+    guessed: int | None = None
+    stretched: bool = False
 
 
 def examine(pair: Pair) -> Findings:
@@ -78,6 +81,8 @@ def examine(pair: Pair) -> Findings:
         (duplicates.sketch(cxr), duplicates.sketch(soft)),
         images.inverted(cxr),
         look_exchanged(cxr, soft),
+        pictures[0].bits if pictures[0].note else None,
+        pictures[0].stretched and pictures[1].stretched,
     )
 
 
@@ -114,12 +119,8 @@ def _compare(cxr: images.Picture, soft: images.Picture) -> list[str]:
         return [f"{soft.path} has another PatientID than {cxr.path}"]
     if np.array_equal(cxr.pixels, soft.pixels):
         return [f"{soft.path} is the same image as {cxr.path}"]
-    # Found from the content, the ranges of two images may differ, and then grey values mean different things in them.
-    if (cxr.note or soft.note) and cxr.scale != soft.scale:
-        return [
-            f"{soft.path} is read as {soft.bits} bits, but {cxr.path} as {cxr.bits}, since a file does not say how "
-            "many are used: declare them (PNG sBIT, TIFF MaxSampleValue), or save both over all 16"
-        ]
+    if of_different_greys(cxr, soft):
+        return [different_greys(cxr, soft)]
 
     # Phase correlation finds the shift between both images; the window keeps their borders from counting as content.
     small_cxr = images.to_network(cxr.pixels, ALIGN_SIZE)[0].numpy()
@@ -134,6 +135,20 @@ def _compare(cxr: images.Picture, soft: images.Picture) -> list[str]:
             f"{down * scale:.0f} down, or not the same chest"
         ]
     return []
+
+
+def of_different_greys(cxr: images.Picture, soft: images.Picture) -> bool:
+    """Whether the bits of two images were found from their content and came out differently."""
+    # Grey values then mean different things in the two.
+    return bool(cxr.note or soft.note) and cxr.scale != soft.scale
+
+
+def different_greys(cxr: images.Picture, soft: images.Picture) -> str:
+    """One line about a pair `of_different_greys`."""
+    return (
+        f"{soft.path} is read as {soft.bits} bits, but {cxr.path} as {cxr.bits}, since a file does not say how "
+        "many are used: declare them (PNG sBIT, TIFF MaxSampleValue), or save both over all 16"
+    )
 
 
 def _are_of_two_patients(cxr: Path, soft: Path) -> bool:
@@ -193,7 +208,31 @@ def check(pairs: dict[str, Pair], root: Path) -> dict[str, list[str]]:
             "are the two exchanged?",
             file=sys.stderr,
         )
+    note_ranges(results)
     return faults
+
+
+def note_ranges(results: dict[str, Findings]) -> None:
+    """Say which pairs' black and white are not declared by their files, and what was taken for them."""
+    by_bits: dict[int, list[str]] = {}
+    for name, findings in results.items():
+        if findings.guessed is not None:
+            by_bits.setdefault(findings.guessed, []).append(name)
+    for bits, names in sorted(by_bits.items()):
+        print(
+            f"note: read as {bits} bits, since their 16-bit files use no more and do not say how many: "
+            f"{lists.shown_names(names)} (of {len(results)}); if that is wrong, declare them (PNG sBIT, TIFF "
+            "MaxSampleValue)",
+            file=sys.stderr,
+        )
+    stretched = [name for name, findings in results.items() if findings.stretched]
+    if stretched:
+        print(
+            "note: no window in the DICOM files of "
+            f"{lists.shown_names(stretched)} (of {len(results)}), so each is shown from its least to its largest "
+            "value, and the difference of a pair is not bone alone; write one window into both files",
+            file=sys.stderr,
+        )
 
 
 def find_duplicates(pairs: dict[str, Pair], results: dict[str, Findings]) -> dict[str, str]:

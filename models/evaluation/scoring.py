@@ -13,7 +13,7 @@ import torch
 from tqdm import tqdm
 
 from .. import images, scores
-from ..data import lists
+from ..data import checks, lists
 from ..runtime.files import UserError
 from .record import UNFINISHED, read_summary, recorded_names
 
@@ -36,7 +36,7 @@ class Scored:
 
     values: {image: {method: {score's key: value}}}, the untouched CXR first; files: of these images; faults: a line for
     each file that could not be used; size: the side at which was scored; resized: how many images were brought to it;
-    masked: how many had a lung mask.
+    masked: how many had a lung mask. stretched: how many are DICOM pairs without a window.
     """
 
     values: dict[str, dict[str, dict[str, float]]]
@@ -45,6 +45,7 @@ class Scored:
     size: int
     resized: int
     masked: int
+    stretched: int = 0
 
     @property
     def heading(self) -> str:
@@ -53,6 +54,11 @@ class Scored:
         if self.resized:
             rule = "area average where a side shrinks, cubic where it grows"
             heading += f", {self.resized} of them resized to that ({rule})"
+        if self.stretched:
+            heading += (
+                f", {self.stretched} of them DICOM pairs without a window, each image shown over its own range of "
+                "values: their scores mean little"
+            )
         return heading
 
     @property
@@ -92,13 +98,14 @@ class ImageScores:
     """What a thread found out about one image.
 
     row: {method: {score's key: value}}. stack: (2 + methods, S, S), target, CXR, predictions, if LPIPS is still to be
-    computed. resized: whether any of the image's files had another size. mask_fault: why it has no scores inside the
-    lungs, if it should.
+    computed. resized: whether any of the image's files had another size. stretched: whether CXR and target are DICOM
+    files without a window. mask_fault: why it has no scores inside the lungs, if it should.
     """
 
     row: dict[str, dict[str, float]]
     stack: np.ndarray | None
     resized: bool
+    stretched: bool
     mask_fault: str | None
 
 
@@ -141,6 +148,7 @@ def score_folders(
     values: dict[str, dict] = {}
     resized = 0
     masked = 0
+    stretched = 0
     # The threads read images and compute the scores of pixels; their results come back here in the images' order.
     if files:
         lpips = scores.Lpips("alex", features, device)
@@ -159,6 +167,8 @@ def score_folders(
                 scores.add_lpips(found.row, found.stack[0], found.stack[1:], lpips)
             if found.resized:
                 resized += 1
+            if found.stretched:
+                stretched += 1
             if found.mask_fault:
                 faults.append(f"{name} is not scored inside the lungs: {found.mask_fault}")
             # counted only if the mask could be used: it decides whether there is a table of the lungs
@@ -172,7 +182,7 @@ def score_folders(
             f"nothing to score: no prediction has a readable CXR in {cxr} and truth in {target} by its name ({reasons})"
         )
     scored_files = {name: files[name] for name in values}
-    return Scored(values, scored_files, faults, size, resized, masked)
+    return Scored(values, scored_files, faults, size, resized, masked, stretched)
 
 
 def name_methods(folders: Iterable[str]) -> dict[str, str]:
@@ -279,10 +289,14 @@ def _score(files: ImageFiles, size: int, lpips: scores.Lpips) -> ImageScores:
     # images
     resized = False
     squares = []
-    target_shape: tuple = ()  # the truth's, which is read first
+    target = images.read(files.target)
+    cxr = images.read(files.cxr)
+    if checks.of_different_greys(cxr, target):
+        raise UserError(checks.different_greys(cxr, target))
+    target_shape = target.pixels.shape
     for path in (files.target, files.cxr, *files.predictions.values()):
-        pixels = images.read(path).pixels
-        target_shape = target_shape or pixels.shape
+        given = {files.target: target, files.cxr: cxr}.get(path)
+        pixels = (given or images.read(path)).pixels
         # Resizing to a square hides another aspect ratio, and every score would then compare shifted anatomy.
         if not _same_aspect(pixels.shape, target_shape):
             raise UserError(_aspect_fault(path, pixels.shape, target_shape))
@@ -293,6 +307,7 @@ def _score(files: ImageFiles, size: int, lpips: scores.Lpips) -> ImageScores:
             resized = True
         squares.append(pixels)
     stack = np.stack(squares)  # (2 + methods, S, S)
+    stretched = target.stretched and cxr.stretched
 
     # lungs; without a usable mask the rest is scored all the same
     mask = None
@@ -312,9 +327,9 @@ def _score(files: ImageFiles, size: int, lpips: scores.Lpips) -> ImageScores:
     predictions = dict(zip(files.predictions, stack[2:]))
     row = scores.pixel_scores(stack[1], stack[0], predictions, mask)
     if lpips.device.type != "cpu":
-        return ImageScores(row, stack, resized, mask_fault)
+        return ImageScores(row, stack, resized, stretched, mask_fault)
     scores.add_lpips(row, stack[0], stack[1:], lpips)
-    return ImageScores(row, None, resized, mask_fault)
+    return ImageScores(row, None, resized, stretched, mask_fault)
 
 
 def _same_aspect(a: tuple[int, int], b: tuple[int, int]) -> bool:
