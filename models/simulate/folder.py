@@ -74,8 +74,8 @@ def simulate(root: Path, settings: Simulate, size: int) -> None:
     if settings.seed:
         # By their numbers alone, so that training and test from two overlapping simulations are noticed.
         print(
-            f"note: these are the patients {settings.seed} to {settings.seed + total - 1}; a simulation of another seed "
-            "with some of these numbers (simulate.seed to simulate.seed + simulate.count - 1) has the same patients",
+            f"note: these are the patients {settings.seed} to {settings.seed + total - 1} (simulate.seed, and "
+            "simulate.count of them); a simulation of another seed with some of these numbers has the same patients",
             file=sys.stderr,
         )
     if missing:
