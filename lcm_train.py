@@ -4,7 +4,8 @@
     python lcm_train.py --profile demo           small, minutes on a CPU (after: vq-gan_train.py --profile demo)
     torchrun --nproc_per_node=8 lcm_train.py     eight GPUs
 
-Reads vqgan.weights, <data.root>/CXR, BS, Mask (else the lungs are found) and the split lists; writes <runs>/lcm/.
+Reads vqgan.weights, <data.root>/CXR, BS, Mask (else the lungs are found) and the split lists; writes <runs>/lcm/. Of a
+shipped autoencoder and one that was trained into <runs>/vqgan, the latter is taken; the first line says which.
 The same command goes on where it was stopped.
 """
 

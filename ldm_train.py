@@ -4,7 +4,8 @@
     python ldm_train.py --profile demo           small, minutes on a CPU (after: vq-gan_train.py --profile demo)
     torchrun --nproc_per_node=8 ldm_train.py     eight GPUs
 
-Reads vqgan.weights, <data.root>/CXR, BS and the split lists; writes <runs>/ldm/.
+Reads vqgan.weights, <data.root>/CXR, BS and the split lists; writes <runs>/ldm/. Of a shipped autoencoder and one that
+was trained into <runs>/vqgan, the latter is taken; the first line says which.
 The same command goes on where it was stopped.
 """
 

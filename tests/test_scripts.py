@@ -10,8 +10,7 @@ import torch
 from conftest import TINY, run
 from golden_draws import SHARED, fill
 
-from models import images
-from models.evaluation import weights
+from models import images, weights
 from models.unet import ConditionalUNet
 from models.vqgan import MLVQGAN
 
@@ -109,6 +108,7 @@ def test_what_speaks_against_a_late_variant_is_found_before_the_first_runs(chain
     for words, *arguments in (
         ("no weights at second.safetensors", "ldm.weights=[first.safetensors,second.safetensors]"),
         ("is one file, but an ablation writes 2 folders", "ldm.steps=[1,2]", "eval.output=x.png"),
+        ("have different X-rays", "eval.input=[runs/demo/data/CXR,runs/demo/data/BS]"),
         ("taken/metrics.csv is there already", "ldm.steps=[1,2]", "eval.output=taken"),
     ):
         status, _, told = run_here("ldm_eval.py", *TINY, "eval.output=late", *arguments, folder=chain)
@@ -154,6 +154,27 @@ def test_the_first_line_says_whose_weights_these_are(chain, run_here, monkeypatc
     assert list(summary["weights"]) == ["runs/demo/vqgan/weights.safetensors", "runs/demo/lcm/weights.safetensors"]
     named = first_line(shipped[0], "lcm.weights=shipped/lcm.safetensors", "eval.output=named")
     assert named.startswith("GL-LCM with shipped/lcm.safetensors, autoencoder ")
+
+
+@pytest.mark.parametrize("script", ["ldm_train.py", "lcm_train.py"])
+def test_a_noise_estimator_is_trained_on_ones_own_autoencoder(chain, run_here, monkeypatch, script):
+    """Before a shipped one, as in the evaluations; the first line says which, and it is the one that is read."""
+    monkeypatch.setattr(weights, "SHIPPED", chain / "with_project")
+    (chain / "with_project").mkdir(exist_ok=True)
+    shutil.copy(chain / "runs/demo/vqgan/weights.safetensors", chain / "with_project" / "vqgan.safetensors")
+    own = chain / "self_trained" / "vqgan" / "weights.safetensors"
+    own.parent.mkdir(parents=True, exist_ok=True)
+    own.write_text("which is found out when it is read")
+    common = [*TINY, f"vqgan.weights={chain}/with_project/vqgan.safetensors", "data.lists=runs/demo/lists"]
+    common.append("data.root=runs/demo/data")
+
+    status, shown, told = run_here(script, *common, "runs=self_trained", folder=chain)
+    trained_here = "the latents of self_trained/vqgan/weights.safetensors (trained in self_trained)"
+    assert shown.splitlines()[0].endswith(trained_here)
+    assert status == 2 and "self_trained/vqgan/weights.safetensors is not a weights file" in told
+
+    status, shown, told = run_here(script, *common, "runs=not_trained", "data.root=nowhere", folder=chain)
+    assert status == 2 and shown.splitlines()[0].endswith("with_project/vqgan.safetensors (shipped with the project)")
 
 
 def test_originals_are_never_overwritten(chain, run_here):

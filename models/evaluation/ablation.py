@@ -12,6 +12,19 @@ from .cases import Case
 from .pictures import Point
 
 
+def check_same_cases(cases_of: dict[str, list[Case]]) -> None:
+    """Raise UserError, before the first variant runs, unless all variants have the same X-rays with the same truth."""
+    # Means over different images say nothing about the setting that differs, however alike the tables look.
+    first, *others = cases_of
+    expected = [(case.path, case.target) for case in cases_of[first]]
+    for other in others:
+        if [(case.path, case.target) for case in cases_of[other]] != expected:
+            raise UserError(
+                f"the variants {first} and {other} have different X-rays, and an ablation compares results of the "
+                "same ones; run them one by one"
+            )
+
+
 def check_output(folders: dict[str, Path], output: Path) -> None:
     """Raise UserError, before the first variant runs, if the tables and pictures cannot be written into `output`."""
     # A name such as soft.png is allowed for one image of one evaluation, never for several folders.

@@ -5,12 +5,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .. import config, images, sampling, scores
+from .. import config, images, sampling, scores, weights
 from ..runtime import checkpoint, compiling, processes
 from ..runtime.device import autocast, pick_device, pick_precision
 from ..runtime.files import UserError
 from ..vqgan import MLVQGAN
-from . import run, weights
+from . import run
 from .cases import Case, find_cases
 from .record import Record, describe_run
 from .results import Output

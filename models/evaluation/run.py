@@ -11,11 +11,11 @@ from typing import Protocol
 import torch
 from tqdm import tqdm
 
-from .. import config, images, pipelines, sampling
+from .. import config, images, pipelines, sampling, weights
 from ..runtime import checkpoint, compiling, processes
 from ..runtime.device import pick_device, pick_precision
 from ..runtime.files import UserError
-from . import insertion, weights
+from . import insertion
 from .cases import Case, find_cases
 from .record import Record, describe_run
 from .results import Output, write_deviation, write_dicom, write_result
@@ -83,8 +83,8 @@ def main(variants: dict[str, config.Settings], method_class: type[pipelines.Pipe
     # imported here, since one evaluation needs neither scores nor scipy and matplotlib, which take seconds
     from . import ablation
 
-    # the X-rays of the last job stand for those of all
-    return ablation.compare(folders, job.cases, output, first)
+    # all jobs have the same X-rays, see `prepare`
+    return ablation.compare(folders, next(iter(jobs.values())).cases, output, first)
 
 
 def prepare(
@@ -121,6 +121,7 @@ def prepare(
     if len(jobs) > 1:
         from . import ablation
 
+        ablation.check_same_cases({name: job.cases for name, job in jobs.items()})
         ablation.check_output(folders, Path(next(iter(variants.values())).eval.output))
     return jobs
 

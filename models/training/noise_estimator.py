@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .. import config, layers, losses, schedulers
+from .. import config, layers, losses, schedulers, weights
 from ..data import augment, datasets, lists
 from ..pipelines import Pipeline
 from ..runtime import checkpoint, compiling, processes
@@ -36,6 +36,11 @@ def train(
     reads: the keys and sections that the script reads, of which a resumed training reports the changes.
     Raises UserError for data, weights or a folder that do not fit the settings.
     """
+    # autoencoder: that of the run folder's own training before a shipped one, as in the evaluations
+    settings = weights.prefer_own(settings, "vqgan")
+    if processes.rank() == 0:
+        print(weights.describe_autoencoder(settings, method.title), flush=True)
+
     # data, checked before anything is built: the lesion loss compares each patient with a twin without lesions
     folder = Path(settings.runs) / method.section
     size = settings.data.image_size
@@ -71,6 +76,7 @@ def train(
             channels, channels, **asdict(settings.unet), qkv_by_head=section.qkv_by_head, schedule=method.schedule
         )
         loop.init_from(unet, section.start).to(device)
+        note_other_latents(section.start, vqgan)
         unet.notes = method.notes(settings, vqgan)  # its weights say what they were trained for
         layers.checkpoint_activations(unet, settings.train.checkpointing)
 
@@ -142,6 +148,16 @@ def train(
             picture=picture,
         )
         return trainer.run()
+
+
+def note_other_latents(start: str | None, vqgan: MLVQGAN) -> None:
+    """Say that the weights a training starts from, if their header tells, know another autoencoder's latents."""
+    if start is None:
+        return
+    _, header, _ = checkpoint.read_weights(start)
+    known = (header or {}).get("vqgan")
+    if known is not None and known != checkpoint.tensor_digest(vqgan):
+        processes.say(f"note: {start} was trained on the latents of another autoencoder; little of it will help here")
 
 
 def encode_versions(encoder: "Encoder", pairs: dict[str, lists.Pair], settings: config.Settings) -> list[dict]:

@@ -1,11 +1,11 @@
-"""Which weights an evaluation uses: those of its run folder's own trainings, else those that the settings name."""
+"""Which weights a run uses: those of its run folder's own trainings, else those that the settings name."""
 
 from dataclasses import replace
 from pathlib import Path
 
 import yaml
 
-from .. import config
+from . import config
 
 SHIPPED = config.ROOT / "weights"  # profile `small` names the files in it
 FILE = "weights.safetensors"  # what a training leaves for evaluation
@@ -37,6 +37,11 @@ def describe(settings: config.Settings, title: str, section: str) -> str:
     if section != "vqgan":
         words += f", autoencoder {_origin(settings, 'vqgan')}"
     return words
+
+
+def describe_autoencoder(settings: config.Settings, title: str) -> str:
+    """One line that says on whose autoencoder's latents a noise estimator is trained."""
+    return f"{title} is trained on the latents of {_origin(settings, 'vqgan')}"
 
 
 def _origin(settings: config.Settings, section: str) -> str:
