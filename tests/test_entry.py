@@ -132,6 +132,43 @@ def test_a_signal_while_modules_are_imported_is_one_line(tmp_path, number, statu
     assert "stopped" in said and len(said.splitlines()) == 1
 
 
+@pytest.mark.slow
+def test_ctrl_c_while_a_script_imports_its_settings_is_one_line(tmp_path):
+    """Before the script's main() has begun; other exceptions keep their traceback."""
+    (tmp_path / "pydantic.py").write_text(
+        "import os, signal, sys\nif os.environ['FAULT'] == 'stop':\n    os.kill(os.getpid(), signal.SIGINT)\n1 / 0\n"
+    )
+    for fault, status, words in (("stop", -signal.SIGINT, "stopped"), ("other", 1, "ZeroDivisionError")):
+        environment = {**os.environ, "PYTHONPATH": str(tmp_path), "FAULT": fault}
+        script = [sys.executable, str(ROOT / "metrics.py")]
+        done = subprocess.run(script, env=environment, capture_output=True, text=True, timeout=60)
+        assert done.returncode == status and words in done.stderr
+        assert (len(done.stderr.splitlines()) == 1) == (fault == "stop"), done.stderr
+
+
+def do_nothing() -> None:
+    pass
+
+
+def ignores_ctrl_c(item: int) -> bool:
+    return signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+
+
+@pytest.mark.slow
+def test_processes_beside_each_other_ignore_ctrl_c_from_their_birth(monkeypatch):
+    """And not only when they have imported what takes seconds. The first process does not ignore it."""
+    from models.runtime import workers
+
+    before = signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr(workers, "_prepare_process", do_nothing)  # which is what comes after the imports
+    workers._pool.cache_clear()
+    try:
+        assert all(workers.parallel(ignores_ctrl_c, list(range(workers.FEW + 1)), "asking"))
+    finally:
+        workers._pool.cache_clear()
+    assert signal.getsignal(signal.SIGINT) is before
+
+
 def test_progress_bars_do_not_fill_a_log():
     program = "entry.run(lambda: print(__import__('tqdm').tqdm(range(3), file=open('/dev/null', 'w')).mininterval))"
     environment = {name: value for name, value in os.environ.items() if name != "TQDM_MININTERVAL"}

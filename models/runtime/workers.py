@@ -2,9 +2,11 @@
 
 import os
 import signal
+import threading
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from functools import cache
 from multiprocessing import get_context
 
@@ -38,7 +40,9 @@ def parallel(function: Callable, items: list, label: str, at_once: int | None = 
         try:
             for start in range(0, len(items), group_size):
                 group = items[start : start + group_size]
-                for result in _pool().map(function, group):
+                with _interrupts_ignored():  # the first call starts the processes, which inherit this
+                    coming = _pool().map(function, group)
+                for result in coming:
                     results.append(result)
                     bar.update()
         # the pool only knows that a process has gone; what ends one without an error is mostly a shortage of memory
@@ -58,8 +62,24 @@ def _pool() -> ProcessPoolExecutor:
     return ProcessPoolExecutor(cores, get_context("spawn"), _prepare_process)
 
 
+@contextmanager
+def _interrupts_ignored():
+    """Ctrl-C reaches all processes and is for the first one alone; the others ignore it from their birth.
+
+    While they import, seconds long, each would otherwise print a traceback.
+    """
+    if threading.current_thread() is not threading.main_thread():  # no other may set handlers
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def _prepare_process() -> None:
-    """One thread for each process; and Ctrl-C, which reaches all of them, is for the first process alone."""
+    """One thread for each process; and Ctrl-C is for the first process alone, however the others were started."""
     # there is a process for each core already
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
