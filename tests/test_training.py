@@ -363,6 +363,19 @@ def test_weights_without_a_state_are_not_overwritten(tmp_path):
             raise AssertionError("started afresh")
 
 
+def test_files_of_others_in_a_trainings_folder_are_not_overwritten(tmp_path):
+    make(tmp_path, epochs=1, config_text=config.to_yaml(config.parse("", (), []))).run()
+    for state in tmp_path.glob("state_*.pt"):
+        state.unlink()
+    ownership.refuse_foreign(tmp_path)  # what a training leaves that was killed before its first state
+    for name in ("config.yaml", "log.csv"):
+        content = (tmp_path / name).read_bytes()
+        (tmp_path / name).write_text("mine: 1")
+        with pytest.raises(UserError, match=f"{name} is there already and no training wrote it"):
+            ownership.refuse_foreign(tmp_path)
+        (tmp_path / name).write_bytes(content)
+
+
 @pytest.mark.slow
 def test_weights_of_a_training_killed_before_its_first_state_is_due_have_one(tmp_path):
     """Killed in the validation of epoch 4, whose weights and those of epoch 2 no state of `save_every` belongs to."""

@@ -17,6 +17,8 @@ except ImportError:  # Windows has another kind of locks
     fcntl = None
 
 LOCK = ".lock"  # empty file that carries the lock; it stays in the folder, as only the lock counts
+# What a training writes before its first state, and how each of these files begins.
+RECORDS = {"config.yaml": b"runs:", "log.csv": b"epoch,step,"}
 RESULTS = ("weights.safetensors", "best.safetensors")  # what a fresh start would overwrite
 
 
@@ -26,7 +28,7 @@ def owned(folder: Path, start_key: str) -> Iterator[None]:
 
     start_key: the setting that names the weights a training starts from, for the message.
     Raises UserError if another training is at work in the folder, if the folder cannot be written, or if it holds
-    weights without a state to go on from.
+    weights without a state to go on from, or somebody else's file where a training's would be.
     """
     # the processes of one training share the folder, so only one may ask for the lock
     if processes.rank() > 0:
@@ -38,11 +40,25 @@ def owned(folder: Path, start_key: str) -> Iterator[None]:
     except OSError as error:
         raise UserError(f"cannot write {folder}: {error.strerror}") from None
 
-    # locked first, so that no running training writes what the second check looks at
+    # locked first, so that no running training writes what the other checks look at
     with file:
         lock(file, folder)
         refuse_leftovers(folder, start_key)
+        refuse_foreign(folder)
         yield
+
+
+def refuse_foreign(folder: Path) -> None:
+    """Raise UserError if a record that a new training would write over is none of a training's."""
+    if any(folder.glob("state_*.pt")):
+        return
+    for name, beginning in RECORDS.items():
+        path = folder / name
+        if path.exists() and not (path.is_file() and path.read_bytes()[: len(beginning)] == beginning):
+            raise UserError(
+                f"{path} is there already and no training wrote it; move it away, or train into another folder "
+                "(runs=...)"
+            )
 
 
 def lock(file: IO, folder: Path) -> None:
