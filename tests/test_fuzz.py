@@ -57,13 +57,14 @@ def test_the_campaign_sees_what_it_looks_for(tmp_path, monkeypatch):
         while True:
             pass
 
-    monkeypatch.setattr(fuzz, "LIMIT_SECONDS", 0.2)
     for function, word in (
         (fail, "ValueError"),
         (two_lines, "several lines"),
         (change, "changed"),
         (hang, "took more than"),
     ):
+        if function is hang:  # the others may take as long as a busy machine needs
+            monkeypatch.setattr(fuzz, "LIMIT_SECONDS", 0.2)
         monkeypatch.setitem(fuzz.KINDS, "image", (function, 1))
         folder = tmp_path / function.__name__
         folder.mkdir()
