@@ -5,6 +5,8 @@
 #
 # Each first makes the virtual environment .venv with what it needs (Python 3.11 or later, and gcc for some tests).
 PYTHON ?= python3
+# files of tests that run at a time, each with one thread
+JOBS ?= 2
 RUN = .venv/bin/python
 
 .PHONY: demo check test style
@@ -26,7 +28,7 @@ check: style
 
 test: style
 	$(RUN) -m pyright --level error
-	$(RUN) -m pytest
+	$(RUN) -m pytest -n $(JOBS) --dist loadfile
 
 style: .venv/ready-test
 	$(RUN) -m ruff check .
