@@ -17,13 +17,6 @@ from .cases import Case
 SERIES = "bone-suppressed, not for diagnosis"  # description of a DICOM result's series
 RESULT_KEYS = ("seed", "samples", "residual", "strength", "range")  # of eval, those that change a result
 FOLDERS = ("panels", "thumbs", "latents", "deviation", "overlays", "dicom")  # below the output folder
-    "panels",
-    "thumbs",
-    "latents",
-    "deviation",
-    "overlays",
-    "dicom",
-)  # below the output folder, beside the results
 LETTERS_PER_COLUMN = 24  # of a panel's titles: so many fit into the width of an image
 LEAST_LETTER = 8  # height of the titles' letters, pixels
 LINE = 1.5  # height of the titles' strip, letters
