@@ -32,6 +32,10 @@ FURTHER_RUNS = {
         ["simulate.count=1", "simulate.source=ct", "simulate.ct=nowhere"],
         ["data.source=nowhere", "data.root=elsewhere"],
     ],
+    "reading_study.py": [
+        ["make", "study.results=runs/demo/ldm_eval", "study.images=runs/demo/lists/data_testset.txt"],
+        ["score", "study.truth=findings.csv"],
+    ],
 }
 
 

@@ -19,7 +19,6 @@ from ..runtime.files import UserError
 from . import answers, folder, statistics
 from .answers import Matched, Reader
 from .folder import CRITERIA, CXR
-from .statistics import Counts
 
 ABSENT = "—"
 ALL = "all readers"
@@ -32,7 +31,10 @@ class Study:
     def __init__(self, key: dict, readers: list[Reader], found: list[Finding] | None, settings: config.Study):
         self.kinds: list[str] = key["kinds"]
         self.patient_of: dict[str, str] = key["patients"]
-        self.patients = list(dict.fromkeys(self.patient_of.values()))
+        self.images_of: dict[str, list[str]] = {}
+        for name, patient in self.patient_of.items():
+            self.images_of.setdefault(patient, []).append(name)
+        self.patients = list(self.images_of)
         self.readers = readers
         self.seed = settings.seed
         self.has_truth = found is not None
@@ -51,13 +53,17 @@ class Study:
                         answer.marks, lesions, settings.reach, settings.least_reach
                     )
 
-    def images_of(self, patient: str) -> list[str]:
-        return [name for name, whose in self.patient_of.items() if whose == patient]
+    def with_interval(self, statistic: Callable[[np.ndarray], np.ndarray], cell: str, form: str = ".3f") -> str:
+        """'value [low, high]' of a statistic of patients, see statistics.interval.
 
-    def interval(self, statistic: Callable[[np.ndarray], float], cell: str) -> tuple[float, float]:
-        """The bootstrap over patients, seeded by the cell's name: it does not depend on what else is in the table."""
-        random = seeding.detail_generator(self.seed, cell)
-        return statistics.interval(len(self.patients), statistic, random)
+        The bootstrap is seeded by the cell's name, and so does not depend on what else is in the table.
+        """
+        count = len(self.patients)
+        value = float(statistic(np.arange(count)[None])[0])
+        if not math.isfinite(value):
+            return ABSENT
+        low, high = statistics.interval(count, statistic, seeding.detail_generator(self.seed, cell))
+        return f"{_number(value, form)} [{_number(low, form)}, {_number(high, form)}]"
 
     def groups(self) -> dict[str, list[Reader]]:
         """{row's name: readers}: each reader, and of several all of them."""
@@ -123,7 +129,7 @@ def quality_table(study: Study) -> Table:
                 sums = np.zeros(len(study.patients))
                 numbers = np.zeros(len(study.patients))
                 for place, patient in enumerate(study.patients):
-                    for reader, name in itertools.product(readers, study.images_of(patient)):
+                    for reader, name in itertools.product(readers, study.images_of[patient]):
                         if name in reader.answers[kind]:
                             sums[place] += reader.answers[kind][name].ratings[key]
                             numbers[place] += 1
@@ -137,15 +143,11 @@ def quality_table(study: Study) -> Table:
 
 
 def _with_interval(study: Study, parts: np.ndarray, wholes: np.ndarray, cell: str) -> str:
-    """'Σ parts / Σ wholes [low, high]' over patients."""
-
-    def quotient(places: np.ndarray) -> float:
-        whole = wholes[places].sum()
-        return float(parts[places].sum() / whole) if whole else math.nan
-
-    value = quotient(np.arange(len(parts)))
-    low, high = study.interval(quotient, cell)
-    return _interval_text(value, low, high)
+    """Σ parts / Σ wholes over patients, with its interval."""
+    return study.with_interval(
+        lambda places: statistics.quotient(parts[places].sum(1), wholes[places].sum(1)),
+        cell,
+    )
 
 
 def time_table(study: Study) -> Table:
@@ -170,14 +172,14 @@ def detection_table(study: Study, by_lesion: bool) -> Table:
         for kind in study.kinds:
             counts = _counts(study, readers, kind, by_lesion)  # (patients, 3)
             tp, fp, fn = counts.T
-            total = Counts(*(int(value) for value in counts.sum(0)))
+            totals = [str(int(value)) for value in counts.sum(0)]
             cell = f"detection/{by_lesion}/{kind}/{label}"
             cells = [
                 _with_interval(study, tp, tp + fp, cell + "/precision"),
                 _with_interval(study, tp, tp + fn, cell + "/recall"),
-                _with_interval(study, 2 * tp, 2 * tp + fp + fn, cell + "/f1"),
+                _with_interval(study, 2 * tp, 2 * tp + fp + fn, cell + "/f1"),  # the harmonic mean of the two
             ]
-            rows.append([label, kind, str(total.tp), str(total.fp), str(total.fn), *cells])
+            rows.append([label, kind, *totals, *cells])
     lesions = sum(len(own) for own in study.lesions.values())
     diseased = sum(bool(own) for own in study.lesions.values())
     if by_lesion:
@@ -195,7 +197,7 @@ def _counts(study: Study, readers: list[Reader], kind: str, by_lesion: bool) -> 
     """(patients, 3): true positives, false positives, false negatives of each patient, over these readers."""
     counts = np.zeros((len(study.patients), 3))
     for place, patient in enumerate(study.patients):
-        for reader, name in itertools.product(readers, study.images_of(patient)):
+        for reader, name in itertools.product(readers, study.images_of[patient]):
             matched = study.matched.get((reader.name, kind, name))
             if matched is not None:
                 one = matched.by_lesion if by_lesion else matched.by_image
@@ -224,9 +226,13 @@ def comparison_table(study: Study) -> Table:
             before_counts = _counts(study, readers, CXR, True)
             after_counts = _counts(study, readers, kind, True)
             differences = []
-            for name in ("recall", "f1"):
+            for name, score_of in (("recall", _recall), ("f1", _f1)):
+
+                def difference(places, score_of=score_of, before=before_counts, after=after_counts):
+                    return score_of(after[places].sum(1)) - score_of(before[places].sum(1))
+
                 cell = f"difference/{name}/{kind}/{label}"
-                differences.append(_difference_text(study, before_counts, after_counts, name, cell))
+                differences.append(study.with_interval(difference, cell, "+.3f"))
             rows.append([label, kind, str(only_cxr), str(only_method), shown_p, *differences])
     notes = [
         "p: McNemar's test of the lesions that were found in one of the two alone, exact, two-sided; of all readers "
@@ -237,14 +243,15 @@ def comparison_table(study: Study) -> Table:
     return Table("Lesions: soft tissue against CXR", headings, rows, notes=notes)
 
 
-def _difference_text(study: Study, before: np.ndarray, after: np.ndarray, name: str, cell: str) -> str:
-    def difference(places: np.ndarray) -> float:
-        sums = [Counts(*counts[places].sum(0)) for counts in (before, after)]
-        return getattr(sums[1], name) - getattr(sums[0], name)
+def _recall(counts: np.ndarray) -> np.ndarray:
+    """(n, 3) true positives, false positives, false negatives -> (n,)."""
+    tp, _, fn = counts.T
+    return statistics.quotient(tp, tp + fn)
 
-    value = difference(np.arange(len(before)))
-    low, high = study.interval(difference, cell)
-    return _interval_text(value, low, high, "+.3f")
+
+def _f1(counts: np.ndarray) -> np.ndarray:
+    tp, fp, fn = counts.T
+    return statistics.quotient(2 * tp, 2 * tp + fp + fn)
 
 
 def afroc_table(study: Study) -> Table:
@@ -262,7 +269,7 @@ def afroc_table(study: Study) -> Table:
             for patient in study.patients:
                 own_lesions: list[float] = []
                 own_false: list[float] = []
-                for reader, name in itertools.product(readers, study.images_of(patient)):
+                for reader, name in itertools.product(readers, study.images_of[patient]):
                     matched = study.matched.get((reader.name, kind, name))
                     if matched is None:
                         continue
@@ -272,13 +279,15 @@ def afroc_table(study: Study) -> Table:
                 lesions.append(own_lesions)
                 false.append(own_false)
 
-            def area(places: np.ndarray, lesions=lesions, false=false) -> float:
-                drawn_lesions = [rating for place in places for rating in lesions[place]]
-                drawn_false = [rating for place in places for rating in false[place]]
-                return statistics.afroc_area(drawn_lesions, drawn_false)
+            def areas(draws: np.ndarray, lesions=lesions, false=false) -> np.ndarray:
+                found = []
+                for places in draws:
+                    drawn_lesions = list(itertools.chain.from_iterable(lesions[place] for place in places))
+                    drawn_false = list(itertools.chain.from_iterable(false[place] for place in places))
+                    found.append(statistics.afroc_area(drawn_lesions, drawn_false))
+                return np.array(found)
 
-            value = area(np.arange(len(study.patients)))
-            row.append(_interval_text(value, *study.interval(area, f"afroc/{kind}/{label}")))
+            row.append(study.with_interval(areas, f"afroc/{kind}/{label}"))
         rows.append(row)
     of = "all images, as each has a lesion (AFROC1)" if everywhere else f"the {len(normal)} images without a lesion"
     notes = [
@@ -322,12 +331,6 @@ def agreement_table(study: Study) -> Table:
 
 def _number(value: float, form: str = ".3f") -> str:
     return format(value, form) if math.isfinite(value) else ABSENT
-
-
-def _interval_text(value: float, low: float, high: float, form: str = ".3f") -> str:
-    if not math.isfinite(value):
-        return ABSENT
-    return f"{_number(value, form)} [{_number(low, form)}, {_number(high, form)}]"
 
 
 def _as_csv(study: Study) -> str:

@@ -17,31 +17,11 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True)
 class Counts:
-    """What was found: true positives, false positives, false negatives; of one image, or sums."""
+    """What was found: true positives, false positives, false negatives."""
 
     tp: int = 0
     fp: int = 0
     fn: int = 0
-
-    def __add__(self, other: "Counts") -> "Counts":
-        return Counts(self.tp + other.tp, self.fp + other.fp, self.fn + other.fn)
-
-    @property
-    def precision(self) -> float:
-        return _ratio(self.tp, self.tp + self.fp)
-
-    @property
-    def recall(self) -> float:
-        return _ratio(self.tp, self.tp + self.fn)
-
-    @property
-    def f1(self) -> float:
-        """2 TP / (2 TP + FP + FN), the harmonic mean of the two."""
-        return _ratio(2 * self.tp, 2 * self.tp + self.fp + self.fn)
-
-
-def _ratio(part: float, whole: float) -> float:
-    return part / whole if whole else math.nan
 
 
 def mcnemar(a: Sequence[bool], b: Sequence[bool]) -> tuple[int, int, float]:
@@ -91,22 +71,25 @@ def afroc_area(lesions: Sequence[float], images: Sequence[float]) -> float:
 
 
 def interval(
-    patients: int, statistic: Callable[[np.ndarray], float], random: np.random.Generator
+    patients: int, statistic: Callable[[np.ndarray], np.ndarray], random: np.random.Generator
 ) -> tuple[float, float]:
-    """95 % percentile interval of statistic(places of patients), by drawing so many patients with replacement.
+    """95 % percentile interval of a statistic, by drawing as many patients as there are with replacement.
 
-    Patients and not images or lesions are drawn: what is seen in one patient is no independent evidence. Draws in which
-    the statistic is undefined are left out; NaN where it always is, or for a single patient.
+    statistic: (n, patients) places of drawn patients, a row for each draw -> (n,) values. Patients and not images or
+    lesions are drawn: what is seen in one patient is no independent evidence. Draws in which the statistic is undefined
+    are left out; NaN where it always is, or for a single patient.
     """
     if patients < 2:
         return math.nan, math.nan
-    values = []
-    for _ in range(RESAMPLES):
-        value = statistic(random.integers(patients, size=patients))
-        if math.isfinite(value):
-            values.append(value)
-    if not values:
+    values = statistic(random.integers(patients, size=(RESAMPLES, patients)))
+    defined = values[np.isfinite(values)]
+    if not len(defined):
         return math.nan, math.nan
     tail = (1 - CONFIDENCE) / 2
-    low, high = np.quantile(values, (tail, 1 - tail))
+    low, high = np.quantile(defined, (tail, 1 - tail))
     return float(low), float(high)
+
+
+def quotient(parts: np.ndarray, wholes: np.ndarray) -> np.ndarray:
+    """parts / wholes, NaN where there is no whole."""
+    return np.divide(parts, wholes, out=np.full(parts.shape, math.nan), where=wholes != 0)

@@ -403,7 +403,7 @@ function drawScores() {
   if (byId("plots").hidden || state.selected < 0) return;
   const image = data.images[state.selected];
   const rows = data.scores.map((score, number) => [score.label, ...data.methods.map((_, method) => written(valueOf(image, method, number)))]);
-  byId("scores").replaceChildren(buildTable({ title: image.name, headings: ["", ...data.methods.map((method) => method.title)], rows }));
+  byId("scores").replaceChildren(buildTable({ title: "This image", headings: ["", ...data.methods.map((method) => method.title)], rows }));
 }
 
 function showView(name) {
