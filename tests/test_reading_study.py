@@ -147,13 +147,13 @@ def test_no_two_images_in_a_row_are_of_one_patient_and_rounds_are_balanced():
 def test_marks_are_matched_to_the_nearest_lesion_within_reach():
     lesions = [Finding("x", 10, 10, 8), Finding("x", 20, 10, 8), Finding("x", 90, 90, 2)]
     marks = [Mark(12, 10, 2), Mark(9, 9, 5), Mark(16.5, 10, 3), Mark(50, 50, 4), Mark(93, 90, 1)]
-    matched = answers.match(marks, lesions, reach=1.0, least_reach=3.0)
+    matched = answers.match(marks, lesions, answers.Reach(1.0, 3.0))
     # two marks on the first lesion count once; 3 pixels are more than the radius of the third, but within least_reach
     assert matched.by_lesion == statistics.Counts(3, 1, 0) and matched.ratings == (5, 3, 1) and matched.false == 4
     assert matched.by_image == statistics.Counts(1, 0, 0)
-    strict = answers.match(marks, lesions, reach=0.5, least_reach=0.0)
+    strict = answers.match(marks, lesions, answers.Reach(0.5, 0.0))
     assert strict.found == (True, False, False) and strict.by_lesion == statistics.Counts(1, 3, 2)
-    nothing = answers.match([], [], 1, 1)
+    nothing = answers.match([], [], answers.Reach(1, 1))
     assert nothing.by_image == statistics.Counts() and nothing.false == answers.UNMARKED
 
 

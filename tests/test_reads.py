@@ -33,7 +33,7 @@ FURTHER_RUNS = {
         ["data.source=nowhere", "data.root=elsewhere"],
     ],
     "reading_study.py": [
-        ["make", "study.results=runs/demo/ldm_eval", "study.images=runs/demo/lists/data_testset.txt"],
+        ["make", "study.results=runs/demo/data/BS"],
         ["score", "study.truth=findings.csv"],
     ],
 }

@@ -25,6 +25,14 @@ class Mark:
 
 
 @dataclass(frozen=True)
+class Reach:
+    """How far from a lesion's centre a mark may lie: so many radii of the lesion, and at least so many pixels."""
+
+    radii: float
+    pixels: float
+
+
+@dataclass(frozen=True)
 class Answer:
     """What a reader said of one image. ratings: {criterion: 1 to 3}."""
 
@@ -128,11 +136,11 @@ def _answer(tree: dict | None) -> Answer | None:
     return Answer(ratings, tuple(read_marks), float(tree["seconds"]))
 
 
-def match(marks: Sequence[Mark], lesions: Sequence[Finding], reach: float, least_reach: float) -> Matched:
+def match(marks: Sequence[Mark], lesions: Sequence[Finding], reach: Reach) -> Matched:
     """Marks against the lesions of an image.
 
-    A mark belongs to the nearest lesion whose centre is within `reach` radii of it, or within `least_reach` pixels for
-    a small lesion; otherwise it is a false positive. Several marks on one lesion count as one.
+    A mark belongs to the nearest lesion within reach; otherwise it is a false positive. Several marks on one lesion
+    count as one.
     """
     ratings = [UNMARKED] * len(lesions)
     false_ratings = []
@@ -140,7 +148,7 @@ def match(marks: Sequence[Mark], lesions: Sequence[Finding], reach: float, least
         near = []
         for place, lesion in enumerate(lesions):
             distance = math.hypot(mark.x - lesion.x, mark.y - lesion.y)
-            if distance <= max(reach * lesion.diameter / 2, least_reach):
+            if distance <= max(reach.radii * lesion.diameter / 2, reach.pixels):
                 near.append((distance, place))
         if near:
             place = min(near)[1]

@@ -28,7 +28,7 @@ STEM = "reading"  # of the tables' files
 class Study:
     """What was asked and answered: the key, the readers, the lesions of each image, and every mark matched."""
 
-    def __init__(self, key: dict, readers: list[Reader], found: list[Finding] | None, settings: config.Study):
+    def __init__(self, key: dict, readers: list[Reader], found: list[Finding] | None, reach: answers.Reach, seed: int):
         self.kinds: list[str] = key["kinds"]
         self.patient_of: dict[str, str] = key["patients"]
         self.images_of: dict[str, list[str]] = {}
@@ -36,7 +36,7 @@ class Study:
             self.images_of.setdefault(patient, []).append(name)
         self.patients = list(self.images_of)
         self.readers = readers
-        self.seed = settings.seed
+        self.seed = seed
         self.has_truth = found is not None
         self.lesions: dict[str, list[Finding]] = {name: [] for name in self.patient_of}
         for finding in found or ():
@@ -48,10 +48,8 @@ class Study:
         for reader in readers:
             for kind, given in reader.answers.items():
                 for name, answer in given.items():
-                    lesions = self.lesions[name]
-                    self.matched[reader.name, kind, name] = answers.match(
-                        answer.marks, lesions, settings.reach, settings.least_reach
-                    )
+                    matched = answers.match(answer.marks, self.lesions[name], reach)
+                    self.matched[reader.name, kind, name] = matched
 
     def with_interval(self, statistic: Callable[[np.ndarray], np.ndarray], cell: str, form: str = ".3f") -> str:
         """'value [low, high]' of a statistic of patients, see statistics.interval.
@@ -78,13 +76,19 @@ def score(settings: config.Settings) -> tuple[str, list[str]]:
 
     Raises UserError for a missing key, for files that are no answers, and for a truth that knows none of the images.
     """
-    output = Path(settings.study.output)
+    section = settings.study
+    output = Path(section.output)
+    place = section.answers
+    truth = section.truth
+    reach = answers.Reach(section.reach, section.least_reach)
+
+    # key, answers and truth
     key = folder.read_key(output)
-    readers = answers.read(settings.study.answers, key)
-    found = findings.read(settings.study.truth) if settings.study.truth else None
-    study = Study(key, readers, found, settings.study)
+    readers = answers.read(place, key)
+    found = findings.read(truth) if truth else None
+    study = Study(key, readers, found, reach, section.seed)
     if found and not any(study.lesions.values()):
-        raise UserError(f"{settings.study.truth} has no finding in an image of the study; are the names the same?")
+        raise UserError(f"{truth} has no finding in an image of the study; are the names the same?")
     ownership.require_writable(output)
 
     # what is missing is told, the rest is scored
