@@ -74,6 +74,21 @@ def test_a_panel_without_truth_is_told_by_the_results_shape():
             assert len(entry["layers"]) == columns and (entry["height"], entry["width"]) == shape
 
 
+def test_layers_that_few_images_have(tmp_path):
+    """A deviation where several results were drawn; no layer of truth where no image has one."""
+    output = results.Output(tmp_path)
+    for name in ("a", "b"):
+        results.write_result(output, name, images.Picture(flat(CXR), 8, tmp_path), flat(RESULT), None)
+    images.write(tmp_path / "deviation" / "b.png", flat(9), 16)
+    place = index_page.write(output, {"seconds_per_image": {"a": 1.0}, "results_of_earlier_runs": ["b", "deleted"]})
+    data = json.loads(place.read_text().split('id="data">')[1].split("</script>")[0])
+    assert [layer["title"] for layer in data["layers"]] == ["CXR", "result", "deviation"]
+    assert [(entry["name"], entry.get("further"), entry["values"]) for entry in data["images"]] == [
+        ("a", None, [[1.0]]),
+        ("b", [2], [[None]]),
+    ]
+
+
 @pytest.mark.slow
 def test_the_viewer_shows_windows_slides_and_subtracts(browser, evaluation):
     page = open_page(browser, evaluation)

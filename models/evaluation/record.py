@@ -137,6 +137,7 @@ class Record:
             # a summary of results that are gone would describe the new ones wrongly
             if self.replaced:
                 (folder / SUMMARY).unlink(missing_ok=True)
+                (folder / INDEX).unlink(missing_ok=True)
 
         # The other processes' records begin after process 0 has removed the old ones, or theirs would go too.
         processes.barrier()

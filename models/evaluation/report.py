@@ -325,6 +325,7 @@ def write(
     # every image
     write_csv(output / "metrics.csv", scored)
     write_pictures(scored, output)
+    report_page.remove(output)
     if page:
         report_page.write(scored, output, every_table, found)
     return _document(scored.heading, [text(table) for table in shown])

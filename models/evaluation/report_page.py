@@ -27,8 +27,6 @@ def write(scored: Scored, output: Path, tables: Sequence[Table], found: Iterable
     the CXRs.
     """
     folder = output / COPIES
-    if folder.exists():
-        shutil.rmtree(folder)  # of an earlier run, which had other images perhaps
 
     # a finding belongs to the image of its name
     by_image: dict[str, list[Finding]] = {}
@@ -70,6 +68,13 @@ def write(scored: Scored, output: Path, tables: Sequence[Table], found: Iterable
         "tables": [_as_data(table) for table in tables],
     }
     images.write_file(output / REPORT, page.fill("results", data))
+
+
+def remove(output: Path) -> None:
+    """Take an earlier report away: its numbers and images are not those of this run."""
+    (output / REPORT).unlink(missing_ok=True)
+    if (output / COPIES).exists():
+        shutil.rmtree(output / COPIES)
 
 
 def _write_copies(files: ImageFiles, folder: Path, file: str, side: int) -> tuple[tuple[int, int], float]:
