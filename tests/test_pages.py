@@ -56,6 +56,7 @@ def test_a_page_is_one_file_and_its_data_cannot_leave_their_element():
     content = pages.fill("results", {"title": "</title><script>", "name": "</script><!-- & \u2028", "x": float("nan")})
     text = content.decode()
     held = text.split('id="data">')[1].split("</script>")[0]
+    assert "<" not in held and "&" not in held
     assert json.loads(held) == {"title": "</title><script>", "name": "</script><!-- & \u2028", "x": None}
     assert "<title>&lt;/title&gt;&lt;script&gt;</title>" in text
     assert "http://" not in text.replace("http://www.w3.org/2000/svg", "") and "https://" not in text
