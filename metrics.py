@@ -8,7 +8,8 @@ reads   the images of metrics.prediction and, by the same names, of metrics.cxr 
         there are any; the cost of each method from the summary.json that its evaluation left
 writes  metrics.output: metrics.txt, .md and .tex (tables of quality, cost, 95 % intervals, paired tests), metrics.csv
         (every image), metrics.json (all), metrics.png (box plots), comparison.png (the first images: CXR | each
-        prediction | truth), examples_<method>.png (its best, median and worst image by MSE, with the signed difference)
+        prediction | truth), examples_<method>.png (its best, median and worst image by MSE, with the signed
+        difference), report.html (all of this and every image in a viewer; its copies of the images in report_files/)
         with metrics.findings=list.csv also findings.txt, .md, .csv and .png: the contrast that known findings keep, and
         a model observer that looks for them
 
@@ -69,7 +70,8 @@ def main() -> int:
     )
 
     # tables and pictures
-    print(report.write(scored, output, folders, settings.metrics.seed))
+    page = settings.metrics.page
+    print(report.write(scored, output, folders, settings.metrics.seed, page=page, found=found))
     if found:
         measured = findings.measure(
             folders,

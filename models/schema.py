@@ -315,6 +315,23 @@ class Metrics:
     output: Text
     seed: Seed
     size: Side
+    page: Flag  # report.html
+
+
+@dataclass(frozen=True, config=STRICT)
+class Study:
+    """The reading study: what readers are given, and what is made of their answers."""
+
+    cxr: Text
+    results: Annotated[tuple[Text, ...], List, NotEmpty]
+    images: Text | None
+    readers: Annotated[Count, Field(le=100)]
+    output: Text
+    seed: Seed
+    truth: Text | None  # CSV of findings
+    answers: Text
+    reach: Amount  # radii
+    least_reach: Amount  # pixels
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -337,6 +354,7 @@ class Settings:
     train: Train
     eval: Eval
     metrics: Metrics
+    study: Study
 
 
 def _list_fields(section: type, prefix: str = "") -> tuple[dict[str, type], dict[str, Any]]:

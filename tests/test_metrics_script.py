@@ -116,7 +116,12 @@ def test_two_methods_with_faults_are_scored_on_what_is_complete(folder, run_here
         "examples_one.png",
         "examples_two.png",
         *(f"metrics.{end}" for end in ("csv", "json", "md", "png", "tex", "txt")),
+        "report.html",
+        "report_files",
     ]
+    # without the page an earlier one, of other numbers, goes
+    assert run_here("metrics.py", *arguments(folder, "one", "two"), "metrics.page=false")[0] == 1
+    assert not [path.name for path in (folder / "out").iterdir() if path.name.startswith("report")]
 
 
 def test_missing_folder_ends_in_one_line_with_status_2(folder, run_here):

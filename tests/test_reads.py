@@ -32,6 +32,10 @@ FURTHER_RUNS = {
         ["simulate.count=1", "simulate.source=ct", "simulate.ct=nowhere"],
         ["data.source=nowhere", "data.root=elsewhere"],
     ],
+    "reading_study.py": [
+        ["make", "study.results=runs/demo/data/BS"],
+        ["score", "study.truth=findings.csv"],
+    ],
 }
 
 

@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = sorted(path.stem for path in ROOT.glob("*.py"))
 MODULES = sorted(path for path in (ROOT / "models").rglob("*.py") if path.stem != "__init__")
-ROOMS = ("runtime", "data", "training", "evaluation", "simulate")
+ROOMS = ("runtime", "viewing", "data", "training", "evaluation", "reading", "simulate")
 FIRST = (
     "config",
     "schema",
@@ -25,7 +25,9 @@ ALLOWED = {
     "method": {"runtime", "first"},
     "data": {"runtime", "first", "method"},
     "training": {"runtime", "first", "method", "data"},
-    "evaluation": {"runtime", "first", "method", "data"},
+    "viewing": set(),
+    "evaluation": {"runtime", "first", "method", "data", "viewing"},
+    "reading": {"runtime", "first", "data", "evaluation", "viewing"},
     "simulate": {"runtime", "first", "data"},
 }
 

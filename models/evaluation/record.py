@@ -27,6 +27,7 @@ from .cases import Case
 from .results import FOLDERS, Output
 
 SUMMARY = "summary.json"
+INDEX = "index.html"  # the page on which the results are looked through
 UNFINISHED = "unfinished_{process}.jsonl"
 RSS_UNIT = 1 if sys.platform == "darwin" else 1024  # bytes that getrusage counts memory in
 # Settings on which the results of an image do not depend; runs that differ in them share a folder.
@@ -136,6 +137,7 @@ class Record:
             # a summary of results that are gone would describe the new ones wrongly
             if self.replaced:
                 (folder / SUMMARY).unlink(missing_ok=True)
+                (folder / INDEX).unlink(missing_ok=True)
 
         # The other processes' records begin after process 0 has removed the old ones, or theirs would go too.
         processes.barrier()
@@ -283,6 +285,12 @@ class Record:
             results += insertions
         if self.earlier:
             own += insertions
+
+        # and so does the page
+        page = self.output.folder / INDEX
+        results.append(page)
+        if self.earlier:
+            own.append(page)
         ownership.refuse_foreign(results, inputs, own, "eval.output")
 
     def _refuse_mixture(self) -> None:

@@ -17,7 +17,8 @@ import numpy as np
 
 from .. import images, scores
 from ..runtime import ownership
-from . import pictures, statistics
+from . import pictures, report_page, statistics
+from .findings import Finding
 from .record import read_summary
 from .scoring import Scored
 from .tables import Table, latex, markdown, text
@@ -280,12 +281,21 @@ def _undefined(scored: Scored, columns: tuple[scores.Score, ...], summary: dict)
 # --- Files ------------------------------------------------------------------------------------------------------------
 
 
-def write(scored: Scored, output, folders: Mapping[str, str | Path] | None = None, seed: int = 0) -> str:
+def write(
+    scored: Scored,
+    output,
+    folders: Mapping[str, str | Path] | None = None,
+    seed: int = 0,
+    *,
+    page: bool = True,
+    found: Sequence[Finding] = (),
+) -> str:
     """All files into the folder `output`; returns the tables of quality and cost as text, for the terminal.
 
     folders: as given to `score_folders`, for the cost that their summary.json tell. seed: of the bootstrap. Writes
     metrics.txt, .md, .tex (all tables), .csv (every image), .json (all), .png (box plots), comparison.png,
-    examples_<method>.png.
+    examples_<method>.png. page: write report.html, and the copies of the images that it shows, as well; found: the
+    findings drawn there.
     """
     output = Path(output)
     inputs = []
@@ -315,6 +325,9 @@ def write(scored: Scored, output, folders: Mapping[str, str | Path] | None = Non
     # every image
     write_csv(output / "metrics.csv", scored)
     write_pictures(scored, output)
+    report_page.remove(output)
+    if page:
+        report_page.write(scored, output, every_table, found)
     return _document(scored.heading, [text(table) for table in shown])
 
 
@@ -344,7 +357,7 @@ def _file_names(methods: list[str]) -> list[str]:
     """What metrics.py and the ablations write for these methods."""
     # the trade-off pictures are an ablation's alone, but any run may replace them
     names = [f"metrics.{suffix}" for suffix in ("txt", "md", "tex", "csv", "json", "png")]
-    names += ["comparison.png", "quality_seconds.png", "quality_steps.png"]
+    names += ["comparison.png", "quality_seconds.png", "quality_steps.png", report_page.REPORT, report_page.COPIES]
     for method in methods:
         names.append(_examples_name(method))
     return names

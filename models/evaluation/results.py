@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,16 +10,17 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from .. import images
+from .. import images, scores
 from ..runtime.files import UserError
 from .cases import Case
 
 SERIES = "bone-suppressed, not for diagnosis"  # description of a DICOM result's series
 RESULT_KEYS = ("seed", "samples", "residual", "strength", "range")  # of eval, those that change a result
-FOLDERS = ("panels", "latents", "deviation", "overlays", "dicom")  # below the output folder, beside the results
+FOLDERS = ("panels", "thumbs", "latents", "deviation", "overlays", "dicom")  # below the output folder
 LETTERS_PER_COLUMN = 24  # of a panel's titles: so many fit into the width of an image
 LEAST_LETTER = 8  # height of the titles' letters, pixels
 LINE = 1.5  # height of the titles' strip, letters
+THUMB = 96  # longer side of a thumbnail, pixels: twice what the page's list shows, for screens of fine pitch
 
 
 @dataclass(frozen=True)
@@ -57,8 +59,14 @@ class Output:
         return files
 
 
-def write_result(output: Output, name: str, scan: images.Picture, soft: np.ndarray, target: Path | None) -> None:
-    """The result, and its panel CXR | result | truth if known | what was taken away (grey: nothing)."""
+def write_result(
+    output: Output, name: str, scan: images.Picture, soft: np.ndarray, target: Path | None
+) -> dict[str, float]:
+    """The result, its panel CXR | result | truth if known | what was taken away (grey: nothing), and a thumbnail.
+
+    Returns figures by which the page sorts its list: the mean absolute change, as a share of the grey scale, and the
+    PSNR where the truth is known (at the input's size; metrics.py's is at metrics.size).
+    """
     # in the input's depth and grey range, so that both open with the same window
     images.write_like(output.result(name), soft, scan)
 
@@ -68,6 +76,21 @@ def write_result(output: Output, name: str, scan: images.Picture, soft: np.ndarr
         columns["truth"] = images.resize(images.read(target).pixels, soft.shape)
     columns["taken away"] = taken_away(scan.pixels, soft)
     images.write(output.folder / "panels" / f"{name}.png", panel(columns))
+    images.write(output.folder / "thumbs" / f"{name}.png", images.resize(soft, fitted(soft.shape, THUMB)))
+
+    # in float64, like the scores
+    figures = {"mean_change": round(float(np.abs(scan.pixels - soft).mean(dtype=np.float64)), 6)}
+    if target is not None:
+        quality = scores.psnr(columns["truth"], soft)
+        if math.isfinite(quality):  # JSON has no infinity
+            figures["psnr"] = round(quality, 3)
+    return figures
+
+
+def fitted(shape: tuple[int, ...], side: int) -> tuple[int, int]:
+    """(H, W) scaled so that the longer side is `side` pixels; no side falls below one pixel."""
+    scale = side / max(shape[:2])
+    return max(1, round(shape[0] * scale)), max(1, round(shape[1] * scale))
 
 
 def panel(columns: dict[str, np.ndarray]) -> np.ndarray:
@@ -75,13 +98,19 @@ def panel(columns: dict[str, np.ndarray]) -> np.ndarray:
     row = np.concatenate(list(columns.values()), axis=1)  # (H, columns W)
     width = row.shape[1] // len(columns)
     letter = max(LEAST_LETTER, width // LETTERS_PER_COLUMN)
-    strip = Image.new("L", (row.shape[1], round(LINE * letter)))
+    strip = Image.new("L", (row.shape[1], strip_height(width)))
     draw = ImageDraw.Draw(strip)
     font = ImageFont.load_default(letter)
     for i, title in enumerate(columns):
         centre = ((i + 0.5) * width, strip.height / 2)
         draw.text(centre, title, fill=255, font=font, anchor="mm")  # "mm": its middle lies at the centre
     return np.concatenate([np.asarray(strip) / 255, row], axis=0)
+
+
+def strip_height(width: int) -> int:
+    """Height, in pixels, of the strip of titles above columns of this width."""
+    letter = max(LEAST_LETTER, width // LETTERS_PER_COLUMN)
+    return round(LINE * letter)
 
 
 def write_deviation(

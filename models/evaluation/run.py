@@ -15,7 +15,7 @@ from .. import config, images, pipelines, sampling, weights
 from ..runtime import checkpoint, compiling, processes
 from ..runtime.device import pick_device, pick_precision
 from ..runtime.files import UserError
-from . import insertion
+from . import index_page, insertion
 from .cases import Case, find_cases
 from .record import Record, describe_run
 from .results import Output, write_deviation, write_dicom, write_result
@@ -239,10 +239,11 @@ def evaluate(
             for i, case in enumerate(batch):
                 # on the input's own grid, of its own size
                 soft = pipelines.at_full_size(scans[i].pixels, cxr[i], means[i], method.residual)
-                write_result(output, case.name, scans[i], soft, case.target)
+                notes = write_result(output, case.name, scans[i], soft, case.target)
                 if dicom and images.is_dicom(case.path):
                     write_dicom(output, case, soft, record.about)
-                notes = measure(cxr[i], means[i]) if measure else {}
+                if measure:
+                    notes |= measure(cxr[i], means[i])
                 if samples > 1:
                     notes |= write_deviation(output, case.name, scans[i], deviations[i], samples)
                 # only now is the image done; a first batch, which warms up, is told apart for the median time
@@ -252,10 +253,12 @@ def evaluate(
     # record
     summary = record.finish({**(about or {}), "compiled": method.compiled, "batch_size": batch_size})
     if processes.rank() == 0:
+        place = index_page.write(output, summary)
         if output.file is None:
             print(f"{count} images in {output.folder} (panels beside them in {output.folder / 'panels'})")
         else:
             print(f"{output.file} (panel and record in {output.folder})")
+        print(f"to look through: {place}")
     return summary
 
 

@@ -1,0 +1,95 @@
+"""The numbers of a reading study: detection, agreement, AFROC, and how sure they are.
+
+Own lines rather than scikit-learn and statsmodels: kappa and McNemar's test are a few lines over NumPy and SciPy, which
+are here already, and two packages more would have to be installed by everybody who only trains.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+RESAMPLES = 2000  # of the bootstrap over patients
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What was found: true positives, false positives, false negatives."""
+
+    tp: int = 0
+    fp: int = 0
+    fn: int = 0
+
+
+def mcnemar(a: Sequence[bool], b: Sequence[bool]) -> tuple[int, int, float]:
+    """(only a, only b, exact two-sided p) of paired yes and no [McNemar 1947].
+
+    A binomial test of the pairs that differ; p is NaN where no pair differs.
+    """
+    only_a = sum(1 for first, second in zip(a, b) if first and not second)
+    only_b = sum(1 for first, second in zip(a, b) if second and not first)
+    if only_a + only_b == 0:
+        return 0, 0, math.nan
+    return only_a, only_b, float(stats.binomtest(only_a, only_a + only_b, 0.5).pvalue)
+
+
+def weighted_kappa(a: Sequence[int], b: Sequence[int], levels: Sequence[int]) -> float:
+    """Cohen's kappa with quadratic weights (1968): 1 - Σ w O / Σ w E, w = (i - j)², of two readers' ratings of the same
+    images.
+
+    O: how often each two levels met; E: how often they would by chance. NaN where both always gave one level.
+    """
+    place = {level: number for number, level in enumerate(levels)}
+    observed = np.zeros((len(levels), len(levels)))
+    for first, second in zip(a, b):
+        observed[place[first], place[second]] += 1
+    total = observed.sum()
+    if total == 0:
+        return math.nan
+    expected = np.outer(observed.sum(1), observed.sum(0)) / total
+    numbers = np.arange(len(levels))
+    weights = (numbers[:, None] - numbers[None, :]) ** 2
+    by_chance = float((weights * expected).sum())
+    return 1 - float((weights * observed).sum()) / by_chance if by_chance else math.nan
+
+
+def afroc_area(lesions: Sequence[float], images: Sequence[float]) -> float:
+    """Area under the AFROC curve [Chakraborty and Berbaum 2004]: how often a lesion's rating is above that of the
+    highest false mark of an image without lesion; equal ones count half.
+
+    lesions: the highest rating of each lesion; images: of each image without lesion; -inf where there is no mark.
+    """
+    if not len(lesions) or not len(images):
+        return math.nan
+    found = np.asarray(lesions, float)[:, None]
+    false = np.asarray(images, float)[None, :]
+    # compared rather than subtracted: -inf equals -inf
+    return float((found > false).mean() + 0.5 * (found == false).mean())
+
+
+def interval(
+    patients: int, statistic: Callable[[np.ndarray], np.ndarray], random: np.random.Generator
+) -> tuple[float, float]:
+    """95 % percentile interval of a statistic, by drawing as many patients as there are with replacement.
+
+    statistic: (n, patients) places of drawn patients, a row for each draw -> (n,) values. Patients and not images or
+    lesions are drawn: what is seen in one patient is no independent evidence. Draws in which the statistic is undefined
+    are left out; NaN where it always is, or for a single patient.
+    """
+    if patients < 2:
+        return math.nan, math.nan
+    values = statistic(random.integers(patients, size=(RESAMPLES, patients)))
+    defined = values[np.isfinite(values)]
+    if not len(defined):
+        return math.nan, math.nan
+    tail = (1 - CONFIDENCE) / 2
+    low, high = np.quantile(defined, (tail, 1 - tail))
+    return float(low), float(high)
+
+
+def quotient(parts: np.ndarray, wholes: np.ndarray) -> np.ndarray:
+    """parts / wholes, NaN where there is no whole."""
+    return np.divide(parts, wholes, out=np.full(parts.shape, math.nan), where=wholes != 0)
