@@ -9,6 +9,7 @@ from pydantic import TypeAdapter
 from torch.nn import functional as F
 
 from . import config, fusion, images, lungs, sampling
+from .refinement import BoneRefiner
 from .runtime import checkpoint, compiling, processes, seeding
 from .runtime.device import autocast
 from .runtime.files import UserError
@@ -20,6 +21,7 @@ from .vqgan import MLVQGAN
 FINE_SIGMA = 1.0  # what a blur of this width removes is an image's finest detail
 ENERGY_SIGMA = 2.0  # the detail's energy is averaged over this neighbourhood
 LEAST_ENERGY = 4e-9  # of detail on [-1, 1], far below that of any grain: a ratio of two zeros becomes zero
+AS_HEADER = "as the header says"  # of the refiner, see Pipeline.load
 
 
 class Pipeline:
@@ -27,7 +29,8 @@ class Pipeline:
 
     vqgan, unet: in eval mode. seed: of the sampling noise, which is drawn from (seed, image name, draw name), so that
     an image's result depends on nothing else. precision: "float32" or "bf16". compiled: see runtime/compiling.py.
-    residual: see `image`. strength: fraction in [0, 1] of the estimated bone that is removed.
+    residual: see `image`. refiner: corrects the estimated bone (see refinement.py); None leaves it as it is.
+    strength: fraction in [0, 1] of the estimated bone that is removed.
     image_size: side of the square at which `suppress_image` shows X-rays to the networks, pixels.
     options: keywords of the method's sampler.
     """
@@ -37,6 +40,7 @@ class Pipeline:
     schedule: str  # its noise schedule, a name in schedulers.SCHEDULES
     qkv_by_head: bool  # the attention order of its released checkpoints
     sampler: str  # its sampler, unless the options name another
+    uses_masks: bool  # whether its sampling or fusion needs the lungs
     keywords: tuple[type, ...]  # the classes of schema.py whose fields are keywords of its constructor
 
     def __init__(
@@ -48,6 +52,7 @@ class Pipeline:
         precision: str = "float32",
         compiled: bool = False,
         residual: bool = False,
+        refiner: BoneRefiner | None = None,
         strength: float = 1.0,
         image_size: int = 1024,
         **options,
@@ -62,6 +67,7 @@ class Pipeline:
         self.seed = seed
         self.precision = precision
         self.residual = residual
+        self.refiner = refiner
         self.strength = strength
         self.image_size = image_size
         self.options = options
@@ -81,12 +87,15 @@ class Pipeline:
         unet_path: str | Path,
         device: str | torch.device = "cpu",
         *,
+        refiner_path: str | Path | None = AS_HEADER,
         precision: str = "float32",
         compiled: bool = False,
         **keywords,
     ) -> "Pipeline":
         """The method with the networks of two weights files, of this project or released ones.
 
+        refiner_path: weights of a network that refines the result (see refinement.py); None for none; AS_HEADER for the
+        file beside the noise estimator's that its header names, if it names one.
         keywords: of the constructor. Those not given are the ones that the noise estimator's header says it works with,
         or, without a header, the paper's. Raises UserError for files that are missing, damaged or do not belong
         together.
@@ -113,7 +122,13 @@ class Pipeline:
         for network in (vqgan, unet):
             compiling.prepare_for_inference(network, torch.device(device), precision, compiled)
             network.to(device)
-        return cls(vqgan, unet, precision=precision, compiled=compiled, **keywords)
+        refiner = None
+        if refiner_path == AS_HEADER:
+            refiner_path = cls.find_refiner(unet.notes, unet_path)
+        if refiner_path is not None:
+            checkpoint.require(refiner_path)
+            refiner = BoneRefiner.load(refiner_path).to(device)
+        return cls(vqgan, unet, refiner=refiner, precision=precision, compiled=compiled, **keywords)
 
     @classmethod
     def from_settings(
@@ -130,7 +145,9 @@ class Pipeline:
         """
         # The settings' keywords outrank the header's, and a caller's changes outrank both.
         unet_path = getattr(settings, cls.section).weights
-        keywords = {"seed": settings.eval.seed, **cls.working_keywords(settings), **changes}
+        keywords = {"seed": settings.eval.seed, **cls.working_keywords(settings)}
+        keywords["refiner_path"] = settings.eval.refiner
+        keywords.update(changes)
         return cls.load(settings.vqgan.weights, unet_path, device, precision=precision, compiled=compiled, **keywords)
 
     @classmethod
@@ -227,6 +244,17 @@ class Pipeline:
             )
         return checked
 
+    @staticmethod
+    def find_refiner(notes: dict, path: str | Path) -> Path | None:
+        """The refiner's weights that a header names, which lie beside its file; None if it names none."""
+        name = notes.get("refiner")
+        if name is None:
+            return None
+        # a file beside it and nothing else: a header must not lead anywhere
+        if not isinstance(name, str) or not name or Path(name).name != name:
+            raise UserError(f"the header of {path} names no file as its refiner ({str(name)[:50]}); it is damaged")
+        return Path(path).parent / name
+
     @property
     def compiled(self) -> bool:
         """Whether all networks are compiled, or will be in the first call."""
@@ -241,8 +269,9 @@ class Pipeline:
     def describe(self) -> dict:
         """What summary.json says of the sampler and the networks, for the table of costs."""
         parameters = 0
-        for network in (self.vqgan, self.unet):
-            parameters += sum(parameter.numel() for parameter in network.parameters())
+        for network in (self.vqgan, self.unet, self.refiner):
+            if network is not None:
+                parameters += sum(parameter.numel() for parameter in network.parameters())
         sampler = self.options.get("sampler", self.sampler)
         return {"sampler": sampler.upper(), "steps": self.options.get("steps"), "parameters": parameters}
 
@@ -268,8 +297,15 @@ class Pipeline:
         self.check_size(*cxr.shape[-2:])
         if len(names) != len(cxr):
             raise ValueError(f"{len(cxr)} images, but {len(names)} names")
+        cxr = cxr.to(self.device)
+        lung_masks = None
+        if self.needs_masks:
+            lung_masks = self.lung_masks(images.to_unit(cxr), masks)  # (B, 1, H, W)
         with autocast(self.device, self.precision):
-            soft = self.suppress(cxr.to(self.device), names, masks, progress).cpu()
+            soft = self.suppress(cxr, names, lung_masks, progress)
+        if self.refiner is not None and lung_masks is not None:
+            soft = self.refiner.refine(cxr, soft, lung_masks)
+        soft = soft.cpu()
         # Reported here, where the settings that may be to blame are known.
         if not torch.isfinite(soft).all():
             raise UserError(
@@ -293,9 +329,28 @@ class Pipeline:
         soft = self(cxr[None], [name], masks)[0]
         return at_full_size(pixels, cxr, soft, self.residual)
 
+    @property
+    def needs_masks(self) -> bool:
+        """Whether the lungs take part in the result."""
+        return self.uses_masks or self.refiner is not None
+
     def suppress(self, cxr: torch.Tensor, names: list[str], masks, progress: sampling.Progress) -> torch.Tensor:
-        """As `__call__`, on the method's device and at full strength."""
+        """As `__call__`, on the method's device and at full strength. masks: bool (B, 1, H, W), if needed."""
         raise TypeError("a pipeline is BSLDM or GLLCM")
+
+    def lung_masks(self, unit: torch.Tensor, masks) -> torch.Tensor:
+        """Boolean (B, 1, H, W) on the method's device: the given masks, or, for each that is None, the lungs found in
+        the X-ray.
+
+        unit: X-rays (B, 1, H, W) in [0, 1]. masks: a boolean (H, W) or None per image, or None.
+        """
+        if masks is None:
+            masks = [None] * len(unit)
+        complete = []
+        # On the CPU, image by image: the segmentation is NumPy and a small network.
+        for image, mask in zip(unit, masks):
+            complete.append(lungs.lung_mask(image[0].cpu().numpy()) if mask is None else mask)
+        return torch.as_tensor(np.stack(complete), dtype=torch.bool).to(self.device)[:, None]
 
     def encode(self, x: torch.Tensor) -> torch.Tensor:
         """Images (B, 1, H, W) -> quantised latents (B, C, h, w), one at a time: activations take much memory."""
@@ -352,6 +407,7 @@ class BSLDM(Pipeline):
     schedule = "squared_cosine"
     qkv_by_head = True
     sampler = "ddpm"
+    uses_masks = False
     keywords = (BsldmSampling,)
 
     def suppress(self, cxr, names, masks, progress):
@@ -375,6 +431,7 @@ class GLLCM(Pipeline):
     schedule = "scaled_linear"
     qkv_by_head = False
     sampler = "lcm"
+    uses_masks = True
     keywords = (GllcmSampling, GllcmFusion)
 
     def __init__(
@@ -386,7 +443,6 @@ class GLLCM(Pipeline):
 
     def suppress(self, cxr, names, masks, progress):
         unit = images.to_unit(cxr)  # (B, 1, H, W) in [0, 1]
-        masks = self.lung_masks(unit, masks)  # (B, 1, H, W)
 
         # sample both paths, for the whole X-ray and for the lungs alone
         # Multiplied on [0, 1], so that outside the lungs it is black, -1, and not mid-grey.
@@ -420,20 +476,6 @@ class GLLCM(Pipeline):
         for whole, local, mask in zip(global_soft.cpu().numpy(), local_soft.cpu().numpy(), masks.cpu().numpy()):
             fused.append(fusion.fuse(whole[0], local[0], mask[0], method=self.fusion, blend=self.blend))  # (H, W)
         return images.to_signed(torch.from_numpy(np.stack(fused))[:, None])
-
-    def lung_masks(self, unit: torch.Tensor, masks) -> torch.Tensor:
-        """Boolean (B, 1, H, W) on the method's device: the given masks, or, for each that is None, the lungs found in
-        the X-ray.
-
-        unit: X-rays (B, 1, H, W) in [0, 1]. masks: a boolean (H, W) or None per image, or None.
-        """
-        if masks is None:
-            masks = [None] * len(unit)
-        complete = []
-        # On the CPU, image by image: the segmentation is NumPy and a small network.
-        for image, mask in zip(unit, masks):
-            complete.append(lungs.lung_mask(image[0].cpu().numpy()) if mask is None else mask)
-        return torch.as_tensor(np.stack(complete), dtype=torch.bool).to(self.device)[:, None]
 
 
 def bone_share(bone: torch.Tensor, soft: torch.Tensor) -> torch.Tensor:

@@ -298,6 +298,7 @@ class Eval(ResultForm):
     dicom: Flag
     range: Text  # see images.parse_limits
     masks: Text | None
+    refiner: Text | None  # weights of refinement.BoneRefiner
     nodules: Text | None  # .npz file or folder of them
     inserted: Annotated[Count, Field(le=1000)]  # nodules per X-ray
 

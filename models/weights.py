@@ -31,21 +31,32 @@ def prefer_own(settings: config.Settings, section: str) -> config.Settings:
     return settings
 
 
+def files(settings: config.Settings, section: str) -> list[str]:
+    """The weights files that a method uses: the autoencoder's, the noise estimator's, and the refiner's if there is
+    one."""
+    paths = [settings.vqgan.weights, getattr(settings, section).weights]
+    if settings.eval.refiner is not None:
+        paths.append(settings.eval.refiner)
+    return paths
+
+
 def describe(settings: config.Settings, title: str, section: str) -> str:
     """One line that says whose weights a run uses."""
-    words = f"{title} with {_origin(settings, section)}"
+    words = f"{title} with {_origin(settings, getattr(settings, section).weights)}"
     if section != "vqgan":
-        words += f", autoencoder {_origin(settings, 'vqgan')}"
+        words += f", autoencoder {_origin(settings, settings.vqgan.weights)}"
+        if settings.eval.refiner is not None:
+            words += f", refined by {_origin(settings, settings.eval.refiner)}"
     return words
 
 
 def describe_autoencoder(settings: config.Settings, title: str) -> str:
     """One line that says on whose autoencoder's latents a noise estimator is trained."""
-    return f"{title} is trained on the latents of {_origin(settings, 'vqgan')}"
+    return f"{title} is trained on the latents of {_origin(settings, settings.vqgan.weights)}"
 
 
-def _origin(settings: config.Settings, section: str) -> str:
-    path = getattr(settings, section).weights
+def _origin(settings: config.Settings, path: str) -> str:
+    """A weights file and whose it is."""
     if _is_shipped(path):
         return f"{path} (shipped with the project)"
     # resolved, since either may be relative or a link

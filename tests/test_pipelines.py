@@ -181,6 +181,7 @@ def test_one_picture_by_every_way(method, tmp_path, run_here):
             said["residual"] and said["strength"] == 0.8 and said["image_size"] == 512 and said["options"]["steps"] == 1
         ), way
         assert said == {key: vars(ways["paths"])[key] for key in said}, way
+        assert found.refiner is not None, way
 
     scan = phantom.simulate(7, 160).cxr[:, 10:150]
     images.write(tmp_path / "scan.png", scan, 16)

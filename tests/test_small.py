@@ -40,10 +40,10 @@ def values(cxr, soft, result, lpips) -> list[dict[str, float]]:
 
 def test_the_weights_are_small_and_of_half_precision():
     files = {path.stem: path for path in WEIGHTS.glob("*.safetensors")}
-    assert {"vqgan", "bsldm", "gllcm", "lungs"} == files.keys() and sum(
+    assert {"vqgan", "bsldm", "gllcm", "refiner", "lungs"} == files.keys() and sum(
         path.stat().st_size for path in files.values()
     ) < 25e6
-    for name in ("vqgan", "bsldm", "gllcm"):
+    for name in ("vqgan", "bsldm", "gllcm", "refiner"):
         with safetensors.safe_open(files[name], "pt") as file:
             kinds = {str(file.get_slice(key).get_dtype()) for key in file.keys()}
         assert kinds == {"F16"}
@@ -59,7 +59,7 @@ def test_a_strangers_image_of_any_shape_loses_bone(run_here, tmp_path, method, l
     result = images.read(folder / "scan.png")
     assert result.pixels.shape == cxr.shape and result.bits == 16 and (folder / "panels" / "scan.png").is_file()
     summary = json.loads((folder / "summary.json").read_text())
-    assert summary["method"] == method and len(summary["weights"]) == 2
+    assert summary["method"] == method and len(summary["weights"]) == 3
     before, after = values(cxr, soft, result.pixels, lpips)
     assert after["BSR_two_sided"] > before["BSR_two_sided"] + 0.2 and after["PSNR"] > before["PSNR"] + 1, (
         before,

@@ -100,7 +100,7 @@ def prepare(
     for name, asked in variants.items():
         # resolved now, so that the record names the file that is really used
         settings = weights.prefer_own(asked, method_class.section)
-        checkpoint.require(settings.vqgan.weights, getattr(settings, method_class.section).weights)
+        checkpoint.require(*weights.files(settings, method_class.section))
         with_weights[name] = settings
         lines.append(weights.describe(settings, method_class.title, method_class.section))
     if processes.rank() == 0:
@@ -138,7 +138,7 @@ def _prepare_one(
     compiled = compiling.should_compile(settings.compile, device)
 
     # What the record says of the run. BS-LDM sees no masks, so another masks folder must not make it another run.
-    files = [settings.vqgan.weights, getattr(settings, method_class.section).weights]
+    files = weights.files(settings, method_class.section)
     names = [field.name for field in fields(section) if method_class is pipelines.GLLCM or field.name != "masks"]
     recorded_section = {name: getattr(section, name) for name in names}
     recorded = {**method_class.sampling_keywords(settings), "eval": recorded_section}

@@ -1,0 +1,251 @@
+"""The refinement of results: what is unlike lines, what goes back into the X-ray, and how its network is trained."""
+
+import numpy as np
+import pytest
+import torch
+import train_refiner
+from golden_draws import SHARED
+
+from models import config, images, pipelines
+from models.evaluation import insertion
+from models.refinement import SIZE, BoneRefiner, unlike_lines
+from models.runtime.files import UserError
+
+WIDTHS = (8, 8)  # of a small refiner
+
+
+@pytest.fixture
+def refiner():
+    torch.manual_seed(0)
+    return BoneRefiner(WIDTHS).eval()
+
+
+def no_lungs(cxr: torch.Tensor) -> torch.Tensor:
+    return torch.zeros_like(cxr, dtype=torch.bool)
+
+
+def rib_and_nodule(angle: float = 0.4) -> tuple[np.ndarray, np.ndarray]:
+    """A straight rib of 12 mm and a nodule of 15 mm on it, float32 (512, 512) each; 400 mm a side."""
+    y, x = np.mgrid[:512, :512] * 400 / 512 - 200
+    across = -x * np.sin(angle) + y * np.cos(angle)
+    rib = 0.05 * np.exp(-((across / 6) ** 4))
+    nodule = 0.03 * np.exp(-((x**2 + y**2) / 7.5**2))
+    return rib.astype(np.float32), nodule.astype(np.float32)
+
+
+def as_batch(pixels: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(pixels, dtype=np.float32))[None, None]
+
+
+@pytest.mark.parametrize("angle", [0.0, 0.4, 1.3, 2.5])
+def test_ribs_are_like_lines_and_a_nodule_on_one_is_not(angle):
+    rib, nodule = rib_and_nodule(angle)
+    inside = (slice(None), slice(None), slice(24, -24), slice(24, -24))  # a line ends at the image's edge
+    assert unlike_lines(as_batch(rib))[inside].abs().max() < 0.12 * rib.max()
+    found = unlike_lines(as_batch(rib + nodule))[0, 0, SIZE // 2, SIZE // 2]
+    assert found > 0.6 * nodule.max()
+
+
+def test_what_is_unlike_lines_scales_with_the_bone_and_does_not_depend_on_its_batch():
+    bones = torch.cat([as_batch(layer) for layer in rib_and_nodule()])
+    together = unlike_lines(bones)
+    assert together.shape == (2, 1, SIZE, SIZE)
+    assert torch.allclose(together[1:], unlike_lines(bones[1:]), atol=1e-6)
+    assert torch.allclose(unlike_lines(2 * bones), 2 * together, atol=1e-5)
+
+
+def test_a_gate_of_one_and_nothing_else_gives_the_result_as_it_is(refiner):
+    refiner.out.bias.data.view(3, -1)[2] = -100  # no share of what is unlike lines
+    cxr = torch.rand(2, 1, 96, 64) * 2 - 1
+    soft = (cxr - 0.1).clamp(-1, 1)
+    assert torch.allclose(refiner.refine(cxr, soft, no_lungs(cxr)), soft, atol=1e-6)
+
+
+def test_a_gate_of_zero_gives_the_xray_back_and_black_stays(refiner):
+    bias = refiner.out.bias.data.view(3, -1)
+    bias[0] = -100
+    bias[2] = -100
+    cxr = torch.rand(1, 1, 64, 64) * 2 - 1
+    cxr[..., :8] = -1
+    soft = torch.full_like(cxr, -0.5)
+    refined = refiner.refine(cxr, soft, no_lungs(cxr))
+    assert torch.allclose(refined[..., 8:], cxr[..., 8:], atol=1e-6)
+    assert torch.equal(refined[..., :8], soft[..., :8])
+
+
+def test_in_the_lungs_a_bump_goes_back_and_elsewhere_less(refiner):
+    rib, nodule = rib_and_nodule()
+    cxr = images.to_signed(as_batch(0.5 + rib + nodule))
+    soft = images.to_signed(as_batch(np.full_like(rib, 0.5)))  # rib and nodule taken away
+    lungs = torch.ones_like(cxr, dtype=torch.bool)
+    inside = images.to_unit(refiner.refine(cxr, soft, lungs))[0, 0, 256, 256] - 0.5
+    outside = images.to_unit(refiner.refine(cxr, soft, no_lungs(cxr)))[0, 0, 256, 256] - 0.5
+    assert inside > outside + 0.25 * nodule.max() > 0.25 * nodule.max()
+
+
+def test_it_computes_in_float32_under_autocast(refiner):
+    torch.nn.init.normal_(refiner.out.weight, std=0.1)
+    cxr = torch.rand(1, 1, 64, 64) * 2 - 1
+    with torch.autocast("cpu", torch.bfloat16):
+        cast = refiner.refine(cxr, cxr - 0.1, no_lungs(cxr))
+    assert cast.dtype == torch.float32
+    assert torch.equal(cast, refiner.refine(cxr, cxr - 0.1, no_lungs(cxr)))
+
+
+def test_its_weights_are_read_back_and_others_refused(refiner, networks, tmp_path):
+    refiner.save(tmp_path / "refiner.safetensors")
+    again = BoneRefiner.load(tmp_path / "refiner.safetensors")
+    assert again.settings["widths"] == WIDTHS
+    for name, tensor in refiner.state_dict().items():
+        assert torch.equal(again.state_dict()[name], tensor)
+    networks[1].save(tmp_path / "unet.safetensors")
+    with pytest.raises(UserError, match="holds the weights of ConditionalUNet, not of BoneRefiner"):
+        BoneRefiner.load(tmp_path / "unet.safetensors")
+
+
+def test_a_pipeline_refines_before_its_strength_counts(refiner, networks):
+    cxr = torch.rand(1, 1, 64, 64) * 2 - 1
+    options = {"steps": 2, "sampler": "ddim"}
+    plain = pipelines.BSLDM(*networks, **options)
+    refined = pipelines.BSLDM(*networks, refiner=refiner, strength=0.5, **options)
+    mask = np.zeros((64, 64), bool)
+    mask[16:48, 16:48] = True
+    expected = torch.lerp(cxr, refiner.refine(cxr, plain(cxr, ["a"]), torch.from_numpy(mask)[None, None]), 0.5)
+    assert torch.allclose(refined(cxr, ["a"], [mask]), expected, atol=1e-6)
+    assert refined.describe()["parameters"] - plain.describe()["parameters"] == sum(
+        parameter.numel() for parameter in refiner.parameters()
+    )
+
+
+def test_the_setting_names_the_weights_and_a_missing_file_is_one_line():
+    settings = config.parse("", (), ["--profile", "small"])
+    assert pipelines.GLLCM.from_settings(settings).refiner is not None
+    settings = config.parse("", (), ["--profile", "small", "eval.refiner=null"])
+    assert pipelines.GLLCM.from_settings(settings).refiner is None
+    settings = config.parse("", (), ["--profile", "small", "eval.refiner=nowhere.safetensors"])
+    with pytest.raises(UserError, match="no weights at nowhere.safetensors"):
+        pipelines.GLLCM.from_settings(settings)
+
+
+@pytest.mark.parametrize("name", ["../refiner.safetensors", 3, ""])
+def test_a_header_leads_to_a_file_beside_it_and_nowhere_else(name, tmp_path):
+    path = tmp_path / "unet.safetensors"
+    assert pipelines.Pipeline.find_refiner({"refiner": "a.safetensors"}, path) == tmp_path / "a.safetensors"
+    assert pipelines.Pipeline.find_refiner({}, path) is None
+    with pytest.raises(UserError, match="names no file as its refiner"):
+        pipelines.Pipeline.find_refiner({"refiner": name}, path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", [pipelines.BSLDM, pipelines.GLLCM])
+def test_the_shipped_refiner_keeps_more_of_real_nodules(method):
+    if not (SHARED / "szch").is_dir():
+        pytest.skip(f"no real pairs in {SHARED / 'szch'}")
+    settings = config.parse("", (), ["--profile", "small", "eval.strength=1.0"])
+    refining = method.from_settings(settings)
+    plain = method.from_settings(settings, refiner_path=None)
+    cxr, soft = (
+        images.resize(images.read(SHARED / "szch" / folder / "0.png").pixels, (512, 512)) for folder in ("CXR", "BS")
+    )
+    mask = cxr > 0.15  # roughly: it only says where nodules may go
+    nodules = insertion.read_nodules(SHARED / "nodules" / "nodules.npz")[:4]
+    kept = []
+    for pipeline in (plain, refining):
+        rows = insertion.test(insertion.of_pipeline(pipeline, mask), cxr, "0", nodules, mask, soft)
+        kept.append(insertion.summary(rows)["median"])
+    assert kept[1] > kept[0] + 0.05
+
+
+# --- its training -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def estimates(tmp_path, monkeypatch):
+    """Files of three small patients, one of them for validation."""
+    monkeypatch.setattr(train_refiner, "SIZE", 32)
+    monkeypatch.setattr(train_refiner, "STEPS_AN_EPOCH", 2)
+    monkeypatch.setattr(train_refiner, "BoneRefiner", lambda: BoneRefiner(WIDTHS))
+    g = np.random.default_rng(0)
+    files = []
+    for number in (0, 1, train_refiner.TEST_EVERY // 2):
+        path = tmp_path / f"0_{number}.npz"
+        np.savez(path, layers=g.random((2, 4, 32, 32)).astype(np.float16), mask=g.random((32, 32)) < 0.5)
+        files.append(path)
+    return files
+
+
+def test_training_goes_on_to_the_bit(estimates, tmp_path, monkeypatch):
+    whole = train_refiner.train(estimates, 4, tmp_path / "whole", None)
+    # stopped after the first of two epochs
+    stop = RuntimeError("killed")
+    end_epoch = train_refiner.Trainer.end_epoch
+
+    def killed(trainer):
+        end_epoch(trainer)
+        trainer.save()
+        raise stop
+
+    monkeypatch.setattr(train_refiner.Trainer, "end_epoch", killed)
+    with pytest.raises(RuntimeError, match="killed"):
+        train_refiner.train(estimates, 4, tmp_path / "parts", None)
+    monkeypatch.setattr(train_refiner.Trainer, "end_epoch", end_epoch)
+    parts = train_refiner.train(estimates, 4, tmp_path / "parts", None)
+    for name, tensor in whole.state_dict().items():
+        assert torch.equal(parts.state_dict()[name], tensor), name
+    assert any(not torch.equal(tensor, torch.zeros_like(tensor)) for tensor in parts.out.parameters())
+
+
+def test_the_objective_charges_what_lesions_lose(estimates):
+    batch = next(train_refiner.Samples(estimates, 2).batches([[0, 1]]))
+    cxr = torch.rand(2, 1, 1, 32, 32).expand(2, 2, 1, 32, 32)
+    lesion = torch.zeros(2, 2, 1, 32, 32)
+    lesion[:, 0, :, 10:20, 10:20] = 0.1
+    with_lesion = cxr + lesion
+    zero = torch.zeros_like(with_lesion)
+
+    class Answer(torch.nn.Module):
+        def forward(self, cxr, bone, unlike):
+            return torch.ones_like(bone), torch.zeros_like(bone), torch.zeros_like(bone)
+
+    def lesions(bone: torch.Tensor) -> tuple[float, float]:
+        layers = torch.cat([with_lesion, with_lesion, bone, zero], dim=2)
+        _, logged = train_refiner.objective({"refiner": Answer()}, {**batch, "layers": layers}, None)
+        return float(logged["lesions"]), float(logged["kept"])
+
+    # bone that takes nothing, all, and half of the lesion
+    assert lesions(zero) == pytest.approx((0, 1), abs=1e-6)
+    charged, kept = lesions(lesion)
+    assert charged > 0 and kept == pytest.approx(0, abs=1e-5)
+    assert lesions(0.5 * lesion)[1] == pytest.approx(0.5, abs=1e-5)
+
+
+def test_samples_are_functions_of_their_number(estimates):
+    first, again = (train_refiner.Samples(estimates, 2).sample(5) for _ in range(2))
+    other = train_refiner.Samples(estimates, 2).sample(6)
+    assert torch.equal(first[0], again[0]) and torch.equal(first[1], again[1])
+    assert not torch.equal(first[0], other[0])
+    assert first[0].shape == (2, 4, 32, 32) and first[1].shape == (1, 32, 32)
+
+
+def test_an_estimate_has_all_layers_of_one_patient(networks, tmp_path):
+    g = np.random.default_rng(1)
+    for name in ("cxr", "soft"):
+        images.write(tmp_path / f"{name}.png", g.random((64, 64)).astype(np.float32), 16)
+    images.write(tmp_path / "mask.png", np.ones((64, 64), np.float32), 8)
+    pair = (tmp_path / "cxr.png", tmp_path / "soft.png", tmp_path / "mask.png")
+    settings = config.parse("", (), ["--profile", "small"])
+    method = pipelines.BSLDM(*networks, steps=1, sampler="ddim", image_size=64)
+    layers, mask = train_refiner.estimate(pair, "0/a", settings.augment, method)
+    again, _ = train_refiner.estimate(pair, "0/a", settings.augment, method)
+    assert layers.shape == (4, SIZE, SIZE) and layers.dtype == np.float16 and mask.shape == (SIZE, SIZE)
+    assert np.array_equal(layers, again)
+    unlike = unlike_lines(torch.from_numpy(layers[2].astype(np.float32))[None, None])[0, 0].numpy()
+    assert np.abs(unlike - layers[3]).max() < 2e-2
+
+
+def test_a_folder_without_twins_is_one_line(tmp_path):
+    for folder in ("CXR", "BS"):
+        (tmp_path / folder).mkdir()
+        images.write(tmp_path / folder / "0.png", np.random.default_rng(0).random((64, 64)).astype(np.float32), 8)
+    with pytest.raises(UserError, match="holds no twins"):
+        train_refiner.estimates(tmp_path, tmp_path / "estimates")
