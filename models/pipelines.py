@@ -120,7 +120,10 @@ class Pipeline:
 
         # After the check of belonging, whose digest is of the float32 tensors.
         for network in (vqgan, unet):
-            compiling.prepare_for_inference(network, torch.device(device), precision, compiled)
+            # the encoder computes in float32 on a CPU, see `encode`; the decoder's weights are cast in each call
+            keeps_float32 = network is vqgan and torch.device(device).type == "cpu"
+            weights_precision = "float32" if keeps_float32 else precision
+            compiling.prepare_for_inference(network, torch.device(device), weights_precision, compiled)
             network.to(device)
         refiner = None
         if refiner_path == AS_HEADER:
@@ -354,7 +357,11 @@ class Pipeline:
 
     def encode(self, x: torch.Tensor) -> torch.Tensor:
         """Images (B, 1, H, W) -> quantised latents (B, C, h, w), one at a time: activations take much memory."""
-        latents = [self.vqgan.quantize(self.encoder(image))[0] for image in x.split(1)]
+        # On a CPU in float32 whatever the precision: rounding before the quantiser moves latents to neighbouring codes,
+        # which leaves 44 dB of agreement at full size and 31 dB at 256, where the U-Net keeps 58 dB.
+        precision = "float32" if self.device.type == "cpu" else self.precision
+        with autocast(self.device, precision):
+            latents = [self.vqgan.quantize(self.encoder(image))[0] for image in x.split(1)]
         return torch.cat(latents).float()
 
     def decode(self, z: torch.Tensor) -> torch.Tensor:

@@ -301,6 +301,11 @@ class Eval(ResultForm):
     refiner: Text | None  # weights of refinement.BoneRefiner
     nodules: Text | None  # .npz file or folder of them
     inserted: Annotated[Count, Field(le=1000)]  # nodules per X-ray
+    skip_faulty: Flag
+    shard: Text | None  # see evaluation.run.parse_shard
+    size: Side | None  # longest side of the results, pixels
+    bits: Literal[8] | None  # of the results
+    panels: Flag
 
 
 @dataclass(frozen=True, config=STRICT)

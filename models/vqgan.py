@@ -83,7 +83,12 @@ class Codebook(nn.Module):
         self.commitment = commitment
         self.restart = restart
         self.batch_weight = 1.0  # of this process's images in sums over all processes, see processes.set_batch_weight
-        self.embedding = nn.Embedding(codes, channels)
+        # On the meta device, where a network is built to be filled from a file, nothing is drawn: drawing there would
+        # import PyTorch's compiler, which takes seconds.
+        weight = torch.empty(codes, channels)
+        if not weight.is_meta:
+            nn.init.normal_(weight)
+        self.embedding = nn.Embedding(codes, channels, _weight=weight)
         self.embedding.weight.requires_grad_(False)
         # Buffers and not parameters: they are saved with the weights, and no optimiser touches them.
         self.register_buffer("ema_cluster_size", torch.zeros(codes))

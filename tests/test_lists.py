@@ -152,17 +152,16 @@ def test_odd_names_that_a_list_can_hold_come_back(tmp_path):
 # --- Folders
 
 
-def test_images_in_sub_folders_are_counted(tmp_path, capsys):
+def test_a_data_folder_is_flat_and_images_below_it_are_counted(tmp_path, capsys):
     images.write(tmp_path / "0.png", PICTURE)
-    assert list(lists.inputs(tmp_path, tmp_path)) == ["0"] and capsys.readouterr().err == ""
     for name in ("a/1.png", "a/b/2.png", ".hidden/3.png"):
         images.write(tmp_path / name, PICTURE)
     (tmp_path / "a" / "notes.txt").write_text("no image")
-    assert list(lists.inputs(tmp_path, tmp_path)) == ["0"]
+    assert list(lists.find_images(tmp_path)) == ["0"]
     assert f"2 images lie in sub-folders of {tmp_path} and are not read" in capsys.readouterr().err
     (tmp_path / "0.png").unlink()
     with pytest.raises(UserError, match="no image in .*2 images lie in sub-folders") as error:
-        lists.inputs(tmp_path, tmp_path)
+        lists.find_images(tmp_path)
     assert "\n" not in str(error.value)
 
 

@@ -1,10 +1,11 @@
 """Which images there are, which of them belong together, and the split lists that name them."""
 
-import glob
 import hashlib
 import os
+import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,11 @@ from ..runtime.files import UserError
 FOLDERS = ("CXR", "BS", "Mask")  # of a data set: chest X-rays, soft tissue, lung masks
 SETS = ("trainset", "valset", "testset")
 TWIN = "_normal"  # ends the name of a simulated pair without lesions beside the same patient's pair with them
+NO_XRAYS = {"BS", "Mask", "Masked_CXR", "Masked_BS"}  # folders beside CXR/, as published
+# What an evaluation leaves in its folder, and the folders in it beside the results.
+RECORD_FILE = re.compile(r"summary\.json|unfinished_.*\.jsonl")
+RESULT_FOLDERS = ("panels", "thumbs", "latents", "deviation", "overlays", "dicom")
+RECORD_KEYS = (b'"seconds_per_image"', b'"about"')  # one of them stands in a record of ours
 SHOWN = 5  # names that a message gives before it counts the rest
 Pair = tuple[Path, Path, Path | None]  # CXR, soft tissue, lung mask where there is one
 
@@ -234,33 +240,208 @@ def _looks_like_image(path: Path) -> bool:
 
 
 def inputs(what: str | Path, root: str | Path) -> dict[str, Path]:
-    """{name: path} of what is to be evaluated: one image, a folder of images, or a split list of names in
-    <root>/CXR."""
+    """{name: path} of what is to be evaluated: one image, a folder with all folders below it, or a list (see
+    `read_paths`).
+
+    A name is the path below the folder without its ending, such as patient7/scan2: results mirror the tree.
+    """
     what = Path(what)
-    # A list holds names only; where its images lie is data.root's business.
     if what.suffix == ".txt":
-        folder = Path(root) / "CXR"
-        names = read_list(what)
-        found = images.find(folder)
-        if missing := [name for name in names if name not in found]:
-            raise UserError(f"{what} names images that {folder} does not hold: {shown_names(missing)}")
-        return {name: found[name] for name in names}
+        return read_paths(what, root)
     if what.is_dir():
-        return find_images(what)
+        return find_tree(what)
     if not what.is_file():
         raise UserError(f"eval.input={what} is neither an image, nor a folder, nor a split list")
     return {images.stem(what): what}
 
 
+# --- Trees ------------------------------------------------------------------------------------------------------------
+
+
+def find_tree(top: str | Path) -> dict[str, Path]:
+    """{name: path} of the images in a folder and in all folders below it, in natural order.
+
+    Left out are hidden files and folders, soft tissue and masks beside a folder CXR/, results of evaluations below the
+    folder, and links that lead back to a folder above them. Raises UserError where there is no image, where two have
+    one name, and for names that are not UTF-8.
+    """
+    top = Path(top)
+    found: dict[str, Path] = {}
+    left_out: list[str] = []
+    clashes: list[str] = []
+    for folder, files in _walk(top, left_out):
+        prefix = folder.relative_to(top)
+        for name in sorted(files, key=images.natural):
+            path = folder / name
+            if not _looks_like_image(path):
+                continue
+            images.refuse_name(path)
+            # x.png beside x.tif: both would have the result x.png
+            key = (prefix / images.stem(path)).as_posix()
+            if key in found:
+                clashes.append(f"{found[key]} and {name}")
+                continue
+            found[key] = path
+
+    if clashes:
+        pairs = shown_names(clashes, "; ")
+        raise UserError(f"{pairs} have the same name but for the ending, so one result; keep one of them, or list them")
+    if left_out:
+        processes.say(f"note: not read below {top}: {shown_names(left_out)}")
+    if not found:
+        # the message of a single folder, which also names files of other kinds
+        if not left_out:
+            images.find(top)
+        raise UserError(f"no image in {top}")
+    return found
+
+
+def _walk(top: Path, left_out: list[str]) -> Iterator[tuple[Path, list[str]]]:
+    """(folder, names of its files) of a folder and of those below it, in natural order. What is left out is named in
+    `left_out`."""
+    # Each folder comes with the identities of those above it: a link to one of them would lead in a circle.
+    waiting: list[tuple[Path, tuple]] = [(top, ())]
+    while waiting:
+        folder, above = waiting.pop()
+        try:
+            status = os.stat(folder)
+            entries = list(os.scandir(folder))
+        except OSError as error:
+            raise UserError(f"cannot read the folder {folder}: {error.strerror or error}") from None
+        identity = (status.st_dev, status.st_ino)
+        if identity in above:
+            left_out.append(f"{folder} (a link to a folder above it)")
+            continue
+
+        # what an evaluation has written is no input of the next one
+        files = []
+        below = set()
+        for entry in entries:
+            # a link that leads to itself is neither; the entry's own is_dir would raise an error
+            is_folder = os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir()
+            if not is_folder:
+                files.append(entry.name)
+            elif not entry.name.startswith("."):
+                below.add(entry.name)
+        holds_results = any(_is_record(folder / name) for name in files if RECORD_FILE.fullmatch(name))
+        if holds_results and folder != top:
+            left_out.append(f"{folder} (results of an evaluation)")
+            continue
+        apart = set(RESULT_FOLDERS) if holds_results else set()
+        if "CXR" in below:
+            apart = apart | NO_XRAYS
+        left_out += [str(folder / name) for name in sorted(below & apart, key=images.natural)]
+
+        yield folder, files
+        # a stack: the first folder in natural order has to lie on top
+        for name in sorted(below - apart, key=images.natural, reverse=True):
+            waiting.append((folder / name, (*above, identity)))
+
+
+def _is_record(path: Path) -> bool:
+    """Whether a summary.json or unfinished_*.jsonl is the record of an evaluation, and not of another program."""
+    try:
+        content = path.read_bytes()
+    except OSError:
+        return False
+    return any(key in content for key in RECORD_KEYS)
+
+
+def read_paths(path: str | Path, root: str | Path) -> dict[str, Path]:
+    """{name: path} of the X-rays in a list: plain names as in a split list, or relative or absolute paths, one a line.
+
+    Relative ones lie below <root>/CXR, the list's own folder or the current one: the first of these that holds the
+    first line's file. A result mirrors the line; if one line is absolute or leads upwards, it mirrors the path below
+    the folder that all files have in common. Raises UserError for a list that is missing or empty, for a file that is
+    not there, and where two lines would have one result.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"no list {path}; python dataSegmentation.py writes the lists")
+    try:
+        lines = _lines(path.read_bytes())
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read the list {path}: {error}") from None
+    if not lines:
+        raise UserError(f"the list {path} is empty")
+    if any("\0" in line for line in lines):
+        raise UserError(f"the list {path} holds a line with a NUL, which no path has")
+
+    # where relative lines begin
+    bases = (Path(root) / "CXR", path.parent, Path())
+    relative = [line for line in lines if not Path(line).is_absolute()]
+    base = bases[0]
+    if relative:
+        base = next((folder for folder in bases if _listed_file(folder, relative[0]) is not None), bases[0])
+
+    # the files
+    files = [_listed_file(base, line) for line in lines]
+    missing = [line for line, file in zip(lines, files) if file is None]
+    if missing:
+        raise UserError(f"{path} names images that {base} does not hold: {shown_names(missing)}")
+    given = [file for file in files if file is not None]
+
+    # the names
+    # Absolute before they are compared, since "a/../b" and "b" are one place; links stay as they are.
+    common = base
+    if any(Path(line).is_absolute() or ".." in Path(line).parts for line in lines):
+        given = [Path(os.path.abspath(file)) for file in given]
+        common = Path(os.path.commonpath([file.parent for file in given]))
+    names = [(file.parent.relative_to(common) / images.stem(file)).as_posix() for file in given]
+    if twice := repeated(names):
+        raise UserError(f"{path} names the same image more than once: {shown_names(twice)}")
+    return dict(zip(names, given))
+
+
+def _listed_file(base: Path, line: str) -> Path | None:
+    """The file that a line of a list means, with or without its ending; None if there is none."""
+    file = base / line
+    if file.name in _names(file.parent) and file.is_file():
+        return file
+    return _by_stem(file.parent).get(images.stem(file))
+
+
+@cache
+def _names(folder: Path) -> frozenset[str]:
+    """The names of all files and folders in a folder; none if it is not there."""
+    # read once: a question to a network file system for each of 100 000 images would take minutes
+    try:
+        return frozenset(os.listdir(folder))
+    except OSError:
+        return frozenset()
+
+
+@cache
+def _by_stem(folder: Path) -> dict[str, Path]:
+    """{name: file} of the images in a folder by their names without ending; the first by name where several share
+    one."""
+    found: dict[str, Path] = {}
+    for name in sorted(_names(folder)):
+        path = folder / name
+        if not name.startswith(".") and path.suffix.lower() in images.SUFFIXES:
+            found.setdefault(images.stem(path), path)
+    return found
+
+
+def forget_folders() -> None:
+    """Let the next question read the folders again: files may have come since."""
+    _names.cache_clear()
+    _by_stem.cache_clear()
+
+
 def neighbour(path: Path, folder: str) -> Path | None:
-    """The image of the same name in a folder (one of FOLDERS) beside the image's own folder, where that one is CXR/."""
+    """The image of the same name in a folder (one of FOLDERS) beside the folder CXR/ in which the image lies, also in
+    folders below both."""
     # Only beside a folder CXR/: anywhere else a file of the same name need not belong to this image.
-    place = path.parent.parent / folder
-    if path.parent.name != "CXR" or not place.is_dir():
-        return None
-    # Escaped: brackets in a file name are no pattern. Any ending: a mask may be a PNG beside a DICOM file.
-    candidates = sorted(place.glob(f"{glob.escape(images.stem(path))}.*"))
-    return next((file for file in candidates if file.is_file()), None)
+    above = path.parent
+    while above.name != "CXR":
+        if above == above.parent:
+            return None
+        above = above.parent
+    place = above.parent / folder / path.parent.relative_to(above)
+    # Any ending: a mask may be a PNG beside a DICOM file.
+    candidate = _by_stem(place).get(images.stem(path))
+    return candidate if candidate is not None and candidate.is_file() else None
 
 
 def leads_outside(path: str | Path, folder: str | Path) -> bool:

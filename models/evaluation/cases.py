@@ -1,16 +1,13 @@
 """The X-rays to evaluate, with what lies beside them."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
-
-from tqdm import tqdm
 
 from .. import images
 from ..data import lists
 from ..runtime import checkpoint, processes
 from ..runtime.files import UserError
-
-FEW = 20  # images up to which checking them takes no progress bar
 
 
 @dataclass(frozen=True)
@@ -35,33 +32,37 @@ class Case:
             digests.append(checkpoint.digest(self.mask))
         return "/".join(digests)
 
+    @property
+    def stamp(self) -> str:
+        """Sizes and times of change of the same files; "" if one is not there. What has kept them is not read again to
+        know its content."""
+        stamps = []
+        for path in (self.path, self.mask):
+            if path is None:
+                continue
+            try:
+                status = os.stat(path)
+            except OSError:
+                return ""
+            stamps.append(f"{status.st_size}.{status.st_mtime_ns}")
+        return "/".join(stamps)
+
 
 def find_cases(source, root, masks, limits: images.Limits = "auto") -> list[Case]:
-    """The X-rays of eval.input, all read once, so that a bad one is named before a network is built.
+    """The X-rays of eval.input, none of which is read yet (see reading.py).
 
-    source: an image, a folder of images or a split list of names in <root>/CXR. masks: folder of lung masks; None:
-    Mask/ beside the folder CXR/ of the images, as the true soft tissue is looked for in BS/. limits: see images.read.
-    What reading them noted is printed, once for all images of which it is true.
+    source: an image, a folder with what lies below it, or a list. masks: folder of lung masks; None: Mask/ beside the
+    folder CXR/ of the images, as the true soft tissue is looked for in BS/. limits: see images.read. Files of kinds
+    that are not read are named in a note.
     """
+    lists.forget_folders()  # files may have come since the last time
     # masks of their own folder replace those beside the X-rays altogether: a mixture of two sources would go unseen
     found = lists.inputs(source, root)
-    given = images.find(masks) if masks else None
+    given = lists.find_tree(masks) if masks else None
     cases = []
     for name, path in found.items():
         mask = lists.neighbour(path, "Mask") if given is None else given.get(name)
         cases.append(Case(name, path, mask, lists.neighbour(path, "BS"), limits))
-
-    # every image and mask is read
-    # A bad file found after hours of sampling would cost those hours; reading all first costs seconds.
-    hidden = len(cases) < FEW or processes.rank() > 0
-    noted: dict[str, list[Path]] = {}  # what was noted -> of which images
-    for case in tqdm(cases, desc="checking", unit="image", leave=False, disable=hidden):
-        note = check_case(case)
-        if note:
-            noted.setdefault(note, []).append(case.path)
-    for note, paths in noted.items():
-        others = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
-        processes.say(f"note: {paths[0]}{others}: {note}")
 
     # files that a person may expect to be evaluated, but that are no images
     if Path(source).is_dir():
@@ -76,21 +77,3 @@ def find_cases(source, root, masks, limits: images.Limits = "auto") -> list[Case
         if missing:
             raise UserError(f"{masks} has no mask for {lists.shown_names(missing)}")
     return cases
-
-
-def check_case(case: Case) -> str:
-    """Raise UserError for an image that cannot be read or is no X-ray, and for a mask of another size; say that bones
-    are dark. Returns what reading the image noted."""
-    scan = images.check(images.read(case.path, case.limits))
-    # only said, not corrected: darkness is a guess from the grey values, and the result would be inverted with it
-    if images.inverted(scan.pixels):
-        processes.say(f"note: bones look dark in {case.path}; the methods expect bright ones")
-
-    # A mask is drawn on its X-ray; one of another size belongs to another image, or to a resized copy.
-    if case.mask is not None:
-        mask = images.read_mask(case.mask)
-        if mask.shape != scan.pixels.shape:
-            mask_size = lists.size_text(mask)
-            scan_size = lists.size_text(scan.pixels)
-            raise UserError(f"the mask {case.mask} is {mask_size}, but {case.path} {scan_size}")
-    return scan.note

@@ -15,6 +15,7 @@ from .results import Output, strip_height
 COLUMNS = ("CXR", "result", "truth", "taken away")  # of a panel with a truth, see results.write_result
 TAKEN_AWAY = 3  # its last; not shown, as the viewer's difference can be windowed
 SAME_SHAPE = 0.01  # difference of the logarithms of two ratios of sides that rounding to pixels explains
+MOST_IMAGES = 20_000  # a longer list would take a browser seconds to open
 PNG_HEADER = 24  # bytes up to the end of a PNG's width and height
 # what summary.json says of every image, as the list shows it: {key: (label, scale, better)}
 FIGURES = {

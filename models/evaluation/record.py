@@ -2,12 +2,16 @@
 
 <output>/summary.json is the record of a run that has ended. Until then each process appends to
 unfinished_<process>.jsonl, a line of JSON at a time: first what the run is, then the names that it is about to write,
-then an entry for each image that is done. So a stopped run goes on, and no later run mistakes somebody's file for one
-of its own.
+then an entry for each image that is done or that could not be read. So a stopped run goes on, and no later run mistakes
+somebody's file for one of its own.
+
+The tasks of a job array (eval.shard=3/431) write into one folder at the same time: each appends to records of its own,
+unfinished_<shard>of<shards>_<process>.jsonl, and touches no others. `merge` makes the summary of all.
 """
 
 import json
 import platform
+import re
 import resource
 import sys
 import time
@@ -29,9 +33,18 @@ from .results import FOLDERS, Output
 SUMMARY = "summary.json"
 INDEX = "index.html"  # the page on which the results are looked through
 UNFINISHED = "unfinished_{process}.jsonl"
+SHARD_FILE = re.compile(r"unfinished_(\d+)of(\d+)_\d+\.jsonl")
 RSS_UNIT = 1 if sys.platform == "darwin" else 1024  # bytes that getrusage counts memory in
 # Settings on which the results of an image do not depend; runs that differ in them share a folder.
-ANY_RESULT = {"eval.input", "eval.output", "eval.batch_size", "eval.nodules", "eval.inserted", "eval.refiner"}
+ANY_RESULT = {
+    "eval.input",
+    "eval.output",
+    "eval.batch_size",
+    "eval.nodules",
+    "eval.inserted",
+    "eval.panels",
+    "eval.refiner",
+}
 
 
 @dataclass(frozen=True)
@@ -39,46 +52,54 @@ class Entry:
     """One image that is done.
 
     content: of the files that its result depends on. seconds: that it took. warm: whether its process had done a batch
-    before. notes: further figures of this image, {"psnr": ...}.
+    before. notes: further figures of this image, {"psnr": ...}. stamp: see Case.stamp.
     """
 
     content: str
     seconds: float
     warm: bool
     notes: dict[str, float]
+    stamp: str = ""
 
 
-@dataclass
+@dataclass(eq=False)
 class Earlier:
     """What the record of an earlier run says.
 
-    about: what that run was, see `describe_run`. names: the images whose files it wrote. entries: {(name, content):
-    entry} of a run that has not ended.
+    about: what that run was, see `describe_run`. names: the images whose files it wrote. entries: {name: entry} of a
+    run that has not ended. failed: {name: why it could not be read}. costs: what the process said at its end, see
+    `Record.finish`. shards: into how many its job array was divided; 0: no array.
     """
 
     about: dict
     names: set[str] = field(default_factory=set)
-    entries: dict[tuple[str, str], Entry] = field(default_factory=dict)
+    entries: dict[str, Entry] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
+    costs: dict = field(default_factory=dict)
+    shards: int = 0
 
 
 class Record:
     """The record of one evaluation in its output folder. To make one reads what is there and refuses what would do
     harm.
 
-    about: what the run is, see `describe_run`; with "image_size". cases: the images.
+    about: what the run is, see `describe_run`; with "image_size". cases: the images. shard: (3, 431) for the third of
+    431 tasks, whose images these are; None: no job array.
 
     Raises UserError if a result would replace an input or a file that no record names, if the folder holds results of
     other settings that this run does not replace (metrics.py would take both for one method), or if it cannot be
     written.
     """
 
-    def __init__(self, output: Output, about: dict, cases: list[Case]):
+    def __init__(self, output: Output, about: dict, cases: list[Case], shard: tuple[int, int] | None = None):
         self.output = output
+        self.shard = shard
 
         # Records of other runs come from JSON; this one is compared with them, so it goes through JSON too.
         self.about = json.loads(json.dumps(about))  # as it comes back from the disk: lists for tuples
         self.cases = cases
         self.own: dict[str, Entry] = {}  # what this process has done
+        self.failed: dict[str, str] = {}  # what it could not read, and why
         self.names = [case.name for case in cases]
 
         # whose files lie in the folder
@@ -93,6 +114,7 @@ class Record:
             group.append(run)
 
         # All of this leaves the disk as it is; `begin` is what changes it.
+        self.present: set[str] = set()  # images whose results are there
         self._refuse_foreign()
         self._refuse_mixture()
         if processes.rank() == 0:
@@ -108,65 +130,161 @@ class Record:
         """Make the folder ready: a record of this run, no results of other settings (this run replaces all of them)."""
         processes.barrier()  # every process has read the records before any changes them
 
-        folder = self.output.folder
-        processes.tidy(folder, *(folder / name for name in FOLDERS))
-        if processes.rank() == 0:
-            # One file takes over what all earlier records say, before any of them goes: whenever this is killed, files
-            # are known.
+        # what was being written when a run was killed; of an array's tasks, others may be writing
+        if self.shard is None:
+            self._tidy()
 
-            names = sorted(set().union(*(run.names for run in self.earlier)))
-            lines = [{"about": self.about}, {"writing": names}]
-            for name, entry in self.done.items():
-                lines.append({"name": name, **asdict(entry)})
-            # written whole under another name and then renamed, unlike later lines, which are appended
-            own_file = self._unfinished_file()
-            text = "\n".join(json.dumps(line) for line in lines)
-            images.write_file(own_file, text.encode())
-
-            # From here on results of other settings go, with what they had beside them.
-            self._remove_unfinished(keep=own_file)
-            for run in self.replaced:
-                # what this run has done already under the same name stays
-                for name in run.names - self.done.keys():
-                    for path in self.output.files(name):
-                        path.unlink(missing_ok=True)
-                if _has_nodules(run.about):
-                    for name in insertion.FILES:
-                        (folder / name).unlink(missing_ok=True)
-
-            # a summary of results that are gone would describe the new ones wrongly
-            if self.replaced:
-                (folder / SUMMARY).unlink(missing_ok=True)
-                (folder / INDEX).unlink(missing_ok=True)
+        # A task of an array leaves everything of the others alone, and so does a run that goes on: its records are
+        # appended to, so that going on takes no longer the more is done.
+        if self.shard is None and not self._only_goes_on():
+            self._take_over()
 
         # The other processes' records begin after process 0 has removed the old ones, or theirs would go too.
         processes.barrier()
-        if processes.rank() > 0:
+        if not self._unfinished_file().exists():
+            self.output.folder.mkdir(parents=True, exist_ok=True)
             self._append({"about": self.about})
+
+    def _only_goes_on(self) -> bool:
+        """Whether every record in the folder is of this very run, stopped before."""
+        same = all(_going_on(run.about) == _going_on(self.about) for run in self.stopped)
+        return bool(self.stopped) and same and len(self.earlier) == len(self.stopped)
+
+    def _tidy(self) -> None:
+        """Remove the temporary files that killed runs have left."""
+        folder = self.output.folder
+        folders = {folder, *(folder / name for name in FOLDERS)}
+        # in a tree they lie beside the results that were begun and never done
+        for run in self.stopped:
+            for name in run.names - run.entries.keys():
+                folders.update(path.parent for path in self.output.files(name))
+        processes.tidy(*sorted(folders))
+
+    def _take_over(self) -> None:
+        """Make one record of all there are, and remove the results of other settings."""
+        folder = self.output.folder
+        if processes.rank() > 0:
+            return
+
+        # One file takes over what all earlier records say, before any of them goes: whenever this is killed, files
+        # are known.
+        names = sorted(set().union(*(run.names for run in self.earlier)))
+        lines = [{"about": self.about}, {"writing": names}]
+        for name, entry in self.done.items():
+            lines.append({"name": name, **asdict(entry)})
+        # written whole under another name and then renamed, unlike later lines, which are appended
+        own_file = self._unfinished_file()
+        text = "\n".join(json.dumps(line) for line in lines)
+        images.write_file(own_file, text.encode())
+
+        # From here on results of other settings go, with what they had beside them.
+        self._remove_unfinished(keep=own_file)
+        for run in self.replaced:
+            # what this run has done already under the same name stays
+            for name in run.names - self.done.keys():
+                for path in self.output.files(name):
+                    path.unlink(missing_ok=True)
+            if _has_nodules(run.about):
+                for name in insertion.FILES:
+                    (folder / name).unlink(missing_ok=True)
+
+        # a summary of results that are gone would describe the new ones wrongly
+        if self.replaced:
+            (folder / SUMMARY).unlink(missing_ok=True)
+            (folder / INDEX).unlink(missing_ok=True)
 
     def writing(self, cases: list[Case]) -> None:
         """Files of these images are about to be written: from now on they are known to be this script's."""
         self._append({"writing": [case.name for case in cases]})
 
-    def add(self, case: Case, seconds: float, warm: bool, notes: dict[str, float]) -> None:
+    def add(self, case: Case, entry: Entry) -> None:
         """All files of an image are written."""
-        entry = Entry(case.content, round(seconds, 3), warm, notes)
         self.own[case.name] = entry
-        self._append({"name": case.name, **asdict(entry)})
+        # the fields themselves: dataclasses.asdict would copy them one by one
+        self._append({"name": case.name, **vars(entry)})
+
+    def add_failed(self, failed: list[tuple[str, str]]) -> None:
+        """These images, [(name, reason), ...], could not be read and are left out."""
+        for name, reason in failed:
+            self.failed[name] = reason
+            self._append({"failed": name, "reason": reason})
 
     def finish(self, about: dict) -> dict:
         """Put together what all processes have done; write summary.json and remove the unfinished records. Returns the
         summary.
 
-        about: what the summary says of the run beside `self.about` and its cost.
+        about: what the summary says of the run beside `self.about` and its cost. A task of a job array writes no
+        summary but says in its record what it cost; `merge` writes it. Raises UserError if no image could be read.
         """
         # every process gets the entries of all, in the order of the images
         everyone = dict(self.done)
-        for own in processes.all_gather_objects(self.own):
+        failed: dict[str, str] = {}
+        for own, own_failed in processes.all_gather_objects((self.own, self.failed)):
             everyone |= own
+            failed |= own_failed
+        if failed and not everyone:
+            raise UserError(f"none of the {len(failed)} images could be read: {next(iter(failed.values()))}")
         # sorted like the input: which process did an image should not show in the summary
-        entries = {name: everyone[name] for name in self.names}
+        entries = {name: everyone[name] for name in self.names if name in everyone}
+        costs = {**about, **peak_memory(), "processes": processes.world_size()}
+        if self.shard is not None:
+            if processes.rank() == 0:
+                self._append({"costs": costs})
+            return self._summarise(entries, failed, costs)
 
+        # The summary first: killed in between, the folder has two records instead of none.
+        summary = self._summarise(entries, failed, costs)
+        if processes.rank() == 0:
+            self._write_summary(summary)
+        return summary
+
+    def merge(self) -> tuple[dict, list[str]]:
+        """(the summary of all tasks of a job array, names of images that are missing); the summary is written if none
+        is. Raises UserError if no task has done an image."""
+        # Tasks may have run on different machines: what must be the same is what decides a result.
+        entries: dict[str, Entry] = {}
+        failed: dict[str, str] = {}
+        devices: dict[str, None] = {}  # a set that keeps the order
+        costs: dict = {}
+        for run in self.stopped:
+            if run not in self.continued:
+                continue
+            done = self._valid(run)
+            entries |= done
+            failed |= run.failed
+            if done:
+                devices[str(run.about.get("device"))] = None
+            largest = max(costs.get("peak_memory", 0), run.costs.get("peak_memory", 0))
+            costs |= run.costs
+            costs["peak_memory"] = largest
+        if not entries:
+            raise UserError(
+                f"no task has left results of this run in {self.output.folder}; start one with eval.shard=1/N"
+            )
+
+        # a fault counts only while there is no result
+        failed = {name: failed[name] for name in self.names if name in failed and name not in entries}
+        missing = [name for name in self.names if name not in entries and name not in failed]
+        ordered = {name: entries[name] for name in self.names if name in entries}
+        summary = self._summarise(ordered, failed, {**costs, "device": "; ".join(devices)})
+        if not missing:
+            self._tidy()
+            self._write_summary(summary)
+        return summary, missing
+
+    def shards_of(self, missing: list[str], batch: int) -> list[str]:
+        """The values of eval.shard whose tasks make these images, if all tasks were of one array. batch: images that
+        are dealt out together."""
+        counts = {run.shards for run in self.stopped}
+        if len(counts) != 1 or 0 in counts:
+            return []
+        (count,) = counts
+        wanted = set(missing)
+        numbers = {place // batch % count + 1 for place, name in enumerate(self.names) if name in wanted}
+        return [f"{number}/{count}" for number in sorted(numbers)]
+
+    def _summarise(self, entries: dict[str, Entry], failed: dict[str, str], about: dict) -> dict:
+        """What summary.json says of the images that are done and of those that could not be read."""
         # {"psnr": {image: value}, ...}: the summary lists figures by their name, entries list them by image
         notes: dict[str, dict[str, float]] = {}
         for name, entry in entries.items():
@@ -179,23 +297,24 @@ class Record:
         summary = {
             **self.about,
             **about,
-            **cost(list(seconds.values()), warm),
+            **median_time(list(seconds.values()), warm),
             **notes,
             "images": len(entries),
-            "processes": processes.world_size(),
             "seconds_per_image": seconds,
         }
+        if failed:
+            summary["failed"] = failed
 
         # named, so that the next run knows these files as this script's own
         if self.beside:
             summary["results_of_earlier_runs"] = self.beside
-
-        # The summary first: killed in between, the folder has two records instead of none.
-        if processes.rank() == 0:
-            text = json.dumps(summary, indent=1) + "\n"
-            images.write_file(self.output.folder / SUMMARY, text.encode())
-            self._remove_unfinished()
         return summary
+
+    def _write_summary(self, summary: dict) -> None:
+        """Write summary.json, then remove the unfinished records."""
+        text = json.dumps(summary, indent=1) + "\n"
+        images.write_file(self.output.folder / SUMMARY, text.encode())
+        self._remove_unfinished()
 
     def _read_summary(self) -> list[Earlier]:
         path = self.output.folder / SUMMARY
@@ -215,22 +334,15 @@ class Record:
         # One file for each process of the stopped run, however many this run has.
         runs = []
         for path in sorted(self.output.folder.glob(UNFINISHED.format(process="*"))):
-            # the three kinds of line that `begin`, `writing` and `add` append
+            # the kinds of line that `begin`, `writing`, `add`, `add_failed` and `finish` append
             run = Earlier({})
+            match = SHARD_FILE.fullmatch(path.name)
+            if match:
+                run.shards = int(match[2])
             for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
                 # The last line may be torn: whoever wrote it was killed. That image is made again.
                 with suppress(ValueError, KeyError, TypeError):
-                    tree = json.loads(line)
-                    if "about" in tree:
-                        run.about = tree["about"]
-                    elif "writing" in tree:
-                        run.names |= set(tree["writing"])
-                    else:
-                        # keyed by content too: an image that has changed since is made again
-                        name = tree.pop("name")
-                        entry = Entry(**tree)
-                        run.names.add(name)
-                        run.entries[name, entry.content] = entry
+                    _read_line(run, json.loads(line))
             runs.append(run)
         return runs
 
@@ -239,15 +351,22 @@ class Record:
         # Only a run that was the same in everything goes on: another machine may give slightly other pixels.
         done = {}
         for run in self.stopped:
-            if _going_on(run.about) != _going_on(self.about):
-                continue
-            for case in self.cases:
-                # the cheap questions first: case.content reads the whole X-ray
-                if case.name in run.names and self.output.result(case.name).is_file():
-                    entry = run.entries.get((case.name, case.content))
-                    if entry is not None:
-                        done[case.name] = entry
+            if _going_on(run.about) == _going_on(self.about):
+                done |= self._valid(run)
         return done
+
+    def _valid(self, run: Earlier) -> dict[str, Entry]:
+        """The entries of a run whose results are there and whose X-rays and masks are unchanged."""
+        valid = {}
+        for case in self.cases:
+            entry = run.entries.get(case.name)
+            if entry is None or case.name not in self.present:
+                continue
+            # the cheap question first: case.content reads the whole X-ray
+            with suppress(OSError):  # an X-ray that has gone has no valid result
+                if (entry.stamp and entry.stamp == case.stamp) or entry.content == case.content:
+                    valid[case.name] = entry
+        return valid
 
     def _beside(self) -> list[str]:
         """Images of earlier runs with these settings whose results stay beside those of this run."""
@@ -258,45 +377,54 @@ class Record:
         return sorted(name for name in names - set(self.names) if self.output.result(name).is_file())
 
     def _refuse_foreign(self) -> None:
-        # two inputs of one name, say scan.png and scan.dcm, have one result
+        # Two inputs of one name, say scan.png and scan.dcm, have one result; panels/a.png has the place of a's panel.
         repeated = lists.repeated(self.names)
         if repeated:
             raise UserError(f"several images would have the same result: {lists.shown_names(repeated)}")
-
-        # what will be written
-        results = []
+        known = set(self.names)
         for name in self.names:
-            results += self.output.files(name)
+            first, _, rest = name.partition("/")
+            if first in FOLDERS and rest in known:
+                raise UserError(
+                    f"the result of {name} would take the place of the file that belongs to {rest} in {first}/; "
+                    "rename that folder of images"
+                )
+
+        # What will be written and is there already. What earlier runs have written by their own record may be replaced.
+        own_names = set().union(*(run.names for run in self.earlier))
+        existing = []
+        own = []
+        for name, path, is_result in self.output.existing(self.names):
+            if is_result:
+                self.present.add(name)
+            existing.append(path)
+            if name in own_names:
+                own.append(path)
+
+        # tables of the insertion test and the page belong to the whole folder, not to an image
+        existing += [path for path in self._of_the_folder(_has_nodules(self.about)) if path.exists()]
+        if self.earlier:
+            own += self._of_the_folder(with_nodules=True)
+        if not existing:
+            return
 
         # what is read, and so must stay as it is
         inputs = []
         for case in self.cases:
             inputs += [path for path in (case.path, case.mask, case.target) if path is not None]
+        ownership.refuse_foreign(existing, inputs, own, "eval.output")
 
-        # what earlier runs have written by their own record, and may be replaced
-        own = []
-        for run in self.earlier:
-            for name in run.names:
-                own += self.output.files(name)
-
-        # the tables of the insertion test belong to the whole folder, not to an image
-        insertions = [self.output.folder / name for name in insertion.FILES]
-        if _has_nodules(self.about):
-            results += insertions
-        if self.earlier:
-            own += insertions
-
-        # and so does the page
-        page = self.output.folder / INDEX
-        results.append(page)
-        if self.earlier:
-            own.append(page)
-        ownership.refuse_foreign(results, inputs, own, "eval.output")
+    def _of_the_folder(self, with_nodules: bool) -> list[Path]:
+        """The files that a run writes for all its images together, beside the summary."""
+        names = [INDEX, *insertion.FILES] if with_nodules else [INDEX]
+        return [self.output.folder / name for name in names]
 
     def _refuse_mixture(self) -> None:
         # Results of other settings are replaced by this run's if it makes the same images; what is left over would mix.
+        # A task of a job array replaces none, as its neighbours may be at work.
+        own_names = set() if self.shard else set(self.names)
         for run in self.replaced:
-            left_over = sorted(name for name in run.names - set(self.names) if self.output.result(name).is_file())
+            left_over = sorted(name for name in run.names - own_names if self.output.result(name).is_file())
             if left_over:
                 difference = _difference(run.about, self.about)
                 raise UserError(
@@ -306,7 +434,10 @@ class Record:
                 )
 
     def _unfinished_file(self) -> Path:
-        return self.output.folder / UNFINISHED.format(process=processes.rank())
+        process = str(processes.rank())
+        if self.shard is not None:
+            process = f"{self.shard[0]}of{self.shard[1]}_{process}"
+        return self.output.folder / UNFINISHED.format(process=process)
 
     def _remove_unfinished(self, keep: Path | None = None) -> None:
         for path in self.output.folder.glob(UNFINISHED.format(process="*")):
@@ -324,6 +455,22 @@ class Record:
             raise MachineError(f"cannot write {path}: {error.strerror or error}") from error
 
 
+def _read_line(run: Earlier, tree: dict) -> None:
+    """Add what a line of an unfinished record says."""
+    if "about" in tree:
+        run.about = tree["about"]
+    elif "writing" in tree:
+        run.names.update(tree["writing"])
+    elif "costs" in tree:
+        run.costs = dict(tree["costs"])
+    elif "failed" in tree:
+        run.failed[tree["failed"]] = str(tree["reason"])
+    else:
+        name = tree.pop("name")
+        run.entries[name] = Entry(**tree)  # of an image that was changed since and made again, the last counts
+        run.names.add(name)
+
+
 def read_summary(folder) -> dict:
     """What an evaluation script left in its folder about its run; empty if there is none that can be read."""
     try:
@@ -339,11 +486,17 @@ def recorded_names(summary: dict) -> list[str]:
     return [*summary.get("seconds_per_image", {}), *summary.get("results_of_earlier_runs", [])]
 
 
-def cost(seconds: list[float], warm: list[float]) -> dict:
-    """What summary.json says of the cost: the median time of an image and the most memory that any process took.
+def median_time(seconds: list[float], warm: list[float]) -> dict:
+    """What summary.json says of the time of an image.
 
     seconds: of every image; warm: of those after their process's first batch, which warms up.
     """
+    # the median, which a few slow images do not move; after warm-up if there was more than one batch
+    return {"seconds": float(np.median(warm or seconds)) if seconds else 0.0, "seconds_after_warm_up": bool(warm)}
+
+
+def peak_memory() -> dict:
+    """What summary.json says of the most memory that any process took. All processes call this together."""
     # PyTorch counts what its tensors took on a GPU; on a CPU only the system knows, and it counts everything.
     if torch.cuda.is_initialized():
         devices = range(torch.cuda.device_count())
@@ -353,9 +506,6 @@ def cost(seconds: list[float], warm: list[float]) -> dict:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * RSS_UNIT
         peak_of = "of the whole process"
     return {
-        # the median, which a few slow images do not move; after warm-up if there was more than one batch
-        "seconds": float(np.median(warm or seconds)),
-        "seconds_after_warm_up": bool(warm),
         # of the process that took most: this much a machine must have for one process
         "peak_memory": int(processes.all_reduce_max(peak)[0]),
         "peak_memory_of": peak_of,
@@ -403,7 +553,8 @@ def _common(about: dict) -> dict:
     common = {key: about.get(key) for key in ("method", "precision", "image_size")}
     # where images lie and how many go together changes no result
     for key, value in config.flatten(about.get("settings", {})).items():
-        if key not in ANY_RESULT:
+        # a setting of which nothing is said has had no effect; records of earlier versions do not know it
+        if key not in ANY_RESULT and value is not None:
             common[key] = value
 
     # in the order vqgan, noise estimator; a copy in another folder is still the same weights

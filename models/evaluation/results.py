@@ -3,7 +3,10 @@
 import hashlib
 import json
 import math
-from dataclasses import dataclass
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +14,13 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from .. import images, scores
+from ..data import lists
 from ..runtime.files import UserError
 from .cases import Case
 
 SERIES = "bone-suppressed, not for diagnosis"  # description of a DICOM result's series
 RESULT_KEYS = ("seed", "samples", "residual", "strength", "range")  # of eval, those that change a result
-FOLDERS = ("panels", "thumbs", "latents", "deviation", "overlays", "dicom")  # below the output folder
+FOLDERS = lists.RESULT_FOLDERS  # below the output folder, beside the results
 LETTERS_PER_COLUMN = 24  # of a panel's titles: so many fit into the width of an image
 LEAST_LETTER = 8  # height of the titles' letters, pixels
 LINE = 1.5  # height of the titles' strip, letters
@@ -51,39 +55,88 @@ class Output:
         return self.folder / f"{name}.png" if self.file is None else self.file
 
     def files(self, name: str) -> list[Path]:
-        """Every file that an evaluation may write for an image."""
-        files = [self.result(name)]
+        """Every file that an evaluation may write for an image; the result first."""
+        return [Path(file) for file in self._files_as_text(name)]
+
+    def existing(self, names: Iterable[str]) -> Iterator[tuple[str, Path, bool]]:
+        """(name, file, whether it is the result) of what `files` says of these images and is there already."""
+        # Each folder is listed once, and texts are compared instead of paths: six questions to the file system for each
+        # of 100 000 images would take minutes.
+        listed: dict[str, frozenset[str]] = {}
+        for name in names:
+            for place, path in enumerate(self._files_as_text(name)):
+                folder, file_name = os.path.split(path)
+                if folder not in listed:
+                    listed[folder] = _list_folder(folder)
+                if file_name in listed[folder]:
+                    yield name, Path(path), place == 0
+
+    def _files_as_text(self, name: str) -> list[str]:
+        """As `files`."""
+        files = [str(self.result(name))] if self.file is not None else [f"{self.folder}/{name}.png"]
         for folder in FOLDERS:
             suffix = "dcm" if folder == "dicom" else "png"
-            files.append(self.folder / folder / f"{name}.{suffix}")
+            files.append(f"{self.folder}/{folder}/{name}.{suffix}")
         return files
 
 
+def _list_folder(folder: str) -> frozenset[str]:
+    """The names in a folder, dangling links among them; none if it is not there."""
+    try:
+        return frozenset(os.listdir(folder))
+    except OSError:
+        return frozenset()
+
+
+@dataclass(frozen=True)
+class Form:
+    """How results are written. size: longest side, pixels, above which they are reduced; None: the input's own. bits:
+    8, or None for the input's. panels: whether a panel is written beside each."""
+
+    size: int | None = None
+    bits: int | None = None
+    panels: bool = True
+
+
 def write_result(
-    output: Output, name: str, scan: images.Picture, soft: np.ndarray, target: Path | None
+    output: Output,
+    name: str,
+    scan: images.Picture,
+    soft: np.ndarray,
+    target: np.ndarray | None,
+    form: Form | None = None,
 ) -> dict[str, float]:
     """The result, its panel CXR | result | truth if known | what was taken away (grey: nothing), and a thumbnail.
 
-    Returns figures by which the page sorts its list: the mean absolute change, as a share of the grey scale, and the
-    PSNR where the truth is known (at the input's size; metrics.py's is at metrics.size).
+    soft: (H, W) in [0, 1] like scan.pixels; target: of any size. Returns figures by which the page sorts its list: the
+    mean absolute change, as a share of the grey scale, and the PSNR where the truth is known (at the result's size;
+    metrics.py's is at metrics.size).
     """
+    form = form or Form()
+    scan = reduced(scan, form)
+    soft = images.resize(soft, scan.pixels.shape) if soft.shape != scan.pixels.shape else soft
+
     # in the input's depth and grey range, so that both open with the same window
     images.write_like(output.result(name), soft, scan)
 
-    # The panel is for the eye.
-    columns = {"CXR": scan.pixels, "result": soft}
+    # in float64, like the scores
+    figures = {"mean_change": round(float(np.abs(scan.pixels - soft).mean(dtype=np.float64)), 6)}
+    truth = None
     if target is not None:
-        columns["truth"] = images.resize(images.read(target).pixels, soft.shape)
+        truth = images.resize(target, soft.shape)
+        quality = scores.psnr(truth, soft)
+        if math.isfinite(quality):  # JSON has no infinity
+            figures["psnr"] = round(quality, 3)
+    if not form.panels:
+        return figures
+
+    # The panel and the thumbnail are for the eye.
+    columns = {"CXR": scan.pixels, "result": soft}
+    if truth is not None:
+        columns["truth"] = truth
     columns["taken away"] = taken_away(scan.pixels, soft)
     images.write(output.folder / "panels" / f"{name}.png", panel(columns))
     images.write(output.folder / "thumbs" / f"{name}.png", images.resize(soft, fitted(soft.shape, THUMB)))
-
-    # in float64, like the scores
-    figures = {"mean_change": round(float(np.abs(scan.pixels - soft).mean(dtype=np.float64)), 6)}
-    if target is not None:
-        quality = scores.psnr(columns["truth"], soft)
-        if math.isfinite(quality):  # JSON has no infinity
-            figures["psnr"] = round(quality, 3)
     return figures
 
 
@@ -91,6 +144,20 @@ def fitted(shape: tuple[int, ...], side: int) -> tuple[int, int]:
     """(H, W) scaled so that the longer side is `side` pixels; no side falls below one pixel."""
     scale = side / max(shape[:2])
     return max(1, round(shape[0] * scale)), max(1, round(shape[1] * scale))
+
+
+def reduced(scan: images.Picture, form: Form) -> images.Picture:
+    """A picture as its result is to be written: of at most this size, in this depth."""
+    height, width = scan.pixels.shape
+    longest = max(height, width)
+    if form.size is not None and form.size < longest:
+        # at least one pixel, of a strip too
+        shape = (max(1, round(height * form.size / longest)), max(1, round(width * form.size / longest)))
+        scan = replace(scan, pixels=images.resize(scan.pixels, shape))
+    if form.bits is not None:
+        # all of the 8 bits, whatever range of grey values the input's declare
+        scan = replace(scan, bits=form.bits, scale=None)
+    return scan
 
 
 def panel(columns: dict[str, np.ndarray]) -> np.ndarray:
@@ -144,16 +211,23 @@ def software(about: dict) -> tuple[str, ...]:
     """What tells the results of two runs apart in an archive: the method, then digests of the code, of the weights and
     of the settings that change a result."""
     # Every source file of models/ counts: a result depends on reading, resizing and fusion too, not on the networks.
-    code = hashlib.sha256()
-    for path in sorted(Path(__file__).resolve().parents[1].rglob("*.py")):
-        code.update(path.read_bytes())
+    code = _code_digest()
     # Where the images lie and what is written beside the results changes nothing in them.
     settings = dict(about.get("settings", {}))
     settings["eval"] = {key: settings.get("eval", {}).get(key) for key in RESULT_KEYS}
     form = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
     weights = [f"weights {digest}" for digest in about.get("weights", {}).values()]
     method = about.get("method", "unknown method")
-    return method, f"code {code.hexdigest()[:16]}", *weights, f"settings {form.hexdigest()[:16]}"
+    return method, f"code {code}", *weights, f"settings {form.hexdigest()[:16]}"
+
+
+@cache
+def _code_digest() -> str:
+    """A digest of this project's code, which is read once a run."""
+    code = hashlib.sha256()
+    for path in sorted(Path(__file__).resolve().parents[1].rglob("*.py")):
+        code.update(path.read_bytes())
+    return code.hexdigest()[:16]
 
 
 def taken_away(before: np.ndarray, after: np.ndarray) -> np.ndarray:

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -15,10 +16,11 @@ from .. import config, images, pipelines, sampling, weights
 from ..runtime import checkpoint, compiling, processes
 from ..runtime.device import pick_device, pick_precision
 from ..runtime.files import UserError
-from . import index_page, insertion
+from . import index_page, insertion, shards
 from .cases import Case, find_cases
-from .record import Record, describe_run
-from .results import Output, write_deviation, write_dicom, write_result
+from .reading import AHEAD_BYTES, Loaded, Reader
+from .record import Entry, Record, describe_run
+from .results import Form, Output, write_deviation, write_dicom, write_result
 
 Measure = Callable[[torch.Tensor, torch.Tensor], dict[str, float]]
 
@@ -56,6 +58,8 @@ class Job:
     precision: str
     compiled: bool
     nodules: list[insertion.Nodule]  # to be put into the X-rays
+    reader: Reader  # of the X-rays that are not done yet; the first of them are read
+    batch: int  # X-rays that go through the networks together
 
 
 def main(variants: dict[str, config.Settings], method_class: type[pipelines.Pipeline]) -> int:
@@ -70,21 +74,32 @@ def main(variants: dict[str, config.Settings], method_class: type[pipelines.Pipe
     folders = {}
     for name in variants:
         folders[name] = output / re.sub(r"[^\w.=+-]+", "_", name)  # of "": output itself
+    shard = shards.parse_shard(first.eval.shard)
+    if shard is not None:
+        shards.refuse_shard(variants)
     with processes.joined():
         # Whatever can be refused is refused now: a mistake in the last variant should not cost the hours of the others.
         jobs = prepare(variants, method_class, folders)
+        if shard == shards.MERGE:
+            job = next(iter(jobs.values()))
+            merged, status = shards.merge(job.record, job.batch)
+            if status == 0:
+                _write_page(job.record.output, merged, job.settings.eval.panels)
+            return max(status, say_failed(merged.get("failed", {})))
+        failed = {}
         for name, job in jobs.items():
             if name:
                 processes.say(f"{name}: {folders[name]}")
-            suppress(job, method_class)
+            failed |= suppress(job, method_class).get("failed", {})
+    status = say_failed(failed)
     if len(variants) == 1 or processes.rank() > 0:
-        return 0
+        return status
 
     # imported here, since one evaluation needs neither scores nor scipy and matplotlib, which take seconds
     from . import ablation
 
     # all jobs have the same X-rays, see `prepare`
-    return ablation.compare(folders, next(iter(jobs.values())).cases, output, first)
+    return max(status, ablation.compare(folders, next(iter(jobs.values())).cases, output, first))
 
 
 def prepare(
@@ -107,7 +122,7 @@ def prepare(
         for line in dict.fromkeys(lines):  # variants mostly share their weights
             print(line, flush=True)
 
-    # X-rays, which variants mostly share: they are read once
+    # X-rays, which variants mostly share: they are found once
     found: dict[tuple, list[Case]] = {}
     jobs = {}
     for name, settings in with_weights.items():
@@ -117,7 +132,7 @@ def prepare(
         source = (settings.eval.input, settings.data.root, masks, limits)
         if source not in found:
             found[source] = find_cases(*source)
-        jobs[name] = _prepare_one(settings, method_class, found[source], folders[name])
+        jobs[name] = _prepare_one(settings, method_class, found[source], folders[name], AHEAD_BYTES // len(variants))
     if len(jobs) > 1:
         from . import ablation
 
@@ -127,7 +142,7 @@ def prepare(
 
 
 def _prepare_one(
-    settings: config.Settings, method_class: type[pipelines.Pipeline], cases: list[Case], folder: Path
+    settings: config.Settings, method_class: type[pipelines.Pipeline], cases: list[Case], folder: Path, ahead_bytes: int
 ) -> Job:
     section = settings.eval
     # what cannot be done with these images or on this machine is refused before the folder is looked at
@@ -140,36 +155,55 @@ def _prepare_one(
     # What the record says of the run. BS-LDM sees no masks, so another masks folder must not make it another run.
     files = weights.files(settings, method_class.section)
     names = [field.name for field in fields(section) if method_class is pipelines.GLLCM or field.name != "masks"]
-    recorded_section = {name: getattr(section, name) for name in names}
+    # the tasks of an array are one run, and so is one that skips what stopped it
+    recorded_section = {name: getattr(section, name) for name in names if name not in ("shard", "skip_faulty")}
     recorded = {**method_class.sampling_keywords(settings), "eval": recorded_section}
     about = describe_run(method_class.title, device, precision, compiled, recorded, files, settings.data.image_size)
 
-    # read and checked before any network is built
-    record = Record(Output.at(folder, len(cases)), about, cases)
+    # this task's share of the X-rays
+    batch = shards.images_per_batch(section.batch_size, section.samples)
+    shard = shards.parse_shard(section.shard)
+    output = Output.at(folder, len(cases))
+    if isinstance(shard, tuple):
+        cases = shards.shard_cases(cases, batch, *shard)
+
+    # the record refuses what would do harm; then the X-rays are read, before any network is built
+    record = Record(output, about, cases, shard if isinstance(shard, tuple) else None)
     nodules = insertion.read_nodules(section.nodules) if section.nodules else []
-    return Job(settings, cases, record, device, precision, compiled, nodules)
+    reader = Reader(
+        shards.batches_left(record, batch) if shard != shards.MERGE else [],
+        skip_faulty=section.skip_faulty,
+        targets=section.panels,
+        dicom=section.dicom,
+        ahead_bytes=ahead_bytes,
+    )
+    reader.preload()
+    return Job(settings, cases, record, device, precision, compiled, nodules, reader, batch)
 
 
-def suppress(job: Job, method_class: type[pipelines.Pipeline]) -> None:
-    """Write the results of all X-rays of a job, and what the method leaves of nodules that are put into them."""
+def suppress(job: Job, method_class: type[pipelines.Pipeline]) -> dict:
+    """Write the results of all X-rays of a job, and what the method leaves of nodules that are put into them. Returns
+    the summary."""
     # networks are built here, one variant at a time: memory holds one
     method = method_class.from_settings(job.settings, job.device, job.precision, job.compiled)
     method.check_size(job.settings.data.image_size)
     section = job.settings.eval
-    evaluate(
+    summary = evaluate(
         method,
         job.record,
         batch_size=section.batch_size,
         samples=section.samples,
         dicom=section.dicom,
         about=method.describe(),
+        form=Form(section.size, section.bits, section.panels),
+        reader=job.reader,
     )
 
     # after the results, with the networks that are already there
     if job.nodules:
         kept = insertion.evaluate(
             method,
-            job.cases,
+            [case for case in job.cases if case.name not in summary.get("failed", {})],
             job.record.output.folder,
             size=job.settings.data.image_size,
             nodules=job.nodules,
@@ -179,6 +213,16 @@ def suppress(job: Job, method_class: type[pipelines.Pipeline]) -> None:
         )
         if processes.rank() == 0:
             print(kept)
+    return summary
+
+
+def say_failed(failed: dict[str, str]) -> int:
+    """Name the images that could not be read, from the first process. The exit status: 1 if there are any."""
+    for reason in failed.values():
+        processes.say(f"fault: {reason}")
+    if failed:
+        processes.say(f"{len(failed)} images could not be read and are left out (listed above and in summary.json)")
+    return 1 if failed else 0
 
 
 # --- Running a method -------------------------------------------------------------------------------------------------
@@ -193,13 +237,16 @@ def evaluate(
     dicom: bool = False,
     about: dict | None = None,
     measure: Measure | None = None,
+    form: Form | None = None,
+    reader: Reader | None = None,
 ) -> dict:
     """Write the result of each image of a record in the input's size and depth, its panel, and summary.json.
 
     record.about["image_size"] is the side of the images that the method sees. samples: results drawn of each image (see
     `draw_samples`); above 1 their deviation is written too. dicom: DICOM inputs get a DICOM result as well. about: what
     summary.json says of the method. measure(cxr (1, S, S), result (1, S, S)) -> {"psnr": ...}: further figures of an
-    image for the summary. Returns the summary.
+    image for the summary. form: size and depth of the results, if not the input's. reader: of `batches_left`; None: one
+    that raises the first error. Returns the summary, which names as "failed" what could not be read.
     Several processes share the images, each of which comes out as it would in one process. After a stop the same call
     goes on.
     """
@@ -207,84 +254,107 @@ def evaluate(
     record.begin()
     output = record.output
     size = record.about["image_size"]
-    count = len(record.cases)
     if record.done:
-        processes.say(f"going on: {len(record.done)} of {count} images are in {output.folder} already")
-
-    # this process's share of what is left; `batch_size` results go through the networks together
-    left = [case for case in record.cases if case.name not in record.done]
-    # at least one image: with more samples than batch_size, `draw_samples` splits its results
-    images_per_batch = max(1, batch_size // samples)
-    batches = []
-    for start in range(0, len(left), images_per_batch):
-        batches.append(left[start : start + images_per_batch])
-
-    # every n-th batch: shares differ by one batch at most
-    batches = batches[processes.rank() :: processes.world_size()]
+        processes.say(f"going on: {len(record.done)} of {len(record.cases)} images are in {output.folder} already")
+    form = form or Form()
+    reader = reader or Reader.of(shards.batches_left(record, shards.images_per_batch(batch_size, samples)), dicom)
 
     # images through the method and onto the disk
-    own_count = sum(len(batch) for batch in batches)
+    own_count = sum(len(batch) for batch in reader.batches)
+    warm = False
     with tqdm(total=own_count, unit="image", disable=processes.rank() > 0) as bar:
-        for batch in batches:
-            scans = [images.read(case.path, case.limits) for case in batch]
+        for loaded in reader:
+            batch = [one.case for one in loaded]
             # X-rays are read and results written outside the clock: it is the method that is timed
             start = time.perf_counter()
-            cxr = torch.stack([images.to_network(scan.pixels, size) for scan in scans])  # (B, 1, S, S)
-            means, deviations = draw_samples(method, batch, cxr, batch_size, samples)
+            cxr = torch.stack([images.to_network(one.scan.pixels, size) for one in loaded])  # (B, 1, S, S)
+            # the lungs of each image at the network's size; None: GL-LCM finds them, BS-LDM needs none
+            masks = [None if one.mask is None else images.mask_to_network(one.mask, size) for one in loaded]
+            means, deviations = draw_samples(method, batch, masks, cxr, batch_size, samples)
             # images of one batch share its time equally
             seconds = (time.perf_counter() - start) / len(batch)
 
+            record.add_failed(reader.take_failed())
             # known as ours before the first file exists: a stop in between leaves no file that nobody knows
             record.writing(batch)
-            for i, case in enumerate(batch):
+            for i, one in enumerate(loaded):
+                # of a batch that was stopped in the middle
+                if one.case.name in record.done:
+                    continue
                 # on the input's own grid, of its own size
-                soft = pipelines.at_full_size(scans[i].pixels, cxr[i], means[i], method.residual)
-                notes = write_result(output, case.name, scans[i], soft, case.target)
-                if dicom and images.is_dicom(case.path):
-                    write_dicom(output, case, soft, record.about)
+                soft = pipelines.at_full_size(one.scan.pixels, cxr[i], means[i], method.residual)
+                if dicom and not _write_dicom(record, reader, one, soft):
+                    continue
+                notes = write_result(output, one.case.name, one.scan, soft, one.target, form)
                 if measure:
                     notes |= measure(cxr[i], means[i])
                 if samples > 1:
-                    notes |= write_deviation(output, case.name, scans[i], deviations[i], samples)
+                    notes |= write_deviation(output, one.case.name, one.scan, deviations[i], samples)
                 # only now is the image done; a first batch, which warms up, is told apart for the median time
-                record.add(case, seconds, batch is not batches[0], notes)
-                bar.update()
+                record.add(one.case, Entry(one.content, round(seconds, 3), warm, notes, one.stamp))
+            warm = True
+            bar.update(len(loaded))
 
     # record
+    record.add_failed(reader.take_failed())
+    reader.say_notes()
     summary = record.finish({**(about or {}), "compiled": method.compiled, "batch_size": batch_size})
     if processes.rank() == 0:
-        place = index_page.write(output, summary)
-        if output.file is None:
-            print(f"{count} images in {output.folder} (panels beside them in {output.folder / 'panels'})")
-        else:
-            print(f"{output.file} (panel and record in {output.folder})")
-        print(f"to look through: {place}")
+        _say_done(record, summary, form)
     return summary
 
 
+def _write_dicom(record: Record, reader: Reader, loaded: Loaded, soft: np.ndarray) -> bool:
+    """Write the DICOM result of a DICOM file; False if the file, which is read again for it, has gone since and faulty
+    ones are skipped."""
+    try:
+        if images.is_dicom(loaded.case.path):
+            write_dicom(record.output, loaded.case, soft, record.about)
+    except (UserError, OSError) as error:
+        if loaded.case.path.is_file() or not reader.skip_faulty:
+            raise
+        reader.failed.append((loaded.case.name, str(error)))
+        return False
+    return True
+
+
+def _say_done(record: Record, summary: dict, form: Form) -> None:
+    """Write the page of the results, and say where they lie."""
+    output = record.output
+    done = summary["images"]
+    if record.shard is not None:
+        print(f"{done} images of share {record.shard[0]}/{record.shard[1]} in {output.folder}")
+        print("when all tasks have ended, the same command with eval.shard=merge makes one summary")
+        return
+    if output.file is None:
+        panels = "" if not form.panels else f" (panels beside them in {output.folder / 'panels'})"
+        print(f"{done} images in {output.folder}{panels}")
+    else:
+        print(f"{output.file} (panel and record in {output.folder})")
+    _write_page(output, summary, form.panels)
+
+
+def _write_page(output: Output, summary: dict, has_panels: bool) -> None:
+    """The page on which results are looked through. What it shows are the panels."""
+    if has_panels and summary["images"] <= index_page.MOST_IMAGES:
+        print(f"to look through: {index_page.write(output, summary)}")
+
+
 def require_dicom(cases: list[Case]) -> None:
-    """Raise UserError unless one of the X-rays is a DICOM file, and for one of which no DICOM result can be derived."""
-    sources = [case.path for case in cases if images.is_dicom(case.path)]
-    if not sources:
+    """Raise UserError unless one of the X-rays is a DICOM file. Whether a DICOM result can be derived of each is seen
+    when it is read."""
+    if not any(images.is_dicom(case.path) for case in cases):
         raise UserError(f"eval.dicom=true, but none of the {len(cases)} images is a DICOM file ({cases[0].path})")
-    for path in sources:
-        images.require_dicom_source(path)
 
 
 def draw_samples(
-    method: Method, cases: list[Case], cxr: torch.Tensor, batch_size: int, samples: int
+    method: Method, cases: list[Case], masks: list, cxr: torch.Tensor, batch_size: int, samples: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(means, standard deviations), each as cxr (B, 1, S, S), of several results of each image, drawn with noise of
-    different names.
+    different names. masks: for each image a boolean (S, S) or None.
 
     The first result of an image is the one that samples=1 gives. At most batch_size results are drawn together.
     """
-    # the lungs of each image at the network's size; None: GL-LCM finds them, BS-LDM needs none
-    masks: list = [None] * len(cases)
-    for i, case in enumerate(cases):
-        if case.mask is not None:
-            masks[i] = images.mask_to_network(images.read_mask(case.mask), cxr.shape[-1])
-
     # all results in a row: those of the first image, those of the second, ...
     places = []
     for place in range(len(cases)):

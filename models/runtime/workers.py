@@ -54,12 +54,15 @@ def parallel(function: Callable, items: list, label: str, at_once: int | None = 
 @cache
 def _pool() -> ProcessPoolExecutor:
     """The processes of a run, which all its calls share, because starting them takes seconds."""
-    if hasattr(os, "sched_getaffinity"):
-        cores = len(os.sched_getaffinity(0))  # those that a cluster's scheduler gave to this job
-    else:
-        cores = os.cpu_count()
     # spawned, not forked: a fork copies the locks of threads that it does not copy
-    return ProcessPoolExecutor(cores, get_context("spawn"), _prepare_process)
+    return ProcessPoolExecutor(cores(), get_context("spawn"), _prepare_process)
+
+
+def cores() -> int:
+    """The cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))  # those that a cluster's scheduler gave to this job
+    return os.cpu_count() or 1
 
 
 @contextmanager

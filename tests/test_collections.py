@@ -1,0 +1,168 @@
+"""Trees and lists of X-rays, faulty files, shares of a job array, size of results, bf16 on a CPU."""
+
+import json
+import os
+
+import numpy as np
+import pytest
+import torch
+
+from models import images, pipelines
+from models.data import lists
+from models.evaluation import record, run, shards
+from models.evaluation.cases import find_cases
+from models.evaluation.reading import Reader
+from models.evaluation.results import Form, Output
+from models.runtime import device
+from models.runtime.files import UserError
+
+SIZE = 32
+
+
+class Darker:
+    residual = False
+    compiled = False
+
+    def __call__(self, cxr, names, masks, progress):
+        return cxr * 0.5
+
+
+@pytest.fixture
+def tree(tmp_path):
+    """Six X-rays in three folders, the same name in two of them, and links that lead in a circle."""
+    random = np.random.default_rng(0)
+    for name in ("a", "p1/a", "p1/s1/b", "p2/a", "p2/c", "p10/d"):
+        images.write(tmp_path / "in" / f"{name}.png", random.random((SIZE, SIZE)), 16)
+    (tmp_path / "in" / "p1" / "up").symlink_to(tmp_path / "in")
+    return tmp_path
+
+
+def evaluate(tree, output="out", shard=None, skip=True, batch=1, form=None):
+    cases = find_cases(tree / "in", tree, None)
+    own = cases if shard is None else shards.shard_cases(cases, batch, *shard)
+    opened = record.Record(Output.at(tree / output, len(cases)), {"image_size": SIZE}, own, shard)
+    reader = Reader(shards.batches_left(opened, batch), skip_faulty=skip)
+    reader.preload()
+    return run.evaluate(Darker(), opened, batch_size=batch, reader=reader, form=form)
+
+
+def results(folder):
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*.png"))}
+
+
+def test_a_tree_is_walked_without_circles_and_results_mirror_it(tree, capsys):
+    names = ["a", "p1/a", "p1/s1/b", "p2/a", "p2/c", "p10/d"]
+    assert list(find_cases(tree / "in", tree, None)[i].name for i in range(6)) == names
+    assert "a link to a folder above it" in capsys.readouterr().err
+    evaluate(tree, "in/results")  # in the tree itself: not an input of the next run
+    assert (tree / "in/results/p1/s1/b.png").is_file() and (tree / "in/results/panels/p1/s1/b.png").is_file()
+    assert [case.name for case in find_cases(tree / "in", tree, None)] == names
+    (tree / "in/p2/a.jpg").write_bytes(b"")
+    with pytest.raises(UserError, match=r"a\.jpg and a\.png have the same name but for the ending"):
+        find_cases(tree / "in", tree, None)
+
+
+def test_lists_hold_relative_and_absolute_paths(tree):
+    path = tree / "in" / "list.txt"
+    path.write_text("p1/a.png\np2/a\n")
+    assert list(lists.read_paths(path, tree)) == ["p1/a", "p2/a"]
+    path.write_text(f"{tree}/in/p1/s1/b.png\n{tree}/in/p1/a.png\n")
+    assert list(lists.read_paths(path, tree)) == ["s1/b", "a"]
+    path.write_text("p1/a.png\np1/gone.png\n")
+    with pytest.raises(UserError, match="does not hold: p1/gone.png"):
+        lists.read_paths(path, tree)
+
+
+def test_truth_lies_below_bs_as_the_xray_below_cxr(tmp_path):
+    for folder in ("CXR", "BS"):
+        images.write(tmp_path / folder / "p1" / "a.png", np.eye(SIZE))
+    (case,) = find_cases(tmp_path, tmp_path, None)  # of a data folder CXR/ alone
+    assert case.name == "CXR/p1/a" and case.target == tmp_path / "BS" / "p1" / "a.png"
+
+
+def test_faulty_files_are_named_and_the_rest_is_done(tree):
+    (tree / "in/p2/c.png").write_bytes(b"no image")
+    with pytest.raises(UserError, match=r"cannot read .*c\.png"):
+        evaluate(tree, skip=False)
+    assert not (tree / "out").exists()  # before the work
+    summary = evaluate(tree)
+    assert list(summary["failed"]) == ["p2/c"] and summary["images"] == 5
+    assert run.say_failed(summary["failed"]) == 1 and run.say_failed({}) == 0
+
+
+def test_a_file_that_vanishes_midway_is_a_fault(tree):
+    cases = find_cases(tree / "in", tree, None)
+    (tree / "in/p2/c.png").unlink()
+    opened = record.Record(Output.at(tree / "out", 6), {"image_size": SIZE}, cases)
+    summary = run.evaluate(Darker(), opened, batch_size=1, reader=Reader([[case] for case in cases], skip_faulty=True))
+    assert list(summary["failed"]) == ["p2/c"] and summary["images"] == 5
+
+
+def test_each_xray_is_decoded_once(tree, monkeypatch):
+    read = []
+    original = images.read
+    monkeypatch.setattr(images, "read", lambda path, *rest: (read.append(str(path)), original(path, *rest))[1])
+    evaluate(tree)
+    assert len(read) == len(set(read)) == 6
+
+
+def test_the_shares_of_an_array_are_one_process_to_the_bit(tree):
+    (tree / "in/p2/c.png").write_bytes(b"")
+    whole = evaluate(tree, "whole", batch=2)
+    for number in (2, 1):
+        evaluate(tree, shard=(number, 3), batch=2)
+    assert not (tree / "out" / "summary.json").exists()
+    cases = find_cases(tree / "in", tree, None)
+    opened = record.Record(Output.at(tree / "out", 6), {"image_size": SIZE}, cases)
+    _, missing = opened.merge()
+    assert missing == ["p10/d"] and opened.shards_of(missing, 2) == ["3/3"]
+    evaluate(tree, shard=(3, 3), batch=2)
+    merged, missing = record.Record(Output.at(tree / "out", 6), {"image_size": SIZE}, cases).merge()
+    assert missing == [] and merged["failed"] == whole["failed"]
+    assert json.loads((tree / "out" / "summary.json").read_text()) == merged
+    assert list(merged["seconds_per_image"]) == list(whole["seconds_per_image"])
+    assert results(tree / "out") == results(tree / "whole") and not list((tree / "out").glob("unfinished*"))
+
+
+def test_shares_that_are_none_are_refused():
+    assert shards.parse_shard("3/431") == (3, 431) and shards.parse_shard(None) is None
+    for text in ("0/3", "4/3", "3", "a/b"):
+        with pytest.raises(UserError, match=f"eval.shard={text} is neither a share"):
+            shards.parse_shard(text)
+
+
+def test_an_unchanged_xray_is_not_read_to_go_on(tree, monkeypatch):
+    evaluate(tree, shard=(1, 1))
+    digests = []
+    monkeypatch.setattr(record.checkpoint, "digest", lambda path: digests.append(path) or "other")
+    cases = find_cases(tree / "in", tree, None)
+    opened = record.Record(Output.at(tree / "out", 6), {"image_size": SIZE}, cases)
+    assert len(opened.done) == 6 and digests == []
+    os.utime(tree / "in/a.png", ns=(0, 0))
+    opened = record.Record(Output.at(tree / "out", 6), {"image_size": SIZE}, cases)
+    assert len(opened.done) == 5 and len(digests) == 1
+
+
+def test_results_may_be_small_of_8_bits_and_without_panels(tree):
+    evaluate(tree, form=Form(size=16, bits=8, panels=False))
+    result = images.read(tree / "out" / "p1" / "a.png")
+    assert result.pixels.shape == (16, 16) and result.bits == 8 and not (tree / "out" / "panels").exists()
+    mean = images.read(tree / "in" / "p1" / "a.png").pixels.reshape(16, 2, 16, 2).mean((1, 3))
+    assert np.abs(result.pixels - (0.25 + mean / 2)).max() < 0.6 / 255  # half of it on [-1, 1], area average, 8 bits
+
+
+def test_auto_takes_bf16_on_a_cpu_that_has_it(monkeypatch):
+    for has_it, precision in ((True, "bf16"), (False, "float32")):
+        monkeypatch.setattr(device, "cpu_computes_bf16", lambda answer=has_it: answer)
+        assert device.pick_precision("auto", torch.device("cpu")) == precision
+        assert device.pick_precision("float32", torch.device("cpu")) == "float32"
+
+
+def test_on_a_cpu_the_encoder_decides_the_codes_in_float32(networks):
+    x = torch.rand(1, 1, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    exact = pipelines.BSLDM(*networks)
+    rounded = pipelines.BSLDM(*networks, precision="bf16")
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        found = rounded.encode(x)
+    with torch.inference_mode():
+        assert torch.equal(found, exact.encode(x))

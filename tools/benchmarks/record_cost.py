@@ -1,0 +1,101 @@
+"""What the evaluation around the network costs an image, in a folder where much is done already.
+
+    python tools/benchmarks/record_cost.py [entries 1000 100000] [--images 200]
+
+For each number of entries: a folder with so many X-rays, as many results, and the record of a run that was killed
+after them; then `--images` further X-rays go through a network that does nothing. Prints the seconds from the start of
+the evaluation to its first image, and the median milliseconds of an image after that: the second does not grow with
+the entries. The X-rays are hard links to a few files, 32 x 32. Half a minute on two cores.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from contextlib import redirect_stderr
+from io import StringIO
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from models import images  # noqa: E402
+from models.evaluation import record, run, shards  # noqa: E402
+from models.evaluation.cases import Case, find_cases  # noqa: E402
+from models.evaluation.reading import Reader  # noqa: E402
+from models.evaluation.results import Form, Output  # noqa: E402
+
+SIDE = 32  # pixels
+LINKS = 10_000  # to one file; file systems allow some 65 000
+
+
+class Nothing:
+    """A method that gives the X-ray back and notes when it was called."""
+
+    residual = False
+    compiled = False
+
+    def __init__(self):
+        self.moments: list[float] = []
+
+    def __call__(self, cxr, names, masks, progress):
+        self.moments.append(time.perf_counter())
+        return cxr
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("entries", type=int, nargs="*", default=[1000, 100_000])
+    parser.add_argument("--images", type=int, default=200)
+    asked = parser.parse_args()
+    for count in asked.entries:
+        with tempfile.TemporaryDirectory() as folder:
+            first, each = measure(Path(folder), count, asked.images)
+        load = os.getloadavg()[0]
+        print(
+            f"{count} entries: first image after {first:.2f} s, then {each:.2f} ms an image (load {load:.1f})",
+            flush=True,
+        )
+
+
+def measure(folder: Path, count: int, further: int) -> tuple[float, float]:
+    """(seconds to the first image, median milliseconds of an image) with `count` images done."""
+    prepare(folder, count, further)
+    method = Nothing()
+    began = time.perf_counter()
+    with redirect_stderr(StringIO()):
+        cases = find_cases(folder / "in", folder, None)
+        opened = record.Record(Output.at(folder / "out", len(cases)), {"image_size": SIDE}, cases)
+        reader = Reader(shards.batches_left(opened, 1), targets=False)
+        reader.preload()
+        run.evaluate(method, opened, batch_size=1, form=Form(panels=False), reader=reader)
+    assert len(method.moments) == further
+    gaps = np.diff(method.moments) * 1000
+    return method.moments[0] - began, statistics.median(gaps)
+
+
+def prepare(folder: Path, count: int, further: int) -> None:
+    """The X-rays, and the results and the record of those that are done."""
+    source = folder / "source.png"
+    lines = [json.dumps({"about": {"image_size": SIDE}})]
+    (folder / "in").mkdir()
+    (folder / "out").mkdir()
+    for number in range(count + further):
+        if number % LINKS == 0:
+            source = folder / f"source{number}.png"
+            images.write(source, np.random.default_rng(number).random((SIDE, SIDE)))
+            content = Case("", source, None, None).content
+            stamp = Case("", source, None, None).stamp
+        os.link(source, folder / "in" / f"{number:06}.png")
+        if number < count:
+            os.link(source, folder / "out" / f"{number:06}.png")
+            entry = record.Entry(content, 0.01, True, {}, stamp)
+            lines.append(json.dumps({"name": f"{number:06}", **vars(entry)}))
+    (folder / "out" / "unfinished_0.jsonl").write_text("\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()
