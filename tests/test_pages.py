@@ -38,8 +38,7 @@ def write_evaluation(folder: Path) -> Path:
         scan = images.Picture(flat(CXR), 8, folder / "scan.png")
         target = None
         if name != "no truth":
-            target = folder.parent / "BS" / f"{number}.png"
-            images.write(target, flat(TRUTH))
+            target = flat(TRUTH)
         noted = results.write_result(output, name, scan, flat(RESULT + number), target)
         for key, value in noted.items():
             figures.setdefault(key, {})[name] = value

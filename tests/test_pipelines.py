@@ -178,7 +178,7 @@ def test_one_picture_by_every_way(method, tmp_path, run_here):
     for way, found in ways.items():
         said = {key: value for key, value in vars(found).items() if isinstance(value, (int, float, str, dict))}
         assert (
-            said["residual"] and said["strength"] == 0.8 and said["image_size"] == 512 and said["options"]["steps"] == 1
+            said["residual"] and said["strength"] == 0.9 and said["image_size"] == 512 and said["options"]["steps"] == 1
         ), way
         assert said == {key: vars(ways["paths"])[key] for key in said}, way
         assert found.refiner is not None, way

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from .. import images, scores
+from .. import images
 from ..data import lists
 from ..runtime.files import UserError
 from .cases import Case
@@ -124,7 +124,9 @@ def write_result(
     truth = None
     if target is not None:
         truth = images.resize(target, soft.shape)
-        quality = scores.psnr(truth, soft)
+        from ..scores import psnr  # scipy takes a second to import, and most runs know no truth
+
+        quality = psnr(truth, soft)
         if math.isfinite(quality):  # JSON has no infinity
             figures["psnr"] = round(quality, 3)
     if not form.panels:
