@@ -15,7 +15,7 @@ from .. import config, images, pipelines, sampling
 from ..runtime import checkpoint, compiling, processes
 from ..runtime.device import pick_device, pick_precision
 from ..runtime.files import UserError
-from . import insertion, weights
+from . import insertion, operations, weights
 from .cases import Case, find_cases
 from .record import Record, describe_run
 from .results import Output, write_deviation, write_dicom, write_result
@@ -161,7 +161,7 @@ def suppress(job: Job, method_class: type[pipelines.Pipeline]) -> None:
         batch_size=section.batch_size,
         samples=section.samples,
         dicom=section.dicom,
-        about=method.describe(),
+        about={**method.describe(), "operations": operations.of_pipeline(method, job.settings.data.image_size)},
     )
 
     # after the results, with the networks that are already there

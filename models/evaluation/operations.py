@@ -1,0 +1,81 @@
+"""How many operations a method takes per image, two for each multiplication with its addition, as torch counts them.
+
+Networks are counted on the meta device, where tensors have shapes and no numbers: nothing is computed, and compiled or
+half-precision networks count as the plain ones. Convolutions, matrix products and attention are counted, as in torch's
+FlopCounterMode; element by element operations, resizing and fusion are not.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from .. import pipelines, sampling
+from ..comparison import Translator
+from ..comparison.bs_diff import BSDiff
+from ..runtime.checkpoint import Network
+
+
+def count(network: Callable, *inputs: torch.Tensor) -> int:
+    """Operations of one call. network: on the meta device, as the inputs."""
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        network(*inputs)
+    return counter.get_total_flops()
+
+
+def plain(network: Network) -> nn.Module:
+    """A network of the same settings on the meta device, in eval mode."""
+    with torch.device("meta"):
+        return type(network)(**network.settings).eval()
+
+
+def of_translator(network: Translator, size: int) -> int:
+    """Operations of a comparison method on an image of `size` x `size`."""
+    image = torch.zeros(1, 1, size, size, device="meta")
+    twin = plain(network)
+    if not isinstance(twin, BSDiff):
+        return count(twin, image)
+    timestep = torch.zeros(1, dtype=torch.long, device="meta")
+    step = count(twin.unet, torch.cat([image, image], 1), timestep)
+    return twin.steps * step + count(twin.enhancer, image)
+
+
+def of_pipeline(method: pipelines.Pipeline, size: int) -> int:
+    """Operations of BS-LDM or GL-LCM on an image of `size` x `size`. The lungs' segmentation is not among them."""
+    vqgan = plain(method.vqgan)
+    unet = plain(method.unet)
+    image = torch.zeros(1, 1, size, size, device="meta")
+    channels = method.vqgan.settings["code_channels"]
+    side = size // method.vqgan.factor
+    latent = torch.zeros(1, channels, side, side, device="meta")
+    pair = torch.cat([latent, latent], 1)  # (1, 2 C, h, w)
+    timestep = torch.zeros(1, dtype=torch.long, device="meta")
+
+    # GL-LCM encodes the X-ray and its lungs, and decodes both paths, unless it fuses their latents
+    paths = 2 if isinstance(method, pipelines.GLLCM) else 1
+    decoded = 1 if isinstance(method, pipelines.GLLCM) and method.fusion == "autoencoder" else paths
+    if method.residual:
+        decoded *= 2  # the CXR's own latent as well
+    total = paths * count(vqgan.encode, image) + decoded * count(vqgan.decode, latent)
+    return total + estimates(method) * count(unet, pair, timestep)
+
+
+def estimates(method: pipelines.Pipeline) -> int:
+    """How often the sampler estimates the noise in a latent, per image: its walk with an estimator that only counts."""
+    calls = 0
+
+    def unet(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        nonlocal calls
+        calls += len(x)
+        return x
+
+    def draw(name: str) -> torch.Tensor:
+        return torch.zeros(1, 1, 2, 1)
+
+    latent = draw("latent")
+    if isinstance(method, pipelines.GLLCM):
+        sampling.sample_gllcm(unet, latent, latent, draw, **method.options)
+    else:
+        sampling.sample_bsldm(unet, latent, draw, **method.options)
+    return calls
