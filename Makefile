@@ -35,7 +35,7 @@ table: .venv/ready
 	  $(RUN) comparison_eval.py --profile demo comparison.method=$$method; \
 	done
 	$(RUN) metrics.py --profile demo metrics.output=runs/demo/table \
-	  metrics.prediction=[$(subst $(space),$(comma),$(addprefix runs/demo/comparison_eval/,$(COMPARED)) $(DIFFUSION))]
+	  metrics.prediction=[$(subst $(space),$(comma),$(strip $(addprefix runs/demo/comparison_eval/,$(COMPARED)) $(DIFFUSION)))]
 
 # the types are checked on one core while the tests run on the other
 check: style

@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = sorted(path.stem for path in ROOT.glob("*.py"))
 MODULES = sorted(path for path in (ROOT / "models").rglob("*.py") if path.stem != "__init__")
-ROOMS = ("runtime", "data", "training", "evaluation", "simulate")
+ROOMS = ("runtime", "data", "comparison", "training", "evaluation", "simulate")
 FIRST = (
     "config",
     "schema",
@@ -24,8 +24,9 @@ ALLOWED = {
     "first": {"runtime"},
     "method": {"runtime", "first"},
     "data": {"runtime", "first", "method"},
-    "training": {"runtime", "first", "method", "data"},
-    "evaluation": {"runtime", "first", "method", "data"},
+    "comparison": {"runtime", "first", "method"},
+    "training": {"runtime", "first", "method", "data", "comparison"},
+    "evaluation": {"runtime", "first", "method", "data", "comparison"},
     "simulate": {"runtime", "first", "data"},
 }
 
