@@ -280,7 +280,9 @@ def _comparison_settings() -> dict[str, Any]:
     own = {"bs_diff": ComparisonBsDiff}  # sections with settings that no other method has
     settings: dict[str, Any] = {"method": Literal[COMPARISON_METHODS], "weights": Text}
     for name in COMPARISON_METHODS:
-        settings[name] = own.get(name, ComparisonMethod)
+        # a class for each section, by which the tests tell whose settings are read
+        section = type(f"Comparison_{name}", (own.get(name, ComparisonMethod),), {"__module__": __name__})
+        settings[name] = dataclass(frozen=True, config=STRICT, kw_only=True)(section)
     return settings
 
 

@@ -158,6 +158,7 @@ def test_costs_come_from_the_evaluations_summaries(tmp_path):
         "sampler": "LCM",
         "steps": 50,
         "parameters": 436_900_000,
+        "operations": 68_200_000_000_000,
         "seconds": 8.54,
         "seconds_after_warm_up": True,
         "peak_memory": 3 * 2**30,
@@ -171,9 +172,12 @@ def test_costs_come_from_the_evaluations_summaries(tmp_path):
         (tmp_path / name / "summary.json").write_text(json.dumps(summary))
     found = report.costs({name: tmp_path / name for name in ("new", "old", "other", "absent")})
     table = report.cost_table(found)
-    assert table.rows == [["new", "LCM", "50", "436.9 M", "8.54", "3.00 GiB"], ["other", "—", "—", "—", "1.00", "—"]]
+    assert table.rows == [
+        ["new", "LCM", "50", "436.9 M", "68.2", "8.54", "3.00 GiB"],
+        ["other", "—", "—", "—", "—", "1.00", "—"],
+    ]
     assert (
-        table.notes[1] == "new: NVIDIA X, bf16, batches of 2, memory allocated on the GPU"
+        table.notes[2] == "new: NVIDIA X, bf16, batches of 2, memory allocated on the GPU"
         and "other: its only batch was timed" in table.notes[-1]
     )
 

@@ -35,8 +35,8 @@ class Translator(Network):
     group: str = TASK_SPECIFIC  # UNIVERSAL or TASK_SPECIFIC
     multiple: int = 1  # the sides of images must be multiples of this
     least: int = 1  # and at least this long, pixels
-    sampler: str | None = None  # of a method that samples, for the table of cost
-    steps: int | None = None
+    sampler: Any = None  # name of the sampler and number of steps of a method that samples, for the table of cost
+    steps: Any = None
     data_range: int = 2  # of the images that the pixel losses see: 2 for [-1, 1], 1 for [0, 1]
     optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.Adam
     adversary: str = "least_squares"  # a name in ADVERSARIES

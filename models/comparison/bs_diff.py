@@ -44,7 +44,10 @@ class TimeBlock(nn.Module):
 
 
 class Level(nn.Module):
-    """Time blocks, one after the other, each followed by attention if the level has it."""
+    """Time blocks, one after the other, each followed by attention if the level has it.
+
+    Called block by block, since the way up takes one skip connection for each.
+    """
 
     def __init__(self, widths: list[tuple[int, int]], time_channels: int, attends: bool):
         super().__init__()
@@ -53,7 +56,7 @@ class Level(nn.Module):
         if attends:
             self.attention.extend(AttentionBlock(after, HEADS, qkv_by_head=False) for _, after in widths)
 
-    def step(self, number: int, x: Tensor, embedding: Tensor) -> Tensor:
+    def forward(self, number: int, x: Tensor, embedding: Tensor) -> Tensor:
         x = self.blocks[number](x, embedding)
         return self.attention[number](x) if len(self.attention) else x
 
@@ -70,6 +73,7 @@ class PixelUNet(Network):
         super().__init__()
         self.settings = dict(channels=channels, blocks=blocks)
         self.width = channels[0]
+        self.blocks = blocks
         time_channels = TIME_WIDTH * self.width
         self.time_embed = nn.Sequential(
             nn.Linear(self.width, time_channels), nn.SiLU(), nn.Linear(time_channels, time_channels)
@@ -112,19 +116,19 @@ class PixelUNet(Network):
         x = self.first(x)
         skips = [x]
         for number, level in enumerate(self.down):
-            for block in range(len(level.blocks)):
-                x = level.step(block, x, embedding)
+            for block in range(self.blocks):
+                x = level(block, x, embedding)
                 skips.append(x)
             if number < len(self.shrink):
                 x = self.shrink[number](x)  # (B, C, h/2, w/2)
                 skips.append(x)
 
-        x = self.middle.step(0, x, embedding)
-        x = self.middle.step(1, self.middle_attention(x), embedding)
+        x = self.middle(0, x, embedding)
+        x = self.middle(1, self.middle_attention(x), embedding)
 
         for number, level in enumerate(self.up):
-            for block in range(len(level.blocks)):
-                x = level.step(block, torch.cat([x, skips.pop()], 1), embedding)
+            for block in range(self.blocks + 1):
+                x = level(block, torch.cat([x, skips.pop()], 1), embedding)
             if number < len(self.enlarge):
                 x = self.enlarge[number](F.interpolate(x, scale_factor=2, mode="nearest"))  # (B, C, 2 h, 2 w)
         return self.last(x)
@@ -186,8 +190,8 @@ class BSDiff(Translator):
     ):
         super().__init__()
         self.settings = dict(channels=channels, blocks=blocks, enhancer=enhancer, sampler=sampler, steps=steps)
-        self.sampler = sampler
-        self.steps = steps
+        self.sampler: str = sampler
+        self.steps: int = steps
         self.multiple = max(2 ** (len(channels) - 1), 2 ** len(enhancer))
         self.unet = PixelUNet(channels, blocks)
         self.enhancer = Enhancer(enhancer, blocks)

@@ -1,6 +1,6 @@
 """A comparison method over many X-rays: from settings to results. What comparison_eval.py calls."""
 
-from dataclasses import fields, replace
+from dataclasses import fields
 from pathlib import Path
 
 import torch
@@ -61,7 +61,7 @@ class Suppression:
 def main(settings: config.Settings) -> int:
     """Evaluate the method of these settings on the X-rays of eval.input. The script's exit status."""
     name = settings.comparison.method
-    section = own_folder(settings).eval
+    section = settings.eval
     with processes.joined():
         # weights
         path = settings.comparison.weights
@@ -92,7 +92,7 @@ def main(settings: config.Settings) -> int:
         precision = pick_precision(settings.precision, device)
         recorded = {field.name: getattr(section, field.name) for field in fields(section) if field.name not in UNREAD}
         about = describe_run(method_class.title, device, precision, False, {**sampler, "eval": recorded}, [path], size)
-        record = Record(Output.at(section.output, len(cases)), about, cases)
+        record = Record(Output.at(output_folder(settings), len(cases)), about, cases)
         nodules = insertion.read_nodules(section.nodules) if section.nodules else []
 
         # run
@@ -119,10 +119,9 @@ def main(settings: config.Settings) -> int:
     return 0
 
 
-def own_folder(settings: config.Settings) -> config.Settings:
-    """The settings with a folder for each method below the script's own, unless eval.output names another place."""
+def output_folder(settings: config.Settings) -> Path:
+    """A folder for each method below the script's own, unless eval.output names another place."""
     default = Path(settings.runs) / SCRIPT
     if Path(settings.eval.output) != default:
-        return settings
-    output = str(default / settings.comparison.method)
-    return replace(settings, eval=replace(settings.eval, output=output))
+        return Path(settings.eval.output)
+    return default / settings.comparison.method

@@ -6,15 +6,17 @@ FlopCounterMode; element by element operations, resizing and fusion are not.
 """
 
 from collections.abc import Callable
+from typing import TypeVar
 
 import torch
-from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from .. import pipelines, sampling
 from ..comparison import Translator
 from ..comparison.bs_diff import BSDiff
 from ..runtime.checkpoint import Network
+
+AnyNetwork = TypeVar("AnyNetwork", bound=Network)  # plain returns the class that it is given
 
 
 def count(network: Callable, *inputs: torch.Tensor) -> int:
@@ -24,7 +26,7 @@ def count(network: Callable, *inputs: torch.Tensor) -> int:
     return counter.get_total_flops()
 
 
-def plain(network: Network) -> nn.Module:
+def plain(network: AnyNetwork) -> AnyNetwork:
     """A network of the same settings on the meta device, in eval mode."""
     with torch.device("meta"):
         return type(network)(**network.settings).eval()

@@ -1,8 +1,7 @@
 """The training of a comparison method: CXR in, soft tissue out, with the terms of the loss that its section weighs."""
 
-import copy
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -111,13 +110,11 @@ def check(name: str, network: Translator, section: config.ComparisonMethod) -> N
 
 def own_augmentation(settings: config.Settings, section: config.ComparisonMethod) -> config.Augment:
     """The settings' augmentation, with the method's own where that is more."""
-    common = settings.augment
-    return replace(
-        common,
-        flip=common.flip or section.flip,
-        rotate=max(common.rotate, section.rotate),
-        scale=max(common.scale, section.scale),
-    )
+    amounts = asdict(config.part(settings.augment, config.ImageAugmentation))
+    amounts["flip"] = amounts["flip"] or section.flip
+    amounts["rotate"] = max(amounts["rotate"], section.rotate)
+    amounts["scale"] = max(amounts["scale"], section.scale)
+    return config.Augment(**amounts, versions=1)  # drawn anew in each epoch
 
 
 # --- The update -------------------------------------------------------------------------------------------------------
@@ -142,9 +139,9 @@ def objective(name: str, section: config.ComparisonMethod, perceptual: losses.Pe
         if section.adversarial:
             terms["adversarial"] = adversary(networks["discriminator"](method.judged(result, cxr)), 1)
         weighted = [getattr(section, term) * value for term, value in terms.items()]
-        loss = sum(weighted[1:], weighted[0])
-        logged = {"loss": loss, **terms}
-        minimised = {name: loss}
+        loss: Tensor = sum(weighted[1:], weighted[0])
+        logged: dict[str, Tensor] = {"loss": loss, **terms}
+        minimised: dict[str, Tensor] = {name: loss}
 
         # the discriminator, on the same result, before either network is updated
         if section.adversarial:
@@ -288,9 +285,7 @@ def train_both_stages(run: Run, network: BSDiff, discriminator: nn.Module | None
 
     # the first stage: the noise estimators' own update, on pixels
     def sample(networks: dict, cxr: Tensor, names: list[str]) -> Tensor:
-        current = copy.copy(network)
-        current.unet = networks["unet"]
-        return current.first_stage(cxr, image_noise(seed, names, cxr))
+        return together(network, networks["unet"], network.enhancer).first_stage(cxr, image_noise(seed, names, cxr))
 
     first = replace(run, folder=folder, section=replace(section, epochs=section.first_epochs))
     with ownership.owned(folder, "comparison.bs_diff.start"):
@@ -302,8 +297,7 @@ def train_both_stages(run: Run, network: BSDiff, discriminator: nn.Module | None
     # its results on all images, by the weights that evaluation will use
     processes.barrier()  # the first process has written them
     path = folder / "weights.safetensors"
-    unet = PixelUNet.load(path).to(run.device)
-    network.unet = unet
+    network.unet = PixelUNet.load(path).to(run.device)
     digest = checkpoint.digest(path)
     arguments = (run, network, digest)
     data = datasets.LatentSource(first_results(run.pairs, *arguments))
@@ -313,9 +307,7 @@ def train_both_stages(run: Run, network: BSDiff, discriminator: nn.Module | None
 
     # the second stage; what is exported holds both
     def both(enhancer: nn.Module) -> BSDiff:
-        whole = copy.copy(network)
-        whole.enhancer = enhancer
-        return whole
+        return together(network, network.unet, enhancer)
 
     def enhance(networks: dict, cxr: Tensor, names: list[str]) -> Tensor:
         return both(networks["enhancer"]).suppress(cxr, image_noise(seed, names, cxr))
@@ -327,6 +319,16 @@ def train_both_stages(run: Run, network: BSDiff, discriminator: nn.Module | None
 
     second = replace(run, data=data, validation_data=validation_data, facts={"digest of the first stage": digest})
     return second.train({"enhancer": network.enhancer}, discriminator, update_enhancer, enhance, both)
+
+
+def together(network: BSDiff, unet: nn.Module, enhancer: nn.Module) -> BSDiff:
+    """Two stages as one network, with the settings and notes of `network`."""
+    with torch.device("meta"):  # its own parts take no memory until they are replaced
+        whole: Any = BSDiff(**network.settings)
+    whole.unet = unet
+    whole.enhancer = enhancer
+    whole.notes = network.notes
+    return whole
 
 
 @torch.no_grad()
