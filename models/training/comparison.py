@@ -139,7 +139,7 @@ def objective(name: str, section: config.ComparisonMethod, perceptual: losses.Pe
         if section.adversarial:
             terms["adversarial"] = adversary(networks["discriminator"](method.judged(result, cxr)), 1)
         weighted = [getattr(section, term) * value for term, value in terms.items()]
-        loss: Tensor = sum(weighted[1:], weighted[0])
+        loss = torch.stack(weighted).sum()
         logged: dict[str, Tensor] = {"loss": loss, **terms}
         minimised: dict[str, Tensor] = {name: loss}
 
