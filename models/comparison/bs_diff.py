@@ -16,7 +16,7 @@ from ..layers import GroupNorm32
 from ..runtime.checkpoint import Network
 from ..unet import TIME_WIDTH, AttentionBlock, time_embedding, zero
 from ..vqgan import KERNEL, STRIDE, Convolution, PatchDiscriminator, ResidualUnit, Stack
-from .base import Draw, Translator, no_latent_loss
+from .base import Translator
 
 CODE_CHANNELS = 8  # of the autoencoder's latent
 CLIP = 1.0  # bound on the predicted image, which lies in [-1, 1]
@@ -195,11 +195,6 @@ class BSDiff(Translator):
         self.multiple = max(2 ** (len(channels) - 1), 2 ** len(enhancer))
         self.unet = PixelUNet(channels, blocks)
         self.enhancer = Enhancer(enhancer, blocks)
-
-    def forward(self, cxr: Tensor, draw: Draw | None = None) -> tuple[Tensor, Tensor]:
-        """The second stage alone: the first one's result, in the place of the CXR -> soft tissue."""
-        soft = self.enhancer(cxr)
-        return soft, no_latent_loss(soft)
 
     @classmethod
     def discriminator(cls, channels: int) -> nn.Module:

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from .. import comparison, config, images, losses, schedulers
 from ..comparison import Translator
-from ..comparison.base import ADVERSARIES, image_noise
+from ..comparison.base import ADVERSARIES, image_noise, no_latent_loss
 from ..comparison.bs_diff import BSDiff, PixelUNet
 from ..data import datasets, lists
 from ..runtime import checkpoint, processes
@@ -313,7 +313,11 @@ def train_both_stages(run: Run, network: BSDiff, discriminator: nn.Module | None
         return both(networks["enhancer"]).suppress(cxr, image_noise(seed, names, cxr))
 
     def update_enhancer(networks: dict, batch: dict, noise: loop.Noise) -> tuple[dict, dict]:
-        minimised, logged = update({**networks, "bs_diff": networks["enhancer"]}, batch, noise)
+        def second_stage(first: Tensor, draw) -> tuple[Tensor, Tensor]:
+            soft = networks["enhancer"](first)
+            return soft, no_latent_loss(soft)
+
+        minimised, logged = update({**networks, "bs_diff": second_stage}, batch, noise)
         minimised["enhancer"] = minimised.pop("bs_diff")
         return minimised, logged
 
