@@ -8,12 +8,15 @@ import torch
 import yaml
 from conftest import ROOT, run_script
 
-from models import comparison, config, images, losses, schedulers
+from models import comparison, config, images, losses, pipelines, schedulers
 from models.comparison import bs_diff, mca_net, resnet_bs, vae
 from models.data import datasets
+from models.evaluation import operations
 from models.runtime.files import UserError
 from models.training import comparison as training
 from models.training import loop
+from models.unet import ConditionalUNet
+from models.vqgan import MLVQGAN
 
 # published, or this project's autoencoder's (generator, discriminator)
 COUNTS = {
@@ -283,3 +286,14 @@ def test_shifted_moves_by_whole_pixels_and_fills_with_black():
         )
     ]
     assert len(found) == 1 and (moved == -1).any() == (found[0] != (0, 0))
+
+
+def test_operations_are_counted_as_by_hand():
+    """Two for each of 25 weights at each pixel, of 1 -> 4 and 4 -> 1 channels; the walk of GL-LCM has three a step."""
+    network = comparison.build("gusarev", channels=(4,))
+    assert operations.of_translator(network, 64) == 2 * 25 * (4 + 4) * 64 * 64
+    vqgan = MLVQGAN(channels=(8, 16), residual_channels=8, residual_layers=1, codes=32)
+    unet = ConditionalUNet(width=32, multipliers=(1, 1), blocks=1, heads=4, attention=(2,))
+    totals = [operations.of_pipeline(pipelines.BSLDM(vqgan, unet, steps=steps), 64) for steps in (1, 2, 3)]
+    assert totals[2] - totals[1] == totals[1] - totals[0] > 0
+    assert operations.estimates(pipelines.GLLCM(vqgan, unet, steps=5)) == 15
