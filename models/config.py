@@ -24,11 +24,13 @@ from pydantic import ValidationError
 from .runtime.entry import RANK, limit_threads
 from .runtime.files import UserError
 from .schema import (
+    COMPARISON_METHODS,
     KEYS,
     SECTIONS,
     AnyTraining,
     Augment,
     BsldmSampling,
+    ComparisonMethod,
     Course,
     Data,
     Discriminator,
@@ -55,11 +57,13 @@ if typing.TYPE_CHECKING:
 
 # Scripts take the schema's classes from here: config.Settings, config.Course.
 __all__ = (
+    "COMPARISON_METHODS",
     "KEYS",
     "SECTIONS",
     "AnyTraining",
     "Augment",
     "BsldmSampling",
+    "ComparisonMethod",
     "Course",
     "Data",
     "Discriminator",

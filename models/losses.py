@@ -65,6 +65,18 @@ def ms_ssim(prediction: Tensor, target: Tensor, data_range: float = 2.0, as_publ
         return weighted.prod(dim=-1).mean()
 
 
+def ssim(prediction: Tensor, target: Tensor, data_range: float = 2.0) -> Tensor:
+    """Structural similarity, Wang et al. (TIP 2004), eq. 13, at one scale; 1 for equal images. (B, C, H, W) each, sides
+    of at least the window's.
+
+    As the mean over all windows that lie inside the image, in float32 under autocast.
+    """
+    with torch.autocast(prediction.device.type, enabled=False):
+        precision = torch.promote_types(prediction.dtype, torch.float32)
+        luminance, contrast_structure = _ssim_terms(prediction.to(precision), target.to(precision), data_range)
+        return (luminance * contrast_structure).mean()
+
+
 def _ssim_terms(x: Tensor, y: Tensor, data_range: float | Tensor) -> tuple[Tensor, Tensor]:
     """SSIM's luminance and contrast-structure maps, both (B, C, H-10, W-10).
 

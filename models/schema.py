@@ -7,6 +7,7 @@ are classes of their own, which sections of the file inherit and the methods sha
 import os
 import typing
 from dataclasses import is_dataclass
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field, PlainValidator
@@ -14,6 +15,10 @@ from pydantic.dataclasses import dataclass
 from pydantic_core import PydanticCustomError
 
 STRICT = ConfigDict(extra="forbid", allow_inf_nan=False, defer_build=True)  # built when first used, not for --help
+# The comparison methods: the files of models/comparison/, each of which has a section of this name.
+COMPARISON_METHODS = tuple(
+    sorted(path.stem for path in (Path(__file__).parent / "comparison").glob("[a-z]*.py") if path.stem != "base")
+)
 WORDS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 
 
@@ -233,6 +238,62 @@ class Lcm(GllcmSampling, GllcmFusion, Course):
     epsilon: Amount
 
 
+@dataclass(frozen=True, config=STRICT, kw_only=True)
+class ComparisonMethod(Course):
+    """One of the methods of models/comparison/. What a method does without is 0, and stays out of its section."""
+
+    image_size: Side  # that it is trained at; results are enlarged to the image's own size
+    # the network
+    channels: Annotated[tuple[Channels, ...], List, NotEmpty]
+    blocks: Annotated[Count, Field(le=1000)] | None = None
+    predicts: Literal["soft", "bone"] | None = None
+    saturate: Annotated[Share, Field(le=0.25)] | None = None
+    # weights of the loss's terms
+    l1: Amount = 0.0
+    mse: Amount = 0.0
+    ssim: Amount = 0.0  # of 1 - SSIM
+    ms_ssim: Amount = 0.0  # of 1 - MS-SSIM
+    perceptual: Amount = 0.0
+    adversarial: Amount = 0.0
+    latent: Amount = 0.0  # of the latent's own loss: KL divergence, commitment
+    # its training beside Course
+    discriminator_channels: Channels = 64
+    discriminator_learning_rate: Amount = 0.0
+    beta_1: Share = 0.9  # Adam's
+    plateau: Whole = 0  # epochs without gain after which the rates fall by gamma
+    least_learning_rate: Amount = 0.0  # on plateaus
+    flip: Flag = False
+    rotate: Annotated[Amount, Field(le=180)] = 0.0
+    scale: Annotated[Amount, Field(le=0.5)] = 0.0
+    shift: Share = 0.0
+
+
+@dataclass(frozen=True, config=STRICT, kw_only=True)
+class ComparisonBsDiff(ComparisonMethod):
+    """BS-Diff, which has two stages and a sampler."""
+
+    enhancer: Annotated[tuple[Channels, ...], List, NotEmpty]
+    first_epochs: Count
+    sampler: Literal["ddpm", "ddim", "dpmpp", "predicted"]
+    steps: Annotated[Count, Field(le=1000)]
+
+
+def _comparison_settings() -> dict[str, Any]:
+    """{name: type} of the settings of section `comparison`, among them one section for each method."""
+    own = {"bs_diff": ComparisonBsDiff}  # sections with settings that no other method has
+    settings: dict[str, Any] = {"method": Literal[COMPARISON_METHODS], "weights": Text}
+    for name in COMPARISON_METHODS:
+        # a class for each section, by which the tests tell whose settings are read
+        section = type(f"Comparison_{name}", (own.get(name, ComparisonMethod),), {"__module__": __name__})
+        settings[name] = dataclass(frozen=True, config=STRICT, kw_only=True)(section)
+    return settings
+
+
+# Made of the folder's files and not written out, so that another method takes one file and one section of config.yaml.
+_members = {"__module__": __name__, "__annotations__": _comparison_settings(), "__doc__": "The comparison methods."}
+Comparison = dataclass(frozen=True, config=STRICT)(type("Comparison", (), _members))
+
+
 @dataclass(frozen=True, config=STRICT)
 class ImageAugmentation:
     """How far training images are changed; each amount is drawn from 0 to its value or about it (see config.yaml)."""
@@ -356,6 +417,7 @@ class Settings:
     unet: Unet
     ldm: Ldm
     lcm: Lcm
+    comparison: Comparison  # pyright: ignore[reportInvalidTypeForm]
     augment: Augment
     train: Train
     eval: Eval

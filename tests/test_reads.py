@@ -20,7 +20,17 @@ SHORT = [
     "ldm.epochs=1",
     "lcm.epochs=1",
 ]
+COMPARISON_TINY = [
+    "comparison.gusarev.ms_ssim=0",
+    "comparison.resnet_bs.ms_ssim=0",
+    "comparison.bs_diff.first_epochs=1",
+    "comparison.bs_diff.steps=1",
+]
 BONE = ["augment.bone_flat=[0.5,1]"]
+COMPARED = []  # every comparison method's section is read by its own training alone
+for _name in config.COMPARISON_METHODS:
+    _own = [f"comparison.method={_name}", f"comparison.{_name}.image_size=64", f"comparison.{_name}.epochs=1"]
+    COMPARED.append([*_own, *COMPARISON_TINY, *BONE])
 # What the chain leaves unread since its settings do not ask for it; that a run is refused afterwards does not matter.
 FURTHER_RUNS = {
     "vq-gan_train.py": [["runs=short_vqgan", *SHORT, *BONE]],
@@ -28,6 +38,8 @@ FURTHER_RUNS = {
     "lcm_train.py": [["runs=short_lcm", *SHORT, *BONE]],
     "ldm_eval.py": [["ldm.steps=[1,2]", "eval.output=several"]],
     "batch_lcm_eval.py": [["lcm.steps=[1,2]", "eval.output=several"]],
+    "comparison_train.py": COMPARED,
+    "comparison_eval.py": [["comparison.method=bs_diff", "comparison.bs_diff.steps=1"]],
     "dataSegmentation.py": [
         ["simulate.count=1", "simulate.source=ct", "simulate.ct=nowhere"],
         ["data.source=nowhere", "data.root=elsewhere"],

@@ -158,6 +158,7 @@ def test_costs_come_from_the_evaluations_summaries(tmp_path):
         "sampler": "LCM",
         "steps": 50,
         "parameters": 436_900_000,
+        "operations": 68_200_000_000_000,
         "seconds": 8.54,
         "seconds_after_warm_up": True,
         "peak_memory": 3 * 2**30,
@@ -171,9 +172,12 @@ def test_costs_come_from_the_evaluations_summaries(tmp_path):
         (tmp_path / name / "summary.json").write_text(json.dumps(summary))
     found = report.costs({name: tmp_path / name for name in ("new", "old", "other", "absent")})
     table = report.cost_table(found)
-    assert table.rows == [["new", "LCM", "50", "436.9 M", "8.54", "3.00 GiB"], ["other", "—", "—", "—", "1.00", "—"]]
+    assert table.rows == [
+        ["new", "LCM", "50", "436.9 M", "68.2", "8.54", "3.00 GiB"],
+        ["other", "—", "—", "—", "—", "1.00", "—"],
+    ]
     assert (
-        table.notes[1] == "new: NVIDIA X, bf16, batches of 2, memory allocated on the GPU"
+        table.notes[2] == "new: NVIDIA X, bf16, batches of 2, memory allocated on the GPU"
         and "other: its only batch was timed" in table.notes[-1]
     )
 
@@ -256,3 +260,26 @@ def test_a_logarithmic_axis_has_labels_at_its_main_ticks_only(monkeypatch):
 
 def test_confidence_is_what_the_table_says():
     assert statistics.CONFIDENCE == 0.95
+
+
+def test_groups_and_ablations_stand_as_in_the_papers(scored, tmp_path):
+    """Universal methods before task-specific ones; GL-LCM's guidances beside each other, in the paper's order."""
+    methods = scored.methods[1:]
+    summary = report.summarise(scored)
+    groups = {methods[0]: "Task-Specific Method", methods[1]: "Universal Method"}
+    table = report.quality_tables(scored, summary, groups)[0]
+    assert [row[0] for row in table.rows] == [scored.methods[0], methods[1], methods[0]]
+    assert table.groups == {1: "Universal Method", 2: "Task-Specific Method"}
+    plain = report.quality_tables(scored, summary)[0]
+    by_method = {row[0]: {j for i, j in table.best if table.rows[i] is row} for row in table.rows}
+    assert by_method == {row[0]: {j for i, j in plain.best if plain.rows[i] is row} for row in plain.rows}
+
+    folders = {}
+    for method, guidance in zip(methods, ("leg", "vanilla")):
+        folders[method] = tmp_path / guidance
+        folders[method].mkdir()
+        settings = {"guidance": guidance, "fusion": "poisson", "eval": {"output": guidance}}
+        (folders[method] / "summary.json").write_text(json.dumps({"settings": settings}))
+    [ablation] = report.ablation_tables(scored, summary, folders)
+    assert [row[0] for row in ablation.rows] == ["Vanilla Guidance", "LEG"]
+    assert ablation.headings == ["guidance", "PSNR (dB) ↑", "LPIPS ↓"]

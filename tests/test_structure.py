@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = sorted(path.stem for path in ROOT.glob("*.py"))
 MODULES = sorted(path for path in (ROOT / "models").rglob("*.py") if path.stem != "__init__")
-ROOMS = ("runtime", "viewing", "data", "training", "evaluation", "reading", "simulate")
+ROOMS = ("runtime", "viewing", "data", "comparison", "training", "evaluation", "reading", "simulate")
 FIRST = (
     "config",
     "schema",
@@ -24,9 +24,10 @@ ALLOWED = {
     "first": {"runtime"},
     "method": {"runtime", "first"},
     "data": {"runtime", "first", "method"},
-    "training": {"runtime", "first", "method", "data"},
+    "comparison": {"runtime", "first", "method"},
+    "training": {"runtime", "first", "method", "data", "comparison"},
     "viewing": set(),
-    "evaluation": {"runtime", "first", "method", "data", "viewing"},
+    "evaluation": {"runtime", "first", "method", "data", "comparison", "viewing"},
     "reading": {"runtime", "first", "data", "evaluation", "viewing"},
     "simulate": {"runtime", "first", "data"},
 }

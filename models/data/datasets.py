@@ -4,13 +4,14 @@ estimators."""
 import hashlib
 import re
 import signal
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, contextmanager
 from itertools import repeat
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, default_collate
 from tqdm import tqdm
 
@@ -27,7 +28,7 @@ MASKED = ("masked_cxr", "masked_soft")
 KEEP_BYTES = 2 << 30  # decoded images up to this size stay in memory
 FLOAT_BYTES = 4  # of one decoded pixel
 LOST_WORKER = re.compile(r"DataLoader worker .*(is killed by signal|exited unexpectedly)")  # what DataLoader says
-Batches = Iterator[dict[str, torch.Tensor]]
+Batches = Generator[dict[str, torch.Tensor]]
 
 
 # --- One image --------------------------------------------------------------------------------------------------------
@@ -179,6 +180,59 @@ class ImageSource(Dataset):
             # However this ends. Python's own exit would wait for ever for workers that ignore its SIGTERM.
             if loader.num_workers:
                 batches._shutdown_workers()  # pyright: ignore[reportAttributeAccessIssue]  # of the class with workers
+
+
+class PairSource(ImageSource):
+    """CXR and soft tissue of each patient, for translators: batches {"cxr", "soft": (B, 1, size, size)}.
+
+    Both images of a pair are augmented and shifted alike. shift: largest shift along each axis, a share of the side;
+    other arguments as of ImageSource.
+    """
+
+    def __init__(
+        self,
+        pairs: dict[str, Pair],
+        size: int,
+        workers: int,
+        augmentation: Augment | None = None,
+        shift: float = 0.0,
+        seed: int = 0,
+    ):
+        super().__init__({}, size, False, workers, augmentation, 0, seed)
+        self.items = [(name, pair, "cxr") for name, pair in pairs.items()]
+        self.names = list(pairs)
+        self.shift = shift
+        self.keeps = workers == 0 and 2 * len(pairs) * size * size * FLOAT_BYTES <= KEEP_BYTES
+
+    def __getitem__(self, place: tuple[int, int]) -> torch.Tensor:
+        """CXR and soft tissue of place = (index, epoch), (2, 1, size, size) in [-1, 1]."""
+        index, epoch = place
+        name, pair, _ = self.items[index]
+        key = f"{self.seed}/{epoch}/{name}"
+        both = []
+        for variant in WHOLE:
+            image = augmented(lambda other: self._fetch(name, pair, other), variant, self.augmentation, key)
+            both.append(shifted(image, self.shift, key))
+        return torch.stack(both)
+
+    def batches(self, index_lists: list[list[int]], epoch: int = 0) -> Batches:
+        # closed with this generator, so that loading processes end whatever happens to it
+        with closing(super().batches(index_lists, epoch)) as loaded:
+            for batch in loaded:
+                cxr, soft = batch["image"].unbind(1)  # of (B, 2, 1, size, size)
+                yield {"cxr": cxr, "soft": soft}
+
+
+def shifted(image: torch.Tensor, share: float, key: str) -> torch.Tensor:
+    """(1, S, S) in [-1, 1] moved by whole pixels, up to `share` of its side along each axis, as `key` decides; black
+    where nothing was."""
+    most = round(share * image.shape[-1])
+    if most == 0:
+        return image
+    down, right = seeding.place_generator(f"{key}/shift").integers(-most, most + 1, 2)
+    padded = F.pad(image, (most, most, most, most), value=-1.0)
+    side = image.shape[-1]
+    return padded[:, most - down : most - down + side, most - right : most - right + side]
 
 
 def collate(images_or_error: list[torch.Tensor] | UserError) -> torch.Tensor | UserError:

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from .. import images, scores
+from .. import images, pipelines, scores
+from ..comparison.base import TASK_SPECIFIC, UNIVERSAL
 from ..runtime import ownership
 from . import pictures, report_page, statistics
 from .findings import Finding
@@ -28,13 +29,28 @@ COMPARED = 4  # images in comparison.png
 ABSENT = "—"  # in a table, what is not known
 INFINITE = "∞"  # the PSNR of results that all equal the truth
 MILLION = 1e6  # parameters are counted in millions
+TERA = 1e12  # operations are counted in 10^12
 GIB = 2**30  # bytes
+
+# The ablations of GL-LCM's paper: {setting: (title, {value: its name there}, in the paper's order)}.
+ABLATIONS = {
+    "guidance": (
+        "Ablation: guidance",
+        {"vanilla": "Vanilla Guidance", "cfg": "CFG", "leg_shared": "LEG, shared estimate", "leg": "LEG"},
+    ),
+    "fusion": (
+        "Ablation: fusion",
+        {"none": "✗", "alpha": "α-Fusion", "autoencoder": "AE Fusion", "poisson": "Poisson Fusion"},
+    ),
+}
+ABLATION_SCORES = ("PSNR", "LPIPS")  # its columns
 
 # What the table of cost takes from an evaluation's summary.json.
 COST_KEYS = (
     "sampler",
     "steps",
     "parameters",
+    "operations",
     "seconds",
     "seconds_after_warm_up",
     "peak_memory",
@@ -90,6 +106,19 @@ def costs(folders: Mapping[str, str | Path]) -> dict[str, dict]:
     return known
 
 
+def method_groups(folders: Mapping[str, str | Path]) -> dict[str, str]:
+    """{method: group of the papers' tables} of the methods whose folder's summary.json tells it."""
+    # the two methods of this project do not write theirs down
+    own = {method.title: TASK_SPECIFIC for method in pipelines.METHODS.values()}
+    known = {}
+    for method, folder in folders.items():
+        summary = read_summary(folder)
+        group = summary.get("group") or own.get(str(summary.get("method")))
+        if group in (UNIVERSAL, TASK_SPECIFIC):
+            known[method] = group
+    return known
+
+
 def extremes(scored: Scored, method: str) -> dict[str, str]:
     """{"best", "median", "worst": image} of a method by MSE, each image once."""
     # MSE rather than PSNR, which is infinite for equal images; the order is the same
@@ -107,14 +136,28 @@ def extremes(scored: Scored, method: str) -> dict[str, str]:
 # --- Tables -----------------------------------------------------------------------------------------------------------
 
 
-def quality_tables(scored: Scored, summary: dict) -> list[Table]:
+def quality_tables(scored: Scored, summary: dict, groups: dict[str, str] | None = None) -> list[Table]:
     """The seeds' tables: mean ± population standard deviation, a row for each method, the best of several methods
-    marked."""
+    marked.
+
+    groups: {method: its group}, as of `method_groups`. If there are both, universal methods come before task-specific
+    ones, each under a heading; methods without a group stay between the untouched CXR and them.
+    """
+    groups = groups or {}
+    both = len(set(groups.values())) > 1
+    ranks = {UNIVERSAL: 1, TASK_SPECIFIC: 2} if both else {}
+    methods = sorted(scored.methods, key=lambda method: ranks.get(groups.get(method, ""), 0))  # stable
+    headings_at = {}
+    for i, method in enumerate(methods):
+        group = groups.get(method, "")
+        if group in ranks and group not in headings_at.values():
+            headings_at[i] = group
+
     tables = []
     for title, columns in scored.groups.items():
         rows = []
         # the cells, a row for each method
-        for method in scored.methods:
+        for method in methods:
             row = [method]
             for column in columns:
                 row.append(_mean_and_spread(scored.series(method, column.key), summary[method][column.key], column))
@@ -123,13 +166,50 @@ def quality_tables(scored: Scored, summary: dict) -> list[Table]:
         # where the bold cells stand
         best = set()
         for j, column in enumerate(columns, 1):  # column 0 holds the methods' names
-            best |= {(i, j) for i in _best(scored, column, summary)}
+            best |= {(methods.index(scored.methods[i]), j) for i in _best(scored, column, summary)}
         headings = ["method", *(column.heading for column in columns)]
-        tables.append(Table(title, headings, rows, best, _undefined(scored, columns, summary)))
+        tables.append(Table(title, headings, rows, best, _undefined(scored, columns, summary), headings_at))
 
     # said once, above what the first table leaves out
     how_to_read = "mean ± population standard deviation over images; the untouched CXR is what doing nothing scores"
     tables[0].notes.insert(0, how_to_read)
+    return tables
+
+
+def ablation_tables(scored: Scored, summary: dict, folders: Mapping[str, str | Path]) -> list[Table]:
+    """The papers' two ablation tables, guidance and fusion, of GL-LCM's results that differ in that setting alone."""
+    tables = []
+    columns = [column for column in scored.columns if column.key in ABLATION_SCORES]
+    for key, (title, names) in ABLATIONS.items():
+        # {all other settings: {value: method}}, by what each evaluation recorded
+        families: dict[str, dict[str, str]] = {}
+        for method, folder in folders.items():
+            record = read_summary(folder)
+            settings = dict(record.get("settings", {}))
+            if settings.get(key) in names:
+                value = settings.pop(key)
+                settings["eval"] = {k: v for k, v in settings.get("eval", {}).items() if k != "output"}
+                rest = json.dumps([settings, sorted(record.get("weights", {}).values())], sort_keys=True, default=str)
+                families.setdefault(rest, {})[value] = method
+
+        for family in families.values():
+            if len(family) < 2:
+                continue
+            rows = []
+            means = []
+            for value in names:
+                if value in family:
+                    method = family[value]
+                    cells = summary[method]
+                    row = [_mean_and_spread(scored.series(method, c.key), cells[c.key], c) for c in columns]
+                    rows.append([names[value], *row])
+                    means.append([round(cells[c.key]["mean"] * c.scale, 3) for c in columns])
+            best = set()
+            for j, column in enumerate(columns):
+                series = [row[j] for row in means]
+                top = max(series) if column.larger_is_better else min(series)
+                best |= {(i, j + 1) for i, mean in enumerate(series) if mean == top}
+            tables.append(Table(title, [key, *(column.heading for column in columns)], rows, best))
     return tables
 
 
@@ -178,7 +258,9 @@ def cost_table(costs: dict[str, dict]) -> Table:
         memory = f"{cost['peak_memory'] / GIB:.2f} GiB" if "peak_memory" in cost else ABSENT
         known = dict.fromkeys(COST_KEYS, ABSENT) | cost
         steps = str(known["steps"] or ABSENT)
-        rows.append([method, str(known["sampler"]), steps, parameters, f"{known['seconds']:.2f}", memory])
+        sampler = str(known["sampler"] or ABSENT).upper()
+        operations = f"{cost['operations'] / TERA:.3g}" if "operations" in cost else ABSENT
+        rows.append([method, sampler, steps, parameters, operations, f"{known['seconds']:.2f}", memory])
 
         # Times compare only on equal terms, so each way of measuring is told once, with the methods it is true of.
         machine = f"{known['device']}, {known['precision']}"
@@ -186,10 +268,12 @@ def cost_table(costs: dict[str, dict]) -> Table:
         machines.setdefault(machine, []).append(method)
         if not cost.get("seconds_after_warm_up"):
             warm_up_notes.append(f"{method}: its only batch was timed, warm-up included")
-    notes = ["median over images, the first batch left out"]
+    notes = ["time: median over images, the first batch left out"]
+    if any("operations" in cost for cost in costs.values()):
+        notes.append("operations: 10¹² per image, two for a multiplication and its addition, by torch's FLOP counter")
     for machine, methods in machines.items():
         notes.append(f"{', '.join(methods)}: {machine}")
-    headings = ["method", "sampler", "steps", "parameters", "time (s)", "peak memory"]
+    headings = ["method", "sampler", "steps", "parameters", "operations (10¹²)", "time (s)", "peak memory"]
     return Table("Cost of an image", headings, rows, notes=notes + warm_up_notes)
 
 
@@ -314,9 +398,10 @@ def write(
     images.write_file(output / RECORD, json.dumps(_finite(tree), indent=1, allow_nan=False).encode())
 
     # tables
-    shown = quality_tables(scored, summary)
+    shown = quality_tables(scored, summary, method_groups(folders or {}))
     if cost:
         shown.append(cost_table(cost))
+    shown += ablation_tables(scored, summary, folders or {})
     every_table = [*shown, interval_table(scored, summary)]
     if tests:
         every_table.append(comparison_table(scored, tests))

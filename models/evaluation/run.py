@@ -16,7 +16,7 @@ from .. import config, images, pipelines, sampling, weights
 from ..runtime import checkpoint, compiling, processes
 from ..runtime.device import pick_device, pick_precision
 from ..runtime.files import UserError
-from . import index_page, insertion, shards
+from . import index_page, insertion, operations, shards
 from .cases import Case, find_cases
 from .reading import AHEAD_BYTES, Loaded, Reader
 from .record import Entry, Record, describe_run
@@ -194,7 +194,7 @@ def suppress(job: Job, method_class: type[pipelines.Pipeline]) -> dict:
         batch_size=section.batch_size,
         samples=section.samples,
         dicom=section.dicom,
-        about=method.describe(),
+        about={**method.describe(), "operations": operations.of_pipeline(method, job.settings.data.image_size)},
         form=Form(section.size, section.bits, section.panels),
         reader=job.reader,
     )

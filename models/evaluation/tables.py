@@ -41,13 +41,14 @@ SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-")
 @dataclass(frozen=True)
 class Table:
     """title: one line; headings: of the columns, the first names the rows; best: (row, column) of the cells in bold;
-    notes: its foot."""
+    notes: its foot; groups: {row: heading of the rows from there on}."""
 
     title: str
     headings: list[str]
     rows: list[list[str]]
     best: set[tuple[int, int]] = field(default_factory=set)
     notes: list[str] = field(default_factory=list)
+    groups: dict[int, str] = field(default_factory=dict)
 
     def marked(self, mark: Callable[[str], str]) -> list[list[str]]:
         """The rows, with mark(cell) for the best cells."""
@@ -67,7 +68,9 @@ def text(table: Table) -> str:
 
     # title, rows, foot, with an empty line between them
     lines = [table.title, ""]
-    for row in rows:
+    for number, row in enumerate(rows):
+        if number - 1 in table.groups:  # the headings are row 0 here
+            lines.append(f"- {table.groups[number - 1]}")
         # the last column is padded too, hence rstrip
         padded = [cell.ljust(width) for cell, width in zip(row, widths)]
         lines.append("  ".join(padded).rstrip())
@@ -89,7 +92,9 @@ def markdown(table: Table) -> str:
 
     numbers = len(table.headings) - 1  # columns that are set flush right
     lines = [f"**{table.title}**", "", line(table.headings), line(["---"] + ["---:"] * numbers)]
-    for row in table.marked(lambda cell: f"**{cell}**"):
+    for number, row in enumerate(table.marked(lambda cell: f"**{cell}**")):
+        if number in table.groups:
+            lines.append(line([f"*{table.groups[number]}*", *[""] * numbers]))
         lines.append(line(row))
     # the empty line ends the pipe table; the note would become a row of it
     for note in table.notes:
@@ -126,7 +131,10 @@ def latex(table: Table, label: str) -> str:
         line([_stacked(heading) for heading in table.headings]),
         r"    \midrule",
     ]
-    for row in printed.marked(lambda cell: rf"\textbf{{{cell}}}"):
+    for number, row in enumerate(printed.marked(lambda cell: rf"\textbf{{{cell}}}")):
+        if number in table.groups:
+            heading = rf"\textit{{{escape(table.groups[number])}}}"
+            lines.append(rf"    \multicolumn{{{len(table.headings)}}}{{l}}{{{heading}}} \\")
         lines.append(line(row))
     lines += [r"    \bottomrule", r"  \end{tabular}}"]
 

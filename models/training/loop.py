@@ -101,6 +101,27 @@ def learning_rate(start: float, epoch: int, milestones: tuple[int, ...], gamma: 
     return start * gamma**reached
 
 
+def plateaus(rows: list[dict], patience: int) -> int:
+    """How often the validation loss has gone `patience` epochs without gain, by the rows of log.csv.
+
+    Each such plateau begins anew after `patience` epochs, as with torch's ReduceLROnPlateau. Without validation losses
+    the training loss counts.
+    """
+    # computed from the log, which every state holds, so that a resumed training falls when an unbroken one would
+    key = "validation_loss" if any("validation_loss" in row for row in rows) else "loss"
+    best = math.inf
+    since = 0
+    found = 0
+    for row in rows:
+        if row.get(key, math.inf) < best:
+            best = row[key]
+            since = row["epoch"]
+        elif row["epoch"] - since >= patience:
+            since = row["epoch"]
+            found += 1
+    return found
+
+
 def micro_batch_size(batch_size: int, micro_batches: int) -> int:
     """How many images one process has of one micro-batch, at most."""
     images_of_all = -(-batch_size // micro_batches)  # rounded up
@@ -141,6 +162,8 @@ class Trainer:
         config_text: str | None = None,
         picture: Callable[[dict], np.ndarray] | None = None,
         finish: Callable[[Any], nn.Module] | None = None,
+        patience: int = 0,
+        least_rate: float = 0.0,
     ):
         """networks: name -> network; the first one is averaged and exported. optimizers: phase -> optimiser.
 
@@ -152,6 +175,8 @@ class Trainer:
         config_text: the settings as config.yaml, written when the folder is this training's.
         picture(networks): (H, W) in [0, 1], drawn now and then.
         finish: applied to a copy of the exported network before it is written.
+        patience: epochs without gain after which the rates fall by the course's gamma, but never below least_rate; 0:
+        they fall at its milestones alone.
         """
         self.folder = Path(folder)
         self.networks = networks
@@ -169,6 +194,8 @@ class Trainer:
         self.config_text = config_text
         self.picture = picture
         self.finish = finish
+        self.patience = patience
+        self.least_rate = least_rate
 
         # what the loop itself keeps
         self.main = next(iter(networks))  # name of the network that is averaged and exported
@@ -389,7 +416,10 @@ class Trainer:
 
     def rate(self, phase: str) -> float:
         """The learning rate of a phase at this moment."""
-        return learning_rate(self.learning_rates[phase], self.progress.epoch, self.course.milestones, self.course.gamma)
+        rate = learning_rate(self.learning_rates[phase], self.progress.epoch, self.course.milestones, self.course.gamma)
+        if self.patience:
+            rate = max(rate * self.course.gamma ** plateaus(self.progress.rows, self.patience), self.least_rate)
+        return rate
 
     @torch.no_grad()
     def update_ema(self) -> None:
