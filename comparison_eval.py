@@ -27,8 +27,8 @@ READS = (
     # the one method that samples
     "comparison.bs_diff.sampler",
     "comparison.bs_diff.steps",
-    # these methods see no masks, and all but one draw nothing
-    *(key for key in config.keys("eval", config.Eval) if key not in ("eval.masks", "eval.samples")),
+    # these methods see no masks, draw one result, and are not refined
+    *(key for key in config.keys("eval", config.Eval) if key not in ("eval.masks", "eval.samples", "eval.refiner")),
 )
 
 

@@ -11,12 +11,12 @@ from ..comparison.base import image_noise
 from ..runtime import compiling, processes
 from ..runtime.device import autocast, pick_device, pick_precision
 from ..runtime.files import UserError
-from . import insertion, operations, run
+from . import insertion, operations, run, shards
 from .cases import find_cases
-from .record import Record, describe_run
-from .results import Output
+from .record import describe_run
+from .results import Form
 
-UNREAD = ("masks", "samples")  # settings of section eval that these methods have no use for
+UNREAD = ("masks", "samples", "refiner")  # settings of section eval that these methods have no use for
 SCRIPT = "comparison_eval"  # the folder of its results, unless eval.output names another
 
 
@@ -62,6 +62,8 @@ def main(settings: config.Settings) -> int:
     """Evaluate the method of these settings on the X-rays of eval.input. The script's exit status."""
     name = settings.comparison.method
     section = settings.eval
+    if section.shard is not None and section.nodules:
+        raise UserError("eval.nodules measures all X-rays together; run it without eval.shard")
     with processes.joined():
         # weights
         path = settings.comparison.weights
@@ -90,9 +92,14 @@ def main(settings: config.Settings) -> int:
         # what the record says of the run
         device = pick_device(settings.device)
         precision = pick_precision(settings.precision, device)
-        recorded = {field.name: getattr(section, field.name) for field in fields(section) if field.name not in UNREAD}
+        unrecorded = UNREAD + run.ANY_TASK
+        recorded = {
+            field.name: getattr(section, field.name) for field in fields(section) if field.name not in unrecorded
+        }
         about = describe_run(method_class.title, device, precision, False, {**sampler, "eval": recorded}, [path], size)
-        record = Record(Output.at(output_folder(settings), len(cases)), about, cases)
+        record, reader, batch = run.open_record(section, about, cases, output_folder(settings))
+        if section.shard == shards.MERGE:
+            return run.merge_tasks(record, batch, section.panels)
         nodules = insertion.read_nodules(section.nodules) if section.nodules else []
 
         # run
@@ -102,11 +109,20 @@ def main(settings: config.Settings) -> int:
         method = Suppression(
             network, device, precision, seed=section.seed, residual=section.residual, strength=section.strength
         )
-        run.evaluate(method, record, batch_size=section.batch_size, dicom=section.dicom, about=counted)
+        summary = run.evaluate(
+            method,
+            record,
+            batch_size=section.batch_size,
+            dicom=section.dicom,
+            about=counted,
+            form=Form(section.size, section.bits, section.panels),
+            reader=reader,
+        )
+        failed = summary.get("failed", {})
         if nodules:
             kept = insertion.evaluate(
                 method,
-                cases,
+                [case for case in cases if case.name not in failed],
                 record.output.folder,
                 size=size,
                 nodules=nodules,
@@ -116,7 +132,7 @@ def main(settings: config.Settings) -> int:
             )
             if processes.rank() == 0:
                 print(kept)
-    return 0
+    return run.say_failed(failed)
 
 
 def output_folder(settings: config.Settings) -> Path:

@@ -22,6 +22,8 @@ from .reading import AHEAD_BYTES, Loaded, Reader
 from .record import Entry, Record, describe_run
 from .results import Form, Output, write_deviation, write_dicom, write_result
 
+# settings of eval that do not make another run: tasks of an array are one, and so is one that skips what stopped it
+ANY_TASK = ("shard", "skip_faulty")
 Measure = Callable[[torch.Tensor, torch.Tensor], dict[str, float]]
 
 
@@ -82,10 +84,7 @@ def main(variants: dict[str, config.Settings], method_class: type[pipelines.Pipe
         jobs = prepare(variants, method_class, folders)
         if shard == shards.MERGE:
             job = next(iter(jobs.values()))
-            merged, status = shards.merge(job.record, job.batch)
-            if status == 0:
-                _write_page(job.record.output, merged, job.settings.eval.panels)
-            return max(status, say_failed(merged.get("failed", {})))
+            return merge_tasks(job.record, job.batch, job.settings.eval.panels)
         failed = {}
         for name, job in jobs.items():
             if name:
@@ -155,21 +154,31 @@ def _prepare_one(
     # What the record says of the run. BS-LDM sees no masks, so another masks folder must not make it another run.
     files = weights.files(settings, method_class.section)
     names = [field.name for field in fields(section) if method_class is pipelines.GLLCM or field.name != "masks"]
-    # the tasks of an array are one run, and so is one that skips what stopped it
-    recorded_section = {name: getattr(section, name) for name in names if name not in ("shard", "skip_faulty")}
+    recorded_section = {name: getattr(section, name) for name in names if name not in ANY_TASK}
     recorded = {**method_class.sampling_keywords(settings), "eval": recorded_section}
     about = describe_run(method_class.title, device, precision, compiled, recorded, files, settings.data.image_size)
 
+    record, reader, batch = open_record(section, about, cases, folder, section.samples, ahead_bytes)
+    nodules = insertion.read_nodules(section.nodules) if section.nodules else []
+    return Job(settings, record.cases, record, device, precision, compiled, nodules, reader, batch)
+
+
+def open_record(
+    section: config.Eval, about: dict, cases: list[Case], folder: Path, samples: int = 1, ahead_bytes: int = AHEAD_BYTES
+) -> tuple[Record, Reader, int]:
+    """(record of this task's share of the X-rays, reader of those that are not done, X-rays of a batch).
+
+    section: the settings `eval`. about: see `describe_run`. The record refuses what would do harm; then the first
+    X-rays are read, before any network is built.
+    """
     # this task's share of the X-rays
-    batch = shards.images_per_batch(section.batch_size, section.samples)
+    batch = shards.images_per_batch(section.batch_size, samples)
     shard = shards.parse_shard(section.shard)
     output = Output.at(folder, len(cases))
     if isinstance(shard, tuple):
         cases = shards.shard_cases(cases, batch, *shard)
-
-    # the record refuses what would do harm; then the X-rays are read, before any network is built
     record = Record(output, about, cases, shard if isinstance(shard, tuple) else None)
-    nodules = insertion.read_nodules(section.nodules) if section.nodules else []
+
     reader = Reader(
         shards.batches_left(record, batch) if shard != shards.MERGE else [],
         skip_faulty=section.skip_faulty,
@@ -178,7 +187,16 @@ def _prepare_one(
         ahead_bytes=ahead_bytes,
     )
     reader.preload()
-    return Job(settings, cases, record, device, precision, compiled, nodules, reader, batch)
+    return record, reader, batch
+
+
+def merge_tasks(record: Record, batch: int, has_panels: bool) -> int:
+    """Make one summary, and the page, of what the tasks of a job array have done. The exit status: 1 if images are
+    missing or could not be read."""
+    merged, status = shards.merge(record, batch)
+    if status == 0:
+        _write_page(record.output, merged, has_panels)
+    return max(status, say_failed(merged.get("failed", {})))
 
 
 def suppress(job: Job, method_class: type[pipelines.Pipeline]) -> dict:
