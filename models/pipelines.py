@@ -19,6 +19,7 @@ from .vqgan import MLVQGAN
 # Gaussian sigmas of the residual form, pixels (see `bone_share`).
 FINE_SIGMA = 1.0  # what a blur of this width removes is an image's finest detail
 ENERGY_SIGMA = 2.0  # the detail's energy is averaged over this neighbourhood
+EARLIER = {"condition": "plain"}  # what weights of versions that had no such keyword work with
 LEAST_ENERGY = 4e-9  # of detail on [-1, 1], far below that of any grain: a ratio of two zeros becomes zero
 
 
@@ -108,6 +109,11 @@ class Pipeline:
 
         # what the weights were made to work with, unless the caller says otherwise
         keywords = {**cls.read_keywords(unet.notes, unet_path), **keywords}
+        if keywords.get("condition") == "scaled" and unet.settings["condition"] == "plain":
+            raise UserError(
+                f"{unet_path} was trained on plain latents of the CXR, so {cls.section}.condition=scaled would show it "
+                f"others; say {cls.section}.condition=plain"
+            )
 
         # After the check of belonging, whose digest is of the float32 tensors.
         for network in (vqgan, unet):
@@ -209,6 +215,7 @@ class Pipeline:
         # The classes of the schema check the types and bounds here as they do for config.yaml.
         found = notes["works_with"]
         try:
+            found = {**EARLIER, **found}
             checked = {"image_size": TypeAdapter(Side).validate_python(found["image_size"])}
             for group in (*cls.keywords, ResultForm):
                 checked.update(asdict(group(**{field.name: found[field.name] for field in fields(group)})))

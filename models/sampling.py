@@ -45,12 +45,14 @@ def sample_bsldm(
     clip: float = 1.4,
     clip_rate: float = 0.003,
     clip_lag: int = 0,
+    condition: str = "plain",
     progress: Progress = iter,
 ) -> torch.Tensor:
     """BS-LDM: sample the soft-tissue latent (B, C, h, w) of a CXR latent, with temporal adaptive thresholding.
 
     sampler: a name in schedulers.DIFFUSION_SAMPLERS.
     clip, clip_rate, clip_lag: the bound on |z_0|, see schedulers.threshold.
+    condition: how the network sees the CXR's latent, "plain" as published or "scaled", see schedulers.scale_condition.
     Raises ValueError for an unknown sampler or a number of steps outside 1..1000.
     """
     if sampler not in schedulers.DIFFUSION_SAMPLERS:
@@ -65,7 +67,8 @@ def sample_bsldm(
     for j, step in enumerate(progress(walk)):
         # The network's estimate of the noise gives one of z_0, which is clipped before the step uses it: early
         # estimates of z_0 are far too large, by sqrt((1 - alpha_bar) / alpha_bar) times the error in eps.
-        eps = estimate(unet, [z], step.t, [cxr])[0]
+        seen = schedulers.scale_condition(cxr, step.alpha_bar, condition)
+        eps = estimate(unet, [z], step.t, [seen])[0]
         bound = schedulers.threshold(step.position, clip, clip_rate, clip_lag)
         z_0 = schedulers.predict_z_0(z, eps, step, bound)
         # Named by the step, so that a draw depends on nothing that happened before; the last step draws none.
@@ -89,12 +92,14 @@ def sample_gllcm(
     clip_global: float = 2.0,
     clip_local: float = 3.5,
     clip_rate: float = 0.025,
+    condition: str = "plain",
     progress: Progress = iter,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """GL-LCM: dual-path sampling from one initial noise -> (global, local) soft-tissue latents, (B, C, h, w) each.
 
     guidance: a name in GUIDANCE. alpha: its scale.
     clip_global, clip_local, clip_rate: the bounds on |z_0| of the two paths, see schedulers.threshold.
+    condition: as in `sample_bsldm`.
     Raises ValueError for an unknown guidance or a number of steps outside 1..50.
     """
     if guidance not in GUIDANCE:
@@ -107,7 +112,10 @@ def sample_gllcm(
     z_l = z_g  # both paths start from the same noise
     for j, step in enumerate(progress(walk)):
         # Both paths' noise at once, since the guidance of the local one can use the global estimate.
-        eps_g, eps_l = guide(unet, z_g, z_l, step.t, cxr, masked_cxr, alpha, partial(draw, f"unconditional/{j}"))
+        fresh_noise = partial(draw, f"unconditional/{j}")
+        seen = schedulers.scale_condition(cxr, step.alpha_bar, condition)
+        masked_seen = schedulers.scale_condition(masked_cxr, step.alpha_bar, condition)
+        eps_g, eps_l = guide(unet, z_g, z_l, step.t, seen, masked_seen, alpha, fresh_noise)
 
         # the global path
         bound = schedulers.threshold(step.position, clip_global, clip_rate)

@@ -36,6 +36,8 @@ def train(
     reads: the keys and sections that the script reads, of which a resumed training reports the changes.
     Raises UserError for data, weights or a folder that do not fit the settings.
     """
+    check_condition(settings, section, method.section)
+
     # data, checked before anything is built: the lesion loss compares each patient with a twin without lesions
     folder = Path(settings.runs) / method.section
     size = settings.data.image_size
@@ -92,6 +94,7 @@ def train(
             alpha_bar,
             section.offset_noise,
             weight,
+            condition=settings.unet.condition,
             lesion_weight=settings.train.lesion_weight,
             least_timestep=settings.train.least_timestep,
         )
@@ -142,6 +145,21 @@ def train(
             picture=picture,
         )
         return trainer.run()
+
+
+def check_condition(settings: config.Settings, section: config.Ldm | config.Lcm, name: str) -> None:
+    """Raise UserError for settings of the CXR's latent that no network can be trained or sampled with."""
+    # EDM's preconditioning is about the CXR's latent itself: of a scaled one it would take the wrong difference.
+    if settings.unet.prior and settings.unet.condition == "scaled":
+        raise UserError(
+            f"unet.prior={settings.unet.prior:g} needs the CXR's latent as it is; say unet.condition=plain, or "
+            "unet.prior=0"
+        )
+    if settings.unet.condition == "plain" and section.condition == "scaled":
+        raise UserError(
+            f"unet.condition=plain trains on plain latents of the CXR, but {name}.condition=scaled would sample with "
+            f"others; say {name}.condition=plain"
+        )
 
 
 def encode_versions(encoder: "Encoder", pairs: dict[str, lists.Pair], settings: config.Settings) -> list[dict]:
