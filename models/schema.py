@@ -299,6 +299,8 @@ class Eval(ResultForm):
     dicom: Flag
     range: Text  # see images.parse_limits
     masks: Text | None
+    paths: Flag  # GL-LCM's two results too
+    snapshots: Annotated[Whole, Field(le=1000)]  # steps of which pictures are written
     nodules: Text | None  # .npz file or folder of them
     inserted: Annotated[Count, Field(le=1000)]  # nodules per X-ray
 

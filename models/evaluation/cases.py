@@ -79,18 +79,14 @@ def find_cases(source, root, masks, limits: images.Limits = "auto") -> list[Case
 
 
 def check_case(case: Case) -> str:
-    """Raise UserError for an image that cannot be read or is no X-ray, and for a mask of another size; say that bones
+    """Raise UserError for an image that cannot be read or is no X-ray, and for a mask of another shape; say that bones
     are dark. Returns what reading the image noted."""
     scan = images.check(images.read(case.path, case.limits))
     # only said, not corrected: darkness is a guess from the grey values, and the result would be inverted with it
     if images.inverted(scan.pixels):
         processes.say(f"note: bones look dark in {case.path}; the methods expect bright ones")
 
-    # A mask is drawn on its X-ray; one of another size belongs to another image, or to a resized copy.
+    # one of another shape belongs to another image
     if case.mask is not None:
-        mask = images.read_mask(case.mask)
-        if mask.shape != scan.pixels.shape:
-            mask_size = lists.size_text(mask)
-            scan_size = lists.size_text(scan.pixels)
-            raise UserError(f"the mask {case.mask} is {mask_size}, but {case.path} {scan_size}")
+        images.read_mask_of(case.mask, scan.pixels.shape)
     return scan.note

@@ -30,7 +30,15 @@ SUMMARY = "summary.json"
 UNFINISHED = "unfinished_{process}.jsonl"
 RSS_UNIT = 1 if sys.platform == "darwin" else 1024  # bytes that getrusage counts memory in
 # Settings on which the results of an image do not depend; runs that differ in them share a folder.
-ANY_RESULT = {"eval.input", "eval.output", "eval.batch_size", "eval.nodules", "eval.inserted"}
+ANY_RESULT = {
+    "eval.input",
+    "eval.output",
+    "eval.batch_size",
+    "eval.paths",
+    "eval.snapshots",
+    "eval.nodules",
+    "eval.inserted",
+}
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from ..runtime.files import UserError
 from . import insertion, weights
 from .cases import Case, find_cases
 from .record import Record, describe_run
-from .results import Output, write_deviation, write_dicom, write_result
+from .results import Output, write_deviation, write_dicom, write_paths, write_result, write_snapshots
 
 Measure = Callable[[torch.Tensor, torch.Tensor], dict[str, float]]
 
@@ -132,6 +132,7 @@ def _prepare_one(
     # what cannot be done with these images or on this machine is refused before the folder is looked at
     if section.dicom:
         require_dicom(cases)
+    check_trace(section, method_class)
     device = pick_device(settings.device)
     precision = pick_precision(settings.precision, device)
     compiled = compiling.should_compile(settings.compile, device)
@@ -161,7 +162,8 @@ def suppress(job: Job, method_class: type[pipelines.Pipeline]) -> None:
         batch_size=section.batch_size,
         samples=section.samples,
         dicom=section.dicom,
-        about=method.describe(),
+        trace=pipelines.Trace(section.paths, section.snapshots),
+        about=method.describe(finds_lungs=any(case.mask is None for case in job.cases)),
     )
 
     # after the results, with the networks that are already there
@@ -190,19 +192,22 @@ def evaluate(
     batch_size: int,
     samples: int = 1,
     dicom: bool = False,
+    trace: pipelines.Trace | None = None,
     about: dict | None = None,
     measure: Measure | None = None,
 ) -> dict:
     """Write the result of each image of a record in the input's size and depth, its panel, and summary.json.
 
     record.about["image_size"] is the side of the images that the method sees. samples: results drawn of each image (see
-    `draw_samples`); above 1 their deviation is written too. dicom: DICOM inputs get a DICOM result as well. about: what
-    summary.json says of the method. measure(cxr (1, S, S), result (1, S, S)) -> {"psnr": ...}: further figures of an
-    image for the summary. Returns the summary.
+    `draw_samples`); above 1 their deviation is written too. dicom: DICOM inputs get a DICOM result as well. trace: what
+    else of the sampling is written (of a pipeline, and of one sample). about: what summary.json says of the method.
+    measure(cxr (1, S, S), result (1, S, S)) -> {"psnr": ...}: further figures of an image for the summary. Returns the
+    summary.
     Several processes share the images, each of which comes out as it would in one process. After a stop the same call
     goes on.
     """
     # what is done already
+    traced = trace is not None and (trace.paths or trace.snapshots > 0)
     record.begin()
     output = record.output
     size = record.about["image_size"]
@@ -229,7 +234,9 @@ def evaluate(
             # X-rays are read and results written outside the clock: it is the method that is timed
             start = time.perf_counter()
             cxr = torch.stack([images.to_network(scan.pixels, size) for scan in scans])  # (B, 1, S, S)
-            means, deviations = draw_samples(method, batch, cxr, batch_size, samples)
+            shapes = [scan.pixels.shape for scan in scans]
+            kept = pipelines.Trace(trace.paths, trace.snapshots) if trace is not None and traced else None
+            means, deviations = draw_samples(method, batch, cxr, batch_size, samples, shapes, kept)
             # images of one batch share its time equally
             seconds = (time.perf_counter() - start) / len(batch)
 
@@ -241,6 +248,8 @@ def evaluate(
                 write_result(output, case.name, scans[i], soft, case.target)
                 if dicom and images.is_dicom(case.path):
                     write_dicom(output, case, soft, record.about)
+                if kept is not None:
+                    write_trace(output, case.name, scans[i], cxr[i], kept, i, method.residual)
                 notes = measure(cxr[i], means[i]) if measure else {}
                 if samples > 1:
                     notes |= write_deviation(output, case.name, scans[i], deviations[i], samples)
@@ -267,19 +276,49 @@ def require_dicom(cases: list[Case]) -> None:
         images.require_dicom_source(path)
 
 
+def check_trace(section: config.Eval, method_class: type[pipelines.Pipeline]) -> None:
+    """Raise UserError for eval.paths and eval.snapshots where the method or the other settings have no such thing."""
+    if section.paths and method_class is not pipelines.GLLCM:
+        raise UserError(f"eval.paths=true, but {method_class.title} has one path; GL-LCM has two (batch_lcm_eval.py)")
+    # several samples have several courses, and the result is none of theirs
+    if section.samples > 1 and (section.paths or section.snapshots):
+        key = "eval.paths" if section.paths else "eval.snapshots"
+        raise UserError(f"{key} shows how one result came about; say eval.samples=1 with it")
+
+
+def write_trace(
+    output: Output, name: str, scan: images.Picture, cxr: torch.Tensor, trace: pipelines.Trace, i: int, residual: bool
+) -> None:
+    """What was kept of the sampling of image i of a batch. cxr: the image as the method saw it, (1, S, S)."""
+    if trace.global_soft is not None and trace.local_soft is not None:
+        paths = {}
+        for folder, soft in (("global", trace.global_soft[i]), ("local", trace.local_soft[i])):
+            paths[folder] = pipelines.at_full_size(scan.pixels, cxr, soft, residual)
+        write_paths(output, name, scan, paths)
+    if trace.steps:
+        write_snapshots(output, name, {step: images.to_unit(soft[i, 0]).numpy() for step, soft in trace.steps.items()})
+
+
 def draw_samples(
-    method: Method, cases: list[Case], cxr: torch.Tensor, batch_size: int, samples: int
+    method: Method,
+    cases: list[Case],
+    cxr: torch.Tensor,
+    batch_size: int,
+    samples: int,
+    shapes: list[tuple[int, int]],
+    trace: pipelines.Trace | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(means, standard deviations), each as cxr (B, 1, S, S), of several results of each image, drawn with noise of
     different names.
 
     The first result of an image is the one that samples=1 gives. At most batch_size results are drawn together.
+    shapes: the X-rays' own (H, W), to which masks are brought. trace: of one sample, is given what it says it keeps.
     """
     # the lungs of each image at the network's size; None: GL-LCM finds them, BS-LDM needs none
     masks: list = [None] * len(cases)
     for i, case in enumerate(cases):
         if case.mask is not None:
-            masks[i] = images.mask_to_network(images.read_mask(case.mask), cxr.shape[-1])
+            masks[i] = images.mask_to_network(images.read_mask_of(case.mask, shapes[i]), cxr.shape[-1])
 
     # all results in a row: those of the first image, those of the second, ...
     places = []
@@ -297,7 +336,8 @@ def draw_samples(
         batch = slice(start, start + batch_size)
         progress = partial(tqdm, desc=names[start], unit="step", leave=False, mininterval=1, disable=hidden)
         batch_masks = [masks[place] for place in places[batch]]
-        drawn.append(method(cxr[places[batch]], names[batch], batch_masks, progress))
+        further = {} if trace is None else {"trace": trace}
+        drawn.append(method(cxr[places[batch]], names[batch], batch_masks, progress, **further))
     stack = torch.cat(drawn).unflatten(0, (len(cases), samples))  # (B, samples, 1, S, S)
     correction = min(1, samples - 1)  # of one result the deviation is 0, not 0 / 0
     return stack.mean(1), stack.std(1, correction=correction)
