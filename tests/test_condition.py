@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import ROOT, TINY, run_script
 
-from models import config, losses, pipelines, sampling, schedulers
+from models import config, images, losses, pipelines, sampling, schedulers
 from models.runtime.device import pick_device
 from models.runtime.files import UserError
 from models.training import loop, noise_estimator
@@ -179,3 +179,26 @@ def test_a_state_of_an_earlier_version_goes_on_as_it_was_trained(tmp_path):
     trainer.settings = {"unet.width": 32, "unet.condition": "scaled"}
     with pytest.raises(UserError, match="trained with unet.condition=plain, now it is scaled"):
         trainer.check_state(state, tmp_path / "state_1.pt")
+
+
+def test_the_experiments_table_has_a_row_for_each_pairing_and_the_spread_over_seeds(tmp_path):
+    condition = pytest.importorskip("condition")  # tools/condition.py
+    results = []
+    for seed, psnr in enumerate((20.0, 22.0)):
+        for trained, sampled in condition.PAIRINGS:
+            row = {"PSNR": psnr, "PSNR_mean_right": psnr, "mean_off": 0.1, "BSR_two_sided": 50.0}
+            results.append({"method": "BS-LDM", "seed": seed, "trained": trained, "sampled": sampled, **row})
+    lines = condition.table(results).splitlines()
+    assert len(lines) == 2 + len(condition.PAIRINGS)
+    assert "scaled, then plain (published)" in lines[2] and "21.00 ± 1.41" in lines[2]
+
+    # an image that is off by a constant has its mean put right
+    (tmp_path / "out").mkdir()
+    truth = np.full((32, 32), 0.5, np.float32)
+    truth[8:16] = 0.25
+    images.write(tmp_path / "BS" / "0.png", truth)
+    images.write(tmp_path / "CXR" / "0.png", np.clip(truth + 0.2 * np.eye(32, dtype=np.float32), 0, 1))
+    images.write(tmp_path / "out" / "0.png", truth + 0.1)
+    found = condition.score(tmp_path / "out", tmp_path)
+    assert found["mean_off"] == pytest.approx(0.1, abs=0.004)
+    assert found["PSNR"] == pytest.approx(20, abs=0.3) and found["PSNR_mean_right"] > 40

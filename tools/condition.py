@@ -16,6 +16,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -70,22 +71,22 @@ def main() -> None:
     split = f"data.split=[{1 - test},0,{test}]"
     run("dataSegmentation.py", f"data.image_size={SIZE}", *data, split, f"simulate.count={options.count}")
 
-    # The table is written anew after every seed, so that a run may be stopped with what it has.
+    # Both files are written anew after every result, so that a run may be stopped with what it has.
     results: list[dict] = []
     for seed in range(options.seeds):
         for section in METHODS:
-            results += measure(section, seed, options, data)
-        text = json.dumps({"options": {**vars(options), "folder": None}, "results": results}, indent=1)
-        (options.folder / "condition.json").write_text(text + "\n")
-        (options.folder / "condition.md").write_text(table(results))
-        print(table(results), flush=True)
+            for result in measure(section, seed, options, data):
+                results.append(result)
+                text = json.dumps({"options": {**vars(options), "folder": None}, "results": results}, indent=1)
+                (options.folder / "condition.json").write_text(text + "\n")
+                (options.folder / "condition.md").write_text(table(results))
+    print(table(results))
 
 
-def measure(section: str, seed: int, options: argparse.Namespace, data: tuple[str, ...]) -> list[dict]:
+def measure(section: str, seed: int, options: argparse.Namespace, data: tuple[str, ...]) -> Iterator[dict]:
     """The scores of one method's three pairings with one seed: two trainings, three evaluations."""
     title, training, evaluation, sampling = METHODS[section]
     epochs = options.epochs if section == "ldm" else options.epochs // 2
-    found = []
     for trained, sampled in PAIRINGS:
         # the same training serves both ways of sampling: its second start finds nothing to do
         runs = options.folder / f"{trained}_{options.offset:g}_{seed}"
@@ -107,9 +108,7 @@ def measure(section: str, seed: int, options: argparse.Namespace, data: tuple[st
         seeded = ("eval.batch_size=10", f"eval.seed={seed}", f"eval.output={output}")
         run(evaluation, *settings, *sampling, condition, *seeded)
         row = score(output, options.folder / "data")
-        found.append({"method": title, "seed": seed, "trained": trained, "sampled": sampled, **row})
-        print(found[-1], flush=True)
-    return found
+        yield {"method": title, "seed": seed, "trained": trained, "sampled": sampled, **row}
 
 
 def run(script: str, *settings: str) -> None:
