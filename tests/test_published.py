@@ -4,6 +4,7 @@ import io
 import sys
 import types
 from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from models import config, fusion, images, pipelines, scores
 from models.data import checks, convert, datasets, lists
 from models.runtime.files import UserError
 from models.simulate import phantom
+from models.training import loop
 from models.unet import ConditionalUNet
 from models.vqgan import MLVQGAN, PatchDiscriminator
 
@@ -99,6 +101,23 @@ def test_source_marks_say_what_the_scripts_and_papers_have():
     assert marks["unet.condition"].endswith("scaled (times sqrt(alpha_bar_t)) [S], plain")
     for key in ("ldm.condition", "lcm.condition"):
         assert marks[key].endswith("plain [S], scaled")
+
+
+def test_the_demo_starts_from_the_shipped_autoencoder_and_gllcm_from_bsldm():
+    settings = profile("demo")
+    loop.init_from(MLVQGAN(**asdict(settings.vqgan.network)), settings.vqgan.start)  # UserError if it did not fit
+    assert settings.lcm.start == "runs/demo/ldm/weights.safetensors"
+    assert settings.ldm.qkv_by_head == settings.lcm.qkv_by_head
+    assert settings.unet.prior > 0 and settings.unet.condition == "plain" and settings.eval.residual
+
+
+def test_the_readme_says_how_a_published_folder_is_used():
+    text = (ROOT / "README.md").read_text()
+    start = text.index("**A folder of the published projects**")
+    commands = [line for line in text[start:].splitlines()[2:] if line.startswith("    ")][:5]
+    assert sum("data.root=." in line for line in commands) == 4 and "cd BS-LDM" in commands[0]
+    assert "float32" in text and "bf16" in text
+    assert "| published" in (ROOT / "docs" / "condition.md").read_text().replace("(published)", "| published")
 
 
 def test_the_fusion_ablation_is_not_said_to_be_the_papers():

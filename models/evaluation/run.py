@@ -207,7 +207,6 @@ def evaluate(
     goes on.
     """
     # what is done already
-    traced = trace is not None and (trace.paths or trace.snapshots > 0)
     record.begin()
     output = record.output
     size = record.about["image_size"]
@@ -235,7 +234,10 @@ def evaluate(
             start = time.perf_counter()
             cxr = torch.stack([images.to_network(scan.pixels, size) for scan in scans])  # (B, 1, S, S)
             shapes = [scan.pixels.shape for scan in scans]
-            kept = pipelines.Trace(trace.paths, trace.snapshots) if trace is not None and traced else None
+            # one for each batch: a pipeline fills it
+            kept = None
+            if trace is not None and (trace.paths or trace.snapshots):
+                kept = pipelines.Trace(trace.paths, trace.snapshots)
             means, deviations = draw_samples(method, batch, cxr, batch_size, samples, shapes, kept)
             # images of one batch share its time equally
             seconds = (time.perf_counter() - start) / len(batch)
@@ -336,7 +338,7 @@ def draw_samples(
         batch = slice(start, start + batch_size)
         progress = partial(tqdm, desc=names[start], unit="step", leave=False, mininterval=1, disable=hidden)
         batch_masks = [masks[place] for place in places[batch]]
-        further = {} if trace is None else {"trace": trace}
+        further = {} if trace is None else {"trace": trace}  # other methods than pipelines know none
         drawn.append(method(cxr[places[batch]], names[batch], batch_masks, progress, **further))
     stack = torch.cat(drawn).unflatten(0, (len(cases), samples))  # (B, samples, 1, S, S)
     correction = min(1, samples - 1)  # of one result the deviation is 0, not 0 / 0
