@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from models import config, fusion, images, pipelines, scores
 from models.data import checks, convert, datasets, lists
+from models.evaluation import results
 from models.runtime.files import UserError
 from models.simulate import phantom
 from models.training import loop
@@ -260,6 +261,19 @@ def test_a_trace_keeps_the_paths_and_the_steps_and_changes_nothing(networks, pat
     assert list(one.steps) == [1] and one.steps[1].shape == cxr.shape
 
 
+def test_snapshots_are_a_row_and_an_animation(tmp_path):
+    steps = {step: np.full((SIZE, SIZE), step / 10, np.float32) for step in (2, 4, 6, 8, 10)}
+    results.write_snapshots(results.Output(tmp_path), "0", steps)
+    row = images.read(tmp_path / "snapshots" / "0.png").pixels[-SIZE:]  # below the titles
+    for place, pixels in enumerate(steps.values()):
+        assert np.allclose(row[:, place * SIZE : (place + 1) * SIZE], pixels, atol=0.01)
+    with Image.open(tmp_path / "snapshots" / "0.gif") as animation:
+        assert animation.n_frames == 5
+        for place, pixels in enumerate(steps.values()):
+            animation.seek(place)
+            assert abs(np.asarray(animation.convert("L")).mean() / 255 - pixels.mean()) < 0.01
+
+
 @pytest.mark.slow
 def test_paths_and_snapshots_lie_in_folders_of_their_own(chain, tmp_path):
     data = ["data.root=runs/demo/data", "data.lists=runs/demo/lists", f"eval.output={tmp_path / 'out'}"]
@@ -275,7 +289,7 @@ def test_paths_and_snapshots_lie_in_folders_of_their_own(chain, tmp_path):
         )
         assert result.shape == whole.shape == local.shape and not np.array_equal(whole, local)
         with Image.open(tmp_path / "out" / "snapshots" / f"{name}.gif") as animation:
-            assert animation.n_frames == 5 and animation.size == (SIZE, SIZE)
+            assert animation.size == (SIZE, SIZE)
 
     # what is not there is refused before the work
     for script, words in (
