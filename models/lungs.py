@@ -180,6 +180,11 @@ def _two_lungs(mask: np.ndarray) -> np.ndarray:
     return np.asarray(ndimage.binary_fill_holes(np.isin(labels, np.array(lungs, int))))
 
 
+def parameter_count() -> int:
+    """How many parameters the network has that finds the lungs."""
+    return sum(parameter.numel() for parameter in _network().parameters())
+
+
 @cache
 def _network() -> "LungNet":
     """The trained network, read once per process."""

@@ -1,14 +1,15 @@
 """CXR in, soft tissue out: encode, sample, decode, fuse, in batches. What the evaluation and a notebook call."""
 
-from dataclasses import asdict, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from pydantic import TypeAdapter
 from torch.nn import functional as F
 
-from . import config, fusion, images, lungs, sampling
+from . import config, fusion, images, lungs, sampling, schedulers
 from .refinement import BoneRefiner
 from .runtime import checkpoint, compiling, processes, seeding
 from .runtime.device import autocast
@@ -20,8 +21,29 @@ from .vqgan import MLVQGAN
 # Gaussian sigmas of the residual form, pixels (see `bone_share`).
 FINE_SIGMA = 1.0  # what a blur of this width removes is an image's finest detail
 ENERGY_SIGMA = 2.0  # the detail's energy is averaged over this neighbourhood
+EARLIER = {"condition": "plain"}  # what weights of versions that had no such keyword work with
 LEAST_ENERGY = 4e-9  # of detail on [-1, 1], far below that of any grain: a ratio of two zeros becomes zero
 AS_HEADER = "as the header says"  # of the refiner, see Pipeline.load
+
+
+@dataclass
+class Trace:
+    """What a call keeps of its course beside the result, on the CPU, images (B, 1, H, W) in [-1, 1].
+
+    paths: keep GL-LCM's global and local result. snapshots: of so many steps, evenly spread and the last one among
+    them, keep the image of the clean latent that the step predicts.
+    """
+
+    paths: bool = False
+    snapshots: int = 0
+    global_soft: torch.Tensor | None = None
+    local_soft: torch.Tensor | None = None
+    steps: dict[int, torch.Tensor] = field(default_factory=dict)  # number of the step, from 1 -> image
+
+    def shows(self, step: int, steps: int) -> bool:
+        """Whether step `step`, from 0, of a walk of `steps` is one of those that are kept."""
+        count = min(self.snapshots, steps)
+        return any(step == round((place + 1) * steps / count) - 1 for place in range(count))
 
 
 class Pipeline:
@@ -40,7 +62,8 @@ class Pipeline:
     schedule: str  # its noise schedule, a name in schedulers.SCHEDULES
     qkv_by_head: bool  # the attention order of its released checkpoints
     sampler: str  # its sampler, unless the options name another
-    uses_masks: bool  # whether its sampling or fusion needs the lungs
+    full_steps: int  # its steps, unless the options say so
+    sees_lungs: bool  # whether it needs the lungs, which are found where no mask is given
     keywords: tuple[type, ...]  # the classes of schema.py whose fields are keywords of its constructor
 
     def __init__(
@@ -117,6 +140,11 @@ class Pipeline:
 
         # what the weights were made to work with, unless the caller says otherwise
         keywords = {**cls.read_keywords(unet.notes, unet_path), **keywords}
+        if keywords.get("condition") == "scaled" and unet.settings["condition"] == "plain":
+            raise UserError(
+                f"{unet_path} was trained on plain latents of the CXR, so {cls.section}.condition=scaled would show it "
+                f"others; say {cls.section}.condition=plain"
+            )
 
         # After the check of belonging, whose digest is of the float32 tensors.
         for network in (vqgan, unet):
@@ -229,6 +257,7 @@ class Pipeline:
         # The classes of the schema check the types and bounds here as they do for config.yaml.
         found = notes["works_with"]
         try:
+            found = {**EARLIER, **found}
             checked = {"image_size": TypeAdapter(Side).validate_python(found["image_size"])}
             for group in (*cls.keywords, ResultForm):
                 checked.update(asdict(group(**{field.name: found[field.name] for field in fields(group)})))
@@ -269,12 +298,16 @@ class Pipeline:
         # The autoencoder halves the image first, then the U-Net halves the latent once per level but the top one.
         return self.vqgan.factor * 2 ** (self.unet.levels - 1)
 
-    def describe(self) -> dict:
-        """What summary.json says of the sampler and the networks, for the table of costs."""
-        parameters = 0
+    def describe(self, finds_lungs: bool = False) -> dict:
+        """What summary.json says of the sampler and the networks, for the table of costs.
+
+        finds_lungs: whether the network that finds the lungs runs as well, for an image that has no mask.
+        """
+        parameters = lungs.parameter_count() if finds_lungs and self.needs_masks else 0
         for network in (self.vqgan, self.unet, self.refiner):
-            if network is not None:
-                parameters += sum(parameter.numel() for parameter in network.parameters())
+            if network is None:
+                continue
+            parameters += sum(parameter.numel() for parameter in network.parameters())
         sampler = self.options.get("sampler", self.sampler)
         return {"sampler": sampler.upper(), "steps": self.options.get("steps"), "parameters": parameters}
 
@@ -288,13 +321,19 @@ class Pipeline:
 
     @torch.inference_mode()
     def __call__(
-        self, cxr: torch.Tensor, names: list[str], masks=None, progress: sampling.Progress = iter
+        self,
+        cxr: torch.Tensor,
+        names: list[str],
+        masks=None,
+        progress: sampling.Progress = iter,
+        trace: Trace | None = None,
     ) -> torch.Tensor:
         """The soft tissue (B, 1, H, W) in [-1, 1] of X-rays (B, 1, H, W) in [-1, 1].
 
         names: one unique name per image, on which its noise depends. masks: one boolean (H, W) per image, true in the
-        lungs. If masks is None, or one of them is, GL-LCM finds the lungs in the X-ray; BS-LDM needs none. progress:
-        wraps the sampling steps. Raises UserError for a size that the networks cannot take.
+        lungs. If masks is None, or one of them is, the lungs are found in the X-ray where they are needed: by GL-LCM
+        and by a refiner. progress: wraps the sampling steps. trace: is given what it says that it keeps. Raises UserError for a size that the
+        networks cannot take.
         """
         # Refused before minutes of sampling are spent.
         self.check_size(*cxr.shape[-2:])
@@ -305,7 +344,7 @@ class Pipeline:
         if self.needs_masks:
             lung_masks = self.lung_masks(images.to_unit(cxr), masks)  # (B, 1, H, W)
         with autocast(self.device, self.precision):
-            soft = self.suppress(cxr, names, lung_masks, progress)
+            soft = self.suppress(cxr, names, lung_masks, progress, trace or Trace())
         if self.refiner is not None and lung_masks is not None:
             soft = self.refiner.refine(cxr, soft, lung_masks)
         soft = soft.cpu()
@@ -319,6 +358,11 @@ class Pipeline:
         if self.strength < 1:
             soft = torch.lerp(cxr.cpu(), soft, self.strength)
         return soft
+
+    @property
+    def steps(self) -> int:
+        """The number of sampling steps."""
+        return self.options.get("steps", self.full_steps)
 
     def suppress_image(self, pixels: np.ndarray, name: str = "image", mask: np.ndarray | None = None) -> np.ndarray:
         """The soft tissue of one X-ray at its own size: float (H, W) in [0, 1], bones bright -> the same.
@@ -335,9 +379,11 @@ class Pipeline:
     @property
     def needs_masks(self) -> bool:
         """Whether the lungs take part in the result."""
-        return self.uses_masks or self.refiner is not None
+        return self.sees_lungs or self.refiner is not None
 
-    def suppress(self, cxr: torch.Tensor, names: list[str], masks, progress: sampling.Progress) -> torch.Tensor:
+    def suppress(
+        self, cxr: torch.Tensor, names: list[str], masks, progress: sampling.Progress, trace: Trace
+    ) -> torch.Tensor:
         """As `__call__`, on the method's device and at full strength. masks: bool (B, 1, H, W), if needed."""
         raise TypeError("a pipeline is BSLDM or GLLCM")
 
@@ -414,15 +460,38 @@ class BSLDM(Pipeline):
     schedule = "squared_cosine"
     qkv_by_head = True
     sampler = "ddpm"
-    uses_masks = False
+    full_steps = schedulers.TRAIN_STEPS
+    sees_lungs = False
     keywords = (BsldmSampling,)
 
-    def suppress(self, cxr, names, masks, progress):
+    def suppress(self, cxr, names, masks, progress, trace):
         latent = self.encode(cxr)  # (B, C, h, w)
         draw = self.draw(names, latent.shape)
+
+        def observe(step: int, z_0: torch.Tensor) -> None:
+            if trace.shows(step, self.steps):
+                trace.steps[step + 1] = self.image(z_0, cxr, latent).clamp(-1, 1).cpu()
+
         # One path over the whole X-ray; the sampler's options are those of the settings.
-        soft = sampling.sample_bsldm(self.estimator, latent, draw, progress=progress, **self.options)
+        soft = sampling.sample_bsldm(
+            self.estimator,
+            latent,
+            draw,
+            progress=progress,
+            observe=observe if trace.snapshots else None,
+            **self.options,
+        )
         return self.image(soft, cxr, latent).clamp(-1, 1)
+
+
+class Views(NamedTuple):
+    """What GL-LCM sees of a batch of X-rays: whole and masked, as images (B, 1, H, W) and as latents (B, C, h, w)."""
+
+    cxr: torch.Tensor
+    masked_cxr: torch.Tensor
+    latent: torch.Tensor
+    masked_latent: torch.Tensor
+    masks: torch.Tensor  # boolean (B, 1, H, W)
 
 
 class GLLCM(Pipeline):
@@ -438,7 +507,8 @@ class GLLCM(Pipeline):
     schedule = "scaled_linear"
     qkv_by_head = False
     sampler = "lcm"
-    uses_masks = True
+    full_steps = schedulers.LCM_STEPS
+    sees_lungs = True
     keywords = (GllcmSampling, GllcmFusion)
 
     def __init__(
@@ -448,7 +518,7 @@ class GLLCM(Pipeline):
         self.fusion = fusion
         self.blend = blend
 
-    def suppress(self, cxr, names, masks, progress):
+    def suppress(self, cxr, names, masks, progress, trace):
         unit = images.to_unit(cxr)  # (B, 1, H, W) in [0, 1]
 
         # sample both paths, for the whole X-ray and for the lungs alone
@@ -457,9 +527,31 @@ class GLLCM(Pipeline):
         latent = self.encode(cxr)
         masked_latent = self.encode(masked_cxr)  # (B, C, h, w)
         draw = self.draw(names, latent.shape)
+        views = Views(cxr, masked_cxr, latent, masked_latent, masks)
+
+        def observe(step: int, global_z_0: torch.Tensor, local_z_0: torch.Tensor) -> None:
+            if trace.shows(step, self.steps):
+                trace.steps[step + 1] = self.fuse(global_z_0, local_z_0, views).cpu()
+
         global_latent, local_latent = sampling.sample_gllcm(
-            self.estimator, latent, masked_latent, draw, progress=progress, **self.options
+            self.estimator,
+            latent,
+            masked_latent,
+            draw,
+            progress=progress,
+            observe=observe if trace.snapshots else None,
+            **self.options,
         )
+        if trace.paths:
+            global_soft, local_soft = self.decode_paths(global_latent, local_latent, views)
+            trace.global_soft = images.to_signed(global_soft).cpu()
+            trace.local_soft = images.to_signed(local_soft).cpu()
+        return self.fuse(global_latent, local_latent, views)
+
+    def fuse(self, global_latent: torch.Tensor, local_latent: torch.Tensor, views: "Views") -> torch.Tensor:
+        """One image (B, 1, H, W) in [-1, 1] of the latents of both paths, (B, C, h, w) each."""
+        cxr, _, latent, masked_latent, masks = views
+        unit = images.to_unit(cxr)
 
         # fusion of the latents
         if self.fusion == "autoencoder":
@@ -472,17 +564,27 @@ class GLLCM(Pipeline):
             fused = images.to_unit(blended).clamp(0, 1)
             return images.to_signed(fused * (unit > 0))
 
-        # Or of the images. What is black in the X-ray, such as padding, stays black.
+        # or of the images
+        global_soft, local_soft = self.decode_paths(global_latent, local_latent, views)
+        fused = []
+        for whole, local, mask in zip(global_soft.cpu().numpy(), local_soft.cpu().numpy(), masks.cpu().numpy()):
+            fused.append(fusion.fuse(whole[0], local[0], mask[0], method=self.fusion, blend=self.blend))  # (H, W)
+        return images.to_signed(torch.from_numpy(np.stack(fused))[:, None])
+
+    def decode_paths(
+        self, global_latent: torch.Tensor, local_latent: torch.Tensor, views: "Views"
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The images of both paths as they go into the fusion, (B, 1, H, W) in [0, 1] each."""
+        cxr, masked_cxr, latent, masked_latent, masks = views
+        unit = images.to_unit(cxr)
+        # What is black in the X-ray, such as padding, stays black.
         global_soft = images.to_unit(self.image(global_latent, cxr, latent)).clamp(0, 1)
         local_soft = images.to_unit(self.image(local_latent, masked_cxr, masked_latent)).clamp(0, 1)
         # In the published order: equal mean brightness in the lungs, what is black set to black, then fusion.
         local_soft = match_brightness(global_soft, local_soft, masks)
         global_soft = global_soft * (unit > 0)
         local_soft = local_soft * (unit > 0)
-        fused = []
-        for whole, local, mask in zip(global_soft.cpu().numpy(), local_soft.cpu().numpy(), masks.cpu().numpy()):
-            fused.append(fusion.fuse(whole[0], local[0], mask[0], method=self.fusion, blend=self.blend))  # (H, W)
-        return images.to_signed(torch.from_numpy(np.stack(fused))[:, None])
+        return global_soft, local_soft
 
 
 def bone_share(bone: torch.Tensor, soft: torch.Tensor) -> torch.Tensor:

@@ -15,6 +15,7 @@ from .schedulers import LCM_STEPS, TRAIN_STEPS
 
 Estimator = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # unet.ConditionalUNet, plain or compiled
 Draw = Callable[[str], torch.Tensor]
+Observe = Callable[..., None]  # called in each step with its number and the latents z_0 that are predicted in it
 Progress = Callable[[Iterable], Iterable]  # wraps the list of steps, for a progress bar
 
 
@@ -45,12 +46,16 @@ def sample_bsldm(
     clip: float = 1.4,
     clip_rate: float = 0.003,
     clip_lag: int = 0,
+    condition: str = "plain",
     progress: Progress = iter,
+    observe: Observe | None = None,
 ) -> torch.Tensor:
     """BS-LDM: sample the soft-tissue latent (B, C, h, w) of a CXR latent, with temporal adaptive thresholding.
 
     sampler: a name in schedulers.DIFFUSION_SAMPLERS.
     clip, clip_rate, clip_lag: the bound on |z_0|, see schedulers.threshold.
+    condition: how the network sees the CXR's latent, "plain" as published or "scaled", see schedulers.scale_condition.
+    observe: called in each step j with (j, z_0).
     Raises ValueError for an unknown sampler or a number of steps outside 1..1000.
     """
     if sampler not in schedulers.DIFFUSION_SAMPLERS:
@@ -65,9 +70,12 @@ def sample_bsldm(
     for j, step in enumerate(progress(walk)):
         # The network's estimate of the noise gives one of z_0, which is clipped before the step uses it: early
         # estimates of z_0 are far too large, by sqrt((1 - alpha_bar) / alpha_bar) times the error in eps.
-        eps = estimate(unet, [z], step.t, [cxr])[0]
+        seen = schedulers.scale_condition(cxr, step.alpha_bar, condition)
+        eps = estimate(unet, [z], step.t, [seen])[0]
         bound = schedulers.threshold(step.position, clip, clip_rate, clip_lag)
         z_0 = schedulers.predict_z_0(z, eps, step, bound)
+        if observe is not None:
+            observe(j, z_0)
         # Named by the step, so that a draw depends on nothing that happened before; the last step draws none.
         noise = draw(f"global/{j}") if draws_noise and not step.last else None
         z = take_step(z, z_0, step, noise, previous)
@@ -89,12 +97,15 @@ def sample_gllcm(
     clip_global: float = 2.0,
     clip_local: float = 3.5,
     clip_rate: float = 0.025,
+    condition: str = "plain",
     progress: Progress = iter,
+    observe: Observe | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """GL-LCM: dual-path sampling from one initial noise -> (global, local) soft-tissue latents, (B, C, h, w) each.
 
     guidance: a name in GUIDANCE. alpha: its scale.
     clip_global, clip_local, clip_rate: the bounds on |z_0| of the two paths, see schedulers.threshold.
+    condition: as in `sample_bsldm`. observe: called in each step j with (j, global z_0, local z_0).
     Raises ValueError for an unknown guidance or a number of steps outside 1..50.
     """
     if guidance not in GUIDANCE:
@@ -107,17 +118,22 @@ def sample_gllcm(
     z_l = z_g  # both paths start from the same noise
     for j, step in enumerate(progress(walk)):
         # Both paths' noise at once, since the guidance of the local one can use the global estimate.
-        eps_g, eps_l = guide(unet, z_g, z_l, step.t, cxr, masked_cxr, alpha, partial(draw, f"unconditional/{j}"))
+        fresh_noise = partial(draw, f"unconditional/{j}")
+        seen = schedulers.scale_condition(cxr, step.alpha_bar, condition)
+        masked_seen = schedulers.scale_condition(masked_cxr, step.alpha_bar, condition)
+        eps_g, eps_l = guide(unet, z_g, z_l, step.t, seen, masked_seen, alpha, fresh_noise)
 
         # the global path
         bound = schedulers.threshold(step.position, clip_global, clip_rate)
-        z_0 = schedulers.predict_z_0(z_g, eps_g, step, bound)
-        z_g = schedulers.lcm_step(z_g, z_0, step, None if step.last else draw(f"global/{j}"))
+        global_z_0 = schedulers.predict_z_0(z_g, eps_g, step, bound)
+        z_g = schedulers.lcm_step(z_g, global_z_0, step, None if step.last else draw(f"global/{j}"))
 
         # the local path
         bound = schedulers.threshold(step.position, clip_local, clip_rate)
-        z_0 = schedulers.predict_z_0(z_l, eps_l, step, bound)
-        z_l = schedulers.lcm_step(z_l, z_0, step, None if step.last else draw(f"local/{j}"))
+        local_z_0 = schedulers.predict_z_0(z_l, eps_l, step, bound)
+        z_l = schedulers.lcm_step(z_l, local_z_0, step, None if step.last else draw(f"local/{j}"))
+        if observe is not None:
+            observe(j, global_z_0, local_z_0)
     return z_g, z_l
 
 

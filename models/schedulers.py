@@ -19,6 +19,7 @@ import torch
 TRAIN_STEPS = 1000  # timesteps of both schedules
 LCM_STEPS = 50  # steps of the full consistency walk
 LCM_SIGMA = 0.5  # sigma_data of the consistency model's boundary condition (Luo 2023)
+CONDITIONS = ("scaled", "plain")  # how a noise estimator sees the CXR's latent, see `scale_condition`
 LCM_SCALE = 10.0  # timestep scaling of the boundary condition (Luo 2023)
 
 
@@ -103,6 +104,21 @@ def add_noise(z_0: torch.Tensor, noise: torch.Tensor, alpha_bar: torch.Tensor) -
     """z_t of each image (Ho 2020, eq. 4). z_0, noise: (B, C, h, w). alpha_bar: (B,), at each image's timestep."""
     alpha_bar = alpha_bar.view(-1, 1, 1, 1)  # (B, 1, 1, 1)
     return alpha_bar.sqrt() * z_0 + (1 - alpha_bar).sqrt() * noise
+
+
+def scale_condition(cxr: torch.Tensor, alpha_bar: torch.Tensor, condition: str) -> torch.Tensor:
+    """The CXR's latent as a noise estimator sees it beside z_t: cxr (B, C, h, w) if `condition` is "plain",
+    sqrt(alpha_bar_t) cxr if it is "scaled".
+
+    alpha_bar: (B,), at each image's timestep, or a scalar for all. The published trainings noise the concatenation
+    (soft, CXR) with (eps, 0), so eq. 4 of Ho 2020 scales the CXR's half too; their samplings put it in as it is [S].
+    Raises ValueError for another word.
+    """
+    if condition == "plain":
+        return cxr
+    if condition == "scaled":
+        return alpha_bar.view(-1, 1, 1, 1).sqrt() * cxr
+    raise ValueError(f"condition={condition!r} is not one of: {', '.join(CONDITIONS)}")
 
 
 def offset_noise(noise: torch.Tensor, offset: torch.Tensor, coefficient: float) -> torch.Tensor:

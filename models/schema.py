@@ -80,6 +80,7 @@ Channels = Annotated[Count, Field(le=2**16)]  # of a layer
 Layers = Annotated[Whole, Field(le=1000)]  # or blocks in a row
 Amount = Annotated[float, BeforeValidator(_number), Field(ge=0)]
 Share = Annotated[Amount, Field(le=1)]  # a fraction, 0 to 1
+Condition = Literal["scaled", "plain"]  # how the CXR's latent is seen, see schedulers.scale_condition
 List = BeforeValidator(_list)
 NotEmpty = Field(min_length=1)
 Pair = Field(min_length=2, max_length=2)  # from and to
@@ -185,6 +186,7 @@ class Unet:
     heads: Channels
     attention: Annotated[tuple[Whole, ...], List]  # downsampling factors of the levels that have it
     prior: Amount  # sigma_data of the EDM preconditioning; 0: as published
+    condition: Condition  # in training
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -196,6 +198,7 @@ class BsldmSampling:
     clip: Amount
     clip_rate: Amount
     clip_lag: Whole  # steps of 1000; 1 as in the published loop
+    condition: Condition
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -208,6 +211,7 @@ class GllcmSampling:
     clip_global: Amount
     clip_local: Amount
     clip_rate: Amount
+    condition: Condition
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -360,6 +364,8 @@ class Eval(ResultForm):
     range: Text  # see images.parse_limits
     masks: Text | None
     refiner: Text | None  # weights of refinement.BoneRefiner
+    paths: Flag  # GL-LCM's two results too
+    snapshots: Annotated[Whole, Field(le=1000)]  # steps of which pictures are written
     nodules: Text | None  # .npz file or folder of them
     inserted: Annotated[Count, Field(le=1000)]  # nodules per X-ray
     skip_faulty: Flag

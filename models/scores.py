@@ -18,6 +18,7 @@ LEAST_SIDE = 32  # pixels; AlexNet leaves nothing of a smaller image
 RANGE_SLACK = 0.5  # noise may leave [0, 1] a little; beyond this the image has another range
 WINDOW = 11  # side of SSIM's Gaussian window, pixels [Wang et al. 2004]
 SIGMA = 1.5  # of that Gaussian, pixels
+UNIFORM_WINDOW = 7  # side of the uniform window that scikit-image's SSIM has by default, pixels
 SSIM_K1 = 0.01  # Wang's constants that keep the quotient finite, for a range of 1
 SSIM_K2 = 0.03
 GPU_MICRO_BATCH = 8  # images that go through LPIPS's network at once on a GPU; on a CPU one is as fast in less memory
@@ -54,6 +55,8 @@ BESIDE = (
     Score("BSR_two_sided", "two-sided BSR (%)", 100, True),
     Score("BSR_residual", "residual-bone BSR (%)", 100, True),
     Score("SSIM", "SSIM", 1, True),
+    Score("SSIM_uniform", "SSIM 7 x 7", 1, True),
+    Score("MAE", "MAE (10⁻³)", 1000, False),
     Score("LPIPS_normalized", "LPIPS on [-1, 1]", 1, False),
 )
 # Inside the lungs, where nodules are looked for; borders and neck do not count.
@@ -112,6 +115,17 @@ def ssim(gt: np.ndarray, pred: np.ndarray) -> float:
     return _ssim(*_checked(gt, pred))
 
 
+def ssim_uniform(gt: np.ndarray, pred: np.ndarray) -> float:
+    """As `ssim`, with a uniform window of 7, as skimage.metrics.structural_similarity has it by default."""
+    return _ssim_uniform(*_checked(gt, pred))
+
+
+def mae(gt: np.ndarray, pred: np.ndarray) -> float:
+    """Mean absolute error of float (H, W) in [0, 1]."""
+    gt, pred = _checked(gt, pred)
+    return float(np.mean(np.abs(gt - pred)))
+
+
 def pixel_scores(
     cxr: np.ndarray, gt: np.ndarray, predictions: dict[str, np.ndarray], mask: np.ndarray | None = None
 ) -> dict:
@@ -130,6 +144,8 @@ def pixel_scores(
     for method, pred in methods.items():
         row = _ratios(cxr, gt, pred) | _errors(gt, pred)
         row["SSIM"] = _ssim(gt, pred)
+        row["SSIM_uniform"] = _ssim_uniform(gt, pred)
+        row["MAE"] = float(np.mean(np.abs(gt - pred)))
         # No mask is an empty mask: all its scores are NaN, but the keys are there. SSIM needs whole windows and has no
         # score inside.
         cxr_inside, gt_inside, pred_inside = _inside(mask, cxr, gt, pred)  # (pixels in the lungs,) each
@@ -278,6 +294,27 @@ def _ssim(gt: np.ndarray, pred: np.ndarray) -> float:
     c_2 = SSIM_K2**2
     similarity = (2 * mean_product + c_1) * (2 * covariance + c_2) / ((mean_squares + c_1) * (variances + c_2))
     return float(similarity.mean())
+
+
+def _ssim_uniform(gt: np.ndarray, pred: np.ndarray) -> float:
+    """SSIM as scikit-image has it by default: means over windows of 7 x 7, covariances of samples (over 48 instead of
+    49), averaged where the window lies inside the image. The successors of both methods print this one."""
+    edge = UNIFORM_WINDOW // 2
+    window = (UNIFORM_WINDOW, UNIFORM_WINDOW)
+
+    def local_mean(image: np.ndarray) -> np.ndarray:
+        return cv2.blur(image, window)[edge:-edge, edge:-edge]
+
+    mean_gt = local_mean(gt)
+    mean_pred = local_mean(pred)
+    pixels = UNIFORM_WINDOW**2
+    of_sample = pixels / (pixels - 1)
+    covariance = of_sample * (local_mean(gt * pred) - mean_gt * mean_pred)
+    variances = of_sample * (local_mean(gt * gt) + local_mean(pred * pred) - mean_gt**2 - mean_pred**2)
+    c_1 = SSIM_K1**2
+    c_2 = SSIM_K2**2
+    luminance = (2 * mean_gt * mean_pred + c_1) / (mean_gt**2 + mean_pred**2 + c_1)
+    return float(np.mean(luminance * (2 * covariance + c_2) / (variances + c_2)))
 
 
 def _inside(mask: np.ndarray | None, *arrays: np.ndarray) -> list[np.ndarray]:

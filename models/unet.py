@@ -133,9 +133,14 @@ class ConditionalUNet(Network):
     minus CXR latent. The layers predict the normalised residual that this expectation leaves open, and `forward`
     converts it to noise with the alpha_bar of `schedule`, a name in schedulers.SCHEDULES. Before any training, such a
     network takes the CXR for the soft tissue, so it has to learn the bone alone.
+
+    condition: how the network was trained to see the CXR's latent, "scaled" or "plain" (schedulers.scale_condition). It
+    is the caller who scales, in training and in sampling; here it is kept for the header. Raises ValueError for
+    another word.
     """
 
     repeats = ("blocks",)
+    earlier = {"condition": "plain"}  # headers that do not name it are of versions that trained so
     alpha_bar: torch.Tensor  # (1000,), of networks with a prior
 
     def __init__(
@@ -149,9 +154,12 @@ class ConditionalUNet(Network):
         attention=(8, 16, 32),
         qkv_by_head: bool = False,
         prior: float = 0.0,
+        condition: str = "scaled",
         schedule: str = "scaled_linear",
     ):
         super().__init__()
+        if condition not in schedulers.CONDITIONS:
+            raise ValueError(f"condition={condition!r} is not one of: {', '.join(schedulers.CONDITIONS)}")
         self.settings = dict(
             in_channels=in_channels,
             out_channels=out_channels,
@@ -162,6 +170,7 @@ class ConditionalUNet(Network):
             attention=attention,
             qkv_by_head=qkv_by_head,
             prior=prior,
+            condition=condition,
             schedule=schedule,
         )
         self.width = width
@@ -308,6 +317,7 @@ class ConditionalUNet(Network):
             blocks=blocks,
             multipliers=tuple(multipliers),
             attention=tuple(attention),
+            condition="scaled",  # as both published trainings had it [S]
         )
 
         # The published code names its attention block and, in it, one of two classes by the order of the qkv channels.

@@ -19,6 +19,7 @@ TREE_CHANNELS = 8  # channels of a code, above which a search tree is no faster 
 ROWS = 1 << 16  # latent vectors compared with the codebook at a time, to bound memory
 LAPLACE = 1e-5  # Laplace smoothing of the codebook's counts [published script]
 RESTART_BELOW = 0.1  # a code whose moving count is smaller is restarted, if restarting is on
+START_DEVIATION = 0.02  # of the discriminator's first weights (Isola 2017) [published script]
 SLOPE = 0.2  # LeakyReLU of the discriminator (Isola 2017)
 
 
@@ -388,6 +389,13 @@ class PatchDiscriminator(Network):
             normalisation = nn.ModuleDict({"N": BatchNorm(width)})
             self.add_module(str(layer), nn.ModuleDict({"conv": conv, "adn": normalisation}))
         self.final_conv = nn.ModuleDict({"conv": nn.Conv2d(width, 1, KERNEL, 1, padding=1)})
+
+        # first weights: convolutions N(0, 0.02), batch normalisation N(1, 0.02); biases stay as PyTorch draws them
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.normal_(module.weight, 0, START_DEVIATION)
+            elif isinstance(module, BatchNorm):
+                nn.init.normal_(module.weight, 1, START_DEVIATION)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         # Each logit judges one patch of the image: the receptive field of the convolutions.

@@ -528,7 +528,7 @@ def test_the_denoising_objective_is_the_mean_squared_error_of_the_offset_noise()
     eps = noise.normal("noise", 4, 8, 8) + 0.1 * noise.normal("offset", 4, 1, 1)
     a = alpha_bar[seen["t"]][:, None, None, None]
     assert torch.allclose(seen["x"][:, :4], a.sqrt() * batch["soft"] + (1 - a).sqrt() * eps) and torch.equal(
-        seen["x"][:, 4:], batch["cxr"]
+        seen["x"][:, 4:], a.sqrt() * batch["cxr"]
     )
     assert float(phases["unet"]) == pytest.approx(float(eps.square().mean())) and logged["loss"] is phases["unet"]
 

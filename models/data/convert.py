@@ -56,28 +56,39 @@ def convert(source: Path, root: Path, size: int) -> None:
 
 
 def match_jsrt(folder: Path) -> tuple[dict[str, Pair], list[str]]:
-    """As lists.match, for JSRT: JPCLN001.IMG and JPCLN001.png (BSE-JSRT), wherever they lie in the folder."""
+    """As lists.match, for JSRT: JPCLN001.IMG and JPCLN001.png (BSE-JSRT), wherever they lie in the folder, or, as
+    Kaggle has them, JSRT/JPCLN001.png and BSE_JSRT/JPCLN001.png."""
     if not folder.is_dir():
         raise UserError(f"no folder data.source={folder}")
 
-    # JSRT's X-rays are raw .IMG files, BSE-JSRT's soft tissue are PNGs of the same names.
-    found: dict[str, dict[str, Path]] = {".img": {}, ".png": {}}
+    cxr: dict[str, Path] = {}
+    soft: dict[str, Path] = {}
+    soft_folders = lists.jsrt_folders(folder)
     for path in sorted(folder.rglob("*")):
         suffix = path.suffix.lower()
-        if suffix not in found or path.name.startswith("."):
+        if suffix not in (".img", ".png") or path.name.startswith("."):
+            continue
+        # JSRT's own X-rays are raw .IMG files. Kaggle's are PNGs as the soft tissue is, and the folder tells which is
+        # which; what it has beside both folders (augmented copies) is neither.
+        in_folders = [part.upper() for part in path.relative_to(folder).parts[:-1]]
+        if any(soft_folder in path.parents for soft_folder in soft_folders):
+            found = soft
+        elif suffix == ".img" or "JSRT" in in_folders:
+            found = cxr
+        elif not soft_folders:
+            found = soft
+        else:
             continue
         name = path.stem.upper()  # the two archives do not agree in upper and lower case
         # Two images of one name: which of them is the pair's would be a guess.
-        if name in found[suffix]:
+        if name in found:
             raise UserError(f"{folder} holds {path.name} more than once")
-        found[suffix][name] = path
+        found[name] = path
 
-    cxr = found[".img"]
-    soft = found[".png"]
     if not cxr:
-        raise UserError(f"{folder} holds neither CXR/ and BS/ nor JSRT's .IMG files")
+        raise UserError(f"{folder} holds neither CXR/ and BS/, nor JSRT's .IMG files, nor JSRT/ and BSE_JSRT/")
     lonely = [f"{path.name} has no PNG" for name, path in cxr.items() if name not in soft]
-    lonely += [f"{path.name} has no .IMG" for name, path in soft.items() if name not in cxr]
+    lonely += [f"{path.name} has no .IMG or PNG in JSRT/" for name, path in soft.items() if name not in cxr]
     pairs: dict[str, Pair] = {name: (path, soft[name], None) for name, path in cxr.items() if name in soft}
     return pairs, lonely
 

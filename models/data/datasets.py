@@ -39,7 +39,7 @@ def load(pair: Pair, variant: str, size: int) -> torch.Tensor:
 
     variant: one of WHOLE or MASKED; a masked image is black outside the lungs, which are found where the pair has no
     mask.
-    Raises UserError, which names the file, where an image cannot be read or the mask is of another size.
+    Raises UserError, which names the file, where an image cannot be read or the mask is of another shape.
     """
     cxr, soft, mask = pair
     path = soft if variant.endswith("soft") else cxr
@@ -48,12 +48,12 @@ def load(pair: Pair, variant: str, size: int) -> torch.Tensor:
         return images.to_network(pixels, size)
 
     if mask is not None:
-        inside = images.read_mask(mask)
+        inside = images.read_mask_of(mask, pixels.shape)
     else:
         # From the CXR for the soft tissue too: both images of a pair have one mask.
         inside = lungs.lung_mask(images.read(cxr).pixels)
     if inside.shape != pixels.shape:
-        raise UserError(f"the mask {mask} is {size_text(inside)}, but {cxr} {size_text(pixels)}")
+        raise UserError(f"{soft} is {size_text(pixels)}, but {cxr}, in which the lungs were found, {size_text(inside)}")
     return images.to_network(pixels * inside, size)
 
 

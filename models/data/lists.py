@@ -15,12 +15,23 @@ from ..runtime import processes
 from ..runtime.files import UserError
 
 FOLDERS = ("CXR", "BS", "Mask")  # of a data set: chest X-rays, soft tissue, lung masks
+MASKED_FOLDERS = ("Masked_CXR", "Masked_BS")  # of the published projects
 SETS = ("trainset", "valset", "testset")
 TWIN = "_normal"  # ends the name of a simulated pair without lesions beside the same patient's pair with them
 NO_XRAYS = {"BS", "Mask", "Masked_CXR", "Masked_BS"}  # folders beside CXR/, as published
-# What an evaluation leaves in its folder, and the folders in it beside the results.
+# What an evaluation leaves in its folder, and the folders in it beside the results: {folder: endings of its files}.
 RECORD_FILE = re.compile(r"summary\.json|unfinished_.*\.jsonl")
-RESULT_FOLDERS = ("panels", "thumbs", "latents", "deviation", "overlays", "dicom")
+RESULT_FOLDERS = {
+    "panels": ("png",),
+    "thumbs": ("png",),
+    "latents": ("png",),
+    "deviation": ("png",),
+    "overlays": ("png",),
+    "dicom": ("dcm",),
+    "global": ("png",),
+    "local": ("png",),
+    "snapshots": ("png", "gif"),
+}
 RECORD_KEYS = (b'"seconds_per_image"', b'"about"')  # one of them stands in a record of ours
 SHOWN = 5  # names that a message gives before it counts the rest
 Pair = tuple[Path, Path, Path | None]  # CXR, soft tissue, lung mask where there is one
@@ -30,8 +41,19 @@ Pair = tuple[Path, Path, Path | None]  # CXR, soft tissue, lung mask where there
 
 
 def list_path(folder: str | Path, name: str, set_name: str) -> Path:
-    """Where the list of a set (one of SETS) lies: <folder>/<name>_<set>.txt, as published."""
-    return Path(folder) / f"{name}_{set_name}.txt"
+    """Where the list of a set (one of SETS) lies: <folder>/<name>_<set>.txt, as published, or the list without a name
+    that is there instead (see `find_list`)."""
+    return find_list(Path(folder) / f"{name}_{set_name}.txt")
+
+
+def find_list(path: Path) -> Path:
+    """<folder>/<name>_trainset.txt, or, if only that one is there, <folder>/train_set.txt, as some published folders
+    have it; so for the validation and the test list."""
+    named = re.fullmatch(r".+_(train|val|test)set\.txt", path.name)
+    if named is None or path.exists():
+        return path
+    nameless = path.with_name(f"{named[1]}_set.txt")
+    return nameless if nameless.is_file() else path
 
 
 def write_list(path: str | Path, names: list[str]) -> None:
@@ -57,7 +79,8 @@ def can_be_listed(name: str) -> bool:
 
 
 def read_list(path: str | Path, folder: str | Path | None = None) -> list[str]:
-    """The image names (without ending) of a split list: one file name, with or without ending, a line.
+    """The image names (without ending) of a split list: one file name, with or without ending, a line; what follows
+    it after a tab is not read.
 
     folder: where the images lie; names that it lacks or that lead out of it through a link are refused then. Blank
     lines, CRLF and a BOM are no faults. Raises UserError for what is missing or empty, for paths instead of names, and
@@ -93,10 +116,13 @@ def read_list(path: str | Path, folder: str | Path | None = None) -> list[str]:
 
 
 def _lines(content: bytes) -> list[str]:
-    """The lines of a list that are not blank, without blanks at their ends and without a BOM."""
+    """The first columns of a list's lines, as far as they are not blank, without blanks at their ends and without a
+    BOM."""
     # utf-8-sig takes away the BOM that Windows editors write.
     lines = content.decode("utf-8-sig").splitlines()
-    return [line.strip() for line in lines if line.strip()]
+    # published lists may have further columns, separated by tabs
+    columns = [line.strip().split("\t")[0].rstrip() for line in lines]
+    return [column for column in columns if column]
 
 
 def _is_path(line: str) -> bool:
@@ -124,6 +150,11 @@ def match(root: str | Path) -> tuple[dict[str, Pair], list[str]]:
     """({name: (CXR, soft tissue, mask or None)}, faults: one line for each image without its partner)."""
     root = Path(root)
     for folder in ("CXR", "BS"):
+        if not (root / folder).is_dir() and jsrt_folders(root):
+            raise UserError(
+                f"{root} holds JSRT with its soft tissue, which is converted first: data.source={root} "
+                "data.root=FOLDER (a new one)"
+            )
         if not (root / folder).is_dir():
             raise UserError(
                 f"no folder {root / folder}; data.root={root} should hold CXR/ (chest X-rays) and BS/ (soft tissue), "
@@ -134,6 +165,7 @@ def match(root: str | Path) -> tuple[dict[str, Pair], list[str]]:
     cxr = find_images(root / "CXR")
     soft = find_images(root / "BS")
     masks = images.find(root / "Mask") if _holds_files(root / "Mask") else {}
+    _say_what_is_not_read(root, bool(masks))
 
     # Every image without partner is a line, so that all of them can be mended at once.
     pairs: dict[str, Pair] = {}
@@ -147,6 +179,23 @@ def match(root: str | Path) -> tuple[dict[str, Pair], list[str]]:
         if name not in cxr:
             faults.append(f"{path}: no CXR of this name in {root / 'CXR'}")
     return pairs, faults
+
+
+def jsrt_folders(root: Path) -> list[Path]:
+    """The folders of JSRT's soft-tissue images below a folder: BSE_JSRT, as Kaggle has it."""
+    if not root.is_dir():
+        return []
+    return [path for path in sorted(root.rglob("*")) if path.is_dir() and re.fullmatch(r"(?i)BSE[-_ ]?JSRT", path.name)]
+
+
+def _say_what_is_not_read(root: Path, has_masks: bool) -> None:
+    """A note on the published projects' folders of masked images, where they are there."""
+    there = [name for name in MASKED_FOLDERS if _holds_files(root / name)]
+    if not there:
+        return
+    # A masked image is a function of image and mask, and a copy of it could disagree with both.
+    source = f"the image and its mask in {root / 'Mask'}" if has_masks else "the image and the lungs found in it"
+    processes.say(f"note: {' and '.join(there)} in {root} are not read; masked images are made from {source}")
 
 
 def _holds_files(folder: Path) -> bool:
@@ -164,8 +213,9 @@ def find_pairs(root: str | Path) -> dict[str, Pair]:
 
 
 def select(pairs: dict[str, Pair], path: str | Path, optional: bool = False) -> dict[str, Pair]:
-    """The pairs that a split list names, in its order. An optional list that is not there selects none."""
-    if optional and not Path(path).is_file():
+    """The pairs that a split list names, in its order. An optional list that is not there, or empty, selects none."""
+    # dataSegmentation.py writes an empty list for a share of 0
+    if optional and not (Path(path).is_file() and Path(path).stat().st_size):
         return {}
     names = read_list(path)
     if missing := [name for name in names if name not in pairs]:
@@ -245,7 +295,7 @@ def inputs(what: str | Path, root: str | Path) -> dict[str, Path]:
 
     A name is the path below the folder without its ending, such as patient7/scan2: results mirror the tree.
     """
-    what = Path(what)
+    what = find_list(Path(what))
     if what.suffix == ".txt":
         return read_paths(what, root)
     if what.is_dir():

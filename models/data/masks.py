@@ -91,7 +91,7 @@ def outline(job: tuple[Path, Path]) -> Outline:
     cxr_path, mask_path = job
     cxr = images.read(cxr_path).pixels
     if mask_path.is_file():
-        mask = images.read_mask(mask_path)
+        mask = images.read_mask_of(mask_path, cxr.shape)
     else:
         try:
             mask = lungs.lung_mask(cxr)

@@ -74,17 +74,21 @@ def settle_lists(pairs: dict[str, Pair], settings: Data) -> list[int]:
     there = [path for path in paths if path.exists()]
     if not there:
         return _write_lists(pairs, paths, settings)
-    if len(there) < len(paths):
+    # Published lists without a data set's name, train_set.txt and test_set.txt, have none for validation.
+    nameless = there[0].name.endswith("_set.txt")
+    training, validation, test = paths
+    required = (training, test) if nameless else (training, validation, test)
+    for absent in required:
         # Two lists of three: a new third one could repeat their images.
-        absent = next(path for path in paths if path not in there)
-        raise UserError(f"{there[0]} is there, but {absent} is not; put it there, or delete the lists for a new split")
+        if absent not in there:
+            raise UserError(
+                f"{there[0]} is there, but {absent} is not; put it there, or delete the lists for a new split"
+            )
 
     sets = [_read_names(path) for path in paths]
     _check_lists(pairs, paths, sets, settings)
-    print(
-        "the lists are there already and stay as they are (delete "
-        f"{there[0].parent / settings.name}_*set.txt for a new split)"
-    )
+    pattern = "*_set.txt" if nameless else f"{settings.name}_*set.txt"
+    print(f"the lists are there already and stay as they are (delete {there[0].parent / pattern} for a new split)")
 
     # Pairs that came later join no set by themselves; they are only reported.
     listed = set(chain.from_iterable(sets))
@@ -118,8 +122,8 @@ def _write_lists(pairs: dict[str, Pair], paths: list[Path], settings: Data) -> l
 
 
 def _read_names(path: Path) -> list[str]:
-    """The names of a list; a share of 0 has an empty list, which is no fault here."""
-    return lists.read_list(path) if path.stat().st_size else []
+    """The names of a list; a share of 0 has an empty list or none, which is no fault here."""
+    return lists.read_list(path) if path.is_file() and path.stat().st_size else []
 
 
 def _check_lists(pairs: dict[str, Pair], paths: list[Path], sets: list[list[str]], settings: Data) -> None:

@@ -248,7 +248,10 @@ def measure(
                 result.rows[method].append(Measured(finding, before, after, noise_before, noise_after, slope))
 
         # Channel outputs of the findings and of normal places in the same lungs.
-        mask = images.read_mask(given_masks[image]) if image in given_masks else lungs.lung_mask(untouched)
+        if image in given_masks:
+            mask = images.read_mask_of(given_masks[image], untouched.shape)
+        else:
+            mask = lungs.lung_mask(untouched)
         pixel_mm = side_mm / max(untouched.shape)
         # seeded by the image's name, so that the places do not change with the other images of the list
         normal = normal_places(mask, own, pixel_mm, seeding.detail_generator(seed, image))

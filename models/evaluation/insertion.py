@@ -272,12 +272,13 @@ def evaluate(
     rows_of: dict[int, list[Row]] = {}
     for number in range(processes.rank(), len(cases), processes.world_size()):
         case = cases[number]
-        cxr = images.to_network(images.read(case.path, case.limits).pixels, size)  # (1, S, S)
+        scan = images.read(case.path, case.limits).pixels
+        cxr = images.to_network(scan, size)  # (1, S, S)
         pixels = images.to_unit(cxr)[0].numpy()
         if case.mask is None:
             mask = lungs.lung_mask(pixels)
         else:
-            mask = images.mask_to_network(images.read_mask(case.mask), size)
+            mask = images.mask_to_network(images.read_mask_of(case.mask, scan.shape), size)
         target = None
         if case.target is not None:
             target = images.to_unit(images.to_network(images.read(case.target).pixels, size))[0].numpy()

@@ -171,14 +171,10 @@ def load(case: Case, targets: bool = True, dicom: bool = False) -> Loaded:
     if images.inverted(scan.pixels):
         notes.append(DARK)
 
-    # A mask is drawn on its X-ray; one of another size belongs to another image, or to a resized copy.
+    # at the X-ray's size; a mask of another shape belongs to another image
     mask = None
     if case.mask is not None:
-        mask = images.read_mask(case.mask)
-        if mask.shape != scan.pixels.shape:
-            mask_size = lists.size_text(mask)
-            scan_size = lists.size_text(scan.pixels)
-            raise UserError(f"the mask {case.mask} is {mask_size}, but {case.path} {scan_size}")
+        mask = images.read_mask_of(case.mask, scan.pixels.shape)
 
     target = None
     if targets and case.target is not None:

@@ -43,6 +43,8 @@ ANY_RESULT = {
     "eval.nodules",
     "eval.inserted",
     "eval.panels",
+    "eval.paths",
+    "eval.snapshots",
     "eval.refiner",
 }
 

@@ -1,6 +1,7 @@
 """The files of one evaluated X-ray: its result as its input is, panel, deviation of several results, DICOM."""
 
 import hashlib
+import io
 import json
 import math
 import os
@@ -21,6 +22,8 @@ from .cases import Case
 SERIES = "bone-suppressed, not for diagnosis"  # description of a DICOM result's series
 RESULT_KEYS = ("seed", "samples", "residual", "strength", "range")  # of eval, those that change a result
 FOLDERS = lists.RESULT_FOLDERS  # below the output folder, beside the results
+FRAME_MS = 400  # of an animation, milliseconds
+LAST_FRAME_MS = 2000  # of its last picture
 LETTERS_PER_COLUMN = 24  # of a panel's titles: so many fit into the width of an image
 LEAST_LETTER = 8  # height of the titles' letters, pixels
 LINE = 1.5  # height of the titles' strip, letters
@@ -74,9 +77,8 @@ class Output:
     def _files_as_text(self, name: str) -> list[str]:
         """As `files`."""
         files = [str(self.result(name))] if self.file is not None else [f"{self.folder}/{name}.png"]
-        for folder in FOLDERS:
-            suffix = "dcm" if folder == "dicom" else "png"
-            files.append(f"{self.folder}/{folder}/{name}.{suffix}")
+        for folder, endings in FOLDERS.items():
+            files += [f"{self.folder}/{folder}/{name}.{ending}" for ending in endings]
         return files
 
 
@@ -201,6 +203,29 @@ def write_deviation(
     label = f"standard deviation of {samples} results (share of the grey scale)"
     images.write_file(output.folder / "overlays" / f"{name}.png", pictures.overlay(scan.pixels, full, label))
     return {"mean_deviation": round(float(full.mean()), 6), "deviation_white": white}
+
+
+def write_paths(output: Output, name: str, scan: images.Picture, paths: dict[str, np.ndarray]) -> None:
+    """GL-LCM's two results of an image as they went into the fusion, {"global" or "local": (H, W) in [0, 1]}: each in a
+    folder of that name, as the result itself is written."""
+    for folder, soft in paths.items():
+        images.write_like(output.folder / folder / f"{name}.png", soft, scan)
+
+
+def write_snapshots(output: Output, name: str, steps: dict[int, np.ndarray]) -> None:
+    """What some of the sampling steps predict, {number of the step, from 1: (S, S) in [0, 1]}: snapshots/<name>.png,
+    beside each other, and snapshots/<name>.gif, one after the other."""
+    place = output.folder / "snapshots"
+    images.write(place / f"{name}.png", panel({f"step {step}": pixels for step, pixels in steps.items()}))
+
+    # GIF has 256 colours: as many as 8-bit grey has
+    frames = []
+    for pixels in steps.values():
+        frames.append(Image.fromarray(np.rint(255 * np.clip(pixels, 0, 1)).astype(np.uint8)))
+    durations = [FRAME_MS] * (len(frames) - 1) + [LAST_FRAME_MS]
+    content = io.BytesIO()
+    frames[0].save(content, format="GIF", save_all=True, append_images=frames[1:], duration=durations, loop=0)
+    images.write_file(place / f"{name}.gif", content.getvalue())
 
 
 def write_dicom(output: Output, case: Case, soft: np.ndarray, about: dict) -> None:

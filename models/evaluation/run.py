@@ -20,7 +20,7 @@ from . import index_page, insertion, operations, shards
 from .cases import Case, find_cases
 from .reading import AHEAD_BYTES, Loaded, Reader
 from .record import Entry, Record, describe_run
-from .results import Form, Output, write_deviation, write_dicom, write_result
+from .results import Form, Output, write_deviation, write_dicom, write_paths, write_result, write_snapshots
 
 # settings of eval that do not make another run: tasks of an array are one, and so is one that skips what stopped it
 ANY_TASK = ("shard", "skip_faulty")
@@ -147,6 +147,7 @@ def _prepare_one(
     # what cannot be done with these images or on this machine is refused before the folder is looked at
     if section.dicom:
         require_dicom(cases)
+    check_trace(section, method_class)
     device = pick_device(settings.device)
     precision = pick_precision(settings.precision, device)
     compiled = compiling.should_compile(settings.compile, device)
@@ -212,7 +213,11 @@ def suppress(job: Job, method_class: type[pipelines.Pipeline]) -> dict:
         batch_size=section.batch_size,
         samples=section.samples,
         dicom=section.dicom,
-        about={**method.describe(), "operations": operations.of_pipeline(method, job.settings.data.image_size)},
+        trace=pipelines.Trace(section.paths, section.snapshots),
+        about={
+            **method.describe(finds_lungs=any(case.mask is None for case in job.cases)),
+            "operations": operations.of_pipeline(method, job.settings.data.image_size),
+        },
         form=Form(section.size, section.bits, section.panels),
         reader=job.reader,
     )
@@ -253,6 +258,7 @@ def evaluate(
     batch_size: int,
     samples: int = 1,
     dicom: bool = False,
+    trace: pipelines.Trace | None = None,
     about: dict | None = None,
     measure: Measure | None = None,
     form: Form | None = None,
@@ -261,10 +267,11 @@ def evaluate(
     """Write the result of each image of a record in the input's size and depth, its panel, and summary.json.
 
     record.about["image_size"] is the side of the images that the method sees. samples: results drawn of each image (see
-    `draw_samples`); above 1 their deviation is written too. dicom: DICOM inputs get a DICOM result as well. about: what
-    summary.json says of the method. measure(cxr (1, S, S), result (1, S, S)) -> {"psnr": ...}: further figures of an
-    image for the summary. form: size and depth of the results, if not the input's. reader: of `batches_left`; None: one
-    that raises the first error. Returns the summary, which names as "failed" what could not be read.
+    `draw_samples`); above 1 their deviation is written too. dicom: DICOM inputs get a DICOM result as well. trace: what
+    else of the sampling is written (of a pipeline, and of one sample). about: what summary.json says of the method.
+    measure(cxr (1, S, S), result (1, S, S)) -> {"psnr": ...}: further figures of an image for the summary. form: size
+    and depth of the results, if not the input's. reader: of `batches_left`; None: one that raises the first error.
+    Returns the summary, which names as "failed" what could not be read.
     Several processes share the images, each of which comes out as it would in one process. After a stop the same call
     goes on.
     """
@@ -288,7 +295,11 @@ def evaluate(
             cxr = torch.stack([images.to_network(one.scan.pixels, size) for one in loaded])  # (B, 1, S, S)
             # the lungs of each image at the network's size; None: GL-LCM finds them, BS-LDM needs none
             masks = [None if one.mask is None else images.mask_to_network(one.mask, size) for one in loaded]
-            means, deviations = draw_samples(method, batch, masks, cxr, batch_size, samples)
+            # one for each batch: a pipeline fills it
+            kept = None
+            if trace is not None and (trace.paths or trace.snapshots):
+                kept = pipelines.Trace(trace.paths, trace.snapshots)
+            means, deviations = draw_samples(method, batch, masks, cxr, batch_size, samples, kept)
             # images of one batch share its time equally
             seconds = (time.perf_counter() - start) / len(batch)
 
@@ -304,6 +315,8 @@ def evaluate(
                 if dicom and not _write_dicom(record, reader, one, soft):
                     continue
                 notes = write_result(output, one.case.name, one.scan, soft, one.target, form)
+                if kept is not None:
+                    write_trace(output, one.case.name, one.scan, cxr[i], kept, i, method.residual)
                 if measure:
                     notes |= measure(cxr[i], means[i])
                 if samples > 1:
@@ -365,13 +378,43 @@ def require_dicom(cases: list[Case]) -> None:
         raise UserError(f"eval.dicom=true, but none of the {len(cases)} images is a DICOM file ({cases[0].path})")
 
 
+def check_trace(section: config.Eval, method_class: type[pipelines.Pipeline]) -> None:
+    """Raise UserError for eval.paths and eval.snapshots where the method or the other settings have no such thing."""
+    if section.paths and method_class is not pipelines.GLLCM:
+        raise UserError(f"eval.paths=true, but {method_class.title} has one path; GL-LCM has two (batch_lcm_eval.py)")
+    # several samples have several courses, and the result is none of theirs
+    if section.samples > 1 and (section.paths or section.snapshots):
+        key = "eval.paths" if section.paths else "eval.snapshots"
+        raise UserError(f"{key} shows how one result came about; say eval.samples=1 with it")
+
+
+def write_trace(
+    output: Output, name: str, scan: images.Picture, cxr: torch.Tensor, trace: pipelines.Trace, i: int, residual: bool
+) -> None:
+    """What was kept of the sampling of image i of a batch. cxr: the image as the method saw it, (1, S, S)."""
+    if trace.global_soft is not None and trace.local_soft is not None:
+        paths = {}
+        for folder, soft in (("global", trace.global_soft[i]), ("local", trace.local_soft[i])):
+            paths[folder] = pipelines.at_full_size(scan.pixels, cxr, soft, residual)
+        write_paths(output, name, scan, paths)
+    if trace.steps:
+        write_snapshots(output, name, {step: images.to_unit(soft[i, 0]).numpy() for step, soft in trace.steps.items()})
+
+
 def draw_samples(
-    method: Method, cases: list[Case], masks: list, cxr: torch.Tensor, batch_size: int, samples: int
+    method: Method,
+    cases: list[Case],
+    masks: list,
+    cxr: torch.Tensor,
+    batch_size: int,
+    samples: int,
+    trace: pipelines.Trace | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(means, standard deviations), each as cxr (B, 1, S, S), of several results of each image, drawn with noise of
     different names. masks: for each image a boolean (S, S) or None.
 
     The first result of an image is the one that samples=1 gives. At most batch_size results are drawn together.
+    trace: of one sample, is given what it says that it keeps.
     """
     # all results in a row: those of the first image, those of the second, ...
     places = []
@@ -389,7 +432,8 @@ def draw_samples(
         batch = slice(start, start + batch_size)
         progress = partial(tqdm, desc=names[start], unit="step", leave=False, mininterval=1, disable=hidden)
         batch_masks = [masks[place] for place in places[batch]]
-        drawn.append(method(cxr[places[batch]], names[batch], batch_masks, progress))
+        further = {} if trace is None else {"trace": trace}  # other methods than pipelines know none
+        drawn.append(method(cxr[places[batch]], names[batch], batch_masks, progress, **further))
     stack = torch.cat(drawn).unflatten(0, (len(cases), samples))  # (B, samples, 1, S, S)
     correction = min(1, samples - 1)  # of one result the deviation is 0, not 0 / 0
     return stack.mean(1), stack.std(1, correction=correction)

@@ -314,11 +314,9 @@ def _score(files: ImageFiles, size: int, lpips: scores.Lpips) -> ImageScores:
     mask_fault = None
     if files.mask is not None:
         try:
-            pixels = images.read_mask(files.mask)
-            if _same_aspect(pixels.shape, target_shape):
-                mask = images.resize_mask(pixels, (size, size))
-            else:
-                mask_fault = _aspect_fault(files.mask, pixels.shape, target_shape)
+            # images are squeezed to the scores' square, and a mask may already be a square
+            pixels = images.read_mask_of(files.mask, target_shape)
+            mask = images.resize_mask(pixels, (size, size))
         except UserError as error:
             mask_fault = str(error)
 

@@ -50,8 +50,11 @@ class Network(nn.Module):
     Its `settings_of(state, modules)` derives them from the tensors of a checkpoint without a header (state: name ->
     tensor; modules: name -> attributes of the pickled module, empty for a plain state_dict) and raises KeyError,
     IndexError, ValueError or ZeroDivisionError for those of another network.
+    `earlier`: keywords that headers of earlier versions do not name, with what those versions had.
     `notes` are further entries of the header, such as what the network was trained for; `load` and `save` keep them.
     """
+
+    earlier: dict = {}
 
     def __init__(self):
         super().__init__()
@@ -80,7 +83,7 @@ class Network(nn.Module):
         elif header["network"] != cls.__name__:
             raise UserError(f"{path} holds the weights of {header['network']}, not of {cls.__name__}")
         else:
-            settings = header["settings"]
+            settings = {**cls.earlier, **header["settings"]}
         check_settings(cls, settings, path, len(state))
 
         # on the meta device the network takes no memory until the file's own tensors are put into it

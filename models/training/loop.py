@@ -31,6 +31,8 @@ from .pictures import draw_curves
 
 MOST_BAD_BATCHES = 10  # batches in a row with a loss or gradient that is not finite, before a training stops
 STEPS_A_NOTE = 10  # steps between two updates of the loss that the progress bar shows
+# settings that states of earlier versions do not name, with what those versions did
+EARLIER = {"unet.condition": "plain", "ldm.condition": "plain", "lcm.condition": "plain"}
 AnyNetwork = TypeVar("AnyNetwork", bound=nn.Module)  # init_from returns the class that it is given
 STATE_ENTRIES = {"settings", "facts", "progress", "networks", "ema", "optimizers"}  # what a state_<step>.pt holds
 
@@ -660,6 +662,9 @@ class Trainer:
         # settings and facts are compared alike; every refusal comes before the first report of a change
         before = {**state["settings"], **state["facts"]}
         now = {**self.settings, **self.facts}
+        for key, value in EARLIER.items():
+            if key in now:
+                before.setdefault(key, value)
         changed = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
         for key in changed:
             if self.is_fixed(key) or key in state["facts"] or key in self.facts:

@@ -36,6 +36,7 @@ def train(
     reads: the keys and sections that the script reads, of which a resumed training reports the changes.
     Raises UserError for data, weights or a folder that do not fit the settings.
     """
+    check_condition(settings, section, method.section)
     # autoencoder: that of the run folder's own training before a shipped one, as in the evaluations
     settings = weights.prefer_own(settings, "vqgan")
     if processes.rank() == 0:
@@ -98,6 +99,7 @@ def train(
             alpha_bar,
             section.offset_noise,
             weight,
+            condition=settings.unet.condition,
             lesion_weight=settings.train.lesion_weight,
             least_timestep=settings.train.least_timestep,
         )
@@ -158,6 +160,21 @@ def note_other_latents(start: str | None, vqgan: MLVQGAN) -> None:
     known = (header or {}).get("vqgan")
     if known is not None and known != checkpoint.tensor_digest(vqgan):
         processes.say(f"note: {start} was trained on the latents of another autoencoder; little of it will help here")
+
+
+def check_condition(settings: config.Settings, section: config.Ldm | config.Lcm, name: str) -> None:
+    """Raise UserError for settings of the CXR's latent that no network can be trained or sampled with."""
+    # EDM's preconditioning is about the CXR's latent itself: of a scaled one it would take the wrong difference.
+    if settings.unet.prior and settings.unet.condition == "scaled":
+        raise UserError(
+            f"unet.prior={settings.unet.prior:g} needs the CXR's latent as it is; say unet.condition=plain, or "
+            "unet.prior=0"
+        )
+    if settings.unet.condition == "plain" and section.condition == "scaled":
+        raise UserError(
+            f"unet.condition=plain trains on plain latents of the CXR, but {name}.condition=scaled would sample with "
+            f"others; say {name}.condition=plain"
+        )
 
 
 def encode_versions(encoder: "Encoder", pairs: dict[str, lists.Pair], settings: config.Settings) -> list[dict]:
