@@ -332,8 +332,8 @@ class Pipeline:
 
         names: one unique name per image, on which its noise depends. masks: one boolean (H, W) per image, true in the
         lungs. If masks is None, or one of them is, the lungs are found in the X-ray where they are needed: by GL-LCM
-        and by a refiner. progress: wraps the sampling steps. trace: is given what it says that it keeps. Raises UserError for a size that the
-        networks cannot take.
+        and by a refiner. progress: wraps the sampling steps. trace: is given what it says that it keeps. Raises
+        UserError for a size that the networks cannot take.
         """
         # Refused before minutes of sampling are spent.
         self.check_size(*cxr.shape[-2:])
