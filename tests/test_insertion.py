@@ -207,8 +207,9 @@ def test_an_evaluation_with_nodules_writes_its_files_and_replaces_no_others(chai
     status, shown, _ = evaluate(*asked)
     assert status == 0 and results == {path: path.read_bytes() for path in place.glob("*.png")}
     written = (place / "insertion.txt").read_text()
+    shares = (place / "insertion.csv").read_text()
     assert "BS-LDM" in written and written in shown
     assert evaluate(*asked, "ldm.steps=2")[0] == 0  # other results keep other shares of the nodules
-    assert (place / "insertion.txt").read_text() != written
+    assert (place / "insertion.csv").read_text() != shares
     assert evaluate("ldm.steps=1")[0] == 0  # which takes the place of results that the files were about
     assert not (place / "insertion.txt").exists() and not (place / "insertion.csv").exists()

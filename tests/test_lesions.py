@@ -246,7 +246,7 @@ def objective_on(answer, **options):
     def snr_weight(t):  # makes the noise's squared error that of z_0
         return (1 - alpha_bar[t]) / alpha_bar[t]
 
-    objective = losses.denoising_objective(alpha_bar, 0.0, snr_weight, **options)
+    objective = losses.denoising_objective(alpha_bar, 0.0, snr_weight, condition="plain", **options)
     losses_of, logged = objective({"unet": unet}, batch, Drawn(2))
     return float(losses_of["unet"]), {name: float(value) for name, value in logged.items()}
 
@@ -287,7 +287,9 @@ def test_without_a_lesion_weight_the_loss_is_that_of_the_noise_to_the_bit(has_tw
     def weight(t):
         return 1 + t / 500
 
-    minimised, logged = losses.denoising_objective(alpha_bar, 0.1, weight)({"unet": unet}, batch, Drawn(3))
+    minimised, logged = losses.denoising_objective(alpha_bar, 0.1, weight, condition="plain")(
+        {"unet": unet}, batch, Drawn(3)
+    )
 
     # the published loss, of patients and twins as one batch
     noise = Drawn(3)
@@ -358,5 +360,5 @@ def test_patients_with_twins_through_the_scripts(chain):
     )
     with (chain / "runs" / "twins" / "ldm" / "log.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert float(rows[0]["lesions"]) == 0  # the last layer starts at 0, and nothing depends on what is seen
-    assert float(rows[-1]["validation_lesions"]) > 0
+    # With a prior an estimator begins with the CXR's latent, which holds most of a lesion, but not all of it.
+    assert 0 < float(rows[0]["lesions"]) and 0 < float(rows[-1]["validation_lesions"])

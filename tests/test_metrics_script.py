@@ -136,7 +136,9 @@ def test_all_done_is_status_0_and_resizing_is_said(folder, monkeypatch, capsys):
     assert f"3 images at {SIDE} x {SIDE}, 1 of them resized to that (area average" in capsys.readouterr().out
     tree = json.loads((folder / "out" / "metrics.json").read_text())
     assert set(tree["summary"]) == {scores.REFERENCE, "two"} and math.isfinite(tree["summary"]["two"]["LPIPS"]["mean"])
-    assert len(tree["tests"]) == 8 and {(test["a"], test["b"]) for test in tree["tests"]} == {(scores.REFERENCE, "two")}
+    assert len(tree["tests"]) == 10 and {(test["a"], test["b"]) for test in tree["tests"]} == {
+        (scores.REFERENCE, "two")
+    }
 
 
 def test_another_aspect_ratio_is_a_fault_and_not_a_squeeze(folder, monkeypatch, capsys):
@@ -150,7 +152,7 @@ def test_another_aspect_ratio_is_a_fault_and_not_a_squeeze(folder, monkeypatch, 
         in told
     )
     assert (
-        f"2 is not scored inside the lungs: {folder}/Mask/2.png is {SIDE} x {SIDE // 2}" in told
+        f"2 is not scored inside the lungs: the mask {folder}/Mask/2.png is {SIDE} x {SIDE // 2}" in told
         and "10 is not" not in told
     )
 

@@ -59,7 +59,8 @@ def train(settings: config.Settings, reads: tuple[str, ...]) -> int:
     with processes.joined(), ownership.owned(folder, f"comparison.{name}.start"):
         # the seed decides the first weights, so nothing else may draw between it and the networks
         device = pick_device(settings.device)
-        perceptual = losses.Perceptual("vgg", settings.features).to(device) if section.perceptual else None
+        features = settings.features
+        perceptual = losses.Perceptual("vgg", features).to(device) if section.perceptual else None
         torch.manual_seed(settings.train.seed)
         network = loop.init_from(build(name, section), section.start).to(device)
         network.notes = {"method": network.title, "image_size": section.image_size}
