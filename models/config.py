@@ -286,7 +286,7 @@ def _read_meanings(text: str) -> dict[str, str]:
     sections: list[str] = []
     for line in text.splitlines():
         # A key, and what follows the # that has white space before it. Two blanks of indentation are one level.
-        match = re.match(r"^( *)([a-z_]+):(.*?)(?:\s#\s*(.*))?$", line)
+        match = re.match(r"^( *)([a-z_][a-z_0-9]*):(.*?)(?:\s#\s*(.*))?$", line)
         if match:
             depth = len(match[1]) // 2
             sections = [*sections[:depth], match[2]]
