@@ -3,6 +3,8 @@
 import copy
 import hashlib
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -375,3 +377,19 @@ def test_the_share_of_bone_in_the_finest_detail_is_that_of_its_energy():
     assert np.allclose(found, energy(bone) / (energy(bone) + energy(soft)), atol=2e-3)
     assert not pipelines.bone_share(0 * bone, soft).any() and pipelines.bone_share(bone, 0 * soft).min() > 0.99
     assert torch.allclose(pipelines.bone_share(2 * soft, soft), torch.full_like(soft, 0.8), atol=1e-4)
+
+
+@pytest.mark.parametrize("sigma", [1.0, 2.0])
+def test_the_blur_is_torchvisions(sigma):
+    from torchvision.transforms.functional import gaussian_blur
+
+    x = torch.randn(2, 1, 40, 33, generator=torch.Generator().manual_seed(0))
+    side = 2 * round(4 * sigma) + 1
+    assert torch.allclose(pipelines._blur(x, sigma), gaussian_blur(x, [side, side], [sigma, sigma]), atol=1e-6)
+
+
+@pytest.mark.slow
+def test_pipelines_import_neither_torchvision_nor_the_compiler():
+    code = "import sys, models.pipelines; print(sorted({'torchvision', 'torch._dynamo'} & sys.modules.keys()))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=WEIGHTS.parent, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
