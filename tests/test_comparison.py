@@ -14,7 +14,7 @@ from image_files import make_dicom
 
 from models import comparison, config, images, losses, pipelines, schedulers
 from models.comparison import bs_diff, mca_net, resnet_bs, vae
-from models.data import datasets
+from models.data import datasets, lists
 from models.evaluation import operations
 from models.runtime.files import UserError
 from models.training import comparison as training
@@ -158,6 +158,48 @@ def stop_after(end_epoch):
         end_epoch(trainer)
 
     return stop
+
+
+def test_processes_share_the_results_of_bs_diffs_first_stage(data, tmp_path, monkeypatch):
+    """Each draws every second image and waits; then all read all, as one process draws them."""
+    further = ["data.root=runs/demo/data", "data.lists=runs/demo/lists", "comparison.bs_diff.image_size=16"]
+    line = arguments("bs_diff", *further)
+    settings = config.parse("", ("comparison", "data", "train", "precision"), line)
+    section = settings.comparison.bs_diff
+    monkeypatch.chdir(data)
+    pairs, _ = lists.training_pairs(settings.data.root, settings.data.lists, settings.data.name)
+    torch.manual_seed(0)
+    network = training.build("bs_diff", section)
+
+    def wait():
+        raise Stopped
+
+    def results(folder: str):
+        run = training.Run(
+            settings,
+            section,
+            (),
+            tmp_path / folder,
+            pairs,
+            {},
+            None,
+            None,
+            torch.device("cpu"),  # type: ignore
+        )
+        return training.first_results(pairs, run, network, "digest")
+
+    alone = results("alone")
+    monkeypatch.setattr(training.processes, "tidy", lambda *_: None)
+    monkeypatch.setattr(training.processes, "world_size", lambda: 2)
+    monkeypatch.setattr(training.processes, "rank", lambda: 1)
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        patch.setattr(training.processes, "barrier", wait)
+        results("shared")
+    assert len(list((tmp_path / "shared").rglob("*.npy"))) == len(pairs) // 2
+    monkeypatch.setattr(training.processes, "rank", lambda: 0)
+    monkeypatch.setattr(training.processes, "barrier", lambda: None)
+    shared = results("shared")
+    assert all(torch.equal(shared[name]["cxr"], latents["cxr"]) for name, latents in alone.items())
 
 
 @pytest.mark.parametrize(
