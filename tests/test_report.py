@@ -167,14 +167,18 @@ def test_costs_come_from_the_evaluations_summaries(tmp_path):
         "precision": "bf16",
         "batch_size": 2,
     }
-    for name, summary in (("new", told), ("old", {"method": "BS-LDM"}), ("other", {"seconds": 1.0})):
+    for name, summary in (
+        ("new", told),
+        ("old", {"method": "BS-LDM"}),
+        ("other", {"seconds": 1.0, "parameters": 9985}),
+    ):
         (tmp_path / name).mkdir()
         (tmp_path / name / "summary.json").write_text(json.dumps(summary))
     found = report.costs({name: tmp_path / name for name in ("new", "old", "other", "absent")})
     table = report.cost_table(found)
     assert table.rows == [
         ["new", "LCM", "50", "436.9 M", "68.2", "8.54", "3.00 GiB"],
-        ["other", "—", "—", "—", "—", "1.00", "—"],
+        ["other", "—", "—", "0.010 M", "—", "1.00", "—"],
     ]
     assert (
         table.notes[2] == "new: NVIDIA X, bf16, batches of 2, memory allocated on the GPU"
@@ -256,6 +260,16 @@ def test_a_logarithmic_axis_has_labels_at_its_main_ticks_only(monkeypatch):
     monkeypatch.setattr(pictures, "png", lambda figure: figure.axes[0].xaxis.get_ticklabels(minor=True))
     points = [pictures.Point(steps, 20 + steps / 10) for steps in (2, 5, 10, 25, 50)]
     assert not any(label.get_text() for label in pictures.trade_off({"DDPM": points}, "steps", "PSNR (dB)"))
+
+
+def test_titles_of_many_columns_do_not_run_into_each_other(monkeypatch):
+    monkeypatch.setattr(pictures, "png", lambda figure: figure)
+    titles = ["CXR", "Gusarev et al.", "MCA-Net", "ResNet-BS", "Kalisz & Marczyk", *map(str, range(7)), "truth"]
+    figure = pictures.side_by_side([{title: np.zeros((8, 8)) for title in titles}])
+    figure.draw_without_rendering()
+    places = [axis.title.get_window_extent() for axis in figure.axes]
+    assert len(places) == len(titles)
+    assert all(left.x1 < right.x0 for left, right in zip(places, places[1:]))
 
 
 def test_confidence_is_what_the_table_says():
