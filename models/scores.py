@@ -76,10 +76,10 @@ IN_LUNGS = (
 BY_PLACE_AND_WIDTH = (
     Score("MSE_on_bone", "MSE on bone (10⁻³)", 1000, False),
     Score("MSE_off_bone", "MSE off bone (10⁻³)", 1000, False),
-    Score("BSR_fine", "two-sided BSR, fine (%)", 100, True),
-    Score("BSR_narrow", "two-sided BSR, narrow (%)", 100, True),
-    Score("BSR_rib", "two-sided BSR, rib-wide (%)", 100, True),
-    Score("BSR_broad", "two-sided BSR, broad (%)", 100, True),
+    Score("BSR_fine", "fine BSR (%)", 100, True),
+    Score("BSR_narrow", "narrow BSR (%)", 100, True),
+    Score("BSR_rib", "rib-wide BSR (%)", 100, True),
+    Score("BSR_broad", "broad BSR (%)", 100, True),
 )
 
 
