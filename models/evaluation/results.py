@@ -6,6 +6,7 @@ import json
 import math
 import os
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -59,35 +60,78 @@ class Output:
 
     def files(self, name: str) -> list[Path]:
         """Every file that an evaluation may write for an image; the result first."""
-        return [Path(file) for file in self._files_as_text(name)]
-
-    def existing(self, names: Iterable[str]) -> Iterator[tuple[str, Path, bool]]:
-        """(name, file, whether it is the result) of what `files` says of these images and is there already."""
-        # Each folder is listed once, and texts are compared instead of paths: six questions to the file system for each
-        # of 100 000 images would take minutes.
-        listed: dict[str, frozenset[str]] = {}
-        for name in names:
-            for place, path in enumerate(self._files_as_text(name)):
-                folder, file_name = os.path.split(path)
-                if folder not in listed:
-                    listed[folder] = _list_folder(folder)
-                if file_name in listed[folder]:
-                    yield name, Path(path), place == 0
-
-    def _files_as_text(self, name: str) -> list[str]:
-        """As `files`."""
-        files = [str(self.result(name))] if self.file is not None else [f"{self.folder}/{name}.png"]
+        files = [self.result(name)]
         for folder, endings in FOLDERS.items():
-            files += [f"{self.folder}/{folder}/{name}.{ending}" for ending in endings]
+            files += [self.folder / folder / f"{name}.{ending}" for ending in endings]
         return files
 
+    def existing(self, names: Iterable[str]) -> Iterator[tuple[str, str, bool, int | None]]:
+        """(name, file, whether it is the result, its number) of what `files` says of these images and is there already.
 
-def _list_folder(folder: str) -> frozenset[str]:
-    """The names in a folder, dangling links among them; none if it is not there."""
+        The number is the file system's (st_ino), one for all names of a file; None if only asking for the file tells.
+        """
+        if self.file is not None:
+            for name in names:
+                for place, path in enumerate(self.files(name)):
+                    if os.path.lexists(path):
+                        yield name, str(path), place == 0, None
+            return
+
+        # Each folder is listed once: ten questions to the file system for each of 100 000 images would take minutes.
+        listing = Listing(self.folder)
+        beside: dict[str, list] = {}  # folder of an image -> where files of its images may lie
+        for name in names:
+            folder, _, last = name.rpartition("/")
+            if folder not in beside:
+                beside[folder] = self._places(folder, listing)
+            for is_result, start, ending, numbers in beside[folder]:
+                if (file := last + ending) in numbers:
+                    yield name, start + file, is_result, numbers[file]
+
+    def _places(self, folder: str, listing: "Listing") -> list[tuple[bool, str, str, dict]]:
+        """[(whether results lie there, folder with its slash, ending, {file name: number}), ...] for the images of a
+        folder below the input, of those places that hold something."""
+        below = f"{folder}/" if folder else ""
+        places = [(True, below, ".png")]
+        for apart, endings in FOLDERS.items():
+            places += [(False, f"{apart}/{below}", f".{ending}") for ending in endings]
+        found = []
+        for is_result, start, ending in places:
+            numbers = listing.numbers(start.rstrip("/"))
+            if numbers:
+                found.append((is_result, f"{self.folder}/{start}", ending, numbers))
+        return found
+
+
+class Listing:
+    """The folders of a tree, each of which is listed once, and none below a folder that is not there."""
+
+    def __init__(self, top: Path):
+        self.top = top
+        self.listed: dict[str, dict[str, int | None]] = {}
+
+    def numbers(self, folder: str) -> dict[str, int | None]:
+        """{name of a file or folder: its number, None for a link} in a folder, which is named from the top on."""
+        if folder not in self.listed:
+            above, _, last = folder.rpartition("/")
+            is_there = not folder or last in self.numbers(above)
+            self.listed[folder] = _list_folder(self.top / folder) if is_there else {}
+        return self.listed[folder]
+
+
+def _list_folder(folder: Path) -> dict[str, int | None]:
+    """{name: number} of what is in a folder, dangling links among it; nothing if the folder is not there."""
     try:
-        return frozenset(os.listdir(folder))
+        with os.scandir(folder) as scan:
+            entries = list(scan)
     except OSError:
-        return frozenset()
+        return {}
+    # Some file systems list other numbers than they give when asked; one file of a folder shows whether this one does.
+    told = True
+    for entry in entries[:1]:
+        with suppress(OSError):
+            told = os.lstat(entry.path).st_ino == entry.inode()
+    return {entry.name: entry.inode() if told and not entry.is_symlink() else None for entry in entries}
 
 
 @dataclass(frozen=True)

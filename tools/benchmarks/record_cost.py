@@ -97,7 +97,7 @@ def prepare(folder: Path, count: int, further: int) -> None:
         if number < count:
             os.link(result, folder / "out" / f"{number:06}.png")
             entry = record.Entry(content, 0.01, True, {}, stamp)
-            lines.append(json.dumps({"name": f"{number:06}", **vars(entry)}))
+            lines.append(json.dumps({"name": f"{number:06}", **entry._asdict()}))
     (folder / "out" / "unfinished_0.jsonl").write_text("\n".join(lines))
 
 
