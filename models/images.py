@@ -260,7 +260,8 @@ def foreign(folder) -> list[Path]:
     order."""
     names = []
     for name in os.listdir(folder):
-        if os.path.splitext(name)[1].lower() in FOREIGN and not name.startswith("."):
+        _, dot, ending = name.rpartition(".")
+        if dot + ending.lower() in FOREIGN and not name.startswith("."):
             names.append(name)
     return [Path(folder) / name for name in in_natural_order(names)]
 

@@ -323,6 +323,7 @@ def find_tree(top: str | Path) -> dict[str, str]:
     clashes: list[str] = []
     for folder, files in _walk(top, left_out):
         prefix = "" if folder == top else f"{folder.relative_to(top).as_posix()}/"
+        start = os.path.join(folder, "")  # with the slash at its end
         images.refuse_name(folder)
         for name in images.in_natural_order(files):
             # a name with a known ending is one with a stem; what is hidden or has none is looked at
@@ -332,10 +333,11 @@ def find_tree(top: str | Path) -> dict[str, str]:
             if not name.isascii():
                 images.refuse_name(folder / name)
             # x.png beside x.tif: both would have the result x.png
-            if prefix + stem in found:
-                clashes.append(f"{found[prefix + stem]} and {name}")
+            key = prefix + stem
+            if key in found:
+                clashes.append(f"{found[key]} and {name}")
                 continue
-            found[prefix + stem] = os.path.join(folder, name)
+            found[key] = start + name
 
     if clashes:
         pairs = shown_names(clashes, "; ")

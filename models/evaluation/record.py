@@ -29,7 +29,7 @@ from ..data import lists
 from ..runtime import checkpoint, ownership, processes
 from ..runtime.files import MachineError, UserError
 from . import insertion
-from .cases import Case, stamp_of
+from .cases import Case, stamp_of, without_collection
 from .results import FOLDERS, Output
 
 SUMMARY = "summary.json"
@@ -94,6 +94,7 @@ class Record:
     written.
     """
 
+    @without_collection()
     def __init__(self, output: Output, about: dict, cases: list[Case], shard: tuple[int, int] | None = None):
         self.output = output
         self.shard = shard
@@ -399,24 +400,16 @@ class Record:
 
         # What will be written and is there already. What earlier runs have written by their own record may be replaced.
         own_names = set().union(*(run.names for run in self.earlier))
-        existing = []
-        own = []
-        found = list(self.output.existing(self.names))
-        numbers = self._look_at_inputs() if found else set()
-        for name, file, is_result, number in found:
-            if is_result:
-                self.present.add(name)
-            # By its number it is no input, and a record knows it: nothing speaks against it.
-            if name in own_names and number is not None and number not in numbers:
-                continue
+        # tables of the insertion test and the page belong to the whole folder, not to an image
+        existing = [path for path in self._of_the_folder(_has_nodules(self.about)) if path.exists()]
+        own = self._of_the_folder(with_nodules=True) if self.earlier else []
+        # where a run goes on or begins anew; each input is asked for once, also for what `_valid` will want to know
+        numbers = self._look_at_inputs() if self.earlier else set()
+        self.present, found = self.output.existing(self.names, own_names, numbers)
+        for name, file in found:
             existing.append(Path(file))
             if name in own_names:
                 own.append(Path(file))
-
-        # tables of the insertion test and the page belong to the whole folder, not to an image
-        existing += [path for path in self._of_the_folder(_has_nodules(self.about)) if path.exists()]
-        if self.earlier:
-            own += self._of_the_folder(with_nodules=True)
         if not existing:
             return
 
@@ -428,15 +421,16 @@ class Record:
 
     def _look_at_inputs(self) -> set[int]:
         """The numbers (st_ino) of all files that are read; notes the stamps. Each file is asked for once."""
-        numbers = set()
+        numbers = []
         for case in self.cases:
             statuses = case.statuses()
             self.stamps[case.name] = stamp_of(statuses)
-            numbers.update([status.st_ino for status in statuses])
+            for status in statuses:
+                numbers.append(status.st_ino)
             if case.target is not None:
                 with suppress(OSError):
-                    numbers.add(os.stat(case.target).st_ino)
-        return numbers
+                    numbers.append(os.stat(case.target).st_ino)
+        return set(numbers)
 
     def _of_the_folder(self, with_nodules: bool) -> list[Path]:
         """The files that a run writes for all its images together, beside the summary."""
@@ -489,13 +483,13 @@ class Record:
 
 def _parse_lines(text: str) -> list[dict]:
     """The lines of JSON in a text, without those that are none."""
-    lines = [line for line in text.splitlines() if line]
     # All at once is three times as fast as one by one. No torn line becomes whole by those that follow it.
+    joined = text.strip().replace("\n", ",")
     with suppress(ValueError):
-        return json.loads(f"[{','.join(lines)}]")
+        return json.loads(f"[{joined}]")
     # The last line may be torn: whoever wrote it was killed. That image is made again.
     trees = []
-    for line in lines:
+    for line in text.splitlines():
         with suppress(ValueError):
             trees.append(json.loads(line))
     return trees

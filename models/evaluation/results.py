@@ -5,7 +5,6 @@ import io
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache
@@ -65,42 +64,53 @@ class Output:
             files += [self.folder / folder / f"{name}.{ending}" for ending in endings]
         return files
 
-    def existing(self, names: Iterable[str]) -> Iterator[tuple[str, str, bool, int | None]]:
-        """(name, file, whether it is the result, its number) of what `files` says of these images and is there already.
+    def existing(self, names: list[str], known: set[str], inputs: set[int]) -> tuple[set[str], list[tuple[str, str]]]:
+        """(the images whose results are there, [(image, file), ...] of what `files` says and is there already).
 
-        The number is the file system's (st_ino), one for all names of a file; None if only asking for the file tells.
+        Left out of the second are files of `known` images whose numbers (st_ino) are none of the inputs': they are no
+        inputs by another name. Links stay, and files whose numbers only asking for them tells.
         """
+        present = set()
+        found = []
         if self.file is not None:
             for name in names:
-                for place, path in enumerate(self.files(name)):
-                    if os.path.lexists(path):
-                        yield name, str(path), place == 0, None
-            return
+                found += [(name, str(path)) for path in self.files(name) if os.path.lexists(path)]
+                if os.path.lexists(self.file):
+                    present.add(name)
+            return present, found
+
+        # the images of each folder below the input
+        of_folder: dict[str, list[str]] = {}
+        for name in names:
+            folder, _, last = name.rpartition("/")
+            of_folder.setdefault(folder, []).append(last)
 
         # Each folder is listed once: ten questions to the file system for each of 100 000 images would take minutes.
         listing = Listing(self.folder)
-        beside: dict[str, list] = {}  # folder of an image -> where files of its images may lie
-        for name in names:
-            folder, _, last = name.rpartition("/")
-            if folder not in beside:
-                beside[folder] = self._places(folder, listing)
-            for is_result, start, ending, numbers in beside[folder]:
-                if (file := last + ending) in numbers:
-                    yield name, start + file, is_result, numbers[file]
+        for folder, lasts in of_folder.items():
+            below = f"{folder}/" if folder else ""
+            for is_result, start, ending in self._places(below):
+                numbers = listing.numbers(start.rstrip("/"))
+                if not numbers:
+                    continue
+                for last in lasts:
+                    file = last + ending
+                    if file not in numbers:
+                        continue
+                    name = below + last
+                    if is_result:
+                        present.add(name)
+                    number = numbers[file]
+                    if number is None or number in inputs or name not in known:
+                        found.append((name, f"{self.folder}/{start}{file}"))
+        return present, found
 
-    def _places(self, folder: str, listing: "Listing") -> list[tuple[bool, str, str, dict]]:
-        """[(whether results lie there, folder with its slash, ending, {file name: number}), ...] for the images of a
-        folder below the input, of those places that hold something."""
-        below = f"{folder}/" if folder else ""
+    def _places(self, below: str) -> list[tuple[bool, str, str]]:
+        """[(whether it is for results, folder with its slash, ending), ...] of the files for the images of a folder."""
         places = [(True, below, ".png")]
-        for apart, endings in FOLDERS.items():
-            places += [(False, f"{apart}/{below}", f".{ending}") for ending in endings]
-        found = []
-        for is_result, start, ending in places:
-            numbers = listing.numbers(start.rstrip("/"))
-            if numbers:
-                found.append((is_result, f"{self.folder}/{start}", ending, numbers))
-        return found
+        for folder, endings in FOLDERS.items():
+            places += [(False, f"{folder}/{below}", f".{ending}") for ending in endings]
+        return places
 
 
 class Listing:
