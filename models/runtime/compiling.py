@@ -1,6 +1,7 @@
 """torch.compile where it pays. What a reader follows is the plain network, which also runs where compiling fails."""
 
 from collections.abc import Callable
+from typing import cast
 
 import torch
 from torch import nn
@@ -82,7 +83,7 @@ class Compiled:
             raise
         except Exception as error:  # every stage of a compiler raises errors of its own types
             self.fast = None
-            module = getattr(self.network, "__self__", self.network)  # that of a method
+            module = cast(nn.Module, getattr(self.network, "__self__", self.network))  # that of a method
             module.to(memory_format=fastest_layout(module, inputs[0].device, compiled=False))
             result = self.network(*inputs)
             self.warn(failure_message(error))  # after the plain call, whose own error would be the true one
