@@ -13,10 +13,10 @@ import numpy as np
 from tqdm import tqdm
 
 from .. import images
-from ..data import lists
+from ..data import checks, lists
 from ..runtime import processes, workers
 from ..runtime.files import UserError
-from .cases import Case
+from .cases import Case, read_target
 
 FEW = 20  # images up to which reading them before the work takes no progress bar
 MOST_THREADS = 8  # that read beside each other
@@ -178,5 +178,8 @@ def load(case: Case, targets: bool = True, dicom: bool = False) -> Loaded:
 
     target = None
     if targets and case.target is not None:
-        target = images.read(case.target).pixels
+        truth = read_target(case)
+        if case.limits == "auto" and checks.of_different_greys(scan, truth):
+            notes.append(checks.different_greys(scan, truth))
+        target = truth.pixels
     return Loaded(case, scan, mask, target, content, stamp, notes)
