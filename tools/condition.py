@@ -68,7 +68,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=Path("runs/condition"))
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--epochs", type=int, default=10, help="of BS-LDM; GL-LCM, with two pairs a patient, has half")
+    parser.add_argument("--epochs", type=int, default=8, help="of BS-LDM; GL-LCM, with two pairs a patient, has half")
+    parser.add_argument("--patients", nargs="*", choices=PATIENTS, default=list(PATIENTS), help="one set only, or both")
     parser.add_argument("--count", type=int, default=200, help="patients of a set, of whom a tenth are tested on")
     parser.add_argument("--offset", type=float, default=0.1, help="coefficient of the offset noise")
     options = parser.parse_args()
@@ -76,7 +77,7 @@ def main() -> None:
 
     # data: two sets, the same for all
     results: list[dict] = []
-    for source in PATIENTS:
+    for source in options.patients:
         data = data_of(source, options)
         run("dataSegmentation.py", *data, f"simulate.source={source}", f"simulate.count={options.count}")
         names = (options.folder / source / "lists" / "data_testset.txt").read_text().split()
@@ -85,7 +86,7 @@ def main() -> None:
 
     # Both files are written anew after every result, so that a run may be stopped with what it has.
     for seed in range(options.seeds):
-        for source in PATIENTS:
+        for source in options.patients:
             for section in METHODS:
                 for result in measure(section, source, seed, options):
                     results.append(result)
@@ -182,6 +183,8 @@ def tables(results: list[dict]) -> str:
     parts = []
     for source, title in PATIENTS.items():
         rows = [row for row in results if row["patients"] == source]
+        if not rows:
+            continue
         parts.append(f"{title[0].upper()}{title[1:]}:\n\n{table(rows)}")
     return "\n".join(parts)
 
