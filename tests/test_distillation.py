@@ -1,5 +1,7 @@
 """Students of few steps: what they learn, that they resume to the bit, what is refused, and how they are sampled."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ from golden_draws import draw, fill
 from models import config, images, schedulers, weights
 from models.pipelines import BSLDM, GLLCM
 from models.runtime import checkpoint
+from models.runtime.files import UserError
 from models.training import distillation, loop
 from models.unet import ConditionalUNet
 from models.vqgan import MLVQGAN
@@ -85,7 +88,7 @@ def test_the_loss_is_zero_for_the_student_that_is_consistent_along_the_teachers_
     sampling = {**SAMPLING[method], "alpha": alpha}
     objective = distillation.Distillation(teacher, method, sampling, skip=20, huber=1e-3)
     # all of them at once: every timestep of the grid, and first those next to its ends
-    shape = (64, 4, 4, 4)
+    shape = (32, 4, 4, 4)
     cxr = draw("cxr", shape)
     noise = loop.Noise(0, 0, len(cxr), list(range(len(cxr))), torch.device("cpu"))
     masked = torch.full((len(cxr),), alpha != 1)
@@ -128,43 +131,86 @@ def folder(tmp_path_factory):
 
     vqgan = fill(MLVQGAN(channels=(8, 16), residual_channels=8, residual_layers=1, codes=32))
     vqgan.save(folder / "vqgan.safetensors")
+    MLVQGAN(channels=(8, 16), residual_channels=8, residual_layers=1, codes=32).save(folder / "other.safetensors")
+    settings = config.parse("", (), ["--profile", "demo"])
     for method in (BSLDM, GLLCM):
-        settings = config.parse("", (), ["--profile", "demo"])
-        for prior, name in ((0.3, method.section), (0.0, f"{method.section}_published")):
-            torch.manual_seed(0)
-            unet = ConditionalUNet(**UNET, prior=prior, condition="plain", schedule=method.schedule)
-            fill(unet)
-            unet.notes = method.notes(settings, vqgan)
-            unet.save(folder / f"{name}.safetensors")
+        unet = fill(ConditionalUNet(**UNET, prior=SPREAD, condition="plain", schedule=method.schedule))
+        unet.notes = method.notes(settings, vqgan)
+        unet.save(folder / f"{method.section}.safetensors")
+    ConditionalUNet(in_channels=4, out_channels=4, **UNET).save(folder / "narrow.safetensors")
     return folder
 
 
-DATA = ["data.root=data", "data.lists=runs/demo/lists", "vqgan.weights=vqgan.safetensors", "augment.versions=1"]
-DISTIL = [*DATA, "distill.epochs=2", "distill.batch_size=3", "distill.learning_rate=1e-3", "augment.rotate=0"]
+DISTIL = [
+    "data.root=data",
+    "data.lists=runs/demo/lists",
+    "vqgan.weights=vqgan.safetensors",
+    "augment.versions=1",
+    "augment.rotate=0",
+    "distill.epochs=2",
+    "distill.batch_size=3",
+    "distill.learning_rate=1e-3",
+    "train.sample_every=100",
+]
 
 
-@pytest.mark.parametrize("section, script", [("ldm", "ldm_train.py"), ("lcm", "lcm_train.py")])
-def test_a_student_resumes_to_the_bit_and_says_what_it_is(folder, monkeypatch, section, script):
-    arguments = [f"{section}.teacher={section}.safetensors", *DISTIL]
-    run(script, *arguments, f"runs=whole_{section}", folder=folder)
+def test_a_student_resumes_to_the_bit_and_says_what_it_is(folder, monkeypatch):
+    arguments = ["lcm.teacher=lcm.safetensors", *DISTIL]
+    run("lcm_train.py", *arguments, "runs=whole", folder=folder)
 
-    # killed after the third of its steps, with a state of the second
+    # killed in its fourth step, with the state of the third
     update = loop.Trainer.update
     monkeypatch.setattr(loop.Trainer, "update", lambda self, *a: update(self, *a) if self.progress.step < 3 else 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        run(script, *arguments, f"runs=killed_{section}", "train.save_every=0", folder=folder)
+        run("lcm_train.py", *arguments, "runs=killed", "train.save_every=0", folder=folder)
     monkeypatch.undo()
-    said = run(script, *arguments, f"runs=killed_{section}", folder=folder)
-    assert "going on from" in said
-    found = []
-    for name in ("whole", "killed"):
-        found.append((folder / f"{name}_{section}" / f"{section}_student" / "weights.safetensors").read_bytes())
-    assert found[0] == found[1]
+    assert "going on from" in run("lcm_train.py", *arguments, "runs=killed", folder=folder)
+    path = folder / "whole" / "lcm_student" / "weights.safetensors"
+    assert path.read_bytes() == (folder / "killed" / "lcm_student" / "weights.safetensors").read_bytes()
 
-    # it has moved from its teacher; its header says whose student it is
-    path = folder / f"whole_{section}" / f"{section}_student" / "weights.safetensors"
+    # it has moved from its teacher, and its header says whose student it is and how it is sampled
     student = ConditionalUNet.load(path)
-    teacher = ConditionalUNet.load(folder / f"{section}.safetensors")
+    teacher = ConditionalUNet.load(folder / "lcm.safetensors")
     assert any(not torch.equal(a, b) for a, b in zip(student.parameters(), teacher.parameters()))
-    assert student.notes["student"]["teacher"] == checkpoint.digest(folder / f"{section}.safetensors")
+    assert student.notes["student"]["teacher"] == checkpoint.digest(folder / "lcm.safetensors")
     assert student.notes["works_with"]["steps"] == 4
+
+    # so the evaluation samples it in four steps without guidance, unless the command line says otherwise
+    monkeypatch.chdir(folder)
+    asked_for = partial(weights.student_settings, section="lcm")
+    for typed, steps in (((), 4), (("lcm.steps=2",), 2)):
+        argv = ["--profile", "demo", f"lcm.weights={path}", *typed]
+        settings = config.parse_variants("", ("lcm",), argv, asked_for)[""]
+        assert (settings.lcm.steps, settings.lcm.guidance) == (steps, "vanilla")
+    assert "a student, in 2 steps" in weights.describe(settings, "GL-LCM", "lcm")
+    # a student's estimates are no steps of a walk
+    said = run("lcm_train.py", f"lcm.teacher={path}", *DISTIL, "runs=twice", folder=folder, status=2)
+    assert "is a student itself" in said.splitlines()[-1]
+
+
+def test_bsldm_has_students_too(folder):
+    said = run("ldm_train.py", "ldm.teacher=ldm.safetensors", *DISTIL, "distill.epochs=1", folder=folder)
+    assert "Traceback" not in said
+    path = folder / "runs" / "demo" / "ldm_student" / "weights.safetensors"
+    pipeline = BSLDM.load(folder / "vqgan.safetensors", path)
+    assert (pipeline.options["sampler"], pipeline.steps) == ("lcm", 4)
+    assert torch.isfinite(pipeline(torch.zeros(1, 1, 64, 64), ["one"])).all()
+    with pytest.raises(UserError, match="at most 47 steps"):
+        BSLDM.load(folder / "vqgan.safetensors", path, steps=48)
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["lcm.teacher=missing.safetensors"], "missing.safetensors"),
+        (["lcm.teacher=ldm.safetensors"], "weights of BS-LDM, not of GL-LCM"),
+        (["lcm.teacher=vqgan.safetensors"], "holds the weights of MLVQGAN"),
+        (["lcm.teacher=lcm.safetensors", "vqgan.weights=other.safetensors"], "the latents of another autoencoder"),
+        (["lcm.teacher=lcm.safetensors", "lcm.guidance=cfg"], "lcm.guidance=cfg cannot be distilled"),
+        (["lcm.teacher=narrow.safetensors"], "narrow.safetensors takes 4 channels"),
+    ],
+)
+def test_a_wrong_teacher_is_refused_in_one_line(folder, arguments, words):
+    said = run("lcm_train.py", *DISTIL, *arguments, "runs=refused", folder=folder, status=2)
+    assert words in said.splitlines()[-1] and "Traceback" not in said
+    assert not (folder / "refused").exists()
