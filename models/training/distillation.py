@@ -177,29 +177,15 @@ def train(
     section: settings.ldm or settings.lcm. masked: the student answers for the lungs alone, too. reads: as of
     noise_estimator.train. Raises UserError for data, a teacher or a folder that do not fit the settings.
     """
-    distill = settings.distill
-    teacher_path = section.teacher
-    assert teacher_path is not None, "distillation needs a teacher"
-    settings = weights.prefer_own(settings, "vqgan")
-    if isinstance(section, config.Lcm) and section.guidance not in GUIDANCES:
-        raise UserError(
-            f"lcm.guidance={section.guidance} cannot be distilled, as its estimates are no function of the noisy "
-            f"latent and the X-ray alone; say lcm.guidance={GUIDANCES[0]} or {GUIDANCES[1]}"
-        )
-
     # teacher, which must belong to the autoencoder and to the method, before anything is trained
+    distill = settings.distill
+    settings = weights.prefer_own(settings, "vqgan")
     device = pick_device(settings.device)
     precision = pick_precision(settings.precision, device)
     sampling = method.sampling_keywords(settings)
-    loaded = method.load(settings.vqgan.weights, teacher_path, device, refiner_path=None, **sampling)
-    if "student" in loaded.unet.notes:
-        raise UserError(
-            f"{teacher_path} is a student itself, which predicts ends of paths and not steps; name its teacher in "
-            f"{method.section}.teacher="
-        )
-    loaded.check_size(settings.data.image_size, settings.data.image_size)
+    loaded = load_teacher(settings, section, method, device)
     if processes.rank() == 0:
-        print(weights.describe_autoencoder(settings, f"a student of {teacher_path}"), flush=True)
+        print(weights.describe_autoencoder(settings, f"a student of {section.teacher}"), flush=True)
 
     # what the student's weights say of themselves, and how they are to be sampled
     asked = {"steps": distill.steps, "condition": section.condition}
@@ -222,11 +208,10 @@ def train(
             validation_data = GuidedSource(encoder.latents(validation_pairs))
 
         # student: the teacher's copy; the teacher itself needs no gradients and, in bf16, no float32
-        torch.manual_seed(settings.train.seed)
         student = copy.deepcopy(loaded.unet).requires_grad_(True)
         loop.init_from(student, distill.start)
         teacher = compiling.prepare_for_inference(loaded.unet, device, precision, compiled=False)
-        teacher_digest = checkpoint.digest(teacher_path)
+        teacher_digest = checkpoint.digest(str(section.teacher))
         student.notes = method.notes(student_settings, loaded.vqgan)
         student.notes["student"] = {"teacher": teacher_digest, "skip": distill.skip, "sampling": asked}
         layers.checkpoint_activations(student, settings.train.checkpointing)
@@ -291,3 +276,24 @@ def train(
         )
         objective.target = trainer.ema
         return trainer.run()
+
+
+def load_teacher(
+    settings: config.Settings, section: config.Ldm | config.Lcm, method: type[Pipeline], device: torch.device
+) -> Pipeline:
+    """The method with the teacher's weights, in float32. Raises UserError for weights that cannot teach."""
+    if isinstance(section, config.Lcm) and section.guidance not in GUIDANCES:
+        raise UserError(
+            f"lcm.guidance={section.guidance} cannot be distilled, as its estimates are no function of the noisy "
+            f"latent and the X-ray alone; say lcm.guidance={GUIDANCES[0]} or {GUIDANCES[1]}"
+        )
+    assert section.teacher is not None, "distillation needs a teacher"
+    sampling = method.sampling_keywords(settings)
+    loaded = method.load(settings.vqgan.weights, section.teacher, device, refiner_path=None, **sampling)
+    if "student" in loaded.unet.notes:
+        raise UserError(
+            f"{section.teacher} is a student itself, which predicts ends of paths and not steps; name its teacher in "
+            f"{method.section}.teacher="
+        )
+    loaded.check_size(settings.data.image_size, settings.data.image_size)
+    return loaded
