@@ -77,8 +77,8 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("runs/few_steps"))
     parser.add_argument("--docs", type=Path, default=Path("docs"))
     parser.add_argument("--seeds", type=int, default=3, help="of the sampling noise")
-    parser.add_argument("--epochs", type=int, default=16, help="of the teacher's training, 20 steps of 8 pairs each")
-    parser.add_argument("--student-epochs", type=int, default=5, help="of the distillation, 40 steps of 4 pairs each")
+    parser.add_argument("--epochs", type=int, default=14, help="of the teacher's training, 20 steps of 8 pairs each")
+    parser.add_argument("--student-epochs", type=int, default=4, help="of the distillation, 40 steps of 4 pairs each")
     options = parser.parse_args()
     torch.set_num_threads(1)
 

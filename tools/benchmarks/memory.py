@@ -198,7 +198,6 @@ ROWS: dict[str, tuple[Callable[[Scale, str], Iterator], bool]] = {
     "LDM training step, checkpointing": (partial(noise_estimator, True, True), True),
     "LCM training step, checkpointing": (partial(noise_estimator, False, True), True),
     "LDM distillation step": (partial(distillation, False), True),
-    "LDM distillation step, checkpointing": (partial(distillation, True), True),
     "VQGAN training step": (partial(autoencoder, False), True),
     "VQGAN training step, checkpointing": (partial(autoencoder, True), True),
 }
