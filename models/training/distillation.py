@@ -11,7 +11,7 @@ is distilled, so the student needs no guidance: two estimates a step instead of 
 
 import copy
 import math
-from dataclasses import fields, replace
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -193,7 +193,6 @@ def train(
         asked["guidance"] = "vanilla"  # the estimates that it has learnt are guided
     else:
         asked["sampler"] = "lcm"
-    student_settings = replace(settings, **{method.section: replace(section, **asked)})
 
     folder = Path(settings.runs) / f"{method.section}_student"
     size = settings.data.image_size
@@ -212,7 +211,8 @@ def train(
         loop.init_from(student, distill.start)
         teacher = compiling.prepare_for_inference(loaded.unet, device, precision, compiled=False)
         teacher_digest = checkpoint.digest(str(section.teacher))
-        student.notes = method.notes(student_settings, loaded.vqgan)
+        student.notes = method.notes(settings, loaded.vqgan)
+        student.notes["works_with"].update(asked)
         student.notes["student"] = {"teacher": teacher_digest, "skip": distill.skip, "sampling": asked}
         layers.checkpoint_activations(student, settings.train.checkpointing)
         side = size // loaded.vqgan.factor
@@ -271,7 +271,7 @@ def train(
             settings={**read, "precision": precision, "compile": compiled},
             fixed=fixed,
             facts=facts,
-            config_text=config.to_yaml(student_settings),
+            config_text=config.to_yaml(settings),
             picture=picture,
         )
         objective.target = trainer.ema
