@@ -14,7 +14,7 @@ from .. import comparison, config, images, losses, schedulers
 from ..comparison import Translator
 from ..comparison.base import ADVERSARIES, image_noise, no_latent_loss
 from ..comparison.bs_diff import BSDiff, PixelUNet
-from ..data import datasets, lists
+from ..data import checks, datasets, lists
 from ..runtime import checkpoint, processes
 from ..runtime.device import autocast, pick_device, pick_precision
 from ..runtime.files import UserError, replacing
@@ -44,6 +44,7 @@ def train(settings: config.Settings, reads: tuple[str, ...]) -> int:
 
     # data: validation images are never augmented
     pairs, validation_pairs = lists.training_pairs(settings.data.root, settings.data.lists, settings.data.name)
+    checks.check_ranges(pairs | validation_pairs, settings.data.root)
     data = datasets.PairSource(
         pairs,
         section.image_size,
