@@ -1,5 +1,6 @@
 """How a noise estimator sees the CXR's latent, scaled by sqrt(alpha_bar_t) or plain: in training, sampling, files."""
 
+import argparse
 import json
 import struct
 from pathlib import Path
@@ -210,3 +211,14 @@ def test_the_experiments_table_has_a_row_for_each_pairing_and_the_spread_over_se
     found = condition.score(tmp_path / "out", tmp_path, ["0.png"])
     assert found["mean_off"] == pytest.approx(0.1, abs=0.004)
     assert found["PSNR"] == pytest.approx(20, abs=0.3) and found["PSNR_mean_right"] > 40
+
+    # what has been scored is taken from its file, without a training
+    options = argparse.Namespace(folder=tmp_path / "runs", epochs=8, offset=0.1)
+    (options.folder / "ct" / "lists").mkdir(parents=True)
+    (options.folder / "ct" / "lists" / "data_testset.txt").write_text("0.png\n")
+    for trained, sampled in PAIRINGS:
+        done = options.folder / "ct" / f"{trained}_0_0.1_1" / f"lcm_{sampled}_4.json"
+        done.parent.mkdir(exist_ok=True)
+        done.write_text(json.dumps(found))
+    rows = list(condition.measure("lcm", "ct", 1, options))
+    assert [(row["trained"], row["sampled"]) for row in rows] == list(PAIRINGS) and rows[0]["PSNR"] == found["PSNR"]

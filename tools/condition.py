@@ -7,7 +7,8 @@ The CXR's latent is seen beside the noisy one scaled by sqrt(alpha_bar_t) or pla
 Trained scaled and sampled plain is the published pairing. Everything else is alike: patients, the shipped autoencoder,
 network, epochs, batches, order of the data and noise of a seed; and what is alike is the papers' setting but for its
 size. The last row, with unet.prior, is what the profiles demo and small have beside plain in both.
-The scripts at the root do the work, so a stopped run goes on by the same command.
+The scripts at the root do the work, so a stopped run goes on by the same command; two may run beside each other, of one
+set of patients each (--patients), and the plain command then makes the tables of both.
 
 Two sets of patients: the demo's, drawn, and others, from rays through a chest CT.
 Writes <folder>/condition.json (all results) and <folder>/condition.md (the tables).
@@ -16,7 +17,6 @@ Writes <folder>/condition.json (all results) and <folder>/condition.md (the tabl
 import argparse
 import io
 import json
-import os
 import runpy
 import sys
 from collections.abc import Iterator
@@ -73,7 +73,6 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=200, help="patients of a set, of whom a tenth are tested on")
     parser.add_argument("--offset", type=float, default=0.1, help="coefficient of the offset noise")
     options = parser.parse_args()
-    os.environ["TQDM_DISABLE"] = "1"  # read when the first script imports tqdm
 
     # data: two sets, the same for all
     results: list[dict] = []
@@ -112,8 +111,16 @@ def measure(section: str, source: str, seed: int, options: argparse.Namespace) -
     for trained, sampled, prior in PAIRINGS:
         if prior and (section, source) != ("ldm", "phantom"):
             continue
-        # the same training serves both ways of sampling: its second start finds nothing to do
         runs = folder / f"{trained}_{prior:g}_{options.offset:g}_{seed}"
+        case = {"seed": seed, "trained": trained, "sampled": sampled, "prior": prior}
+
+        # what an earlier run of this tool has scored is not done again
+        done = runs / f"{section}_{sampled}_{epochs}.json"
+        if done.is_file():
+            yield {"patients": source, "method": title, **case, **json.loads(done.read_text())}
+            continue
+
+        # the same training serves both ways of sampling: its second start finds nothing to do
         share_latents(runs, folder / "latents")
         settings = (*COMMON, *data_of(source, options), f"runs={runs}")
         course = (
@@ -134,7 +141,7 @@ def measure(section: str, source: str, seed: int, options: argparse.Namespace) -
         seeded = ("eval.batch_size=20", f"eval.seed={seed}", f"eval.output={output}", "eval.panels=false")
         run(evaluation, *settings, *sampling, condition, *seeded)
         row = score(output, folder / "data", names)
-        case = {"seed": seed, "trained": trained, "sampled": sampled, "prior": prior}
+        done.write_text(json.dumps(row) + "\n")
         yield {"patients": source, "method": title, **case, **row}
 
 
