@@ -41,6 +41,7 @@ from models.data import datasets, lists  # noqa: E402
 from models.evaluation import insertion  # noqa: E402
 from models.pipelines import BSLDM  # noqa: E402
 from models.runtime.files import replacing  # noqa: E402
+from models.unet import ConditionalUNet  # noqa: E402
 
 SIZE = 96  # side of the images, pixels
 FULL_STEPS = 50  # the teacher's full walk
@@ -61,6 +62,7 @@ COMMON = (
 BALLS_MM = (14.0, 18.0, 22.0, 26.0)  # diameters of the nodules that are put into each X-ray
 BALL_HU = 30.0  # Hounsfield units of a solid nodule
 FINE = 0.25  # cycles a pixel, above which the spectrum is compared
+SECTIONS = {"teacher": "ldm", "student": "ldm_student"}  # network -> its folder
 SCORES = ("PSNR", "LPIPS", "two_sided", "spectrum", "spread", "nodules_kept")
 TITLES = {
     "PSNR": "PSNR (dB)",
@@ -126,8 +128,8 @@ def train(options: argparse.Namespace) -> dict[str, float]:
     )
     record = options.folder / "seconds.json"
     seconds = json.loads(record.read_text()) if record.is_file() else {}
-    for network, changes, folder in (("teacher", teacher, "ldm"), ("student", student, "ldm_student")):
-        finished = options.folder / folder / "weights.safetensors"
+    for network, changes in (("teacher", teacher), ("student", student)):
+        finished = options.folder / SECTIONS[network] / "weights.safetensors"
         if network in seconds and finished.is_file():
             continue
         before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
@@ -199,9 +201,8 @@ def measure(network: str, calls: int, seed: int, patients: list[Patient], lpips:
     path = kept(folder, network, calls, seed)
     if path.is_file():
         return
-    section = "ldm" if network == "teacher" else "ldm_student"
     sampler = {"sampler": "ddim" if network == "teacher" else "lcm", "steps": calls}
-    weights = folder / section / "weights.safetensors"
+    weights = folder / SECTIONS[network] / "weights.safetensors"
     pipeline = BSLDM.load(VQGAN, weights, seed=seed, residual=False, strength=1.0, clip=4.0, clip_rate=0.0, **sampler)
     start = time.process_time()
     results = sample(pipeline, patients, [patient.cxr for patient in patients])
@@ -211,6 +212,10 @@ def measure(network: str, calls: int, seed: int, patients: list[Patient], lpips:
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary, open(temporary, "wb") as file:
         np.savez(file, results=results, seconds=seconds, **values)
+
+
+def trained(network: str, folder: Path) -> ConditionalUNet:
+    return ConditionalUNet.load(folder / SECTIONS[network] / "weights.safetensors")
 
 
 def kept(folder: Path, network: str, calls: int, seed: int) -> Path:
@@ -267,19 +272,20 @@ def summary(
         "nodules": sum(len(patient.added) for patient in patients),
         "seeds": seeds,
         "training_seconds": seconds,
-        "training_steps": {"teacher": 20 * options.epochs, "student": 40 * options.student_epochs},
+        "training_steps": {network: trained(network, options.folder).notes["step"] for network in SECTIONS},
         "teacher": {},
         "student": {},
     }
     for network, calls in rows():
-        files = [np.load(kept(options.folder, network, calls, seed)) for seed in range(seeds)]
+        paths = [kept(options.folder, network, calls, seed) for seed in range(seeds)]
+        files = [np.load(path) for path in paths if path.is_file()]
         by_seed = {}
         for name in SCORES:
             if name != "spread":
                 by_seed[name] = [float(file[name].mean()) for file in files]
         row = {name: float(np.mean(column)) for name, column in by_seed.items()}
         # pairs of seeds: samples of the posterior differ from each other as much as from the truth
-        if seeds > 1:
+        if len(files) > 1:
             truth = np.stack([patient.soft for patient in patients])
             error = np.mean([np.square(file["results"] - truth).mean() for file in files])
             apart = []
@@ -322,8 +328,9 @@ def draw(result: dict, path: Path) -> None:
             if not calls:
                 continue
             axis.plot(calls, [row[name] for row in of_network.values()], "o-", color=colour, label=network)
-            seeds = np.array([row["by_seed"][name] for row in of_network.values()])  # (calls, seeds)
-            axis.fill_between(calls, seeds.min(1), seeds.max(1), color=colour, alpha=0.25, linewidth=0)
+            least = [min(row["by_seed"][name]) for row in of_network.values()]
+            most = [max(row["by_seed"][name]) for row in of_network.values()]
+            axis.fill_between(calls, least, most, color=colour, alpha=0.25, linewidth=0)
         regression = result["teacher"]["1"].get(name)
         for value, style, label in (
             (result["untouched"].get(name), "--", "untouched CXR"),
