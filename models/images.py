@@ -138,9 +138,9 @@ def read(path, limits: Limits = "auto") -> Picture:
     return Picture(pixels, bits, path, decoded.scale, decoded.orientation, decoded.note, decoded.stretched)
 
 
-def parse_limits(text: str) -> Limits:
-    """eval.range -> limits of `read`: "auto", "container", "4095" (white, black being 0) or "-1000..3000"
-    (black..white)."""
+def parse_limits(text: str, key: str = "eval.range") -> Limits:
+    """eval.range or data.range, which `key` names -> limits of `read`: "auto", "container", "4095" (white, black being
+    0) or "-1000..3000" (black..white)."""
     if text in ("auto", "container"):
         return text
     # The optional black end may be negative, as in Hounsfield units.
@@ -148,12 +148,12 @@ def parse_limits(text: str) -> Limits:
     match = re.fullmatch(rf"(?:({number})\.\.)?({number})", text.strip())
     if match is None:
         raise UserError(
-            f"eval.range={text} is neither auto, nor container, nor the value of white, such as 4095, nor BLACK..WHITE"
+            f"{key}={text} is neither auto, nor container, nor the value of white, such as 4095, nor BLACK..WHITE"
         )
     black = float(match[1] or 0)
     white = float(match[2])
     if black >= white:
-        raise UserError(f"eval.range={text}: black, {black:g}, should be below white, {white:g}")
+        raise UserError(f"{key}={text}: black, {black:g}, should be below white, {white:g}")
     return black, white
 
 

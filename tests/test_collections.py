@@ -41,7 +41,7 @@ def evaluate(tree, output="out", shard=None, skip=True, batch=1, form=None):
     cases = find_cases(tree / "in", tree, None)
     own = cases if shard is None else shards.shard_cases(cases, batch, *shard)
     opened = record.Record(Output.at(tree / output, len(cases)), {"image_size": SIZE}, own, shard)
-    reader = Reader(shards.batches_left(opened, batch), skip_faulty=skip)
+    reader = Reader(shards.batches_left(opened, batch), skip_faulty=skip, remedy="leave them out")
     reader.preload()
     return run.evaluate(Darker(), opened, batch_size=batch, reader=reader, form=form)
 
@@ -80,11 +80,17 @@ def test_truth_lies_below_bs_as_the_xray_below_cxr(tmp_path):
     assert case.name == "CXR/p1/a" and case.target == tmp_path / "BS" / "p1" / "a.png"
 
 
-def test_faulty_files_are_named_and_the_rest_is_done(tree):
+def test_faulty_files_are_named_and_the_rest_is_done(tree, capsys):
     (tree / "in/p2/c.png").write_bytes(b"no image")
     with pytest.raises(UserError, match=r"cannot read .*c\.png"):
         evaluate(tree, skip=False)
+    (tree / "in/p1/a.png").write_bytes(b"")
+    with pytest.raises(UserError, match=r"2 X-rays cannot be read \(listed above\); leave them out"):
+        evaluate(tree, skip=False)
+    told = capsys.readouterr().err
+    assert "fault: cannot read" in told and "p1/a.png: the file is empty" in told and "p2/c.png" in told
     assert not (tree / "out").exists()  # before the work
+    images.write(tree / "in/p1/a.png", images.read(tree / "in/p2/a.png").pixels)
     summary = evaluate(tree)
     assert list(summary["failed"]) == ["p2/c"] and summary["images"] == 5
     assert run.say_failed(summary["failed"]) == 1 and run.say_failed({}) == 0

@@ -112,3 +112,12 @@ def find_cases(source, root, masks, limits: images.Limits = "auto") -> list[Case
         if missing:
             raise UserError(f"{masks} has no mask for {lists.shown_names(missing)}")
     return cases
+
+
+def read_target(case: Case) -> images.Picture:
+    """The true soft tissue beside an X-ray. If its file does not say how many of its bits are used, the limits that the
+    X-ray is read with hold for it too."""
+    picture = images.read(case.target)
+    if picture.note and case.limits != "auto":
+        return images.read(case.target, case.limits)
+    return picture
