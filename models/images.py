@@ -238,14 +238,18 @@ def find(folder) -> dict[str, Path]:
     if not folder.is_dir():
         raise UserError(f"no folder {folder}")
     found: dict[str, Path] = {}
-    for path in sorted(folder.iterdir(), key=lambda path: natural(path.name)):
-        if not _named_as_image(path):
+    with os.scandir(folder) as entries:
+        names = [entry.name for entry in entries if is_file(entry)]
+    for file in in_natural_order(names):
+        # a name with a known ending is one with a stem; what is hidden or has none is looked at
+        path = folder / file
+        if (stem_of(file) == file or file.startswith(".")) and not _named_as_image(path):
             continue
         # Pairs are matched by stem, so x.png beside x.tif would leave open which is meant.
-        name = stem(path)
+        name = stem_of(file)
         refuse_name(path)
         if name in found:
-            raise UserError(f"{found[name]} and {path.name} have the same name but for the ending; keep one of them")
+            raise UserError(f"{found[name]} and {file} have the same name but for the ending; keep one of them")
         found[name] = path
     if not found:
         # The likeliest reason is a folder of volumes or of a format that is not read.
@@ -253,6 +257,12 @@ def find(folder) -> dict[str, Path]:
         there = f"; {others[0].name} is of a kind that is not read" if others else ""
         raise UserError(f"no image in {folder} (looked for {', '.join(sorted(SUFFIXES))}){there}")
     return found
+
+
+def is_file(entry: os.DirEntry) -> bool:
+    """Whether an entry of a folder is a file, or a link to one."""
+    # asked only of links: of others listing the folder has told already
+    return os.path.isfile(entry.path) if entry.is_symlink() else entry.is_file()
 
 
 def foreign(folder) -> list[Path]:

@@ -17,7 +17,7 @@ from pydicom.uid import DigitalXRayImageStorageForPresentation, ExplicitVRLittle
 
 import dataSegmentation
 from models import images
-from models.data import lists
+from models.data import lists, masks
 from models.runtime import entry, workers
 from models.simulate import phantom
 
@@ -494,6 +494,20 @@ def test_masks_are_written_where_there_are_none(folder):
     assert "5 masks" in out and any("Mask/4.png" in line for line in errors)  # a corner is no lung
     overview = images.read(folder / "lists" / "set_masks_1.png").pixels
     assert overview.shape == (160, 5 * 160)
+
+
+def test_the_overview_of_masks_is_drawn_page_by_page(folder, monkeypatch):
+    monkeypatch.setattr(masks, "COLUMNS", 2)
+    monkeypatch.setattr(masks, "ROWS", 1)
+    drawn = []
+    outline = masks.outline
+    overview = folder / "lists"
+    monkeypatch.setattr(masks, "outline", lambda job: (drawn.append(len(list(overview.glob("x_*")))), outline(job))[1])
+    masks.write_masks(lists.find_pairs(folder / "set"), folder / "set", overview, "x")
+    assert drawn == [0, 0, 1, 1, 2]  # pages that were there before each of the five masks
+    pages = [images.read(overview / f"x_masks_{number}.png").pixels for number in (1, 2, 3)]
+    assert [page.shape for page in pages] == [(160, 320)] * 3
+    assert pages[2][:, :160].any() and not pages[2][:, 160:].any()
 
 
 @pytest.mark.skipif(not SZCH.is_dir(), reason=f"no real pairs in {SZCH}")

@@ -376,7 +376,7 @@ def _walk(top: Path, left_out: list[str]) -> Iterator[tuple[Path, list[str]]]:
             is_folder = os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir()
             if is_folder and not entry.name.startswith("."):
                 below.add(entry.name)
-            elif not is_folder and _is_file(entry):
+            elif not is_folder and images.is_file(entry):
                 files.append(entry.name)
 
         # what an evaluation has written is no input of the next one
@@ -394,11 +394,6 @@ def _walk(top: Path, left_out: list[str]) -> Iterator[tuple[Path, list[str]]]:
         # a stack: the first folder in natural order has to lie on top
         for name in sorted(below - apart, key=images.natural, reverse=True):
             waiting.append((folder / name, (*above, identity)))
-
-
-def _is_file(entry: os.DirEntry) -> bool:
-    """Whether an entry of a folder is a file, or a link to one."""
-    return os.path.isfile(entry.path) if entry.is_symlink() else entry.is_file()
 
 
 def _is_record(path: Path) -> bool:
@@ -487,7 +482,7 @@ def _files(folder: Path) -> frozenset[str]:
     # read once: a question to a network file system for each of 100 000 images would take minutes
     try:
         with os.scandir(folder) as entries:
-            return frozenset([entry.name for entry in entries if _is_file(entry)])
+            return frozenset([entry.name for entry in entries if images.is_file(entry)])
     except OSError:
         return frozenset()
 
