@@ -1,6 +1,7 @@
 # make demo    the shipped weights on simulated X-rays, then both methods trained, on the shipped autoencoder, to a table and
 #              a picture, on two CPU cores in minutes
 # make table   ten methods that the papers compare with, each trained small for a minute or two: a table and a picture
+# make few-steps  a teacher and its student of few steps on the demo's patients: docs/few_steps.json and .png; an hour
 # make check   while working: linter, types, and the tests that are not slow, in about a minute
 # make test    before sharing: linter, types and all tests
 #
@@ -10,7 +11,7 @@ PYTHON ?= python3
 JOBS ?= 2
 RUN = .venv/bin/python
 
-.PHONY: demo table check test style
+.PHONY: demo table few-steps check test style
 demo: .venv/ready
 	$(RUN) dataSegmentation.py --profile small data.root=runs/demo/xrays data.lists=runs/demo/lists simulate.count=3 simulate.source=phantom simulate.seed=900000
 	$(RUN) batch_lcm_eval.py --profile small eval.input=runs/demo/xrays/CXR eval.output=runs/demo/first
@@ -38,6 +39,9 @@ table: .venv/ready
 	done
 	$(RUN) metrics.py --profile demo metrics.output=runs/demo/table \
 	  metrics.prediction=[$(subst $(space),$(comma),$(strip $(addprefix runs/demo/comparison_eval/,$(COMPARED)) $(DIFFUSION)))]
+
+few-steps: .venv/ready
+	$(RUN) tools/few_steps.py
 
 # the types are checked on one core while the tests run on the other
 check: style

@@ -23,7 +23,9 @@ metrics.py does.
     python batch_lcm_eval.py lcm.steps=[1,2,4,8,25,50]        and quality against seconds and steps, as plots
 """
 
-from models import config
+from functools import partial
+
+from models import config, weights
 from models.runtime import entry
 
 # The settings that this script reads: --help lists them, and any other on the command line gets a note.
@@ -51,7 +53,8 @@ READS = (
 
 def main() -> int:
     # settings: one run, or several that differ in a setting
-    variants = config.parse_variants(__doc__, READS)
+    # settings that a student's weights ask for lie between the profile's and the command line's
+    variants = config.parse_variants(__doc__, READS, asked_for=partial(weights.student_settings, section="lcm"))
 
     # torch is imported only after the settings: --help and a mistyped key answer at once
     from models import pipelines

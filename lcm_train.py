@@ -2,6 +2,7 @@
 
     python lcm_train.py                          the paper's setting on data/
     python lcm_train.py --profile demo           small, minutes on a CPU (after: vq-gan_train.py --profile demo)
+    python lcm_train.py lcm.teacher=runs/lcm/weights.safetensors     a student of few steps into <runs>/lcm_student/
     torchrun --nproc_per_node=8 lcm_train.py     eight GPUs
 
 Reads vqgan.weights, <data.root>/CXR, BS, Mask (else the lungs are found) and the split lists; writes <runs>/lcm/. Of a
@@ -13,6 +14,7 @@ from models import config
 from models.runtime import entry
 
 PICTURE_STEPS = 8  # consistency steps of the sample pictures
+STUDENT = ("lcm.teacher", "distill")  # what a distillation alone reads
 # the keys that --help shows, and whose changes a resumed training reports
 READS = (
     "device",
@@ -25,6 +27,7 @@ READS = (
     "data.image_size",
     "vqgan.weights",
     "unet",
+    *STUDENT,
     "lcm.qkv_by_head",
     "lcm.offset_noise",
     "lcm.epsilon",
@@ -45,11 +48,15 @@ def main() -> int:
 
     # torch is imported only after the settings: --help and a mistyped key answer at once
     from models import pipelines
-    from models.training import noise_estimator
+    from models.training import distillation, noise_estimator
+
+    if settings.lcm.teacher is not None:
+        return distillation.train(settings, settings.lcm, pipelines.GLLCM, masked=True, reads=READS)
 
     # few steps: the pictures show the course of a training, not its scores
     sampling = {**pipelines.GLLCM.sampling_keywords(settings), "steps": PICTURE_STEPS}
-    return noise_estimator.train(settings, settings.lcm, pipelines.GLLCM, masked=True, sampling=sampling, reads=READS)
+    reads = tuple(key for key in READS if key not in STUDENT)
+    return noise_estimator.train(settings, settings.lcm, pipelines.GLLCM, masked=True, sampling=sampling, reads=reads)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,9 @@ metrics.py does.
     python ldm_eval.py ldm.weights=[A.safetensors,B.safetensors]        say, trained with and without offset noise
 """
 
-from models import config
+from functools import partial
+
+from models import config, weights
 from models.runtime import entry
 
 # The settings that this script reads: --help lists them, and any other on the command line gets a note.
@@ -49,7 +51,8 @@ READS = (
 
 def main() -> int:
     # settings: one run, or several that differ in a setting
-    variants = config.parse_variants(__doc__, READS)
+    # settings that a student's weights ask for lie between the profile's and the command line's
+    variants = config.parse_variants(__doc__, READS, asked_for=partial(weights.student_settings, section="ldm"))
 
     # torch is imported only after the settings: --help and a mistyped key answer at once
     from models import pipelines

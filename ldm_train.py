@@ -2,6 +2,7 @@
 
     python ldm_train.py                          the paper's setting on data/
     python ldm_train.py --profile demo           small, minutes on a CPU (after: vq-gan_train.py --profile demo)
+    python ldm_train.py ldm.teacher=runs/ldm/weights.safetensors     a student of few steps into <runs>/ldm_student/
     torchrun --nproc_per_node=8 ldm_train.py     eight GPUs
 
 Reads vqgan.weights, <data.root>/CXR, BS and the split lists; writes <runs>/ldm/. Of a shipped autoencoder and one that
@@ -12,6 +13,7 @@ The same command goes on where it was stopped.
 from models import config
 from models.runtime import entry
 
+STUDENT = ("ldm.teacher", "distill")  # what a distillation alone reads
 # the keys that --help shows, and whose changes a resumed training reports
 READS = (
     "device",
@@ -24,6 +26,7 @@ READS = (
     "data.image_size",
     "vqgan.weights",
     "unet",
+    *STUDENT,
     "ldm.qkv_by_head",
     "ldm.offset_noise",
     "ldm.epsilon",
@@ -44,12 +47,16 @@ def main() -> int:
 
     # torch is imported only after the settings: --help and a mistyped key answer at once
     from models import pipelines
-    from models.training import noise_estimator
+    from models.training import distillation, noise_estimator
+
+    if settings.ldm.teacher is not None:
+        return distillation.train(settings, settings.ldm, pipelines.BSLDM, masked=False, reads=READS)
 
     # few steps: the pictures show the course of a training, not its scores
     sampling = {"steps": PICTURE_STEPS, "clip": settings.ldm.clip, "clip_rate": settings.ldm.clip_rate}
     sampling["condition"] = settings.ldm.condition
-    return noise_estimator.train(settings, settings.ldm, pipelines.BSLDM, masked=False, sampling=sampling, reads=READS)
+    reads = tuple(key for key in READS if key not in STUDENT)
+    return noise_estimator.train(settings, settings.ldm, pipelines.BSLDM, masked=False, sampling=sampling, reads=reads)
 
 
 if __name__ == "__main__":

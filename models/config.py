@@ -13,7 +13,7 @@ import json
 import re
 import sys
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -134,9 +134,16 @@ def parse(description: str, reads: Sequence[str], argv: list[str] | None = None)
     return settings
 
 
-def parse_variants(description: str, reads: Sequence[str], argv: list[str] | None = None) -> dict[str, Settings]:
+def parse_variants(
+    description: str,
+    reads: Sequence[str],
+    argv: list[str] | None = None,
+    asked_for: Callable[[Settings], dict[str, Any]] | None = None,
+) -> dict[str, Settings]:
     """As `parse`, but a list given to a key that takes one value means each of its values in turn.
 
+    asked_for: settings -> {dotted key: value} that the files named in them ask for, such as a student's weights; they
+    outrank the settings file, and the command line outranks them.
     Returns {what differs, such as "steps=4": settings}; several such keys give all combinations, none {"": settings}.
     """
     command_line = _read_command_line(description, reads, argv)
@@ -155,6 +162,9 @@ def parse_variants(description: str, reads: Sequence[str], argv: list[str] | Non
         # Only the last part of each key: it becomes part of names of folders and columns.
         name = " ".join(f"{key.rsplit('.', 1)[-1]}={_as_typed(value)}" for key, value in variation.items())
         variants[name] = _build({**command_line.file, **changes, **variation}, command_line.script)
+        asked = asked_for(variants[name]) if asked_for else {}
+        if asked:
+            variants[name] = _build({**command_line.file, **asked, **changes, **variation}, command_line.script)
         limit_threads(variants[name].threads)
     return variants
 

@@ -10,6 +10,7 @@ import os
 import re
 import warnings
 import zlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,6 +72,7 @@ FOREIGN = {
     ".rar",
     ".7z",
 }
+DIGITS = str.maketrans("123456789", "000000000")  # for the eye that does not care which
 MAX_BYTES = 2**31  # of a file, packed or unpacked
 ASPECT_SLACK = 0.02  # relative difference of two aspect ratios that resizing by whole pixels may leave
 THUMB = 64  # side at which polarity is judged, pixels
@@ -256,10 +258,12 @@ def find(folder) -> dict[str, Path]:
 def foreign(folder) -> list[Path]:
     """The images directly in a folder that `find` passes over, since they are of a kind that is not read, in natural
     order."""
-    paths = [
-        path for path in Path(folder).iterdir() if path.suffix.lower() in FOREIGN and not path.name.startswith(".")
-    ]
-    return sorted(paths, key=lambda path: natural(path.name))
+    names = []
+    for name in os.listdir(folder):
+        _, dot, ending = name.rpartition(".")
+        if dot + ending.lower() in FOREIGN and not name.startswith("."):
+            names.append(name)
+    return [Path(folder) / name for name in in_natural_order(names)]
 
 
 def natural(text: str) -> list:
@@ -269,10 +273,24 @@ def natural(text: str) -> list:
     return [(0, int(piece), piece) if piece.isdecimal() else (1, 0, piece) for piece in pieces]
 
 
+def in_natural_order(names: Iterable[str]) -> list[str]:
+    """Names sorted by `natural`."""
+    names = sorted(names)
+    # Names with digits in the same places, as 000001.png to 100000.png, are in order already.
+    if len({name.translate(DIGITS) for name in names}) > 1:
+        names.sort(key=natural)
+    return names
+
+
 def stem(path) -> str:
     """An image's name: the file name without a known ending (DICOM files are often named by a UID, whose dots stay)."""
-    path = Path(path)
-    return path.stem if path.suffix.lower() in SUFFIXES else path.name
+    return stem_of(Path(path).name)
+
+
+def stem_of(name: str) -> str:
+    """As `stem`, of a file name."""
+    start, _, ending = name.rpartition(".")
+    return start if start and f".{ending.lower()}" in SUFFIXES else name
 
 
 def _named_as_image(path: Path) -> bool:

@@ -230,6 +230,13 @@ def noise_loss(predicted: Tensor, noise: Tensor, weight: Tensor | None = None) -
     return (error * weight).mean()
 
 
+def pseudo_huber(prediction: Tensor, target: Tensor, c: float) -> Tensor:
+    """sqrt(d^2 + c^2) - c with d = prediction - target, as a mean over all entries (Song & Dhariwal 2024, eq. 7; in Luo
+    2023 entry by entry): d^2 / 2 c near 0, |d| far from it."""
+    d = prediction.float() - target.float()
+    return ((d.square() + c**2).sqrt() - c).mean()
+
+
 def autoencoder_objective(hybrid: HybridLoss) -> Callable:
     """The update of ML-VQGAN: lower a reconstruction's hybrid loss; teach the discriminator to tell it from the image.
 

@@ -464,6 +464,13 @@ class BSLDM(Pipeline):
     sees_lungs = False
     keywords = (BsldmSampling,)
 
+    def __init__(self, vqgan: MLVQGAN, unet: ConditionalUNet, **keywords):
+        super().__init__(vqgan, unet, **keywords)
+        # refused here, and not after the first image has been encoded
+        most = len(schedulers.consistency_timesteps(schedulers.squared_cosine()))
+        if self.options.get("sampler") == "lcm" and self.steps > most:
+            raise UserError(f"ldm.sampler=lcm takes at most {most} steps, not {self.steps}; say ldm.steps=4")
+
     def suppress(self, cxr, names, masks, progress, trace):
         latent = self.encode(cxr)  # (B, C, h, w)
         draw = self.draw(names, latent.shape)

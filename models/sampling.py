@@ -56,15 +56,15 @@ def sample_bsldm(
     clip, clip_rate, clip_lag: the bound on |z_0|, see schedulers.threshold.
     condition: how the network sees the CXR's latent, "plain" as published or "scaled", see schedulers.scale_condition.
     observe: called in each step j with (j, z_0).
-    Raises ValueError for an unknown sampler or a number of steps outside 1..1000.
+    Raises ValueError for an unknown sampler or a number of steps outside 1..1000, with sampler lcm 1..47.
     """
     if sampler not in schedulers.DIFFUSION_SAMPLERS:
         raise ValueError(f"unknown sampler '{sampler}'; there are {', '.join(schedulers.DIFFUSION_SAMPLERS)}")
-    take_step, draws_noise = schedulers.DIFFUSION_SAMPLERS[sampler]
+    take_step, draws_noise, timesteps = schedulers.DIFFUSION_SAMPLERS[sampler]
     alpha_bar = schedulers.squared_cosine()
-    walk = schedulers.walk(alpha_bar, schedulers.trailing_timesteps(steps), TRAIN_STEPS)
+    walk = schedulers.walk(alpha_bar, timesteps(steps), TRAIN_STEPS)
 
-    # Noise at t = 999; each step lowers it by one timestep of the walk.
+    # Noise at the first timestep; each step lowers it by one timestep of the walk.
     z = draw("initial")
     previous = None
     for j, step in enumerate(progress(walk)):

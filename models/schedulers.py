@@ -21,6 +21,9 @@ LCM_STEPS = 50  # steps of the full consistency walk
 LCM_SIGMA = 0.5  # sigma_data of the consistency model's boundary condition (Luo 2023)
 CONDITIONS = ("scaled", "plain")  # how a noise estimator sees the CXR's latent, see `scale_condition`
 LCM_SCALE = 10.0  # timestep scaling of the boundary condition (Luo 2023)
+# Most that an error in eps may grow by in z_0, sqrt((1 - alpha_bar) / alpha_bar), where one estimate has to be enough.
+# GL-LCM's schedule ends just below it, at 14.6; BS-LDM's exceeds it above t = 955 and ends at 20,291.
+LARGEST_AMPLIFICATION = 15.0
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,24 @@ def lcm_timesteps(steps: int) -> list[int]:
     _check_steps(steps, LCM_STEPS)
     stride = TRAIN_STEPS // LCM_STEPS
     return [TRAIN_STEPS - 1 - stride * (i * LCM_STEPS // steps) for i in range(steps)]
+
+
+def consistency_timesteps(alpha_bar: torch.Tensor, skip: int = TRAIN_STEPS // LCM_STEPS) -> list[int]:
+    """The timesteps of a consistency model, every `skip` from 999 down, but for those where one estimate cannot do.
+
+    alpha_bar: (1000,). Above LARGEST_AMPLIFICATION an estimate of eps says nothing of z_0. A walk of 1000 steps gets
+    over that, one of four does not.
+    """
+    amplification = ((1 - alpha_bar) / alpha_bar).sqrt()
+    grid = range(TRAIN_STEPS - 1, -1, -skip)
+    return [t for t in grid if amplification[t] <= LARGEST_AMPLIFICATION]
+
+
+def bsldm_consistency_timesteps(steps: int) -> list[int]:
+    """`steps` of BS-LDM's consistency timesteps, evenly spaced from the noisiest. ValueError outside 1..47."""
+    grid = consistency_timesteps(squared_cosine())
+    _check_steps(steps, len(grid))
+    return [grid[i * len(grid) // steps] for i in range(steps)]
 
 
 def _check_steps(steps: int, most: int) -> None:
@@ -212,16 +233,26 @@ def _half_log_snr(alpha_bar: torch.Tensor) -> torch.Tensor:
     return (alpha_bar.log() - (1 - alpha_bar).log()) / 2
 
 
-def lcm_step(z_t: torch.Tensor, z_0: torch.Tensor, step: Step, noise: torch.Tensor | None) -> torch.Tensor:
-    """Consistency step (Luo 2023): d = c_out z_0 + c_skip z_t, noised again to the next timestep.
+def consistent(z_t: torch.Tensor, z_0: torch.Tensor, t: int | torch.Tensor) -> torch.Tensor:
+    """The consistency function f = c_out z_0 + c_skip z_t (Luo 2023) of an estimate z_0 at timestep t.
 
-    The last step returns d itself.
+    z_t, z_0: (B, C, h, w). t: a number, or (B, 1, 1, 1).
     """
-    # c_skip falls to 0 with the timestep and is 1 at t = 0, where d has to be z_t itself: the boundary condition.
-    scaled = LCM_SCALE * step.t
+    # c_skip falls to 0 with the timestep and is 1 at t = 0, where f has to be z_t itself: the boundary condition.
+    scaled = LCM_SCALE * t
     c_skip = LCM_SIGMA**2 / (scaled**2 + LCM_SIGMA**2)
     c_out = scaled / (scaled**2 + LCM_SIGMA**2) ** 0.5
-    d = c_out * z_0 + c_skip * z_t
+    return c_out * z_0 + c_skip * z_t
+
+
+def lcm_step(
+    z_t: torch.Tensor, z_0: torch.Tensor, step: Step, noise: torch.Tensor | None, previous: Previous | None = None
+) -> torch.Tensor:
+    """Consistency step (Luo 2023): the consistency function, noised again to the next timestep.
+
+    The last step returns the function itself.
+    """
+    d = consistent(z_t, z_0, step.t)
     if step.last:
         return d
     assert noise is not None, "all steps but the last need noise"
@@ -233,10 +264,12 @@ class Sampler(NamedTuple):
 
     step: Callable[..., torch.Tensor]  # (z_t, z_0, step, noise, previous) -> the next latent
     draws_noise: bool  # whether its steps, but for the last, need noise
+    timesteps: Callable[[int], list[int]] = trailing_timesteps  # number of steps -> their timesteps
 
 
 DIFFUSION_SAMPLERS = {
     "ddpm": Sampler(ddpm_step, draws_noise=True),
     "ddim": Sampler(ddim_step, draws_noise=False),
     "dpmpp": Sampler(dpmpp_step, draws_noise=False),
+    "lcm": Sampler(lcm_step, draws_noise=True, timesteps=bsldm_consistency_timesteps),  # for students of distillation
 }

@@ -194,7 +194,7 @@ class Unet:
 class BsldmSampling:
     """Keywords of sampling.sample_bsldm."""
 
-    sampler: Literal["ddpm", "ddim", "dpmpp"]
+    sampler: Literal["ddpm", "ddim", "dpmpp", "lcm"]
     steps: Annotated[Count, Field(le=1000)]  # the noise schedule's
     clip: Amount
     clip_rate: Amount
@@ -228,6 +228,7 @@ class Ldm(BsldmSampling, Course):
     """BS-LDM: its noise estimator's training and its sampler."""
 
     weights: Text
+    teacher: Text | None  # of distillation
     qkv_by_head: Flag
     offset_noise: Amount
     epsilon: Amount
@@ -238,9 +239,19 @@ class Lcm(GllcmSampling, GllcmFusion, Course):
     """GL-LCM: its noise estimator's training, its sampler and its fusion."""
 
     weights: Text
+    teacher: Text | None  # of distillation
     qkv_by_head: Flag
     offset_noise: Amount
     epsilon: Amount
+
+
+@dataclass(frozen=True, config=STRICT)
+class Distill(Course):
+    """The training of a student of either method's noise estimator, see training/distillation.py."""
+
+    steps: Annotated[Count, Field(le=47)]  # that the student's weights ask for; BS-LDM's schedule has no more
+    skip: Annotated[Count, Field(le=500)]  # timesteps of the teacher's one step
+    huber: Annotated[Amount, Field(ge=1e-6)]
 
 
 @dataclass(frozen=True, config=STRICT, kw_only=True)
@@ -424,6 +435,7 @@ class Settings:
     unet: Unet
     ldm: Ldm
     lcm: Lcm
+    distill: Distill
     comparison: Comparison  # pyright: ignore[reportInvalidTypeForm]
     augment: Augment
     train: Train

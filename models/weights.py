@@ -1,13 +1,16 @@
 """Which weights a run uses: those of its run folder's own trainings, else those that the settings name."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 from . import config
 
 SHIPPED = config.ROOT / "weights"  # profile `small` names the files in it
+STUDENT_KEYS = ("sampler", "steps", "guidance", "condition")  # settings that a student's header may ask for
 FILE = "weights.safetensors"  # what a training leaves for evaluation
 
 
@@ -31,6 +34,22 @@ def prefer_own(settings: config.Settings, section: str) -> config.Settings:
     return settings
 
 
+def student_settings(settings: config.Settings, section: str) -> dict[str, Any]:
+    """{dotted key: value}: how the weights of a student ask to be sampled; {} for weights that are no student's.
+
+    section: "ldm" or "lcm". Files that cannot be read are left to those who load them.
+    """
+    # safetensors alone, since settings are read before torch is imported
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(getattr(settings, section).weights, framework="numpy") as file:
+            sampling = json.loads(file.metadata()["header"])["student"]["sampling"]
+        return {f"{section}.{name}": sampling[name] for name in STUDENT_KEYS if name in sampling}
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError):
+        return {}
+
+
 def files(settings: config.Settings, section: str) -> list[str]:
     """The weights files that a method uses: the autoencoder's, the noise estimator's, and the refiner's if there is
     one."""
@@ -44,6 +63,8 @@ def describe(settings: config.Settings, title: str, section: str) -> str:
     """One line that says whose weights a run uses."""
     words = f"{title} with {_origin(settings, getattr(settings, section).weights)}"
     if section != "vqgan":
+        if student_settings(settings, section):
+            words += f", a student, in {getattr(settings, section).steps} steps"
         words += f", autoencoder {_origin(settings, settings.vqgan.weights)}"
         if settings.eval.refiner is not None:
             words += f", refined by {_origin(settings, settings.eval.refiner)}"

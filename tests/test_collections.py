@@ -149,6 +149,40 @@ def test_an_unchanged_xray_is_not_read_to_go_on(tree, monkeypatch):
     assert len(opened.done) == 5 and len(digests) == 1
 
 
+def test_going_on_asks_once_for_each_file_and_lists_each_folder_once(tree, monkeypatch):
+    evaluate(tree, shard=(1, 1))
+    asked = []
+    listed = []
+    stat = os.stat
+    scandir = os.scandir
+    monkeypatch.setattr(os, "stat", lambda path, *rest, **more: (asked.append(str(path)), stat(path, *rest, **more))[1])
+    monkeypatch.setattr(os, "scandir", lambda path: (listed.append(str(path)), scandir(path))[1])
+    cases = find_cases(tree / "in", tree, None)
+    opened = record.Record(Output.at(tree / "out", 6), {"image_size": SIZE}, cases)
+    assert len(opened.done) == 6
+    xrays = [path for path in asked if path.endswith(".png")]
+    assert sorted(xrays) == sorted(case.file for case in cases)
+    assert len(listed) == len(set(listed)) and not [path for path in listed if "snapshots" in path]
+
+
+@pytest.mark.parametrize("link", [os.link, os.symlink])
+def test_a_result_that_is_an_input_by_another_name_is_refused(tree, link):
+    evaluate(tree, shard=(1, 1))
+    (tree / "out" / "p1" / "a.png").unlink()
+    link(tree / "in" / "p2" / "c.png", tree / "out" / "p1" / "a.png")
+    cases = find_cases(tree / "in", tree, None)
+    with pytest.raises(UserError, match=r"out/p1/a\.png is an input of this run"):
+        record.Record(Output.at(tree / "out", 6), {"image_size": SIZE}, cases)
+
+
+def test_names_are_in_natural_order_whatever_their_digits():
+    names = ["b10.png", "b9.png", "a100.png", "b09.png", "10", "9a", "c", "b1_2", "b1_10", "\u0663.png", "2.png"]
+    for count in range(1, len(names) + 1):
+        assert images.in_natural_order(names[:count]) == sorted(sorted(names[:count]), key=images.natural)
+    same = [f"p{number:03}.png" for number in (7, 120, 13)]
+    assert images.in_natural_order(same) == sorted(same, key=images.natural) == ["p007.png", "p013.png", "p120.png"]
+
+
 def test_results_may_be_small_of_8_bits_and_without_panels(tree):
     evaluate(tree, form=Form(size=16, bits=8, panels=False))
     result = images.read(tree / "out" / "p1" / "a.png")

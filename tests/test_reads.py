@@ -22,7 +22,9 @@ SHORT = [
 ]
 COMPARISON_TINY = [
     "comparison.gusarev.ms_ssim=0",
+    "comparison.gusarev.channels=[4]",
     "comparison.resnet_bs.ms_ssim=0",
+    "comparison.bs_diff.image_size=32",  # its attention would take most of the time at 64
     "comparison.bs_diff.first_epochs=1",
     "comparison.bs_diff.steps=1",
 ]
@@ -34,8 +36,14 @@ for _name in config.COMPARISON_METHODS:
 # What the chain leaves unread since its settings do not ask for it; that a run is refused afterwards does not matter.
 FURTHER_RUNS = {
     "vq-gan_train.py": [["runs=short_vqgan", *SHORT, *BONE]],
-    "ldm_train.py": [["runs=short_ldm", *SHORT, *BONE]],
-    "lcm_train.py": [["runs=short_lcm", *SHORT, *BONE]],
+    "ldm_train.py": [
+        ["runs=short_ldm", *SHORT, *BONE],
+        ["runs=student_ldm", *SHORT, "ldm.teacher=runs/demo/ldm/weights.safetensors", "distill.epochs=1"],
+    ],
+    "lcm_train.py": [
+        ["runs=short_lcm", *SHORT, *BONE],
+        ["runs=student_lcm", *SHORT, "lcm.teacher=runs/demo/lcm/weights.safetensors", "distill.epochs=1"],
+    ],
     "ldm_eval.py": [["ldm.steps=[1,2]", "eval.output=several"]],
     "batch_lcm_eval.py": [["lcm.steps=[1,2]", "eval.output=several"]],
     "comparison_train.py": COMPARED,

@@ -74,6 +74,7 @@ class Scored:
         groups: dict[str, tuple[scores.Score, ...]] = {
             "Scores as published": scores.PUBLISHED,
             "Further scores": scores.BESIDE,
+            "By place and by width of structure": scores.BY_PLACE_AND_WIDTH,
         }
 
         # without any mask that table would hold nothing but gaps

@@ -20,8 +20,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from models import layers, losses  # noqa: E402
+from models import layers, losses, pipelines  # noqa: E402
 from models.runtime import compiling  # noqa: E402
+from models.training import loop  # noqa: E402
+from models.training.distillation import Distillation  # noqa: E402
 from models.unet import ConditionalUNet  # noqa: E402
 from models.vqgan import MLVQGAN, PatchDiscriminator  # noqa: E402
 
@@ -79,13 +81,9 @@ def inference(estimates: int, scale: Scale, precision: str) -> Iterator:
     vqgan = MLVQGAN(**scale.vqgan).eval().requires_grad_(False)
     unet = ConditionalUNet(**scale.unet).eval().requires_grad_(False)
 
-    # what compiling.prepare_for_inference does to the weights, which tensors without content refuse
     if precision == "bf16":
-        for module in [*vqgan.modules(), *unet.modules()]:
-            if isinstance(module, compiling.WEIGHTED):
-                module.weight = torch.nn.Parameter(module.weight.bfloat16(), requires_grad=False)
-                if module.bias is not None:
-                    module.bias = torch.nn.Parameter(module.bias.bfloat16(), requires_grad=False)
+        to_bf16(vqgan)
+        to_bf16(unet)
     cxr = torch.rand(1, 1, scale.side, scale.side)
     yield
 
@@ -94,6 +92,15 @@ def inference(estimates: int, scale: Scale, precision: str) -> Iterator:
     estimate = unet(noisy, torch.full((estimates,), 5))
     vqgan.decode(estimate[:1, : latent.shape[1]].float())
     yield
+
+
+def to_bf16(network: torch.nn.Module) -> None:
+    """What compiling.prepare_for_inference does to the weights, which tensors without content refuse."""
+    for module in network.modules():
+        if isinstance(module, compiling.WEIGHTED):
+            module.weight = torch.nn.Parameter(module.weight.bfloat16(), requires_grad=False)
+            if module.bias is not None:
+                module.bias = torch.nn.Parameter(module.bias.bfloat16(), requires_grad=False)
 
 
 def noise_estimator(averaged: bool, checkpointing: bool, scale: Scale, precision: str) -> Iterator:
@@ -111,6 +118,41 @@ def noise_estimator(averaged: bool, checkpointing: bool, scale: Scale, precision
         loss.backward()
         optimizer.step()
         yield average
+
+
+def distillation(checkpointing: bool, scale: Scale, precision: str) -> Iterator:
+    """Steps of a student of BS-LDM on cached latents: beside it its average, and the frozen teacher."""
+    from torch._subclasses.fake_tensor import unset_fake_temporarily  # as in `peak`
+
+    student = ConditionalUNet(**scale.unet)
+    layers.checkpoint_activations(student, checkpointing)
+    # built anew, since copies of tensors without content cannot be computed with
+    average = ConditionalUNet(**scale.unet).requires_grad_(False)
+    teacher = ConditionalUNet(**scale.unet).eval().requires_grad_(False)
+    if precision == "bf16":
+        to_bf16(teacher)
+    optimizer = torch.optim.AdamW(student.parameters(), fused=True)
+    sampling = {"condition": "plain", "clip": 1.4, "clip_rate": 0.003, "clip_lag": 0}
+    # its tables decide what it does, so they are made with content, and then replaced
+    with unset_fake_temporarily():
+        objective = Distillation(torch.nn.Linear(1, 1), pipelines.BSLDM, sampling, skip=20, huber=0.001)
+    for name in ("alpha_bar", "timesteps", "bounds"):
+        table = getattr(objective, name)
+        setattr(objective, name, torch.zeros(table.shape, dtype=table.dtype))
+    objective.teacher = teacher
+    objective.target = average
+    side = scale.side // 8
+    latent = (scale.batch, 4, side, side)
+    for step in range(STEPS):
+        batch = {"masked": torch.zeros(scale.batch, dtype=torch.bool)}
+        for name in ("soft", "cxr", "whole"):
+            batch[name] = torch.rand(latent)
+        noise = loop.Noise(0, step, scale.batch, list(range(scale.batch)), torch.device("cpu"))
+        minimised, _ = objective({"unet": student}, batch, noise)
+        optimizer.zero_grad()
+        minimised["unet"].backward()
+        optimizer.step()
+        yield
 
 
 def autoencoder(checkpointing: bool, scale: Scale, precision: str) -> Iterator:
@@ -155,6 +197,7 @@ ROWS: dict[str, tuple[Callable[[Scale, str], Iterator], bool]] = {
     "LDM training step": (partial(noise_estimator, True, False), True),
     "LDM training step, checkpointing": (partial(noise_estimator, True, True), True),
     "LCM training step, checkpointing": (partial(noise_estimator, False, True), True),
+    "LDM distillation step": (partial(distillation, False), True),
     "VQGAN training step": (partial(autoencoder, False), True),
     "VQGAN training step, checkpointing": (partial(autoencoder, True), True),
 }
