@@ -160,7 +160,10 @@ def test_the_docs_have_the_table_of_the_three_pairings_with_its_command():
     for method in ("BS-LDM", "GL-LCM"):
         for pairing in ("scaled, then plain (published)", "scaled in both", "plain in both"):
             rows = [line for line in text.splitlines() if line.startswith(f"| {method} | {pairing} |")]
-            assert len(rows) == 2 and all(row.count("±") == 4 for row in rows), (method, pairing)  # two sets of patients
+            assert len(rows) == 2 and all(row.count("±") == 4 for row in rows), (
+                method,
+                pairing,
+            )  # two sets of patients
 
 
 def test_the_fusion_ablation_is_not_said_to_be_the_papers():

@@ -61,7 +61,8 @@ def main() -> None:
             first, computed, each = measure(Path(folder), count, asked.images)
         load = os.getloadavg()[0]
         print(
-            f"{count} entries: first image after {first:.2f} s ({computed:.2f} s computed), then {each:.2f} ms an image (load {load:.1f})",
+            f"{count} entries: first image after {first:.2f} s ({computed:.2f} s computed), "
+            f"then {each:.2f} ms an image (load {load:.1f})",
             flush=True,
         )
 
