@@ -75,6 +75,10 @@ FOREIGN = {
 DIGITS = str.maketrans("123456789", "000000000")  # for the eye that does not care which
 MAX_BYTES = 2**31  # of a file, packed or unpacked
 ASPECT_SLACK = 0.02  # relative difference of two aspect ratios that resizing by whole pixels may leave
+LEAST_SIDE = 32  # smaller images are doubted, pixels
+EXTREME = 0.02  # grey values so close to black or white count as such
+MOST_EXTREME = 0.97  # share of such pixels above which an image is doubted
+LEAST_CONTRAST = 0.05  # between the first and the last hundredth of the grey values
 THUMB = 64  # side at which polarity is judged, pixels
 
 
@@ -537,6 +541,22 @@ def check(picture: Picture) -> Picture:
     if constant(picture.pixels):
         raise UserError(f"{picture.path} is no X-ray: all its pixels are the same")
     return picture
+
+
+def doubt(pixels: np.ndarray) -> str:
+    """What speaks against an image (H, W) in [0, 1] being an X-ray, as a note; "" if nothing does."""
+    if min(pixels.shape) < LEAST_SIDE:
+        return f"hardly an X-ray: it is only {pixels.shape[1]} x {pixels.shape[0]} pixels"
+    # a window that is too narrow also leaves much black or white, but an X-ray has grey lungs or a grey mediastinum
+    step = max(1, min(pixels.shape) // THUMB)
+    sample = pixels[::step, ::step]  # enough to judge by; all of 16 million pixels would take a second
+    extreme = (sample < EXTREME) | (sample > 1 - EXTREME)
+    if extreme.mean() > MOST_EXTREME:
+        return "hardly an X-ray: nearly all of it is black or white, as in a mask"
+    low, high = np.quantile(sample, (0.01, 0.99))
+    if high - low < LEAST_CONTRAST:
+        return f"hardly an X-ray: its grey values span {high - low:.1%} of the range (eval.range= forces another)"
+    return ""
 
 
 def inverted(pixels: np.ndarray) -> bool:

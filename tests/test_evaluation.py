@@ -299,6 +299,19 @@ def test_dark_bones_are_noted(tmp_path, capsys):
     assert "bones look dark in" in told and "wrong.png" in told and "right.png" not in told
 
 
+def test_what_is_hardly_an_xray_is_noted(tmp_path, capsys):
+    patient = phantom.simulate(3, 128)
+    images.write(tmp_path / "cxr.png", patient.cxr)
+    images.write(tmp_path / "mask.png", patient.mask)
+    images.write(tmp_path / "tiny.png", patient.cxr[40:42, 40:60])
+    images.write(tmp_path / "dark.png", patient.cxr * 0.03)
+    check(find_cases(tmp_path, tmp_path, None))
+    told = capsys.readouterr().err
+    assert "tiny.png: hardly an X-ray: it is only 20 x 2 pixels" in told
+    assert "mask.png: hardly an X-ray: nearly all of it is black or white" in told
+    assert "dark.png: hardly an X-ray: its grey values span" in told and "cxr.png" not in told
+
+
 def test_a_truth_that_declares_no_range_is_read_as_its_xray(tmp_path, capsys):
     patient = phantom.simulate(3, 128)
     for folder, pixels in (("CXR", patient.cxr), ("BS", patient.soft / patient.soft.max() / 4.5)):

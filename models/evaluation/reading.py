@@ -187,7 +187,7 @@ def load(case: Case, targets: bool = True, dicom: bool = False) -> Loaded:
     if dicom and is_dicom:
         images.require_dicom_source(case.path)
     scan = images.check(images.read(case.path, case.limits))
-    notes = [scan.note] if scan.note else []
+    notes = [note for note in (scan.note, images.doubt(scan.pixels)) if note]
     if images.inverted(scan.pixels):
         notes.append(DARK)
 
