@@ -9,8 +9,8 @@ For each number of pairs: a folder with so many drawn pairs, 64 x 64, all of the
     train     in a process of its own: find the pairs, read the first batch, then up to 4000 images
 
 Prints for each the seconds to the first progress (the first image of a bar, the first batch; the start of Python and
-PyTorch among them), the milliseconds of the processors for each pair, and the most memory that a process took. Memory should not grow, or by little, and time an
-image not at all. Some minutes for 20000 pairs on two cores.
+PyTorch among them), the milliseconds of the processors for each pair, and the most memory that a process took. Memory
+should not grow, or by little, and time an image not at all. Some minutes for 20000 pairs on two cores.
 """
 
 import argparse
