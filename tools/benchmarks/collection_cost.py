@@ -8,9 +8,9 @@ For each number of pairs: a folder with so many drawn pairs, 64 x 64, all of the
     score     python metrics.py with the X-rays as predictions, without the page
     train     in a process of its own: find the pairs, read the first batch, then up to 4000 images
 
-Prints for each the seconds to the first progress (the first image of a bar, the first batch), the milliseconds of the
-processors for each pair, and the most memory that the process took. Memory should not grow, or by little, and time an
-image not at all. Some minutes for 20000 pairs on two cores.
+Prints for each the seconds to the first progress (the first image of a bar, the first batch; the start of Python and
+PyTorch among them), the milliseconds of the processors for each pair, and the most memory that a process took. Memory
+should not grow, or by little, and time an image not at all. Some minutes for 20000 pairs on two cores.
 """
 
 import argparse
@@ -49,7 +49,7 @@ def main() -> None:
             # Truth and X-ray lie where metrics.py looks for them.
             scored = ["metrics.size=64", "metrics.page=false", f"metrics.output={folder}/scores"]
             commands = {
-                "prepare": ["dataSegmentation.py", *data],
+                "prepare": ["dataSegmentation.py", *data, "data.skip_faulty=true"],
                 "score": ["metrics.py", f"data.root={folder}", f"metrics.prediction={folder}/CXR", *scored],
                 "train": [__file__, "--read", str(folder)],
             }
@@ -92,9 +92,10 @@ def measure(work: str, count: int, command: list[str]) -> None:
     _, status, used = os.wait4(process.pid, 0)
     # dataSegmentation.py's and metrics.py's helpers are threads or processes of their own, which `used` counts too
     computed = used.ru_utime + used.ru_stime
-    shown = "none" if first is None else f"{first:.1f} s"
+    # metrics.py shows its bar on a terminal only
+    shown = "no bar" if first is None else f"{first:.1f} s"
     print(
-        f"{work:8s} {count:7d} pairs: first progress after {shown}, {1000 * computed / count:.2f} ms computed a pair, "
+        f"{work:8s} {count:7d} pairs: first progress {shown}, {1000 * computed / count:.2f} ms computed a pair, "
         f"{used.ru_maxrss / 1024:.0f} MiB, status {os.waitstatus_to_exitcode(status)}",
         flush=True,
     )
