@@ -24,8 +24,8 @@ BONE_GAIN = 8.0  # bone reaches a tenth of the grey scale; so much larger it fil
 UNLIKE_GAIN = 16.0  # likewise for what is unlike lines
 ADDED = 0.125  # grey scale: the change that an answer of 1 means, where it is no share of the estimated bone
 
-# In the lungs this share of what is unlike lines goes back beside the network's own: real nodules are more compact than
-# the drawn ones that it learns from, and less like bone. Chosen on three real X-rays, see docs/lesions_log.md.
+# In the lungs this share of what is unlike lines goes back beside the network's own, which keeps less of real nodules
+# than of the drawn ones that it learnt from. Chosen on three real X-rays, see docs/lesions_log.md.
 LUNG_SHARE = 0.3
 
 # Lines, on an image of the bone in which a pixel is 3 mm wide.

@@ -50,8 +50,8 @@ NEVER = 10**9  # epochs between sample pictures, of which there are none
 
 # The objective.
 # Of the error in what the lesions of a kind add, over that in the image. Nodules cover a tenth of the pixels.
-LESION_WEIGHTS = {"lesions": 12.0, "nodules": 40.0}
-NODULES = 0.65  # share of the samples with compact nodules
+LESION_WEIGHTS = {"lesions": 15.0, "nodules": 300.0}
+NODULES = 0.75  # share of the samples with compact nodules
 LUNG_WEIGHT = 1.0  # of pixels in the lungs, added to OUTSIDE_WEIGHT
 OUTSIDE_WEIGHT = 0.3
 SOFT_ABS = 3e-3  # grey values: smaller errors count by their square
@@ -59,7 +59,7 @@ DETAIL_SIDE = 9  # pixels, of the mean that is taken away to compare detail
 
 # Compact nodules, as small, faint and plain as most of those that are found in lungs. Drawn, none is a patient's.
 COUNT = (5, 9)  # in an X-ray, from and to
-DIAMETER = (1.0, 0.4)  # cm: median, and sigma of its logarithm
+DIAMETER = (0.9, 0.4)  # cm: median, and sigma of its logarithm
 DIAMETERS = (0.5, 3.2)  # cm, from and to
 WATER = (0.62, 0.45)  # cm of water at the thickest place of a nodule of 1 cm: median, and sigma of its logarithm
 GROWTH = 0.8  # power of the diameter with which that grows
