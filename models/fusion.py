@@ -5,7 +5,6 @@ Fusion in the autoencoder's latent space is in pipelines.py, where the latents a
 
 import cv2
 import numpy as np
-from scipy import fft
 
 METHODS = ("poisson", "alpha", "none")
 MIN_PIXELS = 100  # connected regions of a mask with fewer pixels are dropped
@@ -97,4 +96,6 @@ def _solve(laplacian: np.ndarray) -> np.ndarray:
     along_y = 2 * np.cos(np.pi * np.arange(1, height + 1) / (height + 1)) - 2  # (H,)
     along_x = 2 * np.cos(np.pi * np.arange(1, width + 1) / (width + 1)) - 2  # (W,)
     eigenvalues = along_y[:, None] + along_x
+    from scipy import fft  # imported here, since BS-LDM needs none and it takes half a second
+
     return np.asarray(fft.idstn(np.asarray(fft.dstn(laplacian, type=1)) / eigenvalues, type=1))

@@ -10,6 +10,7 @@ import os
 import re
 import warnings
 import zlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,8 +72,13 @@ FOREIGN = {
     ".rar",
     ".7z",
 }
+DIGITS = str.maketrans("123456789", "000000000")  # for the eye that does not care which
 MAX_BYTES = 2**31  # of a file, packed or unpacked
 ASPECT_SLACK = 0.02  # relative difference of two aspect ratios that resizing by whole pixels may leave
+LEAST_SIDE = 32  # smaller images are doubted, pixels
+EXTREME = 0.02  # grey values so close to black or white count as such
+MOST_EXTREME = 0.97  # share of such pixels above which an image is doubted
+LEAST_CONTRAST = 0.05  # between the first and the last hundredth of the grey values
 THUMB = 64  # side at which polarity is judged, pixels
 
 
@@ -136,9 +142,9 @@ def read(path, limits: Limits = "auto") -> Picture:
     return Picture(pixels, bits, path, decoded.scale, decoded.orientation, decoded.note, decoded.stretched)
 
 
-def parse_limits(text: str) -> Limits:
-    """eval.range -> limits of `read`: "auto", "container", "4095" (white, black being 0) or "-1000..3000"
-    (black..white)."""
+def parse_limits(text: str, key: str = "eval.range") -> Limits:
+    """eval.range or data.range, which `key` names -> limits of `read`: "auto", "container", "4095" (white, black being
+    0) or "-1000..3000" (black..white)."""
     if text in ("auto", "container"):
         return text
     # The optional black end may be negative, as in Hounsfield units.
@@ -146,12 +152,12 @@ def parse_limits(text: str) -> Limits:
     match = re.fullmatch(rf"(?:({number})\.\.)?({number})", text.strip())
     if match is None:
         raise UserError(
-            f"eval.range={text} is neither auto, nor container, nor the value of white, such as 4095, nor BLACK..WHITE"
+            f"{key}={text} is neither auto, nor container, nor the value of white, such as 4095, nor BLACK..WHITE"
         )
     black = float(match[1] or 0)
     white = float(match[2])
     if black >= white:
-        raise UserError(f"eval.range={text}: black, {black:g}, should be below white, {white:g}")
+        raise UserError(f"{key}={text}: black, {black:g}, should be below white, {white:g}")
     return black, white
 
 
@@ -236,14 +242,18 @@ def find(folder) -> dict[str, Path]:
     if not folder.is_dir():
         raise UserError(f"no folder {folder}")
     found: dict[str, Path] = {}
-    for path in sorted(folder.iterdir(), key=lambda path: natural(path.name)):
-        if not _named_as_image(path):
+    with os.scandir(folder) as entries:
+        names = [entry.name for entry in entries if is_file(entry)]
+    for file in in_natural_order(names):
+        # a name with a known ending is one with a stem; what is hidden or has none is looked at
+        path = folder / file
+        if (stem_of(file) == file or file.startswith(".")) and not _named_as_image(path):
             continue
         # Pairs are matched by stem, so x.png beside x.tif would leave open which is meant.
-        name = stem(path)
+        name = stem_of(file)
         refuse_name(path)
         if name in found:
-            raise UserError(f"{found[name]} and {path.name} have the same name but for the ending; keep one of them")
+            raise UserError(f"{found[name]} and {file} have the same name but for the ending; keep one of them")
         found[name] = path
     if not found:
         # The likeliest reason is a folder of volumes or of a format that is not read.
@@ -253,13 +263,21 @@ def find(folder) -> dict[str, Path]:
     return found
 
 
+def is_file(entry: os.DirEntry) -> bool:
+    """Whether an entry of a folder is a file, or a link to one."""
+    # asked only of links: of others listing the folder has told already
+    return os.path.isfile(entry.path) if entry.is_symlink() else entry.is_file()
+
+
 def foreign(folder) -> list[Path]:
     """The images directly in a folder that `find` passes over, since they are of a kind that is not read, in natural
     order."""
-    paths = [
-        path for path in Path(folder).iterdir() if path.suffix.lower() in FOREIGN and not path.name.startswith(".")
-    ]
-    return sorted(paths, key=lambda path: natural(path.name))
+    names = []
+    for name in os.listdir(folder):
+        _, dot, ending = name.rpartition(".")
+        if dot + ending.lower() in FOREIGN and not name.startswith("."):
+            names.append(name)
+    return [Path(folder) / name for name in in_natural_order(names)]
 
 
 def natural(text: str) -> list:
@@ -269,10 +287,24 @@ def natural(text: str) -> list:
     return [(0, int(piece), piece) if piece.isdecimal() else (1, 0, piece) for piece in pieces]
 
 
+def in_natural_order(names: Iterable[str]) -> list[str]:
+    """Names sorted by `natural`."""
+    names = sorted(names)
+    # Names with digits in the same places, as 000001.png to 100000.png, are in order already.
+    if len({name.translate(DIGITS) for name in names}) > 1:
+        names.sort(key=natural)
+    return names
+
+
 def stem(path) -> str:
     """An image's name: the file name without a known ending (DICOM files are often named by a UID, whose dots stay)."""
-    path = Path(path)
-    return path.stem if path.suffix.lower() in SUFFIXES else path.name
+    return stem_of(Path(path).name)
+
+
+def stem_of(name: str) -> str:
+    """As `stem`, of a file name."""
+    start, _, ending = name.rpartition(".")
+    return start if start and f".{ending.lower()}" in SUFFIXES else name
 
 
 def _named_as_image(path: Path) -> bool:
@@ -509,6 +541,22 @@ def check(picture: Picture) -> Picture:
     if constant(picture.pixels):
         raise UserError(f"{picture.path} is no X-ray: all its pixels are the same")
     return picture
+
+
+def doubt(pixels: np.ndarray) -> str:
+    """What speaks against an image (H, W) in [0, 1] being an X-ray, as a note; "" if nothing does."""
+    if min(pixels.shape) < LEAST_SIDE:
+        return f"hardly an X-ray: it is only {pixels.shape[1]} x {pixels.shape[0]} pixels"
+    # a window that is too narrow also leaves much black or white, but an X-ray has grey lungs or a grey mediastinum
+    step = max(1, min(pixels.shape) // THUMB)
+    sample = pixels[::step, ::step]  # enough to judge by; all of 16 million pixels would take a second
+    extreme = (sample < EXTREME) | (sample > 1 - EXTREME)
+    if extreme.mean() > MOST_EXTREME:
+        return "hardly an X-ray: nearly all of it is black or white, as in a mask"
+    low, high = np.quantile(sample, (0.01, 0.99))
+    if high - low < LEAST_CONTRAST:
+        return f"hardly an X-ray: its grey values span {high - low:.1%} of the range (eval.range= forces another)"
+    return ""
 
 
 def inverted(pixels: np.ndarray) -> bool:

@@ -15,7 +15,6 @@ import numpy as np
 import safetensors
 import torch
 from safetensors.torch import load_file
-from scipy import ndimage
 from torch import nn
 from torch.nn import functional as F
 
@@ -83,7 +82,7 @@ def lung_faults(mask: np.ndarray) -> list[str]:
         faults.append(f"lungs cover {mask.mean():.1%} of the image, expected {100 * low:.0f}-{100 * high:.0f}%")
 
     # the number and the areas of its regions
-    labels, _ = ndimage.label(mask)  # pyright: ignore[reportGeneralTypeIssues]
+    labels, _ = _regions(mask)
     areas = np.sort(np.bincount(labels.ravel())[1:])[::-1]
     large = areas[areas > SPECK_SHARE * areas.sum()]
     if len(large) != 2:
@@ -173,11 +172,24 @@ def _ranks(cxr: np.ndarray) -> np.ndarray:
 
 def _two_lungs(mask: np.ndarray) -> np.ndarray:
     """The two largest connected regions of bool (H, W), without holes; a second region that is a speck is left out."""
-    labels, count = ndimage.label(mask)  # pyright: ignore[reportGeneralTypeIssues]
-    areas = np.bincount(labels.ravel(), minlength=count + 1)[1:]  # without the background
+    labels, count = _regions(mask)
+    areas = np.bincount(labels.ravel(), minlength=count)[1:]  # without the background
     largest = np.argsort(areas)[::-1][:2]
     lungs = [region + 1 for region in largest if areas[region] > LEAST_SHARE * areas.max()]
-    return np.asarray(ndimage.binary_fill_holes(np.isin(labels, np.array(lungs, int))))
+    found = np.isin(labels, np.array(lungs, int))
+
+    # What is not connected with the outside around the image is a lung or a hole in one.
+    around = np.pad(~found, 1, constant_values=True)
+    parts, _ = _regions(around)
+    return (parts != parts[0, 0])[1:-1, 1:-1]
+
+
+def _regions(mask: np.ndarray) -> tuple[np.ndarray, int]:
+    """(the number of each pixel's region of bool (H, W), 0 outside; how many numbers there are). A pixel has four
+    neighbours."""
+    # not by scipy.ndimage, whose import takes a fifth of a second
+    count, labels = cv2.connectedComponents(mask.astype(np.uint8), connectivity=4)
+    return labels, count
 
 
 def parameter_count() -> int:

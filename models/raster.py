@@ -142,12 +142,16 @@ def _forced(levels: np.ndarray, container: int, limits: tuple[float, float], whi
     black, white = limits
     # A limit that no value can reach is a slip of the keyboard.
     if levels.dtype.kind in "bu" and white > 2**container - 1:
-        raise ValueError(f"its {container} bits hold at most {2**container - 1}, less than eval.range={white:g} says")
+        raise ValueError(f"its {container} bits hold at most {2**container - 1}, less than the given white, {white:g}")
 
     # What lies outside is cut, as a window does it, but never without a word.
     unit = (levels - np.float64(black)) / (np.float64(white) - black)
     outside = np.mean((unit < 0) | (unit > 1))
-    note = f"{outside:.1%} of the grey values lie outside eval.range and are cut" if outside else ""
+    note = (
+        f"{outside:.1%} of the grey values lie outside the given range (eval.range, data.range) and are cut"
+        if outside
+        else ""
+    )
     unit = np.clip(unit, 0, 1)
     if white_is_zero:
         unit = 1 - unit
@@ -272,7 +276,7 @@ def _whole_numbers(picture, declared: _Declared, limits: Limits) -> Decoded:
             return _forced(levels, declared.container, limits, white_is_zero)
         raise ValueError(
             f"{declared.container}-bit or signed integers have no known range; save it as 8- or 16-bit unsigned, "
-            "or give eval.range=BLACK..WHITE"
+            "or give eval.range=BLACK..WHITE (of training pairs data.source=, data.range=)"
         )
     return _of_declared(levels.astype(np.uint16), declared, limits, white_is_zero)
 
@@ -504,6 +508,7 @@ def _floats(values: np.ndarray, limits: Limits) -> Decoded:
     # Floats in other units (-1 to 1, 0 to 255, Hounsfield) cannot be told apart by their content.
     if not 0 <= values.min() <= values.max() <= 1:
         raise ValueError(
-            f"its floats run from {values.min():g} to {values.max():g}; expected 0 to 1 (or eval.range=BLACK..WHITE)"
+            f"its floats run from {values.min():g} to {values.max():g}; expected 0 to 1 "
+            "(or eval.range=BLACK..WHITE; of training pairs data.source=, data.range=)"
         )
     return Decoded(values, 16)

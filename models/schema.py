@@ -102,6 +102,7 @@ class Data:
     write_masks: Flag
     skip_faulty: Flag
     source: Text | None
+    range: Text  # see images.parse_limits
     patient: Text | None  # pattern with one group, or a CSV file
 
 

@@ -23,6 +23,11 @@ SSIM_K1 = 0.01  # Wang's constants that keep the quotient finite, for a range of
 SSIM_K2 = 0.03
 GPU_MICRO_BATCH = 8  # images that go through LPIPS's network at once on a GPU; on a CPU one is as fast in less memory
 LENGTH_FLOOR = 1e-10  # keeps LPIPS from dividing by 0, as in the package
+BONE = 0.01  # grey values; where CXR - truth exceeds its own broad part by more, there is bone
+# Sigmas of the Gaussians that bound the bands of width, shares of the image's side: a structure of width w passes those
+# below about w / 2. So the bands hold edges and noise; vessels and cortices; ribs; what is broader.
+BAND_SIGMAS = (0.002, 0.008, 0.03)
+BANDS = ("fine", "narrow", "rib", "broad")
 REFERENCE = "untouched CXR"  # the method that does nothing, in every table
 
 
@@ -66,6 +71,15 @@ IN_LUNGS = (
     Score("BSR_residual_lungs", "residual-bone BSR (%)", 100, True),
     Score("MSE_lungs", "MSE (10⁻³)", 1000, False),
     Score("PSNR_lungs", "PSNR (dB)", 1, True),
+)
+# Bone left is told from tissue changed by place, and ribs from their edges by width.
+BY_PLACE_AND_WIDTH = (
+    Score("MSE_on_bone", "MSE on bone (10⁻³)", 1000, False),
+    Score("MSE_off_bone", "MSE off bone (10⁻³)", 1000, False),
+    Score("BSR_fine", "fine BSR (%)", 100, True),
+    Score("BSR_narrow", "narrow BSR (%)", 100, True),
+    Score("BSR_rib", "rib-wide BSR (%)", 100, True),
+    Score("BSR_broad", "broad BSR (%)", 100, True),
 )
 
 
@@ -146,6 +160,7 @@ def pixel_scores(
         row["SSIM"] = _ssim(gt, pred)
         row["SSIM_uniform"] = _ssim_uniform(gt, pred)
         row["MAE"] = float(np.mean(np.abs(gt - pred)))
+        row |= _by_place(cxr, gt, pred) | _by_width(cxr, gt, pred)
         # No mask is an empty mask: all its scores are NaN, but the keys are there. SSIM needs whole windows and has no
         # score inside.
         cxr_inside, gt_inside, pred_inside = _inside(mask, cxr, gt, pred)  # (pixels in the lungs,) each
@@ -269,6 +284,42 @@ def _errors(gt: np.ndarray, pred: np.ndarray) -> dict[str, float]:
     # 20 log10(1 / sqrt(MSE)) = -10 log10(MSE), since the largest value is 1.
     psnr_db = -10 * math.log10(error) if error > 0 else math.inf
     return {"MSE": error, "PSNR": psnr_db}
+
+
+def _by_place(cxr: np.ndarray, gt: np.ndarray, pred: np.ndarray) -> dict[str, float]:
+    """MSE of (H, W) where there is bone and where there is none, the mean error taken out; NaN where there is no pixel.
+
+    Bone is what stands out of CXR - truth: makers show the two with different tone curves, so that they differ by more
+    than bone everywhere.
+    """
+    *narrower, _ = _bands(cxr - gt)
+    on_bone = sum(narrower) > BONE
+    residue = gt - pred
+    squares = (residue - residue.mean()) ** 2
+    found = {}
+    for key, region in (("MSE_on_bone", on_bone), ("MSE_off_bone", ~on_bone)):
+        found[key] = float(squares[region].mean()) if region.any() else math.nan
+    return found
+
+
+def _by_width(cxr: np.ndarray, gt: np.ndarray, pred: np.ndarray) -> dict[str, float]:
+    """The two-sided BSR in each band of width: 1 for the truth, 0 for the CXR; NaN where a band holds no bone."""
+    found = {}
+    for name, bone, residue in zip(BANDS, _bands(cxr - gt), _bands(gt - pred)):
+        energy = float(np.sum(bone**2))
+        found[f"BSR_{name}"] = 1 - float(np.sum(residue**2)) / energy if energy > 0 else math.nan
+    return found
+
+
+def _bands(x: np.ndarray) -> list[np.ndarray]:
+    """(H, W) as the sum of its BANDS, finest first, the mean taken out: differences of Gaussian blurs."""
+    rest = (x - x.mean()).astype(np.float32)
+    bands = []
+    for share in BAND_SIGMAS:
+        smooth = cv2.GaussianBlur(rest, (0, 0), share * max(x.shape))
+        bands.append(rest - smooth)
+        rest = smooth
+    return [*bands, rest]
 
 
 def _ssim(gt: np.ndarray, pred: np.ndarray) -> float:

@@ -5,7 +5,6 @@ the released checkpoints' own.
 """
 
 import torch
-from scipy.spatial import KDTree
 from torch import nn
 from torch.nn import functional as F
 
@@ -17,6 +16,8 @@ KERNEL = 4  # side of every convolution that halves or doubles the image
 STRIDE = 2  # of these convolutions
 TREE_CHANNELS = 8  # channels of a code, above which a search tree is no faster than comparing with all codes
 ROWS = 1 << 16  # latent vectors compared with the codebook at a time, to bound memory
+FEW_ROWS = 64  # likewise on a CPU, for its cache
+FEW_DISTANCES = 1 << 26  # which take as long as importing the search tree: four images of 512 x 512 and 4096 codes
 LAPLACE = 1e-5  # Laplace smoothing of the codebook's counts [published script]
 RESTART_BELOW = 0.1  # a code whose moving count is smaller is restarted, if restarting is on
 START_DEVIATION = 0.02  # of the discriminator's first weights (Isola 2017) [published script]
@@ -64,6 +65,17 @@ class Stack(nn.Module):
         return x
 
 
+def _compare(flat: torch.Tensor, codes: torch.Tensor, rows: int) -> torch.Tensor:
+    """(N, C), (codes, C) -> (N,) index of the nearest code, by comparing with all; `rows` of the N at a time."""
+    # |z - e|^2 / 2 without its term |z|^2 / 2, which is the same for all codes
+    half_norm = codes.square().sum(1) / 2  # (codes,)
+    found = []
+    for block in flat.split(rows):
+        distances = torch.addmm(half_norm, block, codes.t(), alpha=-1)  # (rows, codes)
+        found.append(distances.argmin(1))
+    return torch.cat(found)
+
+
 class Codebook(nn.Module):
     """Nearest-code quantisation; the codes are learnt by moving averages (van den Oord 2017, appendix A.1).
 
@@ -83,6 +95,7 @@ class Codebook(nn.Module):
         self.decay = decay
         self.commitment = commitment
         self.restart = restart
+        self.distances = 0  # that were computed without the search tree
         self.batch_weight = 1.0  # of this process's images in sums over all processes, see processes.set_batch_weight
         # On the meta device, where a network is built to be filled from a file, nothing is drawn: drawing there would
         # import PyTorch's compiler, which takes seconds.
@@ -98,24 +111,26 @@ class Codebook(nn.Module):
     def nearest(self, flat: torch.Tensor) -> torch.Tensor:
         """(N, C) -> (N,) index of the nearest code by Euclidean distance.
 
-        On a CPU a search tree does it ten times as fast for 4096 codes of 4 channels. The tree refuses numbers that are
-        not finite; with those, which a diverging training may bring, all distances are compared and some code is found.
+        On a CPU a search tree does it ten times as fast for 4096 codes of 4 channels; the first images are evaluated
+        without, as scipy has to be imported for it. The tree refuses numbers that are not finite; with those, which a
+        diverging training may bring, all distances are compared and some code is found.
         """
         codes = self.embedding.weight
         # A fake tensor, with which tools/benchmarks/memory.py computes memory, has no content to look at.
         has_content = type(flat) is torch.Tensor
         tree_pays = has_content and codes.device.type == "cpu" and codes.shape[1] <= TREE_CHANNELS
+        if tree_pays and not self.training and self.distances + len(flat) * len(codes) <= FEW_DISTANCES:
+            # Training keeps to the tree: where two codes are equal it counts which of them is found.
+            self.distances += len(flat) * len(codes)
+            # in float64, as the tree computes
+            return _compare(flat.double(), codes.double(), FEW_ROWS)
         if tree_pays and flat.isfinite().all() and codes.isfinite().all():
+            from scipy.spatial import KDTree  # imported here, since scipy takes a quarter of a second
+
             _, indices = KDTree(codes.numpy()).query(flat.numpy(), workers=torch.get_num_threads())
             return torch.from_numpy(indices)
 
-        # |z - e|^2 / 2 without its term |z|^2 / 2, which is the same for all codes
-        half_norm = codes.square().sum(1) / 2  # (codes,)
-        found = []
-        for rows in flat.split(ROWS):
-            distances = torch.addmm(half_norm, rows, codes.t(), alpha=-1)  # (rows, codes)
-            found.append(distances.argmin(1))
-        return torch.cat(found)
+        return _compare(flat, codes, ROWS)
 
     def forward(self, z_e: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """z_e (B, C, h, w) -> (z_q with the straight-through gradient; commitment loss; indices (B, h, w)).

@@ -41,7 +41,7 @@ def evaluate(tree, output="out", shard=None, skip=True, batch=1, form=None):
     cases = find_cases(tree / "in", tree, None)
     own = cases if shard is None else shards.shard_cases(cases, batch, *shard)
     opened = record.Record(Output.at(tree / output, len(cases)), {"image_size": SIZE}, own, shard)
-    reader = Reader(shards.batches_left(opened, batch), skip_faulty=skip)
+    reader = Reader(shards.batches_left(opened, batch), skip_faulty=skip, remedy="leave them out")
     reader.preload()
     return run.evaluate(Darker(), opened, batch_size=batch, reader=reader, form=form)
 
@@ -80,11 +80,17 @@ def test_truth_lies_below_bs_as_the_xray_below_cxr(tmp_path):
     assert case.name == "CXR/p1/a" and case.target == tmp_path / "BS" / "p1" / "a.png"
 
 
-def test_faulty_files_are_named_and_the_rest_is_done(tree):
+def test_faulty_files_are_named_and_the_rest_is_done(tree, capsys):
     (tree / "in/p2/c.png").write_bytes(b"no image")
     with pytest.raises(UserError, match=r"cannot read .*c\.png"):
         evaluate(tree, skip=False)
+    (tree / "in/p1/a.png").write_bytes(b"")
+    with pytest.raises(UserError, match=r"2 X-rays cannot be read \(listed above\); leave them out"):
+        evaluate(tree, skip=False)
+    told = capsys.readouterr().err
+    assert "fault: cannot read" in told and "p1/a.png: the file is empty" in told and "p2/c.png" in told
     assert not (tree / "out").exists()  # before the work
+    images.write(tree / "in/p1/a.png", images.read(tree / "in/p2/a.png").pixels)
     summary = evaluate(tree)
     assert list(summary["failed"]) == ["p2/c"] and summary["images"] == 5
     assert run.say_failed(summary["failed"]) == 1 and run.say_failed({}) == 0
@@ -141,6 +147,40 @@ def test_an_unchanged_xray_is_not_read_to_go_on(tree, monkeypatch):
     os.utime(tree / "in/a.png", ns=(0, 0))
     opened = record.Record(Output.at(tree / "out", 6), {"image_size": SIZE}, cases)
     assert len(opened.done) == 5 and len(digests) == 1
+
+
+def test_going_on_asks_once_for_each_file_and_lists_each_folder_once(tree, monkeypatch):
+    evaluate(tree, shard=(1, 1))
+    asked = []
+    listed = []
+    stat = os.stat
+    scandir = os.scandir
+    monkeypatch.setattr(os, "stat", lambda path, *rest, **more: (asked.append(str(path)), stat(path, *rest, **more))[1])
+    monkeypatch.setattr(os, "scandir", lambda path: (listed.append(str(path)), scandir(path))[1])
+    cases = find_cases(tree / "in", tree, None)
+    opened = record.Record(Output.at(tree / "out", 6), {"image_size": SIZE}, cases)
+    assert len(opened.done) == 6
+    xrays = [path for path in asked if path.endswith(".png")]
+    assert sorted(xrays) == sorted(case.file for case in cases)
+    assert len(listed) == len(set(listed)) and not [path for path in listed if "snapshots" in path]
+
+
+@pytest.mark.parametrize("link", [os.link, os.symlink])
+def test_a_result_that_is_an_input_by_another_name_is_refused(tree, link):
+    evaluate(tree, shard=(1, 1))
+    (tree / "out" / "p1" / "a.png").unlink()
+    link(tree / "in" / "p2" / "c.png", tree / "out" / "p1" / "a.png")
+    cases = find_cases(tree / "in", tree, None)
+    with pytest.raises(UserError, match=r"out/p1/a\.png is an input of this run"):
+        record.Record(Output.at(tree / "out", 6), {"image_size": SIZE}, cases)
+
+
+def test_names_are_in_natural_order_whatever_their_digits():
+    names = ["b10.png", "b9.png", "a100.png", "b09.png", "10", "9a", "c", "b1_2", "b1_10", "\u0663.png", "2.png"]
+    for count in range(1, len(names) + 1):
+        assert images.in_natural_order(names[:count]) == sorted(sorted(names[:count]), key=images.natural)
+    same = [f"p{number:03}.png" for number in (7, 120, 13)]
+    assert images.in_natural_order(same) == sorted(same, key=images.natural) == ["p007.png", "p013.png", "p120.png"]
 
 
 def test_results_may_be_small_of_8_bits_and_without_panels(tree):

@@ -1,16 +1,20 @@
 """The comparison methods: sizes, losses, plateaus, and that each one trains, stops, goes on and evaluates."""
 
 import json
+import shutil
+import sys
 
 import numpy as np
+import pydicom
 import pytest
 import torch
 import yaml
 from conftest import ROOT, run_script
+from image_files import make_dicom
 
 from models import comparison, config, images, losses, pipelines, schedulers
 from models.comparison import bs_diff, mca_net, resnet_bs, vae
-from models.data import datasets
+from models.data import datasets, lists
 from models.evaluation import operations
 from models.runtime.files import UserError
 from models.training import comparison as training
@@ -30,9 +34,9 @@ COUNTS = {
     "vq_vae": (38_329_605, None),
     "vqgan": (38_329_605, 2_763_585),
 }
-# the smallest form of each method, for images of 64 x 64
+# the smallest form of each method, for images of 64 x 64; BS-Diff's attention would take most of the time there
 SMALL = {
-    "bs_diff": {"channels": [32, 32], "blocks": 1, "enhancer": [8, 8], "first_epochs": 1, "steps": 2},
+    "bs_diff": {"image_size": 32, "channels": [32, 32], "blocks": 1, "enhancer": [8, 8], "first_epochs": 1, "steps": 2},
     "gusarev": {"channels": [4, 4]},
     "kalisz": {"channels": [4, 4]},
     "mca_net": {"channels": [4, 4, 4, 4]},
@@ -156,6 +160,48 @@ def stop_after(end_epoch):
     return stop
 
 
+def test_processes_share_the_results_of_bs_diffs_first_stage(data, tmp_path, monkeypatch):
+    """Each draws every second image and waits; then all read all, as one process draws them."""
+    further = ["data.root=runs/demo/data", "data.lists=runs/demo/lists", "comparison.bs_diff.image_size=16"]
+    line = arguments("bs_diff", *further)
+    settings = config.parse("", ("comparison", "data", "train", "precision"), line)
+    section = settings.comparison.bs_diff
+    monkeypatch.chdir(data)
+    pairs, _ = lists.training_pairs(settings.data.root, settings.data.lists, settings.data.name)
+    torch.manual_seed(0)
+    network = training.build("bs_diff", section)
+
+    def wait():
+        raise Stopped
+
+    def results(folder: str):
+        run = training.Run(
+            settings,
+            section,
+            (),
+            tmp_path / folder,
+            pairs,
+            {},
+            None,
+            None,
+            torch.device("cpu"),  # type: ignore
+        )
+        return training.first_results(pairs, run, network, "digest")
+
+    alone = results("alone")
+    monkeypatch.setattr(training.processes, "tidy", lambda *_: None)
+    monkeypatch.setattr(training.processes, "world_size", lambda: 2)
+    monkeypatch.setattr(training.processes, "rank", lambda: 1)
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        patch.setattr(training.processes, "barrier", wait)
+        results("shared")
+    assert len(list((tmp_path / "shared").rglob("*.npy"))) == len(pairs) // 2
+    monkeypatch.setattr(training.processes, "rank", lambda: 0)
+    monkeypatch.setattr(training.processes, "barrier", lambda: None)
+    shared = results("shared")
+    assert all(torch.equal(shared[name]["cxr"], latents["cxr"]) for name, latents in alone.items())
+
+
 @pytest.mark.parametrize(
     "method, changes, words",
     [
@@ -180,12 +226,121 @@ def test_missing_weights_are_named_in_one_line(data):
     assert len([line for line in told.strip().splitlines() if not line.startswith("note:")]) == 1
 
 
+def test_a_method_is_evaluated_in_shares_on_dicom_and_on_inserted_nodules(data):
+    """As the other evaluations: two shares and their merge leave what one run leaves."""
+    for name in ("a", "b", "c"):
+        levels = np.random.default_rng(ord(name)).integers(500, 3500, (64, 64)).astype(np.uint16)
+        (data / "dicom").mkdir(exist_ok=True)
+        make_dicom(data / "dicom" / f"{name}.dcm", levels, StudyInstanceUID="1.2", PatientID="a", PatientName="a")
+    network = comparison.build("kalisz", channels=(4, 4))
+    network.notes = {"image_size": 64}
+    network.save(data / "kalisz.safetensors")
+    hounsfield = np.full((8, 8, 8), 50, np.int16)
+    np.savez(data / "nodules.npz", cube_hu=hounsfield, cube_mask=np.ones_like(hounsfield))
+
+    def evaluate(output: str, *further: str) -> str:
+        keys = [
+            "comparison.weights=kalisz.safetensors",
+            "eval.input=dicom",
+            "eval.batch_size=2",
+            f"eval.output={output}",
+        ]
+        line = ["--profile", "demo", "comparison.method=kalisz", *keys, "device=cpu", "eval.dicom=true", *further]
+        status, out, told = run_script("comparison_eval.py", *line, folder=data)
+        assert status == 0, told
+        return out
+
+    shown = evaluate("alone", "eval.nodules=nodules.npz", "eval.inserted=2")
+    written = (data / "alone" / "insertion.txt").read_text()
+    assert "Kalisz & Marczyk" in written and written in shown
+    for shard in ("1/2", "2/2", "merge"):
+        evaluate("shares", f"eval.shard={shard}")
+
+    def results(output: str) -> dict[str, bytes]:
+        files = [*(data / output).glob("*.png"), *(data / output).glob("panels/*.png")]
+        found = {str(path.relative_to(data / output)): path.read_bytes() for path in files}
+        for path in (data / output).glob("dicom/*.dcm"):
+            dataset = pydicom.dcmread(path)  # as a whole it differs, since it says when it was made
+            assert "Kalisz & Marczyk" in dataset.SoftwareVersions
+            found[path.name] = dataset.PixelData
+        return found
+
+    assert len(results("alone")) == 9 and results("alone") == results("shares")
+    summaries = [json.loads((data / output / "summary.json").read_text()) for output in ("alone", "shares")]
+    assert summaries[0]["images"] == summaries[1]["images"] == 3
+    assert summaries[0]["parameters"] == summaries[1]["parameters"]
+
+
 def test_another_method_is_a_file_and_a_section():
     """The settings of the methods are those of the folder's files, and each is in config.yaml."""
     tree = yaml.safe_load((ROOT / "config.yaml").read_text())
     files = {path.stem for path in (ROOT / "models" / "comparison").glob("*.py")} - {"__init__", "base"}
     sections = {key for key, value in tree["comparison"].items() if isinstance(value, dict)}
     assert files == set(comparison.METHODS) == sections
+
+
+TOY = '''"""One 3 x 3 convolution, whose result is what is taken away."""
+
+from torch import nn
+
+from .base import UNIVERSAL, Translator, no_latent_loss
+
+
+class Toy(Translator):
+    title = "A toy"
+    group = UNIVERSAL
+
+    def __init__(self, channels=(1,)):
+        super().__init__()
+        self.settings = dict(channels=channels)
+        self.layer = nn.Conv2d(1, channels[0], 3, padding=1)
+
+    def forward(self, cxr, draw=None):
+        soft = cxr - self.layer(cxr)
+        return soft, no_latent_loss(soft)
+
+
+METHOD = Toy
+'''
+TOY_SECTION = """
+  toy:                                # this test's
+    image_size: 64                    # side of the images, pixels
+    channels: [1]                     # width
+    mse: 1.0                          # weight of the squared error
+    epochs: 2                         # passes over the training images
+    batch_size: 2                     # images per step
+    learning_rate: 1.0e-2             # Adam
+    milestones: []                    # epochs at which the learning rate falls
+    gamma: 1.0                        # factor of each fall
+    average: 0.0                      # decay of the weight average; 0: none
+    start: null                       # weights that a new training starts from
+"""
+
+
+def test_another_method_trains_and_evaluates_from_its_file_and_its_section_alone(data, monkeypatch):
+    copy = data / "copy"
+    shutil.copytree(ROOT / "models", copy / "models", ignore=shutil.ignore_patterns("__pycache__"))
+    scripts = ("comparison_train.py", "comparison_eval.py")
+    for script in scripts:
+        shutil.copy(ROOT / script, copy)
+    (copy / "models" / "comparison" / "toy.py").write_text(TOY)
+    written = (ROOT / "config.yaml").read_text()
+    (copy / "config.yaml").write_text(written.replace("\n  vae: ", f"{TOY_SECTION}  vae: ", 1))
+
+    # the settings are made of the folder's files when they are imported, so the copy is imported in their place
+    for module in [name for name in sys.modules if name == "models" or name.startswith("models.")]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.syspath_prepend(copy)
+    for script in scripts:
+        line = ["--profile", "demo", "comparison.method=toy", "device=cpu"]
+        status, _, told = run_script(str(copy / script), *line, folder=data)
+        assert status == 0, told
+    for module in [name for name in sys.modules if name == "models" or name.startswith("models.")]:
+        del sys.modules[module]  # the copies; monkeypatch puts the others back
+
+    summary = json.loads((data / "runs/demo/comparison_eval/toy/summary.json").read_text())
+    assert (summary["method"], summary["group"], summary["images"]) == ("A toy", "Universal Method", 2)
+    assert summary["parameters"] == 10 and summary["operations"] == 2 * 9 * 64 * 64
 
 
 def test_the_terms_of_the_loss_are_those_of_their_formulas():

@@ -1,6 +1,7 @@
 """The fast paths give the images of the plain one: compiled, channels last, bf16; for every sampler and guidance."""
 
 import copy
+from functools import partial
 
 import numpy as np
 import pytest
@@ -129,9 +130,19 @@ def test_quantisation_and_group_normalisation_stay_in_float32(networks):
     assert torch.allclose(normalised, GroupNorm32(32).requires_grad_(False)(x))
 
 
+def layout_of_gpu(fastest_layout, network, device, compiled: bool) -> torch.memory_format:
+    """What `fastest_layout` says of a GPU, wherever the test runs."""
+    return fastest_layout(network, torch.device("cuda"), compiled)
+
+
+def is_channels_last(network: torch.nn.Module) -> bool:
+    kernels = [parameter for parameter in network.parameters() if parameter.dim() == 4]
+    return all(kernel.is_contiguous(memory_format=torch.channels_last) for kernel in kernels)
+
+
 @pytest.mark.slow
 def test_other_shapes_run_plain_and_a_failing_compiler_is_told_once(networks, monkeypatch):
-    unet = networks[1]
+    unet = copy.deepcopy(networks[1]).to(memory_format=torch.channels_last)
     warnings: list[str] = []
     z, t = torch.randn(1, 8, 16, 16), torch.tensor([5])
     other_z, other_t = torch.randn(2, 8, 16, 16), torch.tensor([5, 6])
@@ -150,11 +161,20 @@ def test_other_shapes_run_plain_and_a_failing_compiler_is_told_once(networks, mo
         assert torch.equal(compiled(other_z, other_t), unet(other_z, other_t))
         assert compiled.works and not warnings
 
-        # two calls of the first shapes do, and the first of them warns
+        # two calls of the first shapes do, and the first of them warns and gives the weights a GPU's plain layout
+        assert is_channels_last(unet)
+        monkeypatch.setattr(compiling, "fastest_layout", partial(layout_of_gpu, compiling.fastest_layout))
         for _ in range(2):
             assert torch.equal(compiled(z, t), unet(z, t))
             assert not compiled.works
-    assert warnings == ["warning: not compiled, slower: RuntimeError: no compiler here"]
+            assert not is_channels_last(unet)
+
+        # of a method, the layout is its network's
+        encode = compiling.Compiled(copy.deepcopy(networks[0]).encode, warnings.append)
+        encode(torch.zeros(1, 1, 16, 16))
+        encode.fast = broken
+        encode(torch.zeros(1, 1, 16, 16))
+    assert warnings == 2 * ["warning: not compiled, slower: RuntimeError: no compiler here"]
 
 
 @pytest.mark.slow
@@ -210,8 +230,7 @@ def test_layouts():
 
     def channels_last(network, device: str, compiled: bool) -> bool:
         prepared = compiling.prepare_for_inference(copy.deepcopy(network), torch.device(device), "float32", compiled)
-        kernels = [parameter for parameter in prepared.parameters() if parameter.dim() == 4]
-        return all(kernel.is_contiguous(memory_format=torch.channels_last) for kernel in kernels)
+        return is_channels_last(prepared)
 
     assert not channels_last(unet, "cuda", compiled=False)  # its group normalisation would change the layout back
     assert channels_last(unet, "cuda", compiled=True)

@@ -1,5 +1,6 @@
 """How a noise estimator sees the CXR's latent, scaled by sqrt(alpha_bar_t) or plain: in training, sampling, files."""
 
+import argparse
 import json
 import struct
 from pathlib import Path
@@ -16,6 +17,7 @@ from models.training import loop, noise_estimator
 from models.unet import ConditionalUNet
 
 SHAPE = (2, 4, 8, 8)
+PAIRINGS = (("scaled", "plain"), ("scaled", "scaled"), ("plain", "plain"))  # in training, in sampling
 SMALL = dict(width=32, multipliers=(1, 1), blocks=1, heads=4, attention=(2,))
 METHODS = {
     "ldm": (
@@ -166,7 +168,7 @@ def test_all_three_pairings_run_and_are_told_apart(chain, tmp_path):
             assert json.loads((output / "summary.json").read_text())["settings"]["condition"] == sampled
             first = min(path for path in output.glob("*.png"))
             results[trained, sampled] = np.frombuffer(Path(first).read_bytes(), np.uint8)
-    assert set(results) == {("scaled", "plain"), ("scaled", "scaled"), ("plain", "plain")}
+    assert set(results) == set(PAIRINGS)
     assert len({result.tobytes() for result in results.values()}) == 3
 
 
@@ -185,12 +187,19 @@ def test_the_experiments_table_has_a_row_for_each_pairing_and_the_spread_over_se
     condition = pytest.importorskip("condition")  # tools/condition.py
     results = []
     for seed, psnr in enumerate((20.0, 22.0)):
-        for trained, sampled in condition.PAIRINGS:
+        for trained, sampled, prior in condition.PAIRINGS:
+            case = {"patients": "ct", "method": "BS-LDM", "seed": seed}
+            case.update(trained=trained, sampled=sampled, prior=prior)
             row = {"PSNR": psnr, "PSNR_mean_right": psnr, "mean_off": 0.1, "BSR_two_sided": 50.0}
-            results.append({"method": "BS-LDM", "seed": seed, "trained": trained, "sampled": sampled, **row})
-    lines = condition.table(results).splitlines()
-    assert len(lines) == 2 + len(condition.PAIRINGS)
-    assert "scaled, then plain (published)" in lines[2] and "21.00 ± 1.41" in lines[2]
+            results.append({**case, **row})
+    assert {pairing[:2] for pairing in condition.PAIRINGS} == set(PAIRINGS)
+    untouched = {"patients": "ct", "method": "untouched CXR", **row}
+    lines = condition.table([*results, untouched]).splitlines()
+    assert len(lines) == 2 + 1 + len(condition.PAIRINGS)
+    assert lines[2].startswith("| untouched CXR") and "22.00" in lines[2]
+    assert "scaled, then plain (published)" in lines[3] and "21.00 ± 1.41" in lines[3]
+    of_ct = condition.tables(results).split("Patients from a chest CT")[1]
+    assert "scaled in both" in of_ct and "scaled in both" not in condition.tables(results).split("Patients from")[0]
 
     # an image that is off by a constant has its mean put right
     (tmp_path / "out").mkdir()
@@ -199,6 +208,17 @@ def test_the_experiments_table_has_a_row_for_each_pairing_and_the_spread_over_se
     images.write(tmp_path / "BS" / "0.png", truth)
     images.write(tmp_path / "CXR" / "0.png", np.clip(truth + 0.2 * np.eye(32, dtype=np.float32), 0, 1))
     images.write(tmp_path / "out" / "0.png", truth + 0.1)
-    found = condition.score(tmp_path / "out", tmp_path)
+    found = condition.score(tmp_path / "out", tmp_path, ["0.png"])
     assert found["mean_off"] == pytest.approx(0.1, abs=0.004)
     assert found["PSNR"] == pytest.approx(20, abs=0.3) and found["PSNR_mean_right"] > 40
+
+    # what has been scored is taken from its file, without a training
+    options = argparse.Namespace(folder=tmp_path / "runs", epochs=8, offset=0.1)
+    (options.folder / "ct" / "lists").mkdir(parents=True)
+    (options.folder / "ct" / "lists" / "data_testset.txt").write_text("0.png\n")
+    for trained, sampled in PAIRINGS:
+        done = options.folder / "ct" / f"{trained}_0_0.1_1" / f"lcm_{sampled}_4.json"
+        done.parent.mkdir(exist_ok=True)
+        done.write_text(json.dumps(found))
+    rows = list(condition.measure("lcm", "ct", 1, options))
+    assert [(row["trained"], row["sampled"]) for row in rows] == list(PAIRINGS) and rows[0]["PSNR"] == found["PSNR"]

@@ -3,10 +3,12 @@
 import numpy as np
 import pytest
 import torch
+from conftest import TINY, run_script
+from PIL import Image
 from test_augment import augmentation
 
 from models import images
-from models.data import datasets, lists
+from models.data import checks, datasets, lists
 from models.runtime.files import UserError
 from models.simulate import phantom
 
@@ -177,6 +179,39 @@ def test_training_pairs_follow_the_lists(root, tmp_path):
     lists.write_list(folder / "x_valset.txt", ["7.png"])
     with pytest.raises(UserError, match="x_valset.txt names images .* 7"):
         lists.training_pairs(root, folder, "x")
+
+
+@pytest.mark.slow
+def test_trainings_say_of_ranges_that_no_file_declares(tmp_path, capsys):
+    """12 bits in 16: read as 12 bits, and said; a pair of two depths is refused, before anything is built."""
+    root = tmp_path / "data"
+    for number in range(9):
+        for folder in ("CXR", "BS"):
+            (root / folder).mkdir(parents=True, exist_ok=True)
+            levels = np.full((64, 64), 4000, np.uint16)
+            levels[number] = 0
+            Image.fromarray(levels).save(root / folder / f"{number}.png")
+    pairs = lists.find_pairs(root)
+    checks.check_ranges(pairs, root)
+    told = capsys.readouterr().err
+    assert "read as 12 bits" in told and "(of 9)" in told and f"data.source={root}" in told
+
+    # the last pair is none of the sample, by which the others are found
+    Image.fromarray(levels // 4).save(root / "BS" / "8.png")
+    lists.write_list(tmp_path / "lists" / "data_trainset.txt", [f"{name}.png" for name in pairs])
+    settings = ("data.root=data", "data.lists=lists", "comparison.method=gusarev", "comparison.gusarev.ms_ssim=0")
+    for script in ("vq-gan_train.py", "ldm_train.py", "lcm_train.py", "comparison_train.py"):
+        status, _, told = run_script(script, *TINY, *settings, folder=tmp_path)
+        assert status == 2 and "BS/8.png is read as 10 bits, but data/CXR/8.png as 12" in told.splitlines()[-1]
+        assert not (tmp_path / "runs").exists()
+
+    # what declares its range is not read twice
+    for folder in ("CXR", "BS"):
+        for number in range(9):
+            images.write(root / folder / f"{number}.png", np.eye(64), 16)
+    (root / "BS" / "8.png").write_bytes(b"none")
+    checks.check_ranges(pairs, root)
+    assert capsys.readouterr().err == ""
 
 
 def test_what_is_evaluated(root, tmp_path):

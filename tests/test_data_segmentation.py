@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from unittest import mock
 
+import cv2
 import numpy as np
 import pydicom
 import pytest
@@ -16,7 +17,7 @@ from pydicom.uid import DigitalXRayImageStorageForPresentation, ExplicitVRLittle
 
 import dataSegmentation
 from models import images
-from models.data import lists
+from models.data import lists, masks
 from models.runtime import entry, workers
 from models.simulate import phantom
 
@@ -338,13 +339,72 @@ def test_converting_turns_shrinks_and_never_overwrites(folder):
     picture = images.read(target / "CXR" / "3.png")
     assert picture.bits == 16 and images.read(target / "CXR" / "2.png").bits == 8
     np.testing.assert_allclose(picture.pixels, images.resize(wide, (32, 40)), atol=1e-4)
-    images.write(target / "CXR" / "1.png", np.full((40, 40), 0.5))
-    kept = (target / "CXR" / "1.png").read_bytes()
     (target / "BS" / "2.png").unlink()
-    out, _ = call(folder, *settings, status=2)  # the spoilt pair is a fault, and is not mended by force
-    assert "1 images newly written" in out and (target / "CXR" / "1.png").read_bytes() == kept
+    out, _ = call(folder, *settings)
+    assert "1 images newly written" in out
+
+    # an image that is not the source's, by content or by ending, is neither taken for it nor written over
+    images.write(target / "CXR" / "1.png", images.read(target / "CXR" / "2.png").pixels)
+    (target / "BS" / "2.png").unlink()
+    before = contents(target)
+    errors = refused(folder, *settings)
+    assert "set/new/CXR/1.png: not what data.source=" in errors[0] and contents(target) == before
+    (target / "CXR" / "1.png").rename(target / "CXR" / "1.jpg")
+    assert "1.jpg is in the way of" in refused(folder, *settings)[0]
+    (target / "CXR" / "1.jpg").unlink()
+    assert "CXR/0.png, " in refused(folder, *settings, "data.range=0..200")[0]  # nor with other settings
+    for part in ("CXR", "BS"):
+        images.write(target / part / "mine.png", images.read(source / part / "0.png").pixels[:, ::-1])
+    _, errors = call(folder, *settings)
+    assert "new holds images that are not of" in errors[0] and "new/CXR/mine.png" in errors[0]
     assert "into another" in refused(folder, f"data.source={source}", f"data.root={source}")[0]
     assert "neither" in refused(folder, f"data.source={folder / 'lists'}", f"data.root={target}")[0]
+
+
+def test_converting_forces_the_grey_values_and_says_what_it_found(simulated, folder):
+    """12 bits in 16 that nobody declares: found pair by pair, said, and the copies declare what was found or forced."""
+    source, target = folder / "set", folder / "new"
+    for index, white in ((0, 4095), (1, 4095), (2, 1000), (3, 4095), (4, 4095)):
+        for part in ("CXR", "BS"):
+            path = source / part / f"{index}.png"
+            levels = np.rint(images.read(path).pixels * white).astype(np.uint16)
+            cv2.imwrite(str(path), levels)
+    settings = (f"data.source={source}", f"data.root={target}")
+    assert "data.range=4095 is for a folder that is converted" in refused(folder, "data.range=4095")[0]
+
+    # found: the dark pair as 10 bits, which its own values suggest
+    _, errors = call(folder, *settings)
+    assert any("read as 10 bits" in line and ": 2 (of 5)" in line and "data.range=4095" in line for line in errors)
+    assert any("read as 12 bits" in line and ": 0, 1, 3, 4 (of 5)" in line for line in errors)
+    assert len(errors) == 2  # of the source alone: the copies declare theirs
+    assert images.read(target / "CXR" / "2.png").pixels.max() > 0.8
+    assert images.read(target / "CXR" / "0.png").note == ""
+
+    # forced: the pair is as dark as it was
+    shutil.rmtree(target)
+    _, errors = call(folder, *settings, "data.range=4095")
+    assert errors == []
+    forced = images.read(target / "CXR" / "2.png")
+    assert forced.note == "" and 0.2 < forced.pixels.max() < 0.25
+
+    # cut, and said; and a file that cannot hold the values is a fault, beside which the others are written
+    shutil.rmtree(target)
+    _, errors = call(folder, *settings, "data.range=2000")
+    assert "outside data.range are cut in 0, 1, 3, 4 (of 5)" in errors[0]
+    shutil.rmtree(target)
+    images.write(source / "BS" / "3.png", images.read(source / "BS" / "3.png").pixels)
+    _, errors = call(folder, *settings, "data.range=4095", status=2)
+    assert "BS/3.png: its 8 bits hold at most 255" in errors[0]
+    assert len(images.find(target / "CXR")) == 4
+    shutil.rmtree(folder / "lists")  # which name the pair
+    out, _ = call(folder, *settings, "data.range=4095", "data.skip_faulty=true")
+    assert "0 images newly written" in out
+
+    # two ranges in one pair are no pair, which the copies could not show any more
+    shutil.rmtree(target)
+    _, errors = call(folder, *settings, status=2)
+    assert "BS/3.png is read as 8 bits, but" in errors[2] and "1 faults in" in errors[3]
+    assert not (target / "CXR" / "3.png").exists()
 
 
 def test_jsrt_is_matched_by_name_and_turned(simulated, tmp_path):
@@ -434,6 +494,20 @@ def test_masks_are_written_where_there_are_none(folder):
     assert "5 masks" in out and any("Mask/4.png" in line for line in errors)  # a corner is no lung
     overview = images.read(folder / "lists" / "set_masks_1.png").pixels
     assert overview.shape == (160, 5 * 160)
+
+
+def test_the_overview_of_masks_is_drawn_page_by_page(folder, monkeypatch):
+    monkeypatch.setattr(masks, "COLUMNS", 2)
+    monkeypatch.setattr(masks, "ROWS", 1)
+    drawn = []
+    outline = masks.outline
+    overview = folder / "lists"
+    monkeypatch.setattr(masks, "outline", lambda job: (drawn.append(len(list(overview.glob("x_*")))), outline(job))[1])
+    masks.write_masks(lists.find_pairs(folder / "set"), folder / "set", overview, "x")
+    assert drawn == [0, 0, 1, 1, 2]  # pages that were there before each of the five masks
+    pages = [images.read(overview / f"x_masks_{number}.png").pixels for number in (1, 2, 3)]
+    assert [page.shape for page in pages] == [(160, 320)] * 3
+    assert pages[2][:, :160].any() and not pages[2][:, 160:].any()
 
 
 @pytest.mark.skipif(not SZCH.is_dir(), reason=f"no real pairs in {SZCH}")

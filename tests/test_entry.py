@@ -6,11 +6,12 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
 
-from models.runtime import entry
+from models.runtime import entry, workers
 from models.runtime.files import MachineError, UserError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -175,3 +176,20 @@ def test_progress_bars_do_not_fill_a_log():
     process = start(program, env=environment)
     said, _ = process.communicate(timeout=60)
     assert float(said) == float(entry.BAR_INTERVAL)
+
+
+def test_work_is_handed_out_as_its_results_are_taken(monkeypatch):
+    """So memory does not grow with the number of items."""
+    handed_out = []
+
+    class Pool:
+        def submit(self, function, item):
+            handed_out.append(item)
+            future = Future()
+            future.set_result(function(item))
+            return future
+
+    monkeypatch.setattr(workers, "_pool", Pool)
+    results = workers.stream(str, list(range(100)), "counting", at_once=10)
+    assert next(results) == "0" and len(handed_out) == 10
+    assert list(results) == [str(number) for number in range(1, 100)] and handed_out == list(range(100))

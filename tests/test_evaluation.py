@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from models import images, pipelines
-from models.evaluation import record, results, run
+from models.evaluation import reading, record, results, run
 from models.evaluation.cases import find_cases
 from models.evaluation.reading import Reader
 from models.evaluation.results import Output, software
@@ -297,6 +297,34 @@ def test_dark_bones_are_noted(tmp_path, capsys):
     check(find_cases(tmp_path, tmp_path, None))
     told = capsys.readouterr().err
     assert "bones look dark in" in told and "wrong.png" in told and "right.png" not in told
+
+
+def test_what_is_hardly_an_xray_is_noted(tmp_path, capsys):
+    patient = phantom.simulate(3, 128)
+    images.write(tmp_path / "cxr.png", patient.cxr)
+    images.write(tmp_path / "mask.png", patient.mask)
+    images.write(tmp_path / "tiny.png", patient.cxr[40:42, 40:60])
+    images.write(tmp_path / "dark.png", patient.cxr * 0.03)
+    check(find_cases(tmp_path, tmp_path, None))
+    told = capsys.readouterr().err
+    assert "tiny.png: hardly an X-ray: it is only 20 x 2 pixels" in told
+    assert "mask.png: hardly an X-ray: nearly all of it is black or white" in told
+    assert "dark.png: hardly an X-ray: its grey values span" in told and "cxr.png" not in told
+
+
+def test_a_truth_that_declares_no_range_is_read_as_its_xray(tmp_path, capsys):
+    patient = phantom.simulate(3, 128)
+    for folder, pixels in (("CXR", patient.cxr), ("BS", patient.soft / patient.soft.max() / 4.5)):
+        (tmp_path / folder).mkdir()
+        Image.fromarray(np.rint(pixels * 4095).astype(np.uint16)).save(tmp_path / folder / "a.png")
+    check(find_cases(tmp_path / "CXR", tmp_path, None))
+    assert "BS/a.png is read as 10 bits, but" in capsys.readouterr().err
+    case = find_cases(tmp_path / "CXR", tmp_path, None, (0, 4095))[0]
+    assert 0.2 < reading.load(case).target.max() < 0.25
+    check([case])
+    assert "read as" not in capsys.readouterr().err
+    images.write(tmp_path / "BS" / "a.png", patient.soft)  # 8 bits, which say theirs
+    assert np.abs(reading.load(case).target - patient.soft).max() < 0.01
 
 
 def test_bad_inputs_are_named_before_anything_runs(tmp_path):

@@ -136,7 +136,7 @@ def test_all_done_is_status_0_and_resizing_is_said(folder, monkeypatch, capsys):
     assert f"3 images at {SIDE} x {SIDE}, 1 of them resized to that (area average" in capsys.readouterr().out
     tree = json.loads((folder / "out" / "metrics.json").read_text())
     assert set(tree["summary"]) == {scores.REFERENCE, "two"} and math.isfinite(tree["summary"]["two"]["LPIPS"]["mean"])
-    assert len(tree["tests"]) == 10 and {(test["a"], test["b"]) for test in tree["tests"]} == {
+    assert len(tree["tests"]) == len(tree["summary"]["two"]) and {(test["a"], test["b"]) for test in tree["tests"]} == {
         (scores.REFERENCE, "two")
     }
 
@@ -159,7 +159,7 @@ def test_another_aspect_ratio_is_a_fault_and_not_a_squeeze(folder, monkeypatch, 
 
 @pytest.mark.slow
 def test_truths_of_another_grey_scale_are_faults_or_said(folder, monkeypatch, capsys):
-    """A truth whose depth is found otherwise than its CXR's, and a pair of DICOM files without a window."""
+    """A truth or a result whose depth is found otherwise than its CXR's, and a pair of DICOM files without a window."""
     levels = np.rint(4000 * images.read(folder / "CXR" / "1.png").pixels).astype(np.uint16)
     Image.fromarray(levels).save(folder / "CXR" / "1.png")
     Image.fromarray(levels // 4).save(folder / "BS" / "1.png")
@@ -169,7 +169,19 @@ def test_truths_of_another_grey_scale_are_faults_or_said(folder, monkeypatch, ca
     assert main(monkeypatch, *arguments(folder, "two")) == 1
     shown, told = capsys.readouterr()
     assert "1 is not scored" in told and "read as 10 bits" in told and "10 is not" not in told
-    assert "1 of them DICOM pairs without a window" in shown
+    assert "1 of them DICOM pairs without a window" in shown and "read as the bits" not in shown
+
+    # a result of 12 bits, as eval.range=4095 makes it of a CXR that is found to have 10
+    Image.fromarray(levels // 4).save(folder / "CXR" / "1.png")
+    images.write_like(folder / "two" / "1.png", levels / 8190, images.read(folder / "CXR" / "1.png", (0, 4095)))
+    assert main(monkeypatch, *arguments(folder, "two")) == 1
+    told = capsys.readouterr().err
+    assert f"1 is not scored: {folder}/two/1.png is read as 12 bits, but {folder}/CXR/1.png as 10" in told
+
+    # with the same depth it is scored, which the heading says
+    images.write_like(folder / "two" / "1.png", levels / 8190, images.read(folder / "CXR" / "1.png"))
+    assert main(monkeypatch, *arguments(folder, "two")) == 0
+    assert "of 1 of them CXR and truth read as the bits that they use" in capsys.readouterr().out
 
 
 @pytest.mark.slow

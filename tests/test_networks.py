@@ -10,7 +10,7 @@ from golden_draws import GOLDEN, draw, figures, fill
 from models import schedulers
 from models.layers import checkpoint_activations
 from models.unet import AttentionBlock, ConditionalUNet, time_embedding
-from models.vqgan import MLVQGAN, Codebook, PatchDiscriminator
+from models.vqgan import FEW_DISTANCES, MLVQGAN, Codebook, PatchDiscriminator
 
 RELEASED = json.loads((GOLDEN / "released_checkpoints.json").read_text())
 SMALL_VQGAN = dict(channels=(8, 16, 32), residual_channels=16, residual_layers=2, codes=64)
@@ -226,5 +226,11 @@ def test_the_nearest_code_is_the_nearest(channels):
     flat = torch.from_numpy(np.random.default_rng(0).standard_normal((500, channels)).astype(np.float32))
     distances = torch.cdist(flat.double(), codebook.embedding.weight.double())
     assert torch.equal(codebook.nearest(flat), distances.argmin(1))
+    # evaluated, first without the search tree and then with it
+    codebook.eval()
+    assert torch.equal(codebook.nearest(flat), distances.argmin(1))
+    codebook.distances = FEW_DISTANCES
+    assert torch.equal(codebook.nearest(flat), distances.argmin(1))
+    codebook.train()
     flat[3, 0] = torch.nan
     assert codebook.nearest(flat).shape == (500,) and torch.equal(codebook.nearest(flat)[4:], distances.argmin(1)[4:])

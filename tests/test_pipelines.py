@@ -389,7 +389,8 @@ def test_the_blur_is_torchvisions(sigma):
 
 
 @pytest.mark.slow
-def test_pipelines_import_neither_torchvision_nor_the_compiler():
-    code = "import sys, models.pipelines; print(sorted({'torchvision', 'torch._dynamo'} & sys.modules.keys()))"
+def test_pipelines_import_neither_torchvision_nor_scipy_nor_the_compiler():
+    names = "{'torchvision', 'scipy', 'torch._dynamo', 'matplotlib', 'lpips'}"
+    code = f"import sys, models.pipelines, models.evaluation.run; print(sorted({names} & sys.modules.keys()))"
     done = subprocess.run([sys.executable, "-c", code], cwd=WEIGHTS.parent, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -102,6 +102,39 @@ def test_source_marks_say_what_the_scripts_and_papers_have():
     assert marks["unet.condition"].endswith("scaled (times sqrt(alpha_bar_t)) [S], plain")
     for key in ("ldm.condition", "lcm.condition"):
         assert marks[key].endswith("plain [S], scaled")
+    # what FACTS knows of each number: the words with the mark, or no mark at all where no script or paper has it
+    known = {
+        "vqgan.network.codes": "1024|codebook entries [G]; 256 in [B]",
+        "vqgan.network.decay": "0.5|[S]; 0.99 is customary",
+        "vqgan.loss.perceptual": "0.001|[S]",
+        "vqgan.loss.adversarial": "0.01|[S]",
+        "vqgan.masked": "True|[G]",
+        "vqgan.epochs": "300|[G]; 1000 in [B]",
+        "vqgan.learning_rate": "0.0001|generator [S]",
+        "vqgan.discriminator_learning_rate": "0.0005|discriminator [S]",
+        "vqgan.average": "0.0|",
+        "ldm.sampler": "ddpm|ddpm [B]",
+        "ldm.steps": "1000|[B]",
+        "ldm.clip": "1.4|[B]",
+        "ldm.clip_lag": "0|published numbers [S]",
+        "ldm.offset_noise": "0.1|[B]",
+        "ldm.learning_rate": "0.0002|[S]",
+        "ldm.milestones": "(200, 400, 750, 1500)|[S]",
+        "ldm.epsilon": "1e-08|",
+        "lcm.guidance": "leg|leg [G], leg_shared, cfg [S]",
+        "lcm.alpha": "3.0|[G]",
+        "lcm.clip_global": "2.0|[S]",
+        "lcm.clip_local": "3.5|[S]",
+        "lcm.epsilon": "1e-06|[S]",
+        "lcm.average": "0.0|weights that the script saves [S]",
+        "lcm.milestones": "(300, 400, 500)|[S]",
+        "augment.flip": "False|",
+    }
+    values = config.values(profile("szch"), [key.rsplit(".", 1)[0] for key in known])
+    for key, expected in known.items():
+        value, words = expected.split("|")
+        assert str(values[key]) == value, key
+        assert words in marks[key] if words else "[" not in marks[key], key
 
 
 def test_the_demo_starts_from_the_shipped_autoencoder_and_gllcm_from_bsldm():
@@ -117,8 +150,18 @@ def test_the_readme_says_how_a_published_folder_is_used():
     start = text.index("**A folder of the published projects**")
     commands = [line for line in text[start:].splitlines()[2:] if line.startswith("    ")][:5]
     assert sum("data.root=." in line for line in commands) == 4 and "cd BS-LDM" in commands[0]
-    assert "float32" in text and "bf16" in text
-    assert "| published" in (ROOT / "docs" / "condition.md").read_text().replace("(published)", "| published")
+    # numbers to publish: the setting and what bf16 costs, in one line
+    assert any("precision=float32" in line and "bf16" in line and "44 dB" in line for line in text.splitlines())
+
+
+def test_the_docs_have_the_table_of_the_three_pairings_with_its_command():
+    text = (ROOT / "docs" / "condition.md").read_text()
+    assert "    python tools/condition.py" in text and (ROOT / "tools" / "condition.py").is_file()
+    for method in ("BS-LDM", "GL-LCM"):
+        for pairing in ("scaled, then plain (published)", "scaled in both", "plain in both"):
+            rows = [line for line in text.splitlines() if line.startswith(f"| {method} | {pairing} |")]
+            assert len(rows) == 2, (method, pairing)  # two sets of patients
+            assert all(row.count("±") == 4 for row in rows)
 
 
 def test_the_fusion_ablation_is_not_said_to_be_the_papers():

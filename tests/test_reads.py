@@ -22,7 +22,9 @@ SHORT = [
 ]
 COMPARISON_TINY = [
     "comparison.gusarev.ms_ssim=0",
+    "comparison.gusarev.channels=[4]",
     "comparison.resnet_bs.ms_ssim=0",
+    "comparison.bs_diff.image_size=32",  # its attention would take most of the time at 64
     "comparison.bs_diff.first_epochs=1",
     "comparison.bs_diff.steps=1",
 ]

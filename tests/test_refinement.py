@@ -169,7 +169,7 @@ def estimates(tmp_path, monkeypatch):
     files = []
     for number in (0, 1, train_refiner.TEST_EVERY // 2):
         path = tmp_path / f"0_{number}.npz"
-        np.savez(path, layers=g.random((2, 4, 32, 32)).astype(np.float16), mask=g.random((32, 32)) < 0.5)
+        np.savez(path, layers=g.random((3, 4, 32, 32)).astype(np.float16), mask=g.random((32, 32)) < 0.5)
         files.append(path)
     return files
 
@@ -225,6 +225,7 @@ def test_samples_are_functions_of_their_number(estimates):
     assert torch.equal(first[0], again[0]) and torch.equal(first[1], again[1])
     assert not torch.equal(first[0], other[0])
     assert first[0].shape == (2, 4, 32, 32) and first[1].shape == (1, 32, 32)
+    assert first[2] in train_refiner.LESION_WEIGHTS.values()
 
 
 def test_an_estimate_has_all_layers_of_one_patient(networks, tmp_path):
@@ -235,12 +236,29 @@ def test_an_estimate_has_all_layers_of_one_patient(networks, tmp_path):
     pair = (tmp_path / "cxr.png", tmp_path / "soft.png", tmp_path / "mask.png")
     settings = config.parse("", (), ["--profile", "small"])
     method = pipelines.BSLDM(*networks, steps=1, sampler="ddim", image_size=64)
-    layers, mask = train_refiner.estimate(pair, "0/a", settings.augment, method)
-    again, _ = train_refiner.estimate(pair, "0/a", settings.augment, method)
-    assert layers.shape == (4, SIZE, SIZE) and layers.dtype == np.float16 and mask.shape == (SIZE, SIZE)
-    assert np.array_equal(layers, again)
+    cxr, soft, lungs = train_refiner.read_changed(pair, "0/a", settings.augment, 64)
+    layers = train_refiner.estimate(cxr, soft, lungs, "0/a", method)
+    assert layers.shape == (4, SIZE, SIZE) and layers.dtype == np.float16 and lungs.shape == (64, 64)
+    assert np.array_equal(layers, train_refiner.estimate(cxr, soft, lungs, "0/a", method))
     unlike = unlike_lines(torch.from_numpy(layers[2].astype(np.float32))[None, None])[0, 0].numpy()
     assert np.abs(unlike - layers[3]).max() < 2e-2
+
+
+def test_drawn_nodules_are_compact_faint_in_the_lungs_and_alike_in_both_images():
+    rib, _ = rib_and_nodule()
+    soft = np.full_like(rib, 0.5)
+    lungs = np.zeros(rib.shape, bool)
+    lungs[100:400, 60:440] = True
+    added = []
+    for key in "abc":
+        cxr, with_nodules = train_refiner.add_nodules(soft + rib, soft, lungs, key)
+        assert np.allclose(cxr - (soft + rib), with_nodules - soft, atol=1e-6)
+        added.append(with_nodules - soft)
+    assert np.array_equal(added[0], train_refiner.add_nodules(soft + rib, soft, lungs, "a")[1] - soft)
+    for image in added:
+        changed = image > 0.003
+        assert not changed[:60].any() and not changed[440:].any()  # a nodule of 3 cm reaches 20 pixels out of the lungs
+        assert 0.002 < changed.mean() < 0.08 and 0.01 < image.max() < 0.2 and image.min() > -1e-6
 
 
 def test_a_folder_without_twins_is_one_line(tmp_path):

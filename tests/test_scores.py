@@ -194,11 +194,45 @@ def test_lpips_of_stacks_and_ranges(lpips, triple):
         lpips(gt[:31], pred[:31])
 
 
+def test_place_tells_bone_left_from_tissue_changed():
+    gt = np.full((256, 256), 0.5)
+    bone = np.zeros_like(gt)
+    bone[100:106] = 0.1
+    on_bone = bone > 0
+    cxr = 0.9 * gt + bone  # another tone curve: it differs from the truth everywhere
+    stripes = 0.03 * (-1) ** np.arange(256)  # without a mean
+    predictions = {"left": gt + stripes * on_bone, "changed": gt + stripes * ~on_bone}
+    found = scores.pixel_scores(cxr, gt, predictions)
+    assert found["left"]["MSE_on_bone"] == pytest.approx(0.03**2)
+    assert found["left"]["MSE_off_bone"] == 0
+    assert found["changed"]["MSE_on_bone"] == 0
+    assert found["changed"]["MSE_off_bone"] == pytest.approx(0.03**2)
+    nothing = scores.pixel_scores(gt, gt, {})[scores.REFERENCE]
+    assert math.isnan(nothing["MSE_on_bone"]) and math.isnan(nothing["BSR_rib"])
+
+
+PERIODS = {"fine": 0.006, "narrow": 0.025, "rib": 0.1, "broad": 0.5}  # shares of the side; structures are half as wide
+
+
+@pytest.mark.parametrize("band", PERIODS)
+def test_a_structure_that_stays_is_charged_to_the_band_of_its_width(band):
+    place = np.arange(500) / 500
+    waves = {name: 0.02 * np.cos(2 * np.pi * place / period) for name, period in PERIODS.items()}
+    gt = np.full((500, 500), 0.5)
+    found = scores.pixel_scores(gt + sum(waves.values()), gt, {"left": gt + waves[band], "truth": gt})
+    left = {name: found["left"][f"BSR_{name}"] for name in scores.BANDS}
+    assert left.pop(band) < 0.4 and min(left.values()) > 0.8
+    for name in scores.BANDS:
+        assert found["truth"][f"BSR_{name}"] == 1
+        assert found[scores.REFERENCE][f"BSR_{name}"] == 0
+
+
 def test_one_image_has_every_column_and_the_untouched_cxr_first(lpips, triple):
     found = scores.score(*triple[:2], {"ours": triple[2], "truth": triple[1]}, lpips, triple[0] > triple[1])
     assert list(found) == [scores.REFERENCE, "ours", "truth"]
     for row in found.values():
-        assert row.keys() == {column.key for column in scores.PUBLISHED + scores.BESIDE + scores.IN_LUNGS}
+        columns = scores.PUBLISHED + scores.BESIDE + scores.BY_PLACE_AND_WIDTH + scores.IN_LUNGS
+        assert row.keys() == {column.key for column in columns}
     assert found["truth"] == pytest.approx(
         {
             "BSR": 1,
@@ -209,6 +243,12 @@ def test_one_image_has_every_column_and_the_untouched_cxr_first(lpips, triple):
             "SSIM": 1,
             "SSIM_uniform": 1,
             "MAE": 0,
+            "MSE_on_bone": 0,
+            "MSE_off_bone": 0,
+            "BSR_fine": math.nan,  # nothing is finer than a pixel of so small an image
+            "BSR_narrow": 1,
+            "BSR_rib": 1,
+            "BSR_broad": 1,
             "BSR_lungs": 1,
             "BSR_two_sided_lungs": 1,
             "BSR_residual_lungs": 1,
@@ -216,7 +256,8 @@ def test_one_image_has_every_column_and_the_untouched_cxr_first(lpips, triple):
             "PSNR_lungs": math.inf,
             "LPIPS": 0,
             "LPIPS_normalized": 0,
-        }
+        },
+        nan_ok=True,
     )
     ours = found["ours"]
     assert (1 - ours["BSR"]) + (1 - ours["BSR_residual"]) == pytest.approx(1 - ours["BSR_two_sided"])

@@ -1,22 +1,26 @@
 """Which scale of the condition is right? Both methods in the three pairings of training and sampling, several seeds.
 
-    python tools/condition.py                     half an hour on one core; docs/condition.md reads the table
-    python tools/condition.py --seeds 1 --epochs 2 --count 40          to see it run, in minutes
+    python tools/condition.py                     half an hour on one core; docs/condition.md has the table
+    python tools/condition.py --seeds 1 --epochs 2 --count 20          to see it run, in minutes
 
 The CXR's latent is seen beside the noisy one scaled by sqrt(alpha_bar_t) or plain (models/schedulers.scale_condition).
-Trained scaled and sampled plain is the published pairing. Everything else is alike: simulated patients, the shipped
-autoencoder, network, epochs, batches, order of the data and noise of a seed; and what is alike is the papers' setting
-but for its size. The scripts at the root do the work, so a stopped run goes on by the same command.
+Trained scaled and sampled plain is the published pairing. Everything else is alike: patients, the shipped autoencoder,
+network, epochs, batches, order of the data and noise of a seed; and what is alike is the papers' setting but for its
+size. The last row, with unet.prior, is what the profiles demo and small have beside plain in both.
+The scripts at the root do the work, so a stopped run goes on by the same command; two may run beside each other, of one
+set of patients each (--patients), and the plain command then makes the tables of both.
 
-Writes <folder>/condition.json (all results) and <folder>/condition.md (the table).
+Two sets of patients: the demo's, drawn, and others, from rays through a chest CT.
+Writes <folder>/condition.json (all results) and <folder>/condition.md (the tables).
 """
 
 import argparse
+import io
 import json
-import os
-import subprocess
+import runpy
 import sys
 from collections.abc import Iterator
+from contextlib import redirect_stdout
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -36,18 +40,22 @@ COMMON = (
 )
 TRAINING = (
     "unet.width=32",
-    "unet.multipliers=[1,1,2]",
+    "unet.multipliers=[1,1]",
     "unet.blocks=1",
     "unet.heads=4",
-    "unet.attention=[4]",
+    "unet.attention=[2]",
     "train.validate_every=1000000",  # neither validation nor sample pictures are looked at
     "train.sample_every=1000000",
 )
-PAIRINGS = (("scaled", "plain"), ("scaled", "scaled"), ("plain", "plain"))  # condition in training, in sampling
+# what simulates the patients -> whose they are; the demo's, with the demo's lists: make demo draws them larger
+PATIENTS = {"phantom": "the demo's patients, drawn", "ct": "patients from a chest CT"}
+# condition in training, in sampling, unet.prior; the last for comparison, see `measure`
+PAIRINGS = (("scaled", "plain", 0.0), ("scaled", "scaled", 0.0), ("plain", "plain", 0.0), ("plain", "plain", 0.3))
 TITLES = {
-    ("scaled", "plain"): "scaled, then plain (published)",
-    ("scaled", "scaled"): "scaled in both",
-    ("plain", "plain"): "plain in both",
+    ("scaled", "plain", 0.0): "scaled, then plain (published)",
+    ("scaled", "scaled", 0.0): "scaled in both",
+    ("plain", "plain", 0.0): "plain in both",
+    ("plain", "plain", 0.3): "plain in both, and a prior",
 }
 # section of the settings: (name, script that trains, script that samples, what is sampled)
 METHODS = {
@@ -60,40 +68,65 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=Path("runs/condition"))
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--epochs", type=int, default=30, help="of BS-LDM; GL-LCM, with two pairs a patient, has half")
-    parser.add_argument("--count", type=int, default=260, help="simulated patients, of whom 20 are tested on")
+    parser.add_argument("--epochs", type=int, default=8, help="of BS-LDM; GL-LCM, with two pairs a patient, has half")
+    parser.add_argument("--patients", nargs="*", choices=PATIENTS, default=list(PATIENTS), help="one set only, or both")
+    parser.add_argument("--count", type=int, default=200, help="patients of a set, of whom a tenth are tested on")
     parser.add_argument("--offset", type=float, default=0.1, help="coefficient of the offset noise")
     options = parser.parse_args()
 
-    # data: the same for all
-    test = 20 / options.count
-    data = (f"data.root={options.folder / 'data'}", f"data.lists={options.folder / 'lists'}")
-    split = f"data.split=[{1 - test},0,{test}]"
-    run("dataSegmentation.py", f"data.image_size={SIZE}", *data, split, f"simulate.count={options.count}")
+    # data: two sets, the same for all
+    results: list[dict] = []
+    for source in options.patients:
+        data = data_of(source, options)
+        run("dataSegmentation.py", *data, f"simulate.source={source}", f"simulate.count={options.count}")
+        names = (options.folder / source / "lists" / "data_testset.txt").read_text().split()
+        row = score(options.folder / source / "data" / "CXR", options.folder / source / "data", names)
+        results.append({"patients": source, "method": "untouched CXR", **row})
 
     # Both files are written anew after every result, so that a run may be stopped with what it has.
-    results: list[dict] = []
     for seed in range(options.seeds):
-        for section in METHODS:
-            for result in measure(section, seed, options, data):
-                results.append(result)
-                text = json.dumps({"options": {**vars(options), "folder": None}, "results": results}, indent=1)
-                (options.folder / "condition.json").write_text(text + "\n")
-                (options.folder / "condition.md").write_text(table(results))
-    print(table(results))
+        for source in options.patients:
+            for section in METHODS:
+                for result in measure(section, source, seed, options):
+                    results.append(result)
+                    text = json.dumps({"options": {**vars(options), "folder": None}, "results": results}, indent=1)
+                    (options.folder / "condition.json").write_text(text + "\n")
+                    (options.folder / "condition.md").write_text(tables(results))
+    print(tables(results))
 
 
-def measure(section: str, seed: int, options: argparse.Namespace, data: tuple[str, ...]) -> Iterator[dict]:
-    """The scores of one method's three pairings with one seed: two trainings, three evaluations."""
+def data_of(source: str, options: argparse.Namespace) -> tuple[str, ...]:
+    """The settings that name one set of patients."""
+    folder = options.folder / source
+    return f"data.root={folder / 'data'}", f"data.lists={folder / 'lists'}", f"data.image_size={SIZE}"
+
+
+def measure(section: str, source: str, seed: int, options: argparse.Namespace) -> Iterator[dict]:
+    """The scores of one method's pairings on one set of patients with one seed: a training for each but the first two,
+    which share one, and an evaluation each. The prior, which is no pairing, is tried where the demo uses it first."""
     title, training, evaluation, sampling = METHODS[section]
     epochs = options.epochs if section == "ldm" else options.epochs // 2
-    for trained, sampled in PAIRINGS:
+    folder = options.folder / source
+    names = (folder / "lists" / "data_testset.txt").read_text().split()
+    for trained, sampled, prior in PAIRINGS:
+        if prior and (section, source) != ("ldm", "phantom"):
+            continue
+        runs = folder / f"{trained}_{prior:g}_{options.offset:g}_{seed}"
+        case = {"seed": seed, "trained": trained, "sampled": sampled, "prior": prior}
+
+        # what an earlier run of this tool has scored is not done again
+        done = runs / f"{section}_{sampled}_{epochs}.json"
+        if done.is_file():
+            yield {"patients": source, "method": title, **case, **json.loads(done.read_text())}
+            continue
+
         # the same training serves both ways of sampling: its second start finds nothing to do
-        runs = options.folder / f"{trained}_{options.offset:g}_{seed}"
-        settings = (*COMMON, *data, f"runs={runs}")
+        share_latents(runs, folder / "latents")
+        settings = (*COMMON, *data_of(source, options), f"runs={runs}")
         course = (
             *TRAINING,
             f"unet.condition={trained}",
+            f"unet.prior={prior:g}",
             f"train.seed={seed}",
             f"{section}.epochs={epochs}",
             f"{section}.milestones=[{epochs * 3 // 4}]",
@@ -105,28 +138,44 @@ def measure(section: str, seed: int, options: argparse.Namespace, data: tuple[st
         run(training, *settings, *course)
         output = runs / f"{section}_{sampled}"
         condition = f"{section}.condition={sampled}"
-        seeded = ("eval.batch_size=10", f"eval.seed={seed}", f"eval.output={output}")
+        seeded = ("eval.batch_size=20", f"eval.seed={seed}", f"eval.output={output}", "eval.panels=false")
         run(evaluation, *settings, *sampling, condition, *seeded)
-        row = score(output, options.folder / "data")
-        yield {"method": title, "seed": seed, "trained": trained, "sampled": sampled, **row}
+        row = score(output, folder / "data", names)
+        done.write_text(json.dumps(row) + "\n")
+        yield {"patients": source, "method": title, **case, **row}
+
+
+def share_latents(runs: Path, shared: Path) -> None:
+    """Let the trainings of `runs` keep their latents in the folder `shared`: all encode the same images."""
+    link = runs / "latents"
+    if not link.is_symlink():
+        shared.mkdir(parents=True, exist_ok=True)
+        runs.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(shared.resolve(), target_is_directory=True)
 
 
 def run(script: str, *settings: str) -> None:
-    """Run a script of the root, and stop if it fails."""
-    command = [sys.executable, str(ROOT / script), *settings]
-    ended = subprocess.run(command, env={**os.environ, "TQDM_DISABLE": "1"}, stdout=subprocess.DEVNULL)
-    if ended.returncode:
-        raise SystemExit(f"{script} ended with status {ended.returncode}: {' '.join(command)}")
+    """Run a script of the root, and stop if it fails or is stopped.
+
+    In this process: there are a hundred such runs, and each would import PyTorch anew.
+    """
+    sys.argv = [script, *settings]
+    try:
+        with redirect_stdout(io.StringIO()):
+            runpy.run_path(str(ROOT / script), run_name="__main__")
+    except SystemExit as ended:
+        if ended.code:
+            raise SystemExit(f"{script} ended with status {ended.code}: {' '.join(sys.argv)}") from None
 
 
-def score(output: Path, data: Path) -> dict[str, float]:
-    """Means over the images of a folder: PSNR (dB), two-sided BSR (%), how far the image's mean is off (grey levels of
-    1), and the PSNR that is left when each image's mean is put right."""
+def score(output: Path, data: Path, names: list[str]) -> dict[str, float]:
+    """Means over the named images of a folder: PSNR (dB), two-sided BSR (%), how far the image's mean is off (grey
+    levels of 1), and the PSNR that is left when each image's mean is put right."""
     values: dict[str, list[float]] = {"PSNR": [], "BSR_two_sided": [], "mean_off": [], "PSNR_mean_right": []}
-    for path in sorted(output.glob("*.png")):
-        prediction = images.read(path).pixels
-        target = images.read(data / "BS" / path.name).pixels
-        cxr = images.read(data / "CXR" / path.name).pixels
+    for name in names:
+        prediction = images.read(output / name).pixels
+        target = images.read(data / "BS" / name).pixels
+        cxr = images.read(data / "CXR" / name).pixels
         off = float(np.mean(prediction - target))
         values["PSNR"].append(scores.psnr(target, prediction))
         values["BSR_two_sided"].append(100 * scores.bsr_two_sided(cxr, target, prediction))
@@ -135,25 +184,37 @@ def score(output: Path, data: Path) -> dict[str, float]:
     return {name: mean(column) for name, column in values.items()}
 
 
+def tables(results: list[dict]) -> str:
+    """Markdown: for each set of patients a table with a row for each method and pairing, mean ± standard deviation over
+    the seeds."""
+    parts = []
+    for source, title in PATIENTS.items():
+        rows = [row for row in results if row["patients"] == source]
+        if not rows:
+            continue
+        parts.append(f"{title[0].upper()}{title[1:]}:\n\n{table(rows)}")
+    return "\n".join(parts)
+
+
 def table(results: list[dict]) -> str:
-    """Markdown: a row for each method and pairing, mean ± standard deviation over the seeds."""
+    """Markdown: one table, of one set of patients."""
     lines = [
         "| method | the CXR's latent | PSNR (dB) | PSNR, mean put right (dB) | image's mean off | two-sided BSR (%) |",
         "|---|---|---|---|---|---|",
     ]
-    for title, *_ in METHODS.values():
-        for trained, sampled in PAIRINGS:
-            rows = [
-                row for row in results if (row["method"], row["trained"], row["sampled"]) == (title, trained, sampled)
-            ]
-            if not rows:
-                continue
-            cells = [title, TITLES[trained, sampled]]
-            for key, digits in (("PSNR", 2), ("PSNR_mean_right", 2), ("mean_off", 3), ("BSR_two_sided", 0)):
-                column = [row[key] for row in rows]
-                spread = stdev(column) if len(column) > 1 else 0.0
-                cells.append(f"{mean(column):.{digits}f} ± {spread:.{digits}f}")
-            lines.append(f"| {' | '.join(cells)} |")
+    cases = [("untouched CXR", None)] + [(title, case) for title, *_ in METHODS.values() for case in PAIRINGS]
+    for title, case in cases:
+        rows = [row for row in results if row["method"] == title]
+        if case is not None:
+            rows = [row for row in rows if (row["trained"], row["sampled"], row["prior"]) == case]
+        if not rows:
+            continue
+        cells = [title, TITLES[case] if case else ""]
+        for key, digits in (("PSNR", 2), ("PSNR_mean_right", 2), ("mean_off", 3), ("BSR_two_sided", 0)):
+            column = [row[key] for row in rows]
+            spread = f" ± {stdev(column):.{digits}f}" if len(column) > 1 else ""
+            cells.append(f"{mean(column):.{digits}f}{spread}")
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 

@@ -4,9 +4,10 @@
         data.lists=runs/twins/lists data.patient='^([0-9]+)'
     python -m tools.train_refiner runs/twins/data runs/refiner     # estimates, training, weights/refiner.safetensors
 
-First both methods' estimates of bone are made for every patient and twin, by the weights of profile `small` (seconds
-each, kept in the folder); then the network learns to correct them, half an hour on two cores. The same command goes on
-where it was stopped. Sample number i is a function of i alone.
+First both methods' estimates of bone are made for every patient by the weights of profile `small` (seconds each, kept
+in the folder): without lesions, with those of the twin, and with compact nodules drawn here. Then the network learns to
+correct them, half an hour on two cores. The same command goes on where it was stopped. Sample number i is a function of
+i alone.
 """
 
 import argparse
@@ -23,13 +24,17 @@ from torch.nn import functional as F
 
 from models import config, images, pipelines
 from models.data import augment, lists
+from models.evaluation import insertion
 from models.refinement import SIZE, BoneRefiner, unlike_lines
 from models.runtime.files import UserError, replacing
+from models.runtime.seeding import place_generator
+from models.simulate import lesions
 from models.training import loop
 
 OUT = config.ROOT / "weights" / "refiner.safetensors"
 VERSIONS = (0.7, 0.0)  # least flattening of bone, of each version of the patients; the most is 1
 TEST_EVERY = 20  # every so many patients one is kept for validation
+KINDS = ("without", "lesions", "nodules")  # of a file's images: no lesion, the twin's, compact nodules
 LAYERS = ("cxr", "soft", "bone", "unlike")  # of an estimate, in this order; unlike: see refinement.unlike_lines
 
 BATCH = 2  # patients, each with its twin
@@ -44,11 +49,28 @@ SAVE_EVERY = 60  # seconds
 NEVER = 10**9  # epochs between sample pictures, of which there are none
 
 # The objective.
-LESION_WEIGHT = 12.0  # of the error in what lesions add, over that in the image
+# Of the error in what the lesions of a kind add, over that in the image. Nodules cover a tenth of the pixels.
+LESION_WEIGHTS = {"lesions": 12.0, "nodules": 40.0}
+NODULES = 0.65  # share of the samples with compact nodules
 LUNG_WEIGHT = 1.0  # of pixels in the lungs, added to OUTSIDE_WEIGHT
 OUTSIDE_WEIGHT = 0.3
 SOFT_ABS = 3e-3  # grey values: smaller errors count by their square
 DETAIL_SIDE = 9  # pixels, of the mean that is taken away to compare detail
+
+# Compact nodules, as small, faint and plain as most of those that are found in lungs. Drawn, none is a patient's.
+COUNT = (5, 9)  # in an X-ray, from and to
+DIAMETER = (1.0, 0.4)  # cm: median, and sigma of its logarithm
+DIAMETERS = (0.5, 3.2)  # cm, from and to
+WATER = (0.62, 0.45)  # cm of water at the thickest place of a nodule of 1 cm: median, and sigma of its logarithm
+GROWTH = 0.8  # power of the diameter with which that grows
+NODULE_SHAPES = {"round": 0.34, "lobulated": 0.3, "spiculated": 0.2, "part-solid": 0.1, "calcified": 0.06}
+ON_RIBS = 0.6
+CLEAR = 1.5  # cm between two nodules' outlines, at least 70 % of their radii apart
+SIDES = (34.0, 44.0)  # cm that an image shows, from and to
+INSIDE = 0.3  # cm, centres lie at least so deep in the lungs
+TRIES = 30  # places that are tried for a nodule
+SOFTENED = 0.5  # share of nodules with a blurred outline
+OUTLINE = 0.12  # of the diameter, the largest sigma of that blur
 
 # Each sample: a patient moved and shaded at random, alike for all its layers.
 ANGLE = 0.12  # radians
@@ -79,47 +101,92 @@ def estimates(data: Path, folder: Path) -> list[Path]:
             if path.is_file():
                 continue
             method = methods[(number + version) % len(methods)]
-            layers = [
-                estimate(pairs[twin], f"{version}/{name}", augmentation, method) for twin in (name, name + lists.TWIN)
-            ]
+            # all three by one method, and with one draw of noise: they differ by the lesions alone
+            key = f"{version}/{name}"
+            cxr, soft, lungs = read_changed(pairs[name + lists.TWIN], key, augmentation, method.image_size)
+            sick_cxr, sick_soft, _ = read_changed(pairs[name], key, augmentation, method.image_size)
+            nodule_cxr, nodule_soft = add_nodules(cxr, soft, lungs, key)
+            kinds = ((cxr, soft), (sick_cxr, sick_soft), (nodule_cxr, nodule_soft))
+            layers = [estimate(*kind, lungs, key, method) for kind in kinds]
+            mask = cv2.resize(lungs.astype(np.float32), (SIZE, SIZE), interpolation=cv2.INTER_AREA) >= 0.5
             with replacing(path) as temporary, open(temporary, "wb") as file:
-                np.savez(file, layers=np.stack([layers[0][0], layers[1][0]]), mask=layers[0][1])
+                np.savez(file, layers=np.stack(layers), mask=mask)
             print(path, flush=True)
     return files
 
 
-def estimate(pair, key: str, augmentation, method: pipelines.Pipeline) -> tuple[np.ndarray, np.ndarray]:
-    """(LAYERS of one X-ray, float16 (4, SIZE, SIZE); its lungs, bool (SIZE, SIZE)).
+def read_changed(pair, key: str, augmentation, side: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(CXR, soft tissue: float32 (side, side); lungs: bool (side, side)), changed as training images are.
 
     pair: the files of CXR, soft tissue and mask. key: by which both twins are changed alike.
     """
-    side = method.image_size
     cxr, soft = (images.resize(images.read(path).pixels, (side, side)).astype(np.float32) for path in pair[:2])
     mask = images.resize(images.read_mask(pair[2]).astype(np.float32), (side, side))
-
-    # changed as training images are; the mask only moves
-    moves = replace(augmentation, contrast=0.0, gamma=0.0, sharpen=0.0, noise=0.0)
+    moves = replace(augmentation, contrast=0.0, gamma=0.0, sharpen=0.0, noise=0.0)  # the mask only moves
     changed = augment.augment(augment.change_bone(cxr, soft, augmentation, key), augmentation, key)
-    target = augment.augment(soft, augmentation, key)
     lungs = augment.augment(mask, moves, key) >= 0.5
+    return np.ascontiguousarray(changed), augment.augment(soft, augmentation, key), lungs
 
-    signed = images.to_signed(torch.from_numpy(np.ascontiguousarray(changed)))[None, None]  # (1, 1, S, S)
+
+def add_nodules(cxr: np.ndarray, soft: np.ndarray, lungs: np.ndarray, key: str) -> tuple[np.ndarray, np.ndarray]:
+    """CXR and soft tissue, float32 (S, S) each, with the same compact nodules in the lungs; a pure function."""
+    random = place_generator(f"nodules/{key}")
+    side = random.uniform(*SIDES)
+    pixel = side / len(cxr)  # cm
+    on_ribs, between = insertion.ribs(cxr - soft, 10 * side)
+    deep = cv2.distanceTransform(lungs.astype(np.uint8), cv2.DIST_L2, 5) * pixel > INSIDE
+    water = np.zeros_like(cxr)
+    placed: list[tuple[int, int, float]] = []
+    for _ in range(random.integers(COUNT[0], COUNT[1] + 1)):
+        places = np.argwhere(deep & (on_ribs if random.random() < ON_RIBS else between))
+        diameter = float(np.clip(_log_normal(random, *DIAMETER), *DIAMETERS))
+        shape = str(random.choice(list(NODULE_SHAPES), p=list(NODULE_SHAPES.values())))
+        for _ in range(TRIES if len(places) else 0):
+            y, x = (int(value) for value in random.choice(places))
+            distances = [math.hypot(x - a, y - b) * pixel - 0.7 * (diameter + other) for a, b, other in placed]
+            if all(distance > CLEAR for distance in distances):
+                lesions.add(water, _nodule(shape, diameter, pixel, random), x, y)
+                placed.append((x, y, diameter))
+                break
+
+    # the same change of grey values in both, as the insertion test wants it kept
+    with_nodules = insertion.insert(cxr, water)
+    return with_nodules, np.clip(soft + with_nodules - cxr, 0, 1)
+
+
+def _nodule(shape: str, diameter: float, pixel: float, random: np.random.Generator) -> np.ndarray:
+    """One nodule, (h, h) float32: cm of water that it adds. diameter, pixel: cm."""
+    thickness = lesions.thickness(shape, diameter, pixel, random)
+    most = _log_normal(random, *WATER) * diameter**GROWTH
+    thickness = (thickness * (most / thickness.max())).astype(np.float32)
+    if random.random() < SOFTENED:
+        sigma = max(0.3, random.uniform(0, OUTLINE) * diameter / pixel)  # pixels
+        thickness = cv2.GaussianBlur(thickness, (0, 0), sigma)
+    return thickness
+
+
+def _log_normal(random: np.random.Generator, median: float, sigma: float) -> float:
+    return float(np.exp(random.normal(math.log(median), sigma)))
+
+
+def estimate(cxr: np.ndarray, soft: np.ndarray, lungs: np.ndarray, key: str, method: pipelines.Pipeline) -> np.ndarray:
+    """LAYERS of one X-ray, float16 (4, SIZE, SIZE). cxr, soft: float32 (S, S); lungs: bool (S, S); key: of its
+    noise."""
+    signed = images.to_signed(torch.from_numpy(np.ascontiguousarray(cxr, dtype=np.float32)))[None, None]  # (1, 1, S, S)
     result = images.to_unit(method(signed, [key], [lungs]))[0, 0].numpy()
-    layers = [
-        cv2.resize(layer, (SIZE, SIZE), interpolation=cv2.INTER_AREA) for layer in (changed, target, changed - result)
-    ]
-    small_lungs = cv2.resize(lungs.astype(np.float32), (SIZE, SIZE), interpolation=cv2.INTER_AREA) >= 0.5
-    layers.append(unlike_lines(torch.from_numpy(changed - result)[None, None])[0, 0].numpy())
-    return np.stack(layers).astype(np.float16), small_lungs
+    layers = [cv2.resize(layer, (SIZE, SIZE), interpolation=cv2.INTER_AREA) for layer in (cxr, soft, cxr - result)]
+    layers.append(unlike_lines(torch.from_numpy(cxr - result)[None, None])[0, 0].numpy())
+    return np.stack(layers).astype(np.float16)
 
 
 # --- training ---------------------------------------------------------------------------------------------------------
 
 
 class Samples:
-    """Patients with their twins, moved at random, new in each epoch: {"layers": (B, 2, 4, S, S), "mask": (B, 1, S, S)}.
+    """Patients with lesions and without, moved at random, new in each epoch: {"layers": (B, 2, 4, S, S), "mask": (B, 1,
+    S, S), "weight": (B,), of what the lesions add}.
 
-    count: samples in an epoch. moved: false for validation, where sample i is patient i as it is.
+    count: samples in an epoch. moved: false for validation, where sample i is patient i as it is, with nodules.
     """
 
     def __init__(self, files: list[Path], count: int, moved: bool = True):
@@ -134,17 +201,19 @@ class Samples:
         """The batches of an epoch; its samples follow those of the epoch before."""
         for indices in index_lists:
             samples = [self.sample(epoch * len(self.names) + index) for index in indices]
-            layers, masks = zip(*samples)
-            yield {"layers": torch.stack(layers), "mask": torch.stack(masks)}
+            layers, masks, weights = zip(*samples)
+            yield {"layers": torch.stack(layers), "mask": torch.stack(masks), "weight": torch.tensor(weights)}
 
-    def sample(self, number: int) -> tuple[Tensor, Tensor]:
-        """Layers (2, 4, S, S) and lungs (1, S, S) of sample `number`; a pure function."""
+    def sample(self, number: int) -> tuple[Tensor, Tensor, float]:
+        """Layers (2, 4, S, S), with lesions and without, lungs (1, S, S) and the lesions' weight of sample `number`; a
+        pure function."""
         if not self.moved:
             layers, mask = self.patients[number]
-            return layers.float(), mask[None].float()
+            return layers[[KINDS.index("nodules"), 0]].float(), mask[None].float(), LESION_WEIGHTS["nodules"]
         g = np.random.default_rng([3, number])
         layers, mask = self.patients[g.integers(len(self.patients))]
-        layers = layers.float()
+        kind = "nodules" if g.random() < NODULES else "lesions"
+        layers = layers[[KINDS.index(kind), 0]].float()
         mask = mask[None].float()
         if g.random() < 0.5:
             layers = layers.flip(-1)
@@ -161,7 +230,8 @@ class Samples:
         grid = F.affine_grid(torch.tensor(rows, dtype=torch.float32)[None], [1, 1, SIZE, SIZE], align_corners=False)
         stack = torch.cat([layers.flatten(0, 1), mask])[None]  # (1, 9, S, S)
         moved = F.grid_sample(stack, grid, align_corners=False)[0]
-        return moved[:-1].unflatten(0, (2, len(LAYERS))) * g.uniform(*BRIGHTNESS), moved[-1:]
+        layers = moved[:-1].unflatten(0, (2, len(LAYERS))) * g.uniform(*BRIGHTNESS)
+        return layers, moved[-1:], LESION_WEIGHTS[kind]
 
 
 def objective(networks: dict, batch: dict[str, Tensor], noise: loop.Noise) -> tuple[dict, dict]:
@@ -176,14 +246,14 @@ def objective(networks: dict, batch: dict[str, Tensor], noise: loop.Noise) -> tu
 
     # Both twins have the same bone, so the results must differ by the lesions and by nothing else.
     with_lesions, without = error.unflatten(0, (-1, 2)).unbind(1)
-    lesions = soft_abs(with_lesions - without).mean()
-    loss = image + LESION_WEIGHT * lesions
+    lesion_error = (batch["weight"] * soft_abs(with_lesions - without).mean((1, 2, 3))).mean()
+    loss = image + lesion_error
 
     # for the log: the share of what lesions add that the result contains, as the insertion test measures it
     added = soft.unflatten(0, (-1, 2))
     added = added[:, 0] - added[:, 1]
     kept = 1 + ((with_lesions - without) * added).sum() / added.square().sum()
-    return {"refiner": loss}, {"loss": loss, "image": image, "lesions": lesions, "kept": kept}
+    return {"refiner": loss}, {"loss": loss, "image": image, "lesions": lesion_error, "kept": kept}
 
 
 def soft_abs(x: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 import hashlib
 import math
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import cv2
 import numpy as np
 
 from .. import images
-from ..runtime import workers
+from ..runtime import processes, workers
 from ..runtime.files import UserError
 from . import duplicates, lists, patients
 from .lists import TWIN, Pair, size_text
@@ -25,6 +26,7 @@ MIDDLE = np.s_[40:200, 30:226]  # of an image at ALIGN_SIZE: the chest, without 
 # So much more of them than the CXR has makes the soft-tissue image suspect. Measured: 0.57 to 0.87 times as much on
 # real, drawn and CT pairs, so 1.15 or more where the two are exchanged.
 EXCHANGED = 1.05
+SAMPLED = 4  # pairs by which a training judges whether its files say which grey values are black and white
 
 
 # --- One pair ---------------------------------------------------------------------------------------------------------
@@ -81,7 +83,7 @@ def examine(pair: Pair) -> Findings:
         (duplicates.sketch(cxr), duplicates.sketch(soft)),
         images.inverted(cxr),
         look_exchanged(cxr, soft),
-        pictures[0].bits if pictures[0].note else None,
+        guessed_bits(pictures[0]),
         pictures[0].stretched and pictures[1].stretched,
     )
 
@@ -147,8 +149,48 @@ def different_greys(cxr: images.Picture, soft: images.Picture) -> str:
     """One line about a pair `of_different_greys`."""
     return (
         f"{soft.path} is read as {soft.bits} bits, but {cxr.path} as {cxr.bits}, since a file does not say how "
-        "many are used: declare them (PNG sBIT, TIFF MaxSampleValue), or save both over all 16"
+        "many are used: declare them (PNG sBIT, TIFF MaxSampleValue), save both over all 16, or say data.range= with "
+        "data.source=, which makes copies that declare them"
     )
+
+
+def check_ranges(pairs: dict[str, Pair], root: str | Path) -> None:
+    """What dataSegmentation.py says of grey values that are not declared, before a training; the first process looks.
+
+    A few pairs are read, and all of them if one of these does not declare its range. Raises UserError for pairs
+    `of_different_greys`, and for a file that cannot be read.
+    """
+    if processes.rank() > 0:
+        return
+    # the lists may be somebody else's, made without this project's checks
+    step = max(1, len(pairs) // SAMPLED)
+    sample = [look_at_range(pair) for pair in list(pairs.values())[::step][:SAMPLED]]
+    if not any(findings.faults or findings.guessed or findings.stretched for findings in sample):
+        return
+    # threads, since processes for this alone would stay as long as the training
+    with ThreadPoolExecutor(workers.cores()) as pool:
+        results = dict(zip(pairs, pool.map(look_at_range, pairs.values())))
+    note_ranges(results, root)
+    differing = [findings.faults[0] for findings in results.values() if findings.faults]
+    if differing:
+        more = f" ({len(differing)} such pairs of {len(pairs)})" if len(differing) > 1 else ""
+        raise UserError(differing[0] + more)
+
+
+def look_at_range(pair: Pair) -> Findings:
+    """Findings of the grey scale alone."""
+    cxr, soft = (images.read(path) for path in pair[:2])
+    return Findings(
+        [different_greys(cxr, soft)] if of_different_greys(cxr, soft) else [],
+        guessed=guessed_bits(cxr),
+        stretched=cxr.stretched and soft.stretched,
+    )
+
+
+def guessed_bits(picture: images.Picture) -> int | None:
+    """The bits of a file that does not say how many of them are used; None if it does. Of one read with limits
+    "auto"."""
+    return picture.bits if picture.note else None
 
 
 def _are_of_two_patients(cxr: Path, soft: Path) -> bool:
@@ -206,12 +248,13 @@ def check(pairs: dict[str, Pair], root: Path) -> dict[str, list[str]]:
             "are the two exchanged?",
             file=sys.stderr,
         )
-    note_ranges(results)
+    note_ranges(results, root)
     return faults
 
 
-def note_ranges(results: dict[str, Findings]) -> None:
-    """Say which pairs' black and white are not declared by their files, and what was taken for them."""
+def note_ranges(results: dict[str, Findings], root: str | Path) -> None:
+    """Say which pairs' black and white are not declared by their files, and what was taken for them. root: their
+    folder."""
     by_bits: dict[int, list[str]] = {}
     for name, findings in results.items():
         if findings.guessed is not None:
@@ -220,7 +263,7 @@ def note_ranges(results: dict[str, Findings]) -> None:
         print(
             f"note: read as {bits} bits, since their 16-bit files use no more and do not say how many: "
             f"{lists.shown_names(names)} (of {len(results)}); if that is wrong, declare them (PNG sBIT, TIFF "
-            "MaxSampleValue)",
+            f"MaxSampleValue), or let data.source={root} data.root=<new folder> data.range=4095 do it",
             file=sys.stderr,
         )
     stretched = [name for name, findings in results.items() if findings.stretched]
@@ -228,7 +271,8 @@ def note_ranges(results: dict[str, Findings]) -> None:
         print(
             "note: no window in the DICOM files of "
             f"{lists.shown_names(stretched)} (of {len(results)}), so each is shown from its least to its largest "
-            "value, and the difference of a pair is not bone alone; write one window into both files",
+            "value, and the difference of a pair is not bone alone; write one window into both files, or let "
+            f"data.source={root} data.root=<new folder> data.range=BLACK..WHITE make copies of one range",
             file=sys.stderr,
         )
 

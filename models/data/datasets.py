@@ -26,6 +26,7 @@ from .lists import Pair, size_text
 WHOLE = ("cxr", "soft")
 MASKED = ("masked_cxr", "masked_soft")
 KEEP_BYTES = 2 << 30  # decoded images up to this size stay in memory
+MANY = 1000  # pairs, from which on looking for their latents takes so long that a bar is shown
 FLOAT_BYTES = 4  # of one decoded pixel
 LOST_WORKER = re.compile(r"DataLoader worker .*(is killed by signal|exited unexpectedly)")  # what DataLoader says
 Batches = Generator[dict[str, torch.Tensor]]
@@ -340,7 +341,9 @@ def cached_latents(
     folder = Path(folder) / f"{key}_{size}"
     variants = WHOLE + MASKED if masked else WHOLE
     files: dict[tuple[str, str], Path] = {}
-    for name, pair in pairs.items():
+    # Every image's content is read for its latent's name, which takes minutes of many: a bar tells so.
+    hidden = len(pairs) < MANY or shard.start not in (None, 0)
+    for name, pair in tqdm(pairs.items(), desc="looking for latents", unit="pair", leave=False, disable=hidden):
         # Without augmentation the names stay what they are whatever the version, and one latent serves all of them.
         change = ""
         if augmentation is not None and not augment.changes_nothing(augmentation):
@@ -369,7 +372,7 @@ def cached_latents(
 
     # Read them all.
     latents_of: Latents = {}
-    for name in pairs:
+    for name in tqdm(pairs, desc="reading latents", unit="pair", leave=False, disable=hidden):
         latents_of[name] = {variant: _load_latent(files[name, variant]) for variant in variants}
     return latents_of
 

@@ -21,6 +21,7 @@ TWIN = "_normal"  # ends the name of a simulated pair without lesions beside the
 NO_XRAYS = {"BS", "Mask", "Masked_CXR", "Masked_BS"}  # folders beside CXR/, as published
 # What an evaluation leaves in its folder, and the folders in it beside the results: {folder: endings of its files}.
 RECORD_FILE = re.compile(r"summary\.json|unfinished_.*\.jsonl")
+RECORD_ENDINGS = (".json", ".jsonl")  # asked first, since most files have neither
 RESULT_FOLDERS = {
     "panels": ("png",),
     "thumbs": ("png",),
@@ -289,8 +290,8 @@ def _looks_like_image(path: Path) -> bool:
     return path.suffix.lower() in images.SUFFIXES or images.is_dicom(path)
 
 
-def inputs(what: str | Path, root: str | Path) -> dict[str, Path]:
-    """{name: path} of what is to be evaluated: one image, a folder with all folders below it, or a list (see
+def inputs(what: str | Path, root: str | Path) -> dict[str, str]:
+    """{name: file} of what is to be evaluated: one image, a folder with all folders below it, or a list (see
     `read_paths`).
 
     A name is the path below the folder without its ending, such as patient7/scan2: results mirror the tree.
@@ -302,36 +303,41 @@ def inputs(what: str | Path, root: str | Path) -> dict[str, Path]:
         return find_tree(what)
     if not what.is_file():
         raise UserError(f"eval.input={what} is neither an image, nor a folder, nor a split list")
-    return {images.stem(what): what}
+    return {images.stem(what): str(what)}
 
 
 # --- Trees ------------------------------------------------------------------------------------------------------------
 
 
-def find_tree(top: str | Path) -> dict[str, Path]:
-    """{name: path} of the images in a folder and in all folders below it, in natural order.
+def find_tree(top: str | Path) -> dict[str, str]:
+    """{name: file} of the images in a folder and in all folders below it, in natural order. Files are texts here and
+    below, since to make the paths of 100 000 takes seconds.
 
     Left out are hidden files and folders, soft tissue and masks beside a folder CXR/, results of evaluations below the
     folder, and links that lead back to a folder above them. Raises UserError where there is no image, where two have
     one name, and for names that are not UTF-8.
     """
     top = Path(top)
-    found: dict[str, Path] = {}
+    found: dict[str, str] = {}
     left_out: list[str] = []
     clashes: list[str] = []
     for folder, files in _walk(top, left_out):
-        prefix = folder.relative_to(top)
-        for name in sorted(files, key=images.natural):
-            path = folder / name
-            if not _looks_like_image(path):
+        prefix = "" if folder == top else f"{folder.relative_to(top).as_posix()}/"
+        start = os.path.join(folder, "")  # with the slash at its end
+        images.refuse_name(folder)
+        for name in images.in_natural_order(files):
+            # a name with a known ending is one with a stem; what is hidden or has none is looked at
+            stem = images.stem_of(name)
+            if (stem == name or name.startswith(".")) and not _looks_like_image(folder / name):
                 continue
-            images.refuse_name(path)
+            if not name.isascii():
+                images.refuse_name(folder / name)
             # x.png beside x.tif: both would have the result x.png
-            key = (prefix / images.stem(path)).as_posix()
+            key = prefix + stem
             if key in found:
                 clashes.append(f"{found[key]} and {name}")
                 continue
-            found[key] = path
+            found[key] = start + name
 
     if clashes:
         pairs = shown_names(clashes, "; ")
@@ -363,17 +369,19 @@ def _walk(top: Path, left_out: list[str]) -> Iterator[tuple[Path, list[str]]]:
             left_out.append(f"{folder} (a link to a folder above it)")
             continue
 
-        # what an evaluation has written is no input of the next one
         files = []
         below = set()
         for entry in entries:
             # a link that leads to itself is neither; the entry's own is_dir would raise an error
             is_folder = os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir()
-            if not is_folder:
-                files.append(entry.name)
-            elif not entry.name.startswith("."):
+            if is_folder and not entry.name.startswith("."):
                 below.add(entry.name)
-        holds_results = any(_is_record(folder / name) for name in files if RECORD_FILE.fullmatch(name))
+            elif not is_folder and images.is_file(entry):
+                files.append(entry.name)
+
+        # what an evaluation has written is no input of the next one
+        records = [name for name in files if name.endswith(RECORD_ENDINGS) and RECORD_FILE.fullmatch(name)]
+        holds_results = any(_is_record(folder / name) for name in records)
         if holds_results and folder != top:
             left_out.append(f"{folder} (results of an evaluation)")
             continue
@@ -397,8 +405,8 @@ def _is_record(path: Path) -> bool:
     return any(key in content for key in RECORD_KEYS)
 
 
-def read_paths(path: str | Path, root: str | Path) -> dict[str, Path]:
-    """{name: path} of the X-rays in a list: plain names as in a split list, or relative or absolute paths, one a line.
+def read_paths(path: str | Path, root: str | Path) -> dict[str, str]:
+    """{name: file} of the X-rays in a list: plain names as in a split list, or relative or absolute paths, one a line.
 
     Relative ones lie below <root>/CXR, the list's own folder or the current one: the first of these that holds the
     first line's file. A result mirrors the line; if one line is absolute or leads upwards, it mirrors the path below
@@ -417,9 +425,12 @@ def read_paths(path: str | Path, root: str | Path) -> dict[str, Path]:
     if any("\0" in line for line in lines):
         raise UserError(f"the list {path} holds a line with a NUL, which no path has")
 
+    # "./a.png" is "a.png", and links among the folders stay as they are
+    lines = [str(Path(line)) if "./" in line or "//" in line or line.endswith("/") else line for line in lines]
+
     # where relative lines begin
     bases = (Path(root) / "CXR", path.parent, Path())
-    relative = [line for line in lines if not Path(line).is_absolute()]
+    relative = [line for line in lines if not os.path.isabs(line)]
     base = bases[0]
     if relative:
         base = next((folder for folder in bases if _listed_file(folder, relative[0]) is not None), bases[0])
@@ -431,32 +442,47 @@ def read_paths(path: str | Path, root: str | Path) -> dict[str, Path]:
         raise UserError(f"{path} names images that {base} does not hold: {shown_names(missing)}")
     given = [file for file in files if file is not None]
 
-    # the names
-    # Absolute before they are compared, since "a/../b" and "b" are one place; links stay as they are.
+    # the folders, of which there are fewer: {folder: what its images' names begin with}
+    places = {folder: folder for folder, _ in given}
     common = base
-    if any(Path(line).is_absolute() or ".." in Path(line).parts for line in lines):
-        given = [Path(os.path.abspath(file)) for file in given]
-        common = Path(os.path.commonpath([file.parent for file in given]))
-    names = [(file.parent.relative_to(common) / images.stem(file)).as_posix() for file in given]
+    # Absolute before they are compared, since "a/../b" and "b" are one place; links stay as they are.
+    if any(os.path.isabs(line) or ".." in line.split("/") for line in lines):
+        places = {folder: Path(os.path.abspath(folder)) for folder in places}
+        common = Path(os.path.commonpath(list(places.values())))
+    prefixes = {}
+    for folder, place in places.items():
+        prefixes[folder] = "" if place == common else f"{place.relative_to(common).as_posix()}/"
+
+    # the names
+    names = [prefixes[folder] + images.stem_of(name) for folder, name in given]
     if twice := repeated(names):
         raise UserError(f"{path} names the same image more than once: {shown_names(twice)}")
-    return dict(zip(names, given))
+    return dict(zip(names, [os.path.join(places[folder], name) for folder, name in given]))
 
 
-def _listed_file(base: Path, line: str) -> Path | None:
-    """The file that a line of a list means, with or without its ending; None if there is none."""
-    file = base / line
-    if file.name in _names(file.parent) and file.is_file():
-        return file
-    return _by_stem(file.parent).get(images.stem(file))
+def _listed_file(base: Path, line: str) -> tuple[Path, str] | None:
+    """(folder, name) of the file that a line of a list means, with or without its ending; None if there is none."""
+    start, name = os.path.split(line)
+    folder = _below(base, start)
+    if name in _files(folder):
+        return folder, name
+    file = _by_stem(folder).get(images.stem_of(name))
+    return None if file is None else (folder, file.name)
 
 
 @cache
-def _names(folder: Path) -> frozenset[str]:
-    """The names of all files and folders in a folder; none if it is not there."""
+def _below(base: Path, start: str) -> Path:
+    """A folder below another: one object for all files in it, which are looked up by it."""
+    return base / start
+
+
+@cache
+def _files(folder: Path) -> frozenset[str]:
+    """The names of the files in a folder, links to files among them; none if it is not there."""
     # read once: a question to a network file system for each of 100 000 images would take minutes
     try:
-        return frozenset(os.listdir(folder))
+        with os.scandir(folder) as entries:
+            return frozenset([entry.name for entry in entries if images.is_file(entry)])
     except OSError:
         return frozenset()
 
@@ -466,32 +492,38 @@ def _by_stem(folder: Path) -> dict[str, Path]:
     """{name: file} of the images in a folder by their names without ending; the first by name where several share
     one."""
     found: dict[str, Path] = {}
-    for name in sorted(_names(folder)):
-        path = folder / name
-        if not name.startswith(".") and path.suffix.lower() in images.SUFFIXES:
-            found.setdefault(images.stem(path), path)
+    for name in sorted(_files(folder)):
+        stem = images.stem_of(name)
+        if stem != name and not name.startswith("."):
+            found.setdefault(stem, folder / name)
     return found
+
+
+@cache
+def beside(folder: Path, other: str) -> dict[str, Path]:
+    """{name: file} of the images in another folder (one of FOLDERS) beside the folder CXR/ that holds `folder` or is
+    it, in the same place below it; none where there is no CXR/ above."""
+    # Only beside a folder CXR/: anywhere else a file of the same name need not belong to this image.
+    above = folder
+    while above.name != "CXR":
+        if above == above.parent:
+            return {}
+        above = above.parent
+    return _by_stem(above.parent / other / folder.relative_to(above))
 
 
 def forget_folders() -> None:
     """Let the next question read the folders again: files may have come since."""
-    _names.cache_clear()
+    _files.cache_clear()
     _by_stem.cache_clear()
+    beside.cache_clear()
 
 
 def neighbour(path: Path, folder: str) -> Path | None:
     """The image of the same name in a folder (one of FOLDERS) beside the folder CXR/ in which the image lies, also in
     folders below both."""
-    # Only beside a folder CXR/: anywhere else a file of the same name need not belong to this image.
-    above = path.parent
-    while above.name != "CXR":
-        if above == above.parent:
-            return None
-        above = above.parent
-    place = above.parent / folder / path.parent.relative_to(above)
     # Any ending: a mask may be a PNG beside a DICOM file.
-    candidate = _by_stem(place).get(images.stem(path))
-    return candidate if candidate is not None and candidate.is_file() else None
+    return beside(path.parent, folder).get(images.stem(path))
 
 
 def leads_outside(path: str | Path, folder: str | Path) -> bool:

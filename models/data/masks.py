@@ -38,19 +38,25 @@ def write_masks(pairs: dict[str, Pair], root: Path, folder: Path, name: str) -> 
     pages = overview_pages(pairs, folder, name)
     # Masks that are there are drawn and doubted too, but never written over.
     jobs = [(cxr, mask or root / "Mask" / f"{stem}.png") for stem, (cxr, _, mask) in pairs.items()]
-    outlines = workers.parallel(outline, jobs, "finding lungs")
-    for (_, path), result in zip(jobs, outlines):
+    columns = min(COLUMNS, len(jobs))
+    tiles: list[np.ndarray] = []  # of the page that is next
+    doubted: list[tuple[Path, list[str]]] = []
+    waiting = iter(pages)
+    # page by page: the tiles of 100 000 masks would take 30 GB
+    for (_, path), result in zip(jobs, workers.stream(outline, jobs, "finding lungs")):
         if result.doubts:
-            print(f"doubtful mask {path}: {'; '.join(result.doubts)}", file=sys.stderr)
+            doubted.append((path, result.doubts))
+        # Shape alone cannot tell a good mask; the overview lets a person look through hundreds in minutes.
+        tiles.append(result.tile)
+        if len(tiles) == COLUMNS * ROWS:
+            images.write_rgb(next(waiting), _sheet(tiles, columns))
+            tiles = []
+    if tiles:
+        images.write_rgb(next(waiting), _sheet(tiles, columns))
 
-    # Shape alone cannot tell a good mask; the overview lets a person look through hundreds in minutes.
-    tiles = [result.tile for result in outlines]
-    for page, first in zip(pages, range(0, len(tiles), COLUMNS * ROWS)):
-        sheet = _sheet(tiles[first : first + COLUMNS * ROWS], min(COLUMNS, len(tiles)))
-        images.write_rgb(page, sheet)
-
-    doubtful = sum(bool(result.doubts) for result in outlines)
-    print(f"{root / 'Mask'}: {len(tiles)} masks, {doubtful} doubtful; look through {pages[0]}")
+    for path, doubts in doubted:
+        print(f"doubtful mask {path}: {'; '.join(doubts)}", file=sys.stderr)
+    print(f"{root / 'Mask'}: {len(jobs)} masks, {len(doubted)} doubtful; look through {pages[0]}")
 
 
 def overview_pages(pairs: dict[str, Pair], folder: Path, name: str) -> list[Path]:

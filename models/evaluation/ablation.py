@@ -16,9 +16,9 @@ def check_same_cases(cases_of: dict[str, list[Case]]) -> None:
     """Raise UserError, before the first variant runs, unless all variants have the same X-rays with the same truth."""
     # Means over different images say nothing about the setting that differs, however alike the tables look.
     first, *others = cases_of
-    expected = [(case.path, case.target) for case in cases_of[first]]
+    expected = [(case.file, case.target) for case in cases_of[first]]
     for other in others:
-        if [(case.path, case.target) for case in cases_of[other]] != expected:
+        if [(case.file, case.target) for case in cases_of[other]] != expected:
             raise UserError(
                 f"the variants {first} and {other} have different X-rays, and an ablation compares results of the "
                 "same ones; run them one by one"

@@ -1,8 +1,10 @@
 """The X-rays to evaluate, with what lies beside them."""
 
+import gc
 import os
-from dataclasses import dataclass
+from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 from .. import images
 from ..data import lists
@@ -10,18 +12,23 @@ from ..runtime import checkpoint, processes
 from ..runtime.files import UserError
 
 
-@dataclass(frozen=True)
-class Case:
-    """One X-ray to evaluate, with the files of the same name that lie beside it. target: the true soft tissue.
+class Case(NamedTuple):
+    """One X-ray to evaluate, with the files of the same name that lie beside it. file: the X-ray's; target: the true
+    soft tissue.
 
     limits: the grey values of black and white with which the X-ray is read (see images.read).
     """
 
     name: str
-    path: Path
+    file: str | Path
     mask: Path | None
     target: Path | None
     limits: images.Limits = "auto"
+
+    @property
+    def path(self) -> Path:
+        """The X-ray's file."""
+        return Path(self.file)  # made when it is needed: to make those of 100 000 X-rays takes a second
 
     @property
     def content(self) -> str:
@@ -36,18 +43,37 @@ class Case:
     def stamp(self) -> str:
         """Sizes and times of change of the same files; "" if one is not there. What has kept them is not read again to
         know its content."""
-        stamps = []
-        for path in (self.path, self.mask):
-            if path is None:
-                continue
-            try:
-                status = os.stat(path)
-            except OSError:
-                return ""
-            stamps.append(f"{status.st_size}.{status.st_mtime_ns}")
-        return "/".join(stamps)
+        statuses = self.statuses()
+        return stamp_of(statuses) if statuses else ""
+
+    def statuses(self) -> list[os.stat_result]:
+        """What the file system says of the same files; empty if one is not there."""
+        paths = [self.file] if self.mask is None else [self.file, self.mask]
+        try:
+            return [os.stat(path) for path in paths]
+        except OSError:
+            return []
 
 
+@contextmanager
+def without_collection():
+    """Python's collector of cyclic garbage rests meanwhile: it looks through all objects again and again as they come
+    to be hundreds of thousands, a fifth of the time that making them takes. Also a decorator."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+def stamp_of(statuses: list[os.stat_result]) -> str:
+    """The stamp of a case whose files are so (see Case.stamp)."""
+    return "/".join([f"{status.st_size}.{status.st_mtime_ns}" for status in statuses])
+
+
+@without_collection()
 def find_cases(source, root, masks, limits: images.Limits = "auto") -> list[Case]:
     """The X-rays of eval.input, none of which is read yet (see reading.py).
 
@@ -58,11 +84,20 @@ def find_cases(source, root, masks, limits: images.Limits = "auto") -> list[Case
     lists.forget_folders()  # files may have come since the last time
     # masks of their own folder replace those beside the X-rays altogether: a mixture of two sources would go unseen
     found = lists.inputs(source, root)
-    given = lists.find_tree(masks) if masks else None
+    given = None
+    if masks:
+        given = {name: Path(file) for name, file in lists.find_tree(masks).items()}
+    masks_beside: dict[str, dict[str, Path]] = {}  # folder of X-rays -> {name: mask}
+    targets_beside: dict[str, dict[str, Path]] = {}
     cases = []
-    for name, path in found.items():
-        mask = lists.neighbour(path, "Mask") if given is None else given.get(name)
-        cases.append(Case(name, path, mask, lists.neighbour(path, "BS"), limits))
+    for name, file in found.items():
+        folder = file.rpartition("/")[0] or os.path.dirname(file)  # the second of a file in / itself
+        if folder not in targets_beside:
+            masks_beside[folder] = lists.beside(Path(folder), "Mask")
+            targets_beside[folder] = lists.beside(Path(folder), "BS")
+        stem = name.rpartition("/")[2]
+        mask = masks_beside[folder].get(stem) if given is None else given.get(name)
+        cases.append(Case(name, file, mask, targets_beside[folder].get(stem), limits))
 
     # files that a person may expect to be evaluated, but that are no images
     if Path(source).is_dir():
@@ -77,3 +112,12 @@ def find_cases(source, root, masks, limits: images.Limits = "auto") -> list[Case
         if missing:
             raise UserError(f"{masks} has no mask for {lists.shown_names(missing)}")
     return cases
+
+
+def read_target(case: Case) -> images.Picture:
+    """The true soft tissue beside an X-ray. If its file does not say how many of its bits are used, the limits that the
+    X-ray is read with hold for it too."""
+    picture = images.read(case.target)
+    if picture.note and case.limits != "auto":
+        return images.read(case.target, case.limits)
+    return picture

@@ -11,12 +11,13 @@ from ..comparison.base import image_noise
 from ..runtime import compiling, processes
 from ..runtime.device import autocast, pick_device, pick_precision
 from ..runtime.files import UserError
-from . import insertion, operations, run, shards
+from . import insertion, run, shards
 from .cases import find_cases
 from .record import describe_run
 from .results import Form
 
-UNREAD = ("masks", "samples", "refiner")  # settings of section eval that these methods have no use for
+# settings of section eval that these methods have no use for
+UNREAD = ("masks", "samples", "paths", "snapshots", "refiner")
 SCRIPT = "comparison_eval"  # the folder of its results, unless eval.output names another
 
 
@@ -44,7 +45,9 @@ class Suppression:
         self.strength = strength
 
     @torch.inference_mode()
-    def __call__(self, cxr: torch.Tensor, names: list[str], masks: list, progress: sampling.Progress) -> torch.Tensor:
+    def __call__(
+        self, cxr: torch.Tensor, names: list[str], masks: list | None, progress: sampling.Progress = iter
+    ) -> torch.Tensor:
         """Results (B, 1, S, S) in [-1, 1] of X-rays of the same shape; masks are not used."""
         on_device = cxr.to(self.device)
         noise = image_noise(self.seed, names, on_device)
@@ -103,7 +106,7 @@ def main(settings: config.Settings) -> int:
         nodules = insertion.read_nodules(section.nodules) if section.nodules else []
 
         # run
-        counted = {**network.describe(), "operations": operations.of_translator(network, size)}
+        counted = {**network.describe(), **count_operations(network, size, len(cases))}
         compiling.prepare_for_inference(network, device, precision, compiled=False)
         network.to(device)
         method = Suppression(
@@ -133,6 +136,15 @@ def main(settings: config.Settings) -> int:
             if processes.rank() == 0:
                 print(kept)
     return run.say_failed(failed)
+
+
+def count_operations(network: Translator, size: int, count: int) -> dict[str, int]:
+    """{"operations": per image}, for the table of costs; of one X-ray nothing, since counting takes seconds."""
+    if count == 1:
+        return {}
+    from . import operations  # for the same reason: it brings PyTorch's fake tensors
+
+    return {"operations": operations.of_translator(network, size)}
 
 
 def output_folder(settings: config.Settings) -> Path:

@@ -23,7 +23,7 @@ import torch
 from .. import images, lungs
 from ..runtime import processes, seeding
 from ..runtime.files import UserError
-from .cases import Case
+from .cases import Case, read_target
 from .tables import Table, text
 
 FILES = ("insertion.txt", "insertion.csv")  # what `evaluate` writes
@@ -281,7 +281,7 @@ def evaluate(
             mask = images.mask_to_network(images.read_mask_of(case.mask, scan.shape), size)
         target = None
         if case.target is not None:
-            target = images.to_unit(images.to_network(images.read(case.target).pixels, size))[0].numpy()
+            target = images.to_unit(images.to_network(read_target(case).pixels, size))[0].numpy()
         # by the X-ray's number in the whole list, so that the number of processes changes nothing
         own = [nodules[(number * count + place) % len(nodules)] for place in range(count)]
         rows_of[number] = test(of_pipeline(pipeline, mask), pixels, case.name, own, mask, target, seed)

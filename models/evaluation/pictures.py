@@ -2,6 +2,7 @@
 
 import io
 import math
+import textwrap
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -12,8 +13,11 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
 PAGE = 7.2  # width of a page's text, inches
+LEAST_COLUMN = 0.72  # width of an image among many, inches; more than ten of them make a picture wider than a page
 DPI = 200  # dots an inch
+POINTS = 72  # points an inch
 SMALL = 8  # size of titles and labels, points
+LETTER = 0.56  # mean width of a letter, of the size
 TINY = 7  # size of ticks and legends, points
 BRIGHTEST = 0.995  # quantile of an overlay that gets the brightest colour
 OPACITY = 0.8  # of that colour
@@ -51,7 +55,6 @@ def boxes(groups: list[dict[str, dict[str, Iterable[float]]]]) -> bytes:
     for group, axes in zip(groups, grid):
         for (title, series), axis in zip(group.items(), axes):
             # one box for each method
-            # one box for each method
             finite = []
             for values in series.values():
                 every = np.asarray(values)
@@ -81,8 +84,16 @@ def side_by_side(rows: Iterable[dict[str, np.ndarray]]) -> bytes:
     """Rows of grey images {title: (H, W) in [0, 1]}, the same titles in each."""
     rows = list(rows)
     titles = list(rows[0])
-    side = PAGE / len(titles)  # inches
-    figure = Figure(figsize=(PAGE, len(rows) * side + 0.3), layout=_narrow_gaps())
+    width = max(PAGE, len(titles) * LEAST_COLUMN)
+    side = width / len(titles)  # inches
+
+    # a title that is wider than its column would run into the next one
+    letters = int(side * POINTS / (LETTER * SMALL))
+    titles = [textwrap.fill(title, letters, break_long_words=False) for title in titles]
+    further_lines = max(title.count("\n") for title in titles)
+
+    height = len(rows) * side + 0.3 + 1.2 * further_lines * SMALL / POINTS
+    figure = Figure(figsize=(width, height), layout=_narrow_gaps())
     grid = figure.subplots(len(rows), len(titles), squeeze=False)
     for axes, row in zip(grid, rows):
         for axis, pixels in zip(axes, row.values()):

@@ -4,6 +4,7 @@ A process reads as far ahead as memory allows before the work begins, so that a 
 of a large collection the rest is read while the network computes.
 """
 
+import sys
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,10 +14,10 @@ import numpy as np
 from tqdm import tqdm
 
 from .. import images
-from ..data import lists
+from ..data import checks, lists
 from ..runtime import processes, workers
-from ..runtime.files import UserError
-from .cases import Case
+from ..runtime.files import MachineError, UserError
+from .cases import Case, read_target
 
 FEW = 20  # images up to which reading them before the work takes no progress bar
 MOST_THREADS = 8  # that read beside each other
@@ -46,7 +47,7 @@ class Reader:
 
     skip_faulty: an X-ray that cannot be read is left out, and `take_failed` tells; without it the error is raised.
     targets: whether the true soft tissue is read too. dicom: whether a DICOM result must be possible. ahead_bytes: of
-    images that wait.
+    images that wait. remedy: what the script's user can do about X-rays that cannot be read.
     """
 
     batches: list[list[Case]]
@@ -54,6 +55,7 @@ class Reader:
     targets: bool = True
     dicom: bool = False
     ahead_bytes: int = AHEAD_BYTES
+    remedy: str = ""
     failed: list[tuple[str, str]] = field(default_factory=list)
 
     def __post_init__(self):
@@ -67,25 +69,32 @@ class Reader:
 
     @classmethod
     def of(cls, batches: list[list[Case]], dicom: bool) -> "Reader":
-        """A reader that has read the first images and raises the first error."""
+        """A reader that has read the first images and raises the errors among them."""
         reader = cls(batches, dicom=dicom)
         reader.preload()
         return reader
 
     def preload(self) -> None:
-        """Read as many images as memory allows, before the work. Raises the error of the first that cannot be read, if
-        faulty ones are not to be skipped; says what reading noted."""
+        """Read as many images as memory allows, before the work. Raises UserError if one of them cannot be read and
+        faulty ones are not to be skipped, after all such are listed; says what reading noted."""
         self._begin_reading()
+        faults = []
         if not self.skip_faulty:
             # the room for further images is known only when the first ones are read
             hidden = len(self.queue) < FEW or processes.rank() > 0
             with tqdm(desc="checking", unit="image", leave=False, disable=hidden) as bar:
                 place = 0
                 while place < len(self.waiting):
-                    self._result(self.waiting[place])
+                    try:
+                        self._result(self.waiting[place])
+                    except MachineError:
+                        raise
+                    except UserError as error:
+                        faults.append(error)
                     place += 1
                     bar.update()
                     self._begin_reading()
+        self._refuse(faults)
         self.say_notes()
 
     def __iter__(self) -> Iterator[list[Loaded]]:
@@ -130,6 +139,17 @@ class Reader:
             others = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
             processes.say(f"note: {paths[0]}{others}: {note}")
 
+    def _refuse(self, faults: list[UserError]) -> None:
+        """Raise the error of X-rays that cannot be read, with the remedy where there are others."""
+        if not faults:
+            return
+        remedy = f"; {self.remedy}" if self.remedy and len(self.queue) > 1 else ""
+        if len(faults) == 1:
+            raise UserError(f"{faults[0]}{remedy}")
+        for fault in faults:
+            print(f"fault: {fault}", file=sys.stderr)
+        raise UserError(f"{len(faults)} X-rays cannot be read (listed above){remedy}")
+
     def _begin_reading(self) -> None:
         """Hand further images to the threads, as far as there is room for them."""
         room = self.ahead_bytes // (self.largest or UNKNOWN_BYTES)
@@ -167,7 +187,7 @@ def load(case: Case, targets: bool = True, dicom: bool = False) -> Loaded:
     if dicom and is_dicom:
         images.require_dicom_source(case.path)
     scan = images.check(images.read(case.path, case.limits))
-    notes = [scan.note] if scan.note else []
+    notes = [note for note in (scan.note, images.doubt(scan.pixels)) if note]
     if images.inverted(scan.pixels):
         notes.append(DARK)
 
@@ -178,5 +198,8 @@ def load(case: Case, targets: bool = True, dicom: bool = False) -> Loaded:
 
     target = None
     if targets and case.target is not None:
-        target = images.read(case.target).pixels
+        truth = read_target(case)
+        if case.limits == "auto" and checks.of_different_greys(scan, truth):
+            notes.append(checks.different_greys(scan, truth))
+        target = truth.pixels
     return Loaded(case, scan, mask, target, content, stamp, notes)

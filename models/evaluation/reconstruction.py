@@ -66,7 +66,7 @@ def with_targets(cases: list[Case]) -> list[Case]:
     every = []
     # The ML-VQGAN is trained on CXRs and soft-tissue images alike, so it is judged on both.
     for case in cases:
-        every.append(Case(case.name, case.path, mask=None, target=None, limits=case.limits))
+        every.append(Case(case.name, case.file, mask=None, target=None, limits=case.limits))
         if case.target is not None:
             every.append(Case(f"{case.name}_soft", case.target, mask=None, target=None, limits=case.limits))
     return every

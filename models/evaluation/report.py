@@ -254,7 +254,7 @@ def cost_table(costs: dict[str, dict]) -> Table:
     warm_up_notes = []
     for method, cost in costs.items():
         # what the summary lacks is a dash, never a zero
-        parameters = f"{cost['parameters'] / MILLION:.1f} M" if "parameters" in cost else ABSENT
+        parameters = _millions(cost["parameters"]) if "parameters" in cost else ABSENT
         memory = f"{cost['peak_memory'] / GIB:.2f} GiB" if "peak_memory" in cost else ABSENT
         known = dict.fromkeys(COST_KEYS, ABSENT) | cost
         steps = str(known["steps"] or ABSENT)
@@ -275,6 +275,12 @@ def cost_table(costs: dict[str, dict]) -> Table:
         notes.append(f"{', '.join(methods)}: {machine}")
     headings = ["method", "sampler", "steps", "parameters", "operations (10¹²)", "time (s)", "peak memory"]
     return Table("Cost of an image", headings, rows, notes=notes + warm_up_notes)
+
+
+def _millions(count: int) -> str:
+    """436900000 -> "436.9 M"; below a million with three digits: 9985 -> "0.010 M"."""
+    millions = count / MILLION
+    return f"{millions:.1f} M" if millions >= 1 else f"{millions:.3f} M"
 
 
 def _mean_and_spread(values: np.ndarray, cell: dict, column: scores.Score) -> str:

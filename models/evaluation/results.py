@@ -5,7 +5,7 @@ import io
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -59,35 +59,89 @@ class Output:
 
     def files(self, name: str) -> list[Path]:
         """Every file that an evaluation may write for an image; the result first."""
-        return [Path(file) for file in self._files_as_text(name)]
-
-    def existing(self, names: Iterable[str]) -> Iterator[tuple[str, Path, bool]]:
-        """(name, file, whether it is the result) of what `files` says of these images and is there already."""
-        # Each folder is listed once, and texts are compared instead of paths: six questions to the file system for each
-        # of 100 000 images would take minutes.
-        listed: dict[str, frozenset[str]] = {}
-        for name in names:
-            for place, path in enumerate(self._files_as_text(name)):
-                folder, file_name = os.path.split(path)
-                if folder not in listed:
-                    listed[folder] = _list_folder(folder)
-                if file_name in listed[folder]:
-                    yield name, Path(path), place == 0
-
-    def _files_as_text(self, name: str) -> list[str]:
-        """As `files`."""
-        files = [str(self.result(name))] if self.file is not None else [f"{self.folder}/{name}.png"]
+        files = [self.result(name)]
         for folder, endings in FOLDERS.items():
-            files += [f"{self.folder}/{folder}/{name}.{ending}" for ending in endings]
+            files += [self.folder / folder / f"{name}.{ending}" for ending in endings]
         return files
 
+    def existing(self, names: list[str], known: set[str], inputs: set[int]) -> tuple[set[str], list[tuple[str, str]]]:
+        """(the images whose results are there, [(image, file), ...] of what `files` says and is there already).
 
-def _list_folder(folder: str) -> frozenset[str]:
-    """The names in a folder, dangling links among them; none if it is not there."""
+        Left out of the second are files of `known` images whose numbers (st_ino) are none of the inputs': they are no
+        inputs by another name. Links stay, and files whose numbers only asking for them tells.
+        """
+        present = set()
+        found = []
+        if self.file is not None:
+            for name in names:
+                found += [(name, str(path)) for path in self.files(name) if os.path.lexists(path)]
+                if os.path.lexists(self.file):
+                    present.add(name)
+            return present, found
+
+        # the images of each folder below the input
+        of_folder: dict[str, list[str]] = {}
+        for name in names:
+            folder, _, last = name.rpartition("/")
+            of_folder.setdefault(folder, []).append(last)
+
+        # Each folder is listed once: ten questions to the file system for each of 100 000 images would take minutes.
+        listing = Listing(self.folder)
+        for folder, lasts in of_folder.items():
+            below = f"{folder}/" if folder else ""
+            for is_result, start, ending in self._places(below):
+                numbers = listing.numbers(start.rstrip("/"))
+                if not numbers:
+                    continue
+                for last in lasts:
+                    file = last + ending
+                    if file not in numbers:
+                        continue
+                    name = below + last
+                    if is_result:
+                        present.add(name)
+                    number = numbers[file]
+                    if number is None or number in inputs or name not in known:
+                        found.append((name, f"{self.folder}/{start}{file}"))
+        return present, found
+
+    def _places(self, below: str) -> list[tuple[bool, str, str]]:
+        """[(whether it is for results, folder with its slash, ending), ...] of the files for the images of a folder."""
+        places = [(True, below, ".png")]
+        for folder, endings in FOLDERS.items():
+            places += [(False, f"{folder}/{below}", f".{ending}") for ending in endings]
+        return places
+
+
+class Listing:
+    """The folders of a tree, each of which is listed once, and none below a folder that is not there."""
+
+    def __init__(self, top: Path):
+        self.top = top
+        self.listed: dict[str, dict[str, int | None]] = {}
+
+    def numbers(self, folder: str) -> dict[str, int | None]:
+        """{name of a file or folder: its number, None for a link} in a folder, which is named from the top on."""
+        if folder not in self.listed:
+            above, _, last = folder.rpartition("/")
+            is_there = not folder or last in self.numbers(above)
+            self.listed[folder] = _list_folder(self.top / folder) if is_there else {}
+        return self.listed[folder]
+
+
+def _list_folder(folder: Path) -> dict[str, int | None]:
+    """{name: number} of what is in a folder, dangling links among it; nothing if the folder is not there."""
     try:
-        return frozenset(os.listdir(folder))
+        with os.scandir(folder) as scan:
+            entries = list(scan)
     except OSError:
-        return frozenset()
+        return {}
+    # Some file systems list other numbers than they give when asked; one file of a folder shows whether this one does.
+    told = True
+    for entry in entries[:1]:
+        with suppress(OSError):
+            told = os.lstat(entry.path).st_ino == entry.inode()
+    return {entry.name: entry.inode() if told and not entry.is_symlink() else None for entry in entries}
 
 
 @dataclass(frozen=True)

@@ -186,6 +186,7 @@ def open_record(
         targets=section.panels,
         dicom=section.dicom,
         ahead_bytes=ahead_bytes,
+        remedy="eval.skip_faulty=true leaves out what cannot be read",
     )
     reader.preload()
     return record, reader, batch

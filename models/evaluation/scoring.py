@@ -36,7 +36,8 @@ class Scored:
 
     values: {image: {method: {score's key: value}}}, the untouched CXR first; files: of these images; faults: a line for
     each file that could not be used; size: the side at which was scored; resized: how many images were brought to it;
-    masked: how many had a lung mask. stretched: how many are DICOM pairs without a window.
+    masked: how many had a lung mask. stretched: how many are DICOM pairs without a window. guessed: of how many CXR and
+    truth do not say how many of their bits are used.
     """
 
     values: dict[str, dict[str, dict[str, float]]]
@@ -46,6 +47,7 @@ class Scored:
     resized: int
     masked: int
     stretched: int = 0
+    guessed: int = 0
 
     @property
     def heading(self) -> str:
@@ -59,6 +61,11 @@ class Scored:
                 f", {self.stretched} of them DICOM pairs without a window, each image shown over its own range of "
                 "values: their scores mean little"
             )
+        if self.guessed:
+            heading += (
+                f", of {self.guessed} of them CXR and truth read as the bits that they use, since they do not say how "
+                "many"
+            )
         return heading
 
     @property
@@ -67,6 +74,7 @@ class Scored:
         groups: dict[str, tuple[scores.Score, ...]] = {
             "Scores as published": scores.PUBLISHED,
             "Further scores": scores.BESIDE,
+            "By place and by width of structure": scores.BY_PLACE_AND_WIDTH,
         }
 
         # without any mask that table would hold nothing but gaps
@@ -99,13 +107,15 @@ class ImageScores:
 
     row: {method: {score's key: value}}. stack: (2 + methods, S, S), target, CXR, predictions, if LPIPS is still to be
     computed. resized: whether any of the image's files had another size. stretched: whether CXR and target are DICOM
-    files without a window. mask_fault: why it has no scores inside the lungs, if it should.
+    files without a window. guessed: whether one of them does not say how many of its bits are used. mask_fault: why it
+    has no scores inside the lungs, if it should.
     """
 
     row: dict[str, dict[str, float]]
     stack: np.ndarray | None
     resized: bool
     stretched: bool
+    guessed: bool
     mask_fault: str | None
 
 
@@ -149,6 +159,7 @@ def score_folders(
     resized = 0
     masked = 0
     stretched = 0
+    guessed = 0
     # The threads read images and compute the scores of pixels; their results come back here in the images' order.
     if files:
         lpips = scores.Lpips("alex", features, device)
@@ -167,8 +178,8 @@ def score_folders(
                 scores.add_lpips(found.row, found.stack[0], found.stack[1:], lpips)
             if found.resized:
                 resized += 1
-            if found.stretched:
-                stretched += 1
+            stretched += found.stretched
+            guessed += found.guessed
             if found.mask_fault:
                 faults.append(f"{name} is not scored inside the lungs: {found.mask_fault}")
             # counted only if the mask could be used: it decides whether there is a table of the lungs
@@ -182,7 +193,7 @@ def score_folders(
             f"nothing to score: no prediction has a readable CXR in {cxr} and truth in {target} by its name ({reasons})"
         )
     scored_files = {name: files[name] for name in values}
-    return Scored(values, scored_files, faults, size, resized, masked, stretched)
+    return Scored(values, scored_files, faults, size, resized, masked, stretched, guessed)
 
 
 def name_methods(folders: Iterable[str]) -> dict[str, str]:
@@ -296,7 +307,10 @@ def _score(files: ImageFiles, size: int, lpips: scores.Lpips) -> ImageScores:
     target_shape = target.pixels.shape
     for path in (files.target, files.cxr, *files.predictions.values()):
         given = {files.target: target, files.cxr: cxr}.get(path)
-        pixels = (given or images.read(path)).pixels
+        picture = given or images.read(path)
+        if given is None and _of_another_range(picture, cxr):
+            raise UserError(checks.different_greys(cxr, picture))
+        pixels = picture.pixels
         # Resizing to a square hides another aspect ratio, and every score would then compare shifted anatomy.
         if not _same_aspect(pixels.shape, target_shape):
             raise UserError(_aspect_fault(path, pixels.shape, target_shape))
@@ -308,6 +322,7 @@ def _score(files: ImageFiles, size: int, lpips: scores.Lpips) -> ImageScores:
         squares.append(pixels)
     stack = np.stack(squares)  # (2 + methods, S, S)
     stretched = target.stretched and cxr.stretched
+    guessed = bool(target.note or cxr.note)
 
     # lungs; without a usable mask the rest is scored all the same
     mask = None
@@ -325,9 +340,19 @@ def _score(files: ImageFiles, size: int, lpips: scores.Lpips) -> ImageScores:
     predictions = dict(zip(files.predictions, stack[2:]))
     row = scores.pixel_scores(stack[1], stack[0], predictions, mask)
     if lpips.device.type != "cpu":
-        return ImageScores(row, stack, resized, stretched, mask_fault)
+        return ImageScores(row, stack, resized, stretched, guessed, mask_fault)
     scores.add_lpips(row, stack[0], stack[1:], lpips)
-    return ImageScores(row, None, resized, stretched, mask_fault)
+    return ImageScores(row, None, resized, stretched, guessed, mask_fault)
+
+
+def _of_another_range(prediction: images.Picture, cxr: images.Picture) -> bool:
+    """Whether a prediction has grey values of another range than its CXR, where one of the two had to be found.
+
+    A result is written in its CXR's range, in all of 16 bits, or in 8; another range is a CXR that was read otherwise
+    when it was evaluated (eval.range), or a wrong finding.
+    """
+    fills_its_bits = prediction.scale is None
+    return not fills_its_bits and checks.of_different_greys(cxr, prediction)
 
 
 def _same_aspect(a: tuple[int, int], b: tuple[int, int]) -> bool:

@@ -13,7 +13,7 @@ from .. import config
 from ..data import lists
 from ..runtime import processes
 from ..runtime.files import UserError
-from .cases import Case
+from .cases import Case, without_collection
 from .record import Record
 
 MERGE = "merge"
@@ -60,12 +60,13 @@ def shard_cases(cases: list[Case], batch: int, number: int, count: int) -> list[
     return own
 
 
+@without_collection()
 def batches_left(record: Record, count: int) -> list[list[Case]]:
     """This process's batches of a record's images, of those that are not all done."""
     # A batch that was stopped in the middle is computed whole, since in a smaller one results round otherwise.
     left = []
     for batch in into_batches(record.cases, count):
-        if any(case.name not in record.done for case in batch):
+        if not all([case.name in record.done for case in batch]):
             left.append(batch)
     # every n-th batch: shares differ by one batch at most
     return left[processes.rank() :: processes.world_size()]

@@ -93,10 +93,17 @@ def sweep(folder: str | Path) -> None:
 
     The file of a process that runs stays, unless it is a day old: then that number is another process's by now.
     """
-    for path in Path(folder).glob(".*.part"):
-        writer = re.fullmatch(r".+\.(\d+)\.part", path.name, re.DOTALL)  # a name may hold a line break
+    try:
+        names = os.listdir(folder)
+    except OSError:  # no folder
+        return
+    for name in names:
+        if not (name.startswith(".") and name.endswith(".part")):
+            continue
+        writer = re.fullmatch(r".+\.(\d+)\.part", name, re.DOTALL)  # a name may hold a line break
         if writer is None:  # somebody else's file
             continue
+        path = Path(folder) / name
         with suppress(OSError):
             if not _other_process_runs(int(writer[1])) or time.time() - path.stat().st_mtime > DAY:
                 path.unlink()

@@ -3,8 +3,9 @@
 import os
 import signal
 import threading
-from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from functools import cache
@@ -16,39 +17,50 @@ from tqdm import tqdm
 
 from .files import UserError
 
+WAITING = 64  # items for each process that are handed out ahead
 FEW = 8  # up to this many items are done in this process, because starting the others takes seconds
 
 
 def parallel(function: Callable, items: list, label: str, at_once: int | None = None) -> list:
-    """[function(item), ...] with a progress bar, in as many processes as there are cores.
+    """[function(item), ...], as `stream` gives them."""
+    return list(stream(function, items, label, at_once))
 
-    function and items are pickled. at_once: items in work at a time, where each takes much memory; None: no limit.
-    Raises what function raises, and UserError where the system kills a process.
+
+def stream(function: Callable, items: list, label: str, at_once: int | None = None) -> Iterator:
+    """function(item) of each item, in their order, with a progress bar, from as many processes as there are cores.
+
+    function and items are pickled. at_once: items in work at a time, where each takes much memory; None: so many that
+    the processes are never idle. Memory does not grow with the number of items. Raises what function raises, and
+    UserError where the system kills a process.
     """
     with tqdm(total=len(items), desc=label, disable=not items) as bar:
-        results = []
-
         # few items: here
         if len(items) <= FEW:
             for item in items:
-                results.append(function(item))
+                yield function(item)
                 bar.update()
-            return results
+            return
 
-        # many items: a group is handed out when the one before is done
-        group_size = at_once or len(items)
+        # many items: a further one is handed out when the oldest is done
+        room = at_once or WAITING * cores()
+        waiting: deque[Future] = deque()
         try:
-            for start in range(0, len(items), group_size):
-                group = items[start : start + group_size]
-                with _interrupts_ignored():  # the first call starts the processes, which inherit this
-                    coming = _pool().map(function, group)
-                for result in coming:
-                    results.append(result)
+            for item in items:
+                with _interrupts_ignored():  # the first calls start the processes, which inherit this
+                    waiting.append(_pool().submit(function, item))
+                if len(waiting) >= room:
+                    yield waiting.popleft().result()
                     bar.update()
+            while waiting:
+                yield waiting.popleft().result()
+                bar.update()
         # the pool only knows that a process has gone; what ends one without an error is mostly a shortage of memory
         except BrokenProcessPool:
             raise UserError(f"{label}: a process was killed; most likely the memory does not suffice") from None
-        return results
+        finally:
+            # after an error too: what has not begun is dropped
+            for future in waiting:
+                future.cancel()
 
 
 @cache

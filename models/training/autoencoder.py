@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from .. import config, layers, losses
-from ..data import augment, datasets, lists
+from ..data import augment, checks, datasets, lists
 from ..runtime import compiling, processes
 from ..runtime.device import pick_device, pick_precision
 from ..runtime.files import UserError
@@ -33,6 +33,7 @@ def train(settings: config.Settings, reads: tuple[str, ...]) -> int:
     # data: validation images are whole and never augmented
     # pairs: name -> files of one patient's CXR, soft tissue and mask
     pairs, validation_pairs = lists.training_pairs(settings.data.root, settings.data.lists, settings.data.name)
+    checks.check_ranges(pairs | validation_pairs, settings.data.root)
     if not augment.changes_nothing(settings.augment):
         processes.say("note: images are augmented anew in each epoch")
     data = datasets.ImageSource(

@@ -14,7 +14,7 @@ from .. import comparison, config, images, losses, schedulers
 from ..comparison import Translator
 from ..comparison.base import ADVERSARIES, image_noise, no_latent_loss
 from ..comparison.bs_diff import BSDiff, PixelUNet
-from ..data import datasets, lists
+from ..data import checks, datasets, lists
 from ..runtime import checkpoint, processes
 from ..runtime.device import autocast, pick_device, pick_precision
 from ..runtime.files import UserError, replacing
@@ -44,6 +44,7 @@ def train(settings: config.Settings, reads: tuple[str, ...]) -> int:
 
     # data: validation images are never augmented
     pairs, validation_pairs = lists.training_pairs(settings.data.root, settings.data.lists, settings.data.name)
+    checks.check_ranges(pairs | validation_pairs, settings.data.root)
     data = datasets.PairSource(
         pairs,
         section.image_size,
@@ -347,8 +348,9 @@ def first_results(pairs: dict[str, lists.Pair], run: Run, network: BSDiff, diges
     keep = run.folder / FIRST / "results" / f"{digest}_{network.sampler}_{network.steps}_{size}"
     processes.tidy(keep)
     files = {name: keep / f"{checkpoint.digest(pair[0])}.npy" for name, pair in pairs.items()}
-    missing = [name for name, path in files.items() if not path.is_file()]
-    own = missing[processes.rank() :: processes.world_size()]
+    # shared by place and not by what is missing, which a slower process sees when others have written already
+    share = list(pairs)[processes.rank() :: processes.world_size()]
+    own = [name for name in share if not files[name].is_file()]
     batch_size = run.section.batch_size
     hidden = processes.rank() > 0 or not own
     for start in tqdm(range(0, len(own), batch_size), desc="first stage", unit="batch", disable=hidden):

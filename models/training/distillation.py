@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from .. import config, layers, losses, schedulers, weights
-from ..data import datasets, lists
+from ..data import checks, datasets, lists
 from ..pipelines import GLLCM, Pipeline
 from ..runtime import checkpoint, compiling, processes
 from ..runtime.device import pick_device, pick_precision
@@ -197,6 +197,7 @@ def train(
     folder = Path(settings.runs) / f"{method.section}_student"
     size = settings.data.image_size
     pairs, validation_pairs = lists.training_pairs(settings.data.root, settings.data.lists, settings.data.name)
+    checks.check_ranges(pairs | validation_pairs, settings.data.root)
     with processes.joined(), ownership.owned(folder, "distill.start"):
         # data: the latents that the teacher's training has left, if there are any
         vqgan_digest = checkpoint.digest(settings.vqgan.weights)

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from .. import config, layers, losses, schedulers, weights
-from ..data import augment, datasets, lists
+from ..data import augment, checks, datasets, lists
 from ..pipelines import Pipeline
 from ..runtime import checkpoint, compiling, processes
 from ..runtime.device import pick_device, pick_precision
@@ -46,6 +46,7 @@ def train(
     folder = Path(settings.runs) / method.section
     size = settings.data.image_size
     pairs, validation_pairs = lists.training_pairs(settings.data.root, settings.data.lists, settings.data.name)
+    checks.check_ranges(pairs | validation_pairs, settings.data.root)
     if settings.train.lesion_weight and not lists.with_twins(pairs):
         raise UserError(
             f"train.lesion_weight={settings.train.lesion_weight:g} needs a twin without lesions, "
