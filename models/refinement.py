@@ -26,7 +26,7 @@ ADDED = 0.125  # grey scale: the change that an answer of 1 means, where it is n
 
 # In the lungs this share of what is unlike lines goes back beside the network's own: real nodules are more compact than
 # the drawn ones that it learns from, and less like bone. Chosen on three real X-rays, see docs/lesions_log.md.
-LUNG_SHARE = 0.5
+LUNG_SHARE = 0.3
 
 # Lines, on an image of the bone in which a pixel is 3 mm wide.
 LINE_SIZE = 128  # side of that image, pixels

@@ -292,8 +292,8 @@ def _by_place(cxr: np.ndarray, gt: np.ndarray, pred: np.ndarray) -> dict[str, fl
     Bone is what stands out of CXR - truth: makers show the two with different tone curves, so that they differ by more
     than bone everywhere.
     """
-    *narrower, _ = _bands(cxr - gt)
-    on_bone = sum(narrower) > BONE
+    fine, narrow, rib, _ = _bands(cxr - gt)
+    on_bone = fine + narrow + rib > BONE
     residue = gt - pred
     squares = (residue - residue.mean()) ** 2
     found = {}
