@@ -1,6 +1,6 @@
 """Few steps: a teacher and its student on the demo's simulated patients, sampled in 1, 2, 4, 8 and 50 calls.
 
-    python tools/few_steps.py              make few-steps; an hour of one core, and docs/few_steps.md reads the result
+    python tools/few_steps.py              make few-steps; ten minutes of CPU; docs/few_steps.md reads the result
     python tools/few_steps.py --seeds 1    the first of the three seeds of sampling alone
     python tools/few_steps.py --folder runs/try --docs runs/try --epochs 1 --student-epochs 1 --seeds 1    minutes
 
