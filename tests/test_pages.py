@@ -230,7 +230,7 @@ def test_five_thousand_images_cost_no_more_than_few(browser, tmp_path):
 def report(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("report")
     methods = [scores.REFERENCE, "<b>one</b>", "two"]
-    columns = [*scores.PUBLISHED, *scores.BESIDE]
+    columns = [*scores.PUBLISHED, *scores.BESIDE, *scores.BY_PLACE_AND_WIDTH]
     values = {}
     files = {}
     for number, name in enumerate(NAMES):

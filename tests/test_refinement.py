@@ -8,7 +8,7 @@ from golden_draws import SHARED
 
 from models import config, images, pipelines
 from models.evaluation import insertion
-from models.refinement import SIZE, BoneRefiner, unlike_lines
+from models.refinement import LUNG_SHARE, SIZE, BoneRefiner, unlike_lines
 from models.runtime.files import UserError
 
 WIDTHS = (8, 8)  # of a small refiner
@@ -80,7 +80,8 @@ def test_in_the_lungs_a_bump_goes_back_and_elsewhere_less(refiner):
     lungs = torch.ones_like(cxr, dtype=torch.bool)
     inside = images.to_unit(refiner.refine(cxr, soft, lungs))[0, 0, 256, 256] - 0.5
     outside = images.to_unit(refiner.refine(cxr, soft, no_lungs(cxr)))[0, 0, 256, 256] - 0.5
-    assert inside > outside + 0.25 * nodule.max() > 0.25 * nodule.max()
+    # a nodule is for the greater part unlike lines, and LUNG_SHARE of that goes back
+    assert inside > outside + 0.5 * LUNG_SHARE * nodule.max() and outside > 0
 
 
 def test_it_computes_in_float32_under_autocast(refiner):
