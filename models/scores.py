@@ -154,13 +154,14 @@ def pixel_scores(
     methods.update(zip(predictions, checked))
     if mask is None:
         mask = np.zeros(gt.shape, bool)
+    bone_bands = _bands(cxr - gt)  # alike for all methods
     values = {}
     for method, pred in methods.items():
         row = _ratios(cxr, gt, pred) | _errors(gt, pred)
         row["SSIM"] = _ssim(gt, pred)
         row["SSIM_uniform"] = _ssim_uniform(gt, pred)
         row["MAE"] = float(np.mean(np.abs(gt - pred)))
-        row |= _by_place(cxr, gt, pred) | _by_width(cxr, gt, pred)
+        row |= _by_place(bone_bands, gt - pred) | _by_width(bone_bands, gt - pred)
         # No mask is an empty mask: all its scores are NaN, but the keys are there. SSIM needs whole windows and has no
         # score inside.
         cxr_inside, gt_inside, pred_inside = _inside(mask, cxr, gt, pred)  # (pixels in the lungs,) each
@@ -286,15 +287,14 @@ def _errors(gt: np.ndarray, pred: np.ndarray) -> dict[str, float]:
     return {"MSE": error, "PSNR": psnr_db}
 
 
-def _by_place(cxr: np.ndarray, gt: np.ndarray, pred: np.ndarray) -> dict[str, float]:
-    """MSE of (H, W) where there is bone and where there is none, the mean error taken out; NaN where there is no pixel.
+def _by_place(bone_bands: list[np.ndarray], residue: np.ndarray) -> dict[str, float]:
+    """MSE where there is bone and where there is none, the mean error taken out; NaN where there is no pixel.
 
-    Bone is what stands out of CXR - truth: makers show the two with different tone curves, so that they differ by more
-    than bone everywhere.
+    bone_bands: of CXR - truth, (H, W) each; residue: truth - prediction. Bone is what stands out of CXR - truth: makers
+    show the two with different tone curves, so that they differ by more than bone everywhere.
     """
-    fine, narrow, rib, _ = _bands(cxr - gt)
+    fine, narrow, rib, _ = bone_bands
     on_bone = fine + narrow + rib > BONE
-    residue = gt - pred
     squares = (residue - residue.mean()) ** 2
     found = {}
     for key, region in (("MSE_on_bone", on_bone), ("MSE_off_bone", ~on_bone)):
@@ -302,12 +302,12 @@ def _by_place(cxr: np.ndarray, gt: np.ndarray, pred: np.ndarray) -> dict[str, fl
     return found
 
 
-def _by_width(cxr: np.ndarray, gt: np.ndarray, pred: np.ndarray) -> dict[str, float]:
+def _by_width(bone_bands: list[np.ndarray], residue: np.ndarray) -> dict[str, float]:
     """The two-sided BSR in each band of width: 1 for the truth, 0 for the CXR; NaN where a band holds no bone."""
     found = {}
-    for name, bone, residue in zip(BANDS, _bands(cxr - gt), _bands(gt - pred)):
+    for name, bone, left in zip(BANDS, bone_bands, _bands(residue)):
         energy = float(np.sum(bone**2))
-        found[f"BSR_{name}"] = 1 - float(np.sum(residue**2)) / energy if energy > 0 else math.nan
+        found[f"BSR_{name}"] = 1 - float(np.sum(left**2)) / energy if energy > 0 else math.nan
     return found
 
 
