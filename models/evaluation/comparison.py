@@ -11,7 +11,7 @@ from ..comparison.base import image_noise
 from ..runtime import compiling, processes
 from ..runtime.device import autocast, pick_device, pick_precision
 from ..runtime.files import UserError
-from . import insertion, run, shards
+from . import insertion, operations, run, shards
 from .cases import find_cases
 from .record import describe_run
 from .results import Form
@@ -106,7 +106,8 @@ def main(settings: config.Settings) -> int:
         nodules = insertion.read_nodules(section.nodules) if section.nodules else []
 
         # run
-        counted = {**network.describe(), **count_operations(network, size, len(cases))}
+        operation_count = operations.for_costs(len(cases), operations.of_translator, network, size)
+        counted = {**network.describe(), **operation_count}
         compiling.prepare_for_inference(network, device, precision, compiled=False)
         network.to(device)
         method = Suppression(
@@ -136,15 +137,6 @@ def main(settings: config.Settings) -> int:
             if processes.rank() == 0:
                 print(kept)
     return run.say_failed(failed)
-
-
-def count_operations(network: Translator, size: int, count: int) -> dict[str, int]:
-    """{"operations": per image}, for the table of costs; of one X-ray nothing, since counting takes seconds."""
-    if count == 1:
-        return {}
-    from . import operations  # for the same reason: it brings PyTorch's fake tensors
-
-    return {"operations": operations.of_translator(network, size)}
 
 
 def output_folder(settings: config.Settings) -> Path:

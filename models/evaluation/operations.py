@@ -11,15 +11,21 @@ from functools import wraps
 from typing import TypeVar
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils.flop_counter import FlopCounterMode
 
 from .. import pipelines, sampling
 from ..comparison import Translator
 from ..comparison.bs_diff import BSDiff
 from ..runtime.checkpoint import Network
 
+# Fake tensors and the counter are imported where something is counted: they take a second, of every evaluation.
+
 AnyNetwork = TypeVar("AnyNetwork", bound=Network)  # plain returns the class that it is given
+
+
+def for_costs(images: int, counted: Callable[..., int], *arguments) -> dict[str, int]:
+    """{"operations": per image, by of_translator or of_pipeline}, for the table of costs; of one X-ray nothing, since
+    counting takes seconds."""
+    return {"operations": counted(*arguments)} if images > 1 else {}
 
 
 def without_numbers(function: Callable[..., int]) -> Callable[..., int]:
@@ -27,6 +33,8 @@ def without_numbers(function: Callable[..., int]) -> Callable[..., int]:
 
     @wraps(function)
     def on_fakes(*arguments) -> int:
+        from torch._subclasses.fake_tensor import FakeTensorMode
+
         # the random numbers that a network's first weights would take are not drawn either
         with FakeTensorMode():
             return function(*arguments)
@@ -36,6 +44,8 @@ def without_numbers(function: Callable[..., int]) -> Callable[..., int]:
 
 def count(network: Callable, *inputs: torch.Tensor) -> int:
     """Operations of one call. network and inputs: fake."""
+    from torch.utils.flop_counter import FlopCounterMode
+
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         network(*inputs)
     return counter.get_total_flops()

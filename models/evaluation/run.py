@@ -16,7 +16,7 @@ from .. import config, images, pipelines, sampling, weights
 from ..runtime import checkpoint, compiling, processes
 from ..runtime.device import pick_device, pick_precision
 from ..runtime.files import UserError
-from . import index_page, insertion, shards
+from . import index_page, insertion, operations, shards
 from .cases import Case, find_cases
 from .reading import AHEAD_BYTES, Loaded, Reader
 from .record import Entry, Record, describe_run
@@ -217,7 +217,7 @@ def suppress(job: Job, method_class: type[pipelines.Pipeline]) -> dict:
         trace=pipelines.Trace(section.paths, section.snapshots),
         about={
             **method.describe(finds_lungs=any(case.mask is None for case in job.cases)),
-            **count_operations(method, job),
+            **operations.for_costs(len(job.cases), operations.of_pipeline, method, job.settings.data.image_size),
         },
         form=Form(section.size, section.bits, section.panels),
         reader=job.reader,
@@ -238,15 +238,6 @@ def suppress(job: Job, method_class: type[pipelines.Pipeline]) -> dict:
         if processes.rank() == 0:
             print(kept)
     return summary
-
-
-def count_operations(method: pipelines.Pipeline, job: Job) -> dict[str, float]:
-    """{"operations": per image}, for the table of costs; of one X-ray nothing, since counting takes seconds."""
-    if len(job.cases) == 1:
-        return {}
-    from . import operations  # for the same reason: it brings PyTorch's fake tensors
-
-    return {"operations": operations.of_pipeline(method, job.settings.data.image_size)}
 
 
 def say_failed(failed: dict[str, str]) -> int:
