@@ -46,26 +46,36 @@ def poisson(global_soft: np.ndarray, local_soft: np.ndarray, mask: np.ndarray) -
     image's elsewhere. On the box's border and outside it: the global image. A mask less than 3 pixels high or wide
     changes nothing. global_soft, local_soft: float (H, W). mask: boolean (H, W).
     """
-    # Fewer than 3 rows or columns leave no pixel inside the border.
+    fused = global_soft.copy()
+
+    # The box (h, w) around the mask. Fewer than 3 rows or columns leave no pixel inside the border.
     rows = np.flatnonzero(mask.any(1))
     columns = np.flatnonzero(mask.any(0))
-    if not len(rows) or rows[-1] - rows[0] < 2 or columns[-1] - columns[0] < 2:
-        return global_soft.copy()
-    box = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    if len(rows) == 0:
+        return fused
+    top = rows[0]
+    bottom = rows[-1]
+    left = columns[0]
+    right = columns[-1]
+    if bottom - top < 2 or right - left < 2:
+        return fused
+    box = np.s_[top : bottom + 1, left : right + 1]
 
-    # eroded before it is cut to the box, because cv2.erode leaves the border of an image alone
-    eroded = cv2.erode(mask.astype(np.uint8), np.ones((3, 3), np.uint8), iterations=EROSIONS)
-    inside = eroded.astype(bool)[box]
+    # The mask is eroded before it is cut to the box, because cv2.erode leaves the border of an image alone.
+    square = np.ones((3, 3), np.uint8)
+    eroded = cv2.erode(mask.astype(np.uint8), square, iterations=EROSIONS)
+    inside = eroded.astype(bool)[box]  # (h, w)
 
-    # The global image satisfies the equation outside the mask, so only the change to it has to be solved for: its
-    # Laplacian is the divergence of the masked gradient of (local - global), and it is zero on the border.
-    base = global_soft[box].astype(np.float64)
-    difference = local_soft[box].astype(np.float64) - base
-    laplacian = _masked_divergence(difference, inside)
-    change = np.zeros_like(base)
+    # Perez 2003, eq. 3: Laplacian of f = div v, where v is the local image's gradient inside and the global one's
+    # elsewhere. With f = global + change it is
+    #     Laplacian of change = div (gradient of (local - global), inside the mask),
+    # and the change is zero on the border of the box.
+    global_box = global_soft[box].astype(np.float64)
+    local_box = local_soft[box].astype(np.float64)
+    laplacian = _masked_divergence(local_box - global_box, inside)  # (h, w)
+    change = np.zeros_like(global_box)
     change[1:-1, 1:-1] = _solve(laplacian[1:-1, 1:-1])
 
-    fused = global_soft.copy()
     fused[box] += change.astype(fused.dtype)
     return fused
 
@@ -74,7 +84,8 @@ def drop_small_regions(mask: np.ndarray, least: int = MIN_PIXELS) -> np.ndarray:
     """The boolean mask (H, W) without its connected regions of fewer than `least` pixels."""
     _, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8))
     areas = np.asarray(stats)[:, cv2.CC_STAT_AREA]  # (regions,)
-    return mask & (areas[labels.astype(int)] >= least)
+    area_here = areas[labels.astype(int)]  # (H, W), the size of the region that each pixel belongs to
+    return mask & (area_here >= least)
 
 
 def _masked_divergence(image: np.ndarray, inside: np.ndarray) -> np.ndarray:
@@ -82,20 +93,35 @@ def _masked_divergence(image: np.ndarray, inside: np.ndarray) -> np.ndarray:
 
     Gradient by forward, divergence by backward differences: together the five-point Laplacian.
     """
-    # Repeating the last row makes its forward difference 0.
-    gradient_y = np.diff(image, axis=0, append=image[-1:]) * inside
-    gradient_x = np.diff(image, axis=1, append=image[:, -1:]) * inside
-    return np.diff(gradient_y, axis=0, prepend=0) + np.diff(gradient_x, axis=1, prepend=0)
+    # Forward differences; the last row is repeated, so that its difference is 0, and so is the last column.
+    last_row = image[-1:]
+    last_column = image[:, -1:]
+    gradient_y = np.diff(image, axis=0, append=last_row) * inside
+    gradient_x = np.diff(image, axis=1, append=last_column) * inside
+
+    # Backward differences; beyond the border the gradient is 0.
+    divergence_y = np.diff(gradient_y, axis=0, prepend=0)
+    divergence_x = np.diff(gradient_x, axis=1, prepend=0)
+    return divergence_y + divergence_x
 
 
 def _solve(laplacian: np.ndarray) -> np.ndarray:
     """The image u (H, W), zero just outside, with this five-point Laplacian: by the discrete sine transform."""
-    height, width = laplacian.shape
-    # The Laplacian is diagonal in sines: eigenvalue 2 cos(pi k / (N + 1)) - 2 for each side, k = 1 ... N. The two add
-    # up, and none is 0, so the solution is exact and unique.
-    along_y = 2 * np.cos(np.pi * np.arange(1, height + 1) / (height + 1)) - 2  # (H,)
-    along_x = 2 * np.cos(np.pi * np.arange(1, width + 1) / (width + 1)) - 2  # (W,)
-    eigenvalues = along_y[:, None] + along_x
     from scipy import fft  # imported here, since BS-LDM needs none and it takes half a second
 
-    return np.asarray(fft.idstn(np.asarray(fft.dstn(laplacian, type=1)) / eigenvalues, type=1))
+    # The Laplacian is diagonal in sines, and its eigenvalues are sums of one for each axis. None is 0, so the solution
+    # is exact and unique.
+    height, width = laplacian.shape
+    eigenvalues = _eigenvalues(height)[:, None] + _eigenvalues(width)  # (H, W)
+
+    # In sines the equation is a division; then back.
+    coefficients = np.asarray(fft.dstn(laplacian, type=1))
+    solution = fft.idstn(coefficients / eigenvalues, type=1)
+    return np.asarray(solution)
+
+
+def _eigenvalues(count: int) -> np.ndarray:
+    """(N,): eigenvalues 2 cos(pi k / (N + 1)) - 2, k = 1 ... N, of u(i - 1) - 2 u(i) + u(i + 1) on N points between
+    two zeros. Its eigenvectors are sin(pi k i / (N + 1))."""
+    k = np.arange(1, count + 1)
+    return 2 * np.cos(np.pi * k / (count + 1)) - 2

@@ -43,26 +43,35 @@ def ms_ssim(prediction: Tensor, target: Tensor, data_range: float = 2.0, as_publ
         )
 
     # Products of small means lose too much in bf16, so autocast is off here.
-    coarsest = len(SCALE_WEIGHTS) - 1
+    scales = len(SCALE_WEIGHTS)
+    coarsest = scales - 1
     with torch.autocast(prediction.device.type, enabled=False):
         precision = torch.promote_types(prediction.dtype, torch.float32)  # bf16 -> float32, float64 stays
         x = prediction.to(precision)
         y = target.to(precision)
         terms = []
-        for scale in range(len(SCALE_WEIGHTS)):
+        for scale in range(scales):
+            # Each scale is half as large as the one before.
             if scale > 0:  # ceil_mode: a last odd row is averaged alone, not with zeros
                 x = F.avg_pool2d(x, 2, ceil_mode=True)  # (B, C, H/2, W/2)
                 y = F.avg_pool2d(y, 2, ceil_mode=True)
             scale_range = data_range
             if as_published and data_range == 2:
                 scale_range = torch.where(x.min() < -0.5, 2.0, 1.0)
-            # Eq. 7: structure at every scale, brightness only at the coarsest.
+
+            # Eq. 7: contrast and structure at every scale, luminance only at the coarsest.
             luminance, contrast_structure = _ssim_terms(x, y, scale_range)
-            similarity = luminance * contrast_structure if scale == coarsest else contrast_structure
+            if scale == coarsest:
+                similarity = luminance * contrast_structure
+            else:
+                similarity = contrast_structure
             terms.append(similarity.mean(dim=(2, 3)))  # (B, C)
-        stacked = torch.relu(torch.stack(terms, dim=-1))  # (B, C, 5); relu stops the infinite slope of 0 ** 0.0448
-        weighted = stacked ** stacked.new_tensor(SCALE_WEIGHTS)
-        return weighted.prod(dim=-1).mean()
+
+        # Eq. 7: l_5^beta_5 (c s)_1^beta_1 ... (c s)_5^beta_5. relu stops the infinite slope of 0 ** 0.0448.
+        positive = torch.relu(torch.stack(terms, dim=-1))  # (B, C, 5)
+        beta = positive.new_tensor(SCALE_WEIGHTS)  # (5,)
+        factors = positive**beta  # (B, C, 5)
+        return factors.prod(dim=-1).mean()
 
 
 def ssim(prediction: Tensor, target: Tensor, data_range: float = 2.0) -> Tensor:
@@ -73,23 +82,29 @@ def ssim(prediction: Tensor, target: Tensor, data_range: float = 2.0) -> Tensor:
     """
     with torch.autocast(prediction.device.type, enabled=False):
         precision = torch.promote_types(prediction.dtype, torch.float32)
-        luminance, contrast_structure = _ssim_terms(prediction.to(precision), target.to(precision), data_range)
+        x = prediction.to(precision)
+        y = target.to(precision)
+        luminance, contrast_structure = _ssim_terms(x, y, data_range)
         return (luminance * contrast_structure).mean()
 
 
 def _ssim_terms(x: Tensor, y: Tensor, data_range: float | Tensor) -> tuple[Tensor, Tensor]:
     """SSIM's luminance and contrast-structure maps, both (B, C, H-10, W-10).
 
-    Wang et al. (TIP 2004), eq. 6 and 9 with C_3 = C_2 / 2.
+    Wang et al. (TIP 2004), eq. 6, 9 and 10 with C_3 = C_2 / 2.
     """
-    c_1 = (K_1 * data_range) ** 2
-    c_2 = (K_2 * data_range) ** 2
-    # the five means of every window in one convolution
-    mu_x, mu_y, mean_xx, mean_yy, mean_xy = _gaussian_blur(torch.stack([x, y, x * x, y * y, x * y])).unbind()
+    # The five means of every window, in one convolution.
+    moments = torch.stack([x, y, x * x, y * y, x * y])  # (5, B, C, H, W)
+    mu_x, mu_y, mean_xx, mean_yy, mean_xy = _gaussian_blur(moments).unbind()  # (B, C, H-10, W-10) each
+
     # var(x) = E[x^2] - E[x]^2, and likewise for the covariance, within each window.
     variance_x = mean_xx - mu_x * mu_x
     variance_y = mean_yy - mu_y * mu_y
     covariance = mean_xy - mu_x * mu_y
+
+    # Eq. 6, and the product of eq. 9 and 10 for C_3 = C_2 / 2.
+    c_1 = (K_1 * data_range) ** 2
+    c_2 = (K_2 * data_range) ** 2
     luminance = (2 * mu_x * mu_y + c_1) / (mu_x * mu_x + mu_y * mu_y + c_1)
     contrast_structure = (2 * covariance + c_2) / (variance_x + variance_y + c_2)
     return luminance, contrast_structure
@@ -98,11 +113,14 @@ def _ssim_terms(x: Tensor, y: Tensor, data_range: float | Tensor) -> tuple[Tenso
 def _gaussian_blur(images: Tensor) -> Tensor:
     """Gaussian mean of every window that lies inside the image: (..., H, W) -> (..., H-10, W-10)."""
     # Normalised to sum 1, so that the blur of a constant is that constant.
-    offsets = torch.arange(WINDOW, device=images.device, dtype=images.dtype) - WINDOW // 2
+    offsets = torch.arange(WINDOW, device=images.device, dtype=images.dtype) - WINDOW // 2  # (11,), -5 ... 5
     kernel = torch.exp(-(offsets**2) / (2 * SIGMA**2))
     kernel = kernel / kernel.sum()
-    flat = images.reshape(-1, 1, *images.shape[-2:])  # (N, 1, H, W)
-    columns = F.conv2d(flat, kernel.view(1, 1, -1, 1))  # (N, 1, H-10, W); a Gaussian is separable
+
+    # A Gaussian is separable: first down the columns, then along the rows, every image by itself.
+    height, width = images.shape[-2:]
+    flat = images.reshape(-1, 1, height, width)  # (N, 1, H, W)
+    columns = F.conv2d(flat, kernel.view(1, 1, -1, 1))  # (N, 1, H-10, W)
     blurred = F.conv2d(columns, kernel.view(1, 1, 1, -1))  # (N, 1, H-10, W-10)
     return blurred.reshape(*images.shape[:-2], *blurred.shape[-2:])
 
@@ -133,7 +151,8 @@ def least_squares(logits: Tensor, label: float) -> Tensor:
 
     The logits pass a LeakyReLU of slope 0.05 first [S].
     """
-    return (F.leaky_relu(logits.float(), LOGIT_SLOPE) - label).square().mean()
+    bent = F.leaky_relu(logits.float(), LOGIT_SLOPE)
+    return (bent - label).square().mean()
 
 
 def generator_adversarial(fake_logits: Tensor) -> Tensor:
@@ -143,7 +162,9 @@ def generator_adversarial(fake_logits: Tensor) -> Tensor:
 
 def discriminator_adversarial(fake_logits: Tensor, real_logits: Tensor) -> Tensor:
     """The discriminator's loss: half the sum over generated (label 0) and real (label 1) images."""
-    return 0.5 * (least_squares(fake_logits, 0) + least_squares(real_logits, 1))
+    fake = least_squares(fake_logits, 0)
+    real = least_squares(real_logits, 1)
+    return 0.5 * (fake + real)
 
 
 class HybridLoss(nn.Module):
@@ -188,7 +209,10 @@ class HybridLoss(nn.Module):
         reconstruction, image: (B, 1, H, W) in [-1, 1]. commitment: the VQGAN's commitment loss, already times its own
         factor. discriminator: images -> logits; needed where the adversarial weight is not 0.
         """
-        terms = {"pixel": self.pixel(reconstruction.float(), image.float()), "commitment": commitment}
+        # The terms; one whose weight is 0 is not computed.
+        terms = {}
+        terms["pixel"] = self.pixel(reconstruction.float(), image.float())
+        terms["commitment"] = commitment
         if self.perceptual is not None:
             terms["perceptual"] = self.perceptual(reconstruction, image)
         if self.weights["adversarial"]:
@@ -197,6 +221,7 @@ class HybridLoss(nn.Module):
             terms["adversarial"] = generator_adversarial(discriminator(reconstruction))
         if self.weights["ms_ssim"]:
             terms["ms_ssim"] = 1 - ms_ssim(reconstruction, image)
+
         # Every term is logged without its weight, so that runs with different weights can be compared.
         weighted = [self.weights[name] * term for name, term in terms.items()]
         loss = sum(weighted[1:], weighted[0])
@@ -208,7 +233,8 @@ class HybridLoss(nn.Module):
 
         fake_logits: those of the detached reconstruction.
         """
-        return self.weights["adversarial"] * discriminator_adversarial(fake_logits, real_logits)
+        adversarial = discriminator_adversarial(fake_logits, real_logits)
+        return self.weights["adversarial"] * adversarial
 
 
 def noise_loss(predicted: Tensor, noise: Tensor, weight: Tensor | None = None) -> Tensor:
@@ -218,7 +244,10 @@ def noise_loss(predicted: Tensor, noise: Tensor, weight: Tensor | None = None) -
     weight: (B,), of each image's error.
     """
     channels = noise.shape[1]
-    if predicted.shape[1] < channels or predicted.shape[2:] != noise.shape[2:] or len(predicted) != len(noise):
+    same_batch = len(predicted) == len(noise)
+    same_size = predicted.shape[2:] == noise.shape[2:]
+    enough_channels = predicted.shape[1] >= channels
+    if not (same_batch and same_size and enough_channels):
         raise ValueError(
             f"predicted is {tuple(predicted.shape)}, noise {tuple(noise.shape)}: "
             "it needs at least the noise's channels and the same batch and size"
@@ -234,7 +263,8 @@ def pseudo_huber(prediction: Tensor, target: Tensor, c: float) -> Tensor:
     """sqrt(d^2 + c^2) - c with d = prediction - target, as a mean over all entries (Song & Dhariwal 2024, eq. 7; in Luo
     2023 entry by entry): d^2 / 2 c near 0, |d| far from it."""
     d = prediction.float() - target.float()
-    return ((d.square() + c**2).sqrt() - c).mean()
+    distance = (d.square() + c**2).sqrt() - c
+    return distance.mean()
 
 
 def autoencoder_objective(hybrid: HybridLoss) -> Callable:
@@ -246,13 +276,13 @@ def autoencoder_objective(hybrid: HybridLoss) -> Callable:
     """
 
     def objective(networks: dict, batch: dict[str, Tensor], noise) -> tuple[dict, dict]:
-
         # The generator: pixel, perceptual and adversarial terms of the reconstruction, and the codebook's commitment.
         image = batch["image"]
         discriminator = networks["discriminator"]
         reconstruction, commitment = networks["vqgan"](image)
         loss, terms = hybrid(reconstruction, image, commitment, discriminator)
         minimised = {"vqgan": loss}
+
         # The discriminator, on the same reconstruction, before either network is updated.
         if hybrid.weights["adversarial"]:
             fake_logits = discriminator(reconstruction.detach())  # no gradient reaches the generator here
@@ -294,15 +324,18 @@ def denoising_objective(
     """
 
     def objective(networks: dict, batch: dict[str, Tensor], noise) -> tuple[dict, dict]:
-        z_0 = batch["soft"]
+        z_0 = batch["soft"]  # (B, C, h, w)
         cxr = batch["cxr"]
-        channels = z_0.shape[1]
-        # The noise and the timesteps of a patient are drawn by name, so they depend on (seed, step) alone.
-        t = least_timestep + noise.integers("timestep", len(alpha_bar) - least_timestep)  # (B,)
-        white = noise.normal("noise", *z_0.shape[1:])
-        eps = schedulers.offset_noise(white, noise.normal("offset", channels, 1, 1), offset)
+        channels, height, width = z_0.shape[1:]
 
-        # a patient and the twin get the same timestep and noise, so that the estimates differ by the lesions alone
+        # The noise and the timesteps of a patient are drawn by name, so they depend on (seed, step) alone.
+        timesteps = len(alpha_bar) - least_timestep
+        t = least_timestep + noise.integers("timestep", timesteps)  # (B,)
+        white = noise.normal("noise", channels, height, width)  # (B, C, h, w)
+        per_channel = noise.normal("offset", channels, 1, 1)  # (B, C, 1, 1)
+        eps = schedulers.offset_noise(white, per_channel, offset)
+
+        # A patient and the twin get the same timestep and noise, so that the estimates differ by the lesions alone
         has_twins = "twin_soft" in batch
         if has_twins:
             z_0 = torch.cat([z_0, batch["twin_soft"]])  # (2 B, C, h, w)
@@ -313,14 +346,17 @@ def denoising_objective(
         # Only the soft tissue is noised; the CXR's latent, the condition, gets no noise.
         alpha_bar_t = alpha_bar.to(z_0.device)[t]  # (B or 2 B,)
         z_t = schedulers.add_noise(z_0, eps, alpha_bar_t)
-        seen = schedulers.scale_condition(cxr, alpha_bar_t, condition)
-        predicted = networks["unet"](torch.cat([z_t, seen], 1), t)  # (B or 2 B, 2 C, h, w)
-        weights = None if weight is None else weight(t)
+        cxr_condition = schedulers.scale_condition(cxr, alpha_bar_t, condition)
+        predicted = networks["unet"](torch.cat([z_t, cxr_condition], 1), t)  # (B or 2 B, 2 C, h, w)
+
+        # The loss of patients and twins; with twins, also that of what the lesions add.
+        weights = None if weight is None else weight(t)  # (B or 2 B,)
         loss = noise_loss(predicted, eps, weights)
         if not has_twins:
             return {"unet": loss}, {"loss": loss}
         lesions = lesion_loss(predicted[:, :channels], weights)
-        return {"unet": loss + lesion_weight * lesions}, {"loss": loss, "lesions": lesions}
+        minimised = loss + lesion_weight * lesions
+        return {"unet": minimised}, {"loss": loss, "lesions": lesions}
 
     return objective
 
@@ -339,4 +375,5 @@ def lesion_loss(predicted: Tensor, weight: Tensor | None = None) -> Tensor:
     error = (of_patients - of_twins).square().mean((1, 2, 3))  # (B,)
     if weight is None:
         return error.mean()
-    return (error * weight[: len(error)]).mean()
+    patients_weight = weight[: len(error)]  # (B,); a twin has its patient's timestep, so its weight is the same
+    return (error * patients_weight).mean()

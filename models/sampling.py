@@ -27,12 +27,16 @@ def estimate(
     latents, conditions: n tensors (B, C, h, w) each. Returns n tensors (B, C, h, w) in float32.
     """
     # One batch instead of several calls: the paths and conditions of a step share one pass through the weights.
-    channels = latents[0].shape[1]
-    x = torch.cat([torch.cat(latents), torch.cat(conditions)], 1)  # (n B, 2 C, h, w)
+    z_t = torch.cat(latents)  # (n B, C, h, w)
+    condition = torch.cat(conditions)  # (n B, C, h, w)
+    x = torch.cat([z_t, condition], 1)  # (n B, 2 C, h, w)
     timesteps = torch.full((len(x),), t, device=x.device)
     output = unet(x, timesteps)  # (n B, 2 C, h, w)
-    eps = output[:, :channels]  # the first half is the noise; no sampler reads the other
-    return list(eps.float().chunk(len(latents)))
+
+    # The first half is the noise; no sampler reads the other.
+    channels = z_t.shape[1]
+    eps = output[:, :channels].float()  # (n B, C, h, w)
+    return list(eps.chunk(len(latents)))
 
 
 @torch.no_grad()
@@ -61,7 +65,7 @@ def sample_bsldm(
     if sampler not in schedulers.DIFFUSION_SAMPLERS:
         raise ValueError(f"unknown sampler '{sampler}'; there are {', '.join(schedulers.DIFFUSION_SAMPLERS)}")
     take_step, draws_noise, timesteps = schedulers.DIFFUSION_SAMPLERS[sampler]
-    alpha_bar = schedulers.squared_cosine()
+    alpha_bar = schedulers.squared_cosine()  # (1000,)
     walk = schedulers.walk(alpha_bar, timesteps(steps), TRAIN_STEPS)
 
     # Noise at the first timestep; each step lowers it by one timestep of the walk.
@@ -70,17 +74,19 @@ def sample_bsldm(
     for j, step in enumerate(progress(walk)):
         # The network's estimate of the noise gives one of z_0, which is clipped before the step uses it: early
         # estimates of z_0 are far too large, by sqrt((1 - alpha_bar) / alpha_bar) times the error in eps.
-        seen = schedulers.scale_condition(cxr, step.alpha_bar, condition)
-        eps = estimate(unet, [z], step.t, [seen])[0]
+        cxr_condition = schedulers.scale_condition(cxr, step.alpha_bar, condition)
+        (eps,) = estimate(unet, [z], step.t, [cxr_condition])
         bound = schedulers.threshold(step.position, clip, clip_rate, clip_lag)
         z_0 = schedulers.predict_z_0(z, eps, step, bound)
         if observe is not None:
             observe(j, z_0)
-        # Named by the step, so that a draw depends on nothing that happened before; the last step draws none.
-        noise = draw(f"global/{j}") if draws_noise and not step.last else None
+
+        # The step. Its noise is named by its number, so that a draw depends on nothing that happened before.
+        noise = None
+        if draws_noise and not step.last:
+            noise = draw(f"global/{j}")
         z = take_step(z, z_0, step, noise, previous)
-        # Second-order samplers extrapolate from the step before.
-        previous = (step, z_0)
+        previous = (step, z_0)  # second-order samplers extrapolate from the step before
     return z
 
 
@@ -119,19 +125,21 @@ def sample_gllcm(
     for j, step in enumerate(progress(walk)):
         # Both paths' noise at once, since the guidance of the local one can use the global estimate.
         fresh_noise = partial(draw, f"unconditional/{j}")
-        seen = schedulers.scale_condition(cxr, step.alpha_bar, condition)
-        masked_seen = schedulers.scale_condition(masked_cxr, step.alpha_bar, condition)
-        eps_g, eps_l = guide(unet, z_g, z_l, step.t, seen, masked_seen, alpha, fresh_noise)
+        cxr_condition = schedulers.scale_condition(cxr, step.alpha_bar, condition)
+        masked_condition = schedulers.scale_condition(masked_cxr, step.alpha_bar, condition)
+        eps_g, eps_l = guide(unet, z_g, z_l, step.t, cxr_condition, masked_condition, alpha, fresh_noise)
 
-        # the global path
+        # The global path.
         bound = schedulers.threshold(step.position, clip_global, clip_rate)
         global_z_0 = schedulers.predict_z_0(z_g, eps_g, step, bound)
-        z_g = schedulers.lcm_step(z_g, global_z_0, step, None if step.last else draw(f"global/{j}"))
+        noise = None if step.last else draw(f"global/{j}")
+        z_g = schedulers.lcm_step(z_g, global_z_0, step, noise)
 
-        # the local path
+        # The local path.
         bound = schedulers.threshold(step.position, clip_local, clip_rate)
         local_z_0 = schedulers.predict_z_0(z_l, eps_l, step, bound)
-        z_l = schedulers.lcm_step(z_l, local_z_0, step, None if step.last else draw(f"local/{j}"))
+        noise = None if step.last else draw(f"local/{j}")
+        z_l = schedulers.lcm_step(z_l, local_z_0, step, noise)
         if observe is not None:
             observe(j, global_z_0, local_z_0)
     return z_g, z_l
@@ -162,8 +170,8 @@ def leg_shared(unet, z_g, z_l, t, cxr, masked_cxr, alpha, fresh_noise):
 def cfg(unet, z_g, z_l, t, cxr, masked_cxr, alpha, fresh_noise):
     """What the released script runs: fresh noise, over the local estimate's deviation, in place of eps(z_l, CXR)."""
     eps_g, masked = estimate(unet, [z_g, z_l], t, [cxr, masked_cxr])
-    # The deviation is taken over each image's estimate: (B, 1, 1, 1).
-    unconditional = (1 - alpha) * fresh_noise() / masked.std((1, 2, 3), keepdim=True)
+    deviation = masked.std((1, 2, 3), keepdim=True)  # (B, 1, 1, 1), of each image's estimate
+    unconditional = (1 - alpha) * fresh_noise() / deviation
     eps_l = unconditional + alpha * masked
     return eps_g, eps_l
 

@@ -9,7 +9,7 @@ Tables and coefficients are float32 scalars on the CPU, as in the published scri
 To add a sampler to BS-LDM, write its step here and name it in DIFFUSION_SAMPLERS.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -41,9 +41,11 @@ def squared_cosine(offset: float = 0.008, beta_max: float = 0.999) -> torch.Tens
     """alpha_bar (1000,) of BS-LDM: beta_t = min(1 - f(t + 1) / f(t), 0.999) (Nichol & Dhariwal 2021, eq. 17)."""
     # In float64: the ratio of neighbours is near 1, and its difference from 1 is what counts. beta_max keeps the last
     # step, where f reaches 0, from erasing everything.
-    time = np.arange(TRAIN_STEPS + 1) / TRAIN_STEPS
-    f = np.cos((time + offset) / (1 + offset) * np.pi / 2) ** 2
-    betas = np.minimum(1 - f[1:] / f[:-1], beta_max)
+    time = np.arange(TRAIN_STEPS + 1) / TRAIN_STEPS  # (1001,), from 0 to 1
+    angle = (time + offset) / (1 + offset) * np.pi / 2
+    f = np.cos(angle) ** 2
+    betas = 1 - f[1:] / f[:-1]  # (1000,)
+    betas = np.minimum(betas, beta_max)
     return _accumulate(torch.from_numpy(betas).float())
 
 
@@ -64,14 +66,19 @@ SCHEDULES = {"squared_cosine": squared_cosine, "scaled_linear": scaled_linear}
 def trailing_timesteps(steps: int) -> list[int]:
     """`steps` of the 1000 timesteps, evenly spaced from 999 down ("trailing", Lin 2024). ValueError outside 1..1000."""
     _check_steps(steps, TRAIN_STEPS)
-    return [round(TRAIN_STEPS - i * TRAIN_STEPS / steps) - 1 for i in range(steps)]
+    timesteps = []
+    for i in range(steps):
+        left = TRAIN_STEPS - i * TRAIN_STEPS / steps  # timesteps that are still to go, from 1000 down
+        timesteps.append(round(left) - 1)
+    return timesteps
 
 
 def lcm_timesteps(steps: int) -> list[int]:
     """`steps` of the 50 timesteps 999, 979, ..., 19 of the consistency walk (Luo 2023). ValueError outside 1..50."""
     _check_steps(steps, LCM_STEPS)
     stride = TRAIN_STEPS // LCM_STEPS
-    return [TRAIN_STEPS - 1 - stride * (i * LCM_STEPS // steps) for i in range(steps)]
+    full_walk = range(TRAIN_STEPS - 1, 0, -stride)  # 999, 979, ..., 19
+    return _evenly_spaced(full_walk, steps)
 
 
 def consistency_timesteps(alpha_bar: torch.Tensor, skip: int = TRAIN_STEPS // LCM_STEPS) -> list[int]:
@@ -80,7 +87,7 @@ def consistency_timesteps(alpha_bar: torch.Tensor, skip: int = TRAIN_STEPS // LC
     alpha_bar: (1000,). Above LARGEST_AMPLIFICATION an estimate of eps says nothing of z_0. A walk of 1000 steps gets
     over that, one of four does not.
     """
-    amplification = ((1 - alpha_bar) / alpha_bar).sqrt()
+    amplification = ((1 - alpha_bar) / alpha_bar).sqrt()  # (1000,), of an error in eps when it becomes one in z_0
     grid = range(TRAIN_STEPS - 1, -1, -skip)
     return [t for t in grid if amplification[t] <= LARGEST_AMPLIFICATION]
 
@@ -89,7 +96,13 @@ def bsldm_consistency_timesteps(steps: int) -> list[int]:
     """`steps` of BS-LDM's consistency timesteps, evenly spaced from the noisiest. ValueError outside 1..47."""
     grid = consistency_timesteps(squared_cosine())
     _check_steps(steps, len(grid))
-    return [grid[i * len(grid) // steps] for i in range(steps)]
+    return _evenly_spaced(grid, steps)
+
+
+def _evenly_spaced(timesteps: Sequence[int], steps: int) -> list[int]:
+    """`steps` of the timesteps of a walk, evenly spaced from its first."""
+    places = [i * len(timesteps) // steps for i in range(steps)]
+    return [timesteps[place] for place in places]
 
 
 def _check_steps(steps: int, most: int) -> None:
@@ -105,9 +118,15 @@ def walk(alpha_bar: torch.Tensor, timesteps: list[int], full: int) -> list[Step]
     steps = []
     for i, t in enumerate(timesteps):
         last = i == len(timesteps) - 1
-        # A walk ends at z_0 itself, where alpha_bar is 1 and no noise is left.
-        alpha_bar_prev = torch.ones(()) if last else alpha_bar[timesteps[i + 1]]
-        position = (TRAIN_STEPS - 1 - t) * full / TRAIN_STEPS
+        if last:
+            alpha_bar_prev = torch.ones(())  # a walk ends at z_0 itself, where no noise is left
+        else:
+            cleaner_t = timesteps[i + 1]
+            alpha_bar_prev = alpha_bar[cleaner_t]
+
+        # The timesteps that lie behind, in steps of the full walk.
+        behind = TRAIN_STEPS - 1 - t
+        position = behind * full / TRAIN_STEPS
         steps.append(Step(t, alpha_bar[t], alpha_bar_prev, position, last))
     return steps
 
@@ -158,15 +177,18 @@ def precondition(variance: float, alpha_bar: torch.Tensor) -> tuple[torch.Tensor
     """
     # EDM's variables are z_t / sqrt(alpha_bar) and its noise variance v; the rest is table 1.
     v = (1 - alpha_bar) / alpha_bar
-    k = variance / (variance + v)
-    c_in = (variance + v).rsqrt()
-    c_out = (variance * v / (variance + v)).sqrt()
+    total = variance + v
+    k = variance / total
+    c_in = total.rsqrt()
+    c_out = (variance * v / total).sqrt()
     return k, c_in, c_out
 
 
 def predict_z_0(z_t: torch.Tensor, eps: torch.Tensor, step: Step, bound: float) -> torch.Tensor:
     """z_0 = (z_t - sqrt(1 - alpha_bar) eps) / sqrt(alpha_bar), clipped to [-bound, bound]. z_t, eps: (B, C, h, w)."""
-    z_0 = (z_t - (1 - step.alpha_bar) ** 0.5 * eps) / step.alpha_bar**0.5
+    signal_scale = step.alpha_bar**0.5
+    noise_scale = (1 - step.alpha_bar) ** 0.5
+    z_0 = (z_t - noise_scale * eps) / signal_scale
     return z_0.clamp(-bound, bound)
 
 
@@ -189,11 +211,17 @@ def ddpm_step(
     beta = 1 - alpha
     beta_bar = 1 - step.alpha_bar
     beta_bar_prev = 1 - step.alpha_bar_prev
-    mean = step.alpha_bar_prev**0.5 * beta / beta_bar * z_0 + alpha**0.5 * beta_bar_prev / beta_bar * z_t
+
+    # eq. 7: mu~_t = sqrt(alpha_bar_prev) beta / (1 - alpha_bar) z_0
+    #              + sqrt(alpha) (1 - alpha_bar_prev) / (1 - alpha_bar) z_t
+    weight_z_0 = step.alpha_bar_prev**0.5 * beta / beta_bar
+    weight_z_t = alpha**0.5 * beta_bar_prev / beta_bar
+    mean = weight_z_0 * z_0 + weight_z_t * z_t
     if step.last:
         return mean
+
+    # eq. 7: beta~_t = (1 - alpha_bar_prev) / (1 - alpha_bar) beta, the smaller of the paper's two variances.
     assert noise is not None, "all steps but the last need noise"
-    # beta~_t of eq. 7, the smaller of the paper's two choices.
     variance = beta * beta_bar_prev / beta_bar
     return mean + variance**0.5 * noise
 
@@ -202,8 +230,14 @@ def ddim_step(
     z_t: torch.Tensor, z_0: torch.Tensor, step: Step, noise: torch.Tensor | None, previous: Previous | None = None
 ) -> torch.Tensor:
     """Deterministic step (Song 2021, eq. 12 with sigma = 0), with the noise that agrees with the thresholded z_0."""
-    eps = (z_t - step.alpha_bar**0.5 * z_0) / (1 - step.alpha_bar) ** 0.5
-    return step.alpha_bar_prev**0.5 * z_0 + (1 - step.alpha_bar_prev) ** 0.5 * eps
+    signal_scale = step.alpha_bar**0.5
+    noise_scale = (1 - step.alpha_bar) ** 0.5
+    eps = (z_t - signal_scale * z_0) / noise_scale
+
+    # z_prev = sqrt(alpha_bar_prev) z_0 + sqrt(1 - alpha_bar_prev) eps
+    signal_scale_prev = step.alpha_bar_prev**0.5
+    noise_scale_prev = (1 - step.alpha_bar_prev) ** 0.5
+    return signal_scale_prev * z_0 + noise_scale_prev * eps
 
 
 def dpmpp_step(
@@ -214,18 +248,26 @@ def dpmpp_step(
     lambda = log(sqrt(alpha_bar) / sqrt(1 - alpha_bar)); z_0 is extrapolated over the last two steps in lambda. The
     first step and the last are of first order.
     """
-    # There lambda is infinite; the formula's limit is z_0 itself.
+    # At the end lambda is infinite; the formula's limit is z_0 itself.
     if step.last:
         return z_0
+
+    # h: the step in lambda.
     lambda_now = _half_log_snr(step.alpha_bar)
-    # h is the step in lambda; r is the step before in units of this one.
-    h = _half_log_snr(step.alpha_bar_prev) - lambda_now
+    lambda_next = _half_log_snr(step.alpha_bar_prev)
+    h = lambda_next - lambda_now
+
+    # Algorithm 2: D = (1 + 1 / 2 r) z_0 - 1 / 2 r z_0 of the step before; r is that step in units of this one.
     if previous is not None:
         previous_step, previous_z_0 = previous
-        r = (lambda_now - _half_log_snr(previous_step.alpha_bar)) / h
+        lambda_before = _half_log_snr(previous_step.alpha_bar)
+        r = (lambda_now - lambda_before) / h
         z_0 = (1 + 1 / (2 * r)) * z_0 - 1 / (2 * r) * previous_z_0
-    ratio = ((1 - step.alpha_bar_prev) / (1 - step.alpha_bar)) ** 0.5
-    return ratio * z_t - step.alpha_bar_prev**0.5 * torch.expm1(-h) * z_0
+
+    # z_prev = sigma_prev / sigma z_t - sqrt(alpha_bar_prev) (exp(-h) - 1) D, with sigma^2 = 1 - alpha_bar
+    sigma_ratio = ((1 - step.alpha_bar_prev) / (1 - step.alpha_bar)) ** 0.5
+    signal_scale_prev = step.alpha_bar_prev**0.5
+    return sigma_ratio * z_t - signal_scale_prev * torch.expm1(-h) * z_0
 
 
 def _half_log_snr(alpha_bar: torch.Tensor) -> torch.Tensor:
@@ -239,9 +281,11 @@ def consistent(z_t: torch.Tensor, z_0: torch.Tensor, t: int | torch.Tensor) -> t
     z_t, z_0: (B, C, h, w). t: a number, or (B, 1, 1, 1).
     """
     # c_skip falls to 0 with the timestep and is 1 at t = 0, where f has to be z_t itself: the boundary condition.
-    scaled = LCM_SCALE * t
-    c_skip = LCM_SIGMA**2 / (scaled**2 + LCM_SIGMA**2)
-    c_out = scaled / (scaled**2 + LCM_SIGMA**2) ** 0.5
+    # c_skip = sigma^2 / (s^2 + sigma^2), c_out = s / sqrt(s^2 + sigma^2), with the scaled timestep s = 10 t.
+    s = LCM_SCALE * t
+    total = s**2 + LCM_SIGMA**2
+    c_skip = LCM_SIGMA**2 / total
+    c_out = s / total**0.5
     return c_out * z_0 + c_skip * z_t
 
 
@@ -252,11 +296,15 @@ def lcm_step(
 
     The last step returns the function itself.
     """
-    d = consistent(z_t, z_0, step.t)
+    denoised = consistent(z_t, z_0, step.t)
     if step.last:
-        return d
+        return denoised
+
+    # Ho 2020, eq. 4, at the next timestep.
     assert noise is not None, "all steps but the last need noise"
-    return step.alpha_bar_prev**0.5 * d + (1 - step.alpha_bar_prev) ** 0.5 * noise
+    signal_scale_prev = step.alpha_bar_prev**0.5
+    noise_scale_prev = (1 - step.alpha_bar_prev) ** 0.5
+    return signal_scale_prev * denoised + noise_scale_prev * noise
 
 
 class Sampler(NamedTuple):

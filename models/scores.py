@@ -45,7 +45,8 @@ class Score:
 
     @property
     def heading(self) -> str:
-        return f"{self.label} {'↑' if self.larger_is_better else '↓'}"
+        arrow = "↑" if self.larger_is_better else "↓"
+        return f"{self.label} {arrow}"
 
 
 # The columns of the published tables, with their scales.
@@ -95,32 +96,37 @@ def bsr(cxr: np.ndarray, gt: np.ndarray, pred: np.ndarray, mask: np.ndarray | No
     or no pixel in the mask. Raises ValueError as `_checked` says.
     """
     checked = _checked(cxr, gt, pred)
-    return _ratios(*_inside(mask, *checked))["BSR"]
+    ratios = _ratios(*_inside(mask, *checked))
+    return ratios["BSR"]
 
 
 def bsr_residual(cxr: np.ndarray, gt: np.ndarray, pred: np.ndarray, mask: np.ndarray | None = None) -> float:
     """BSR of the other sign, which counts bone left only: 1 - sum(max(pred' - gt, 0)^2) / sum((cxr - gt)^2); else as
     `bsr`."""
     checked = _checked(cxr, gt, pred)
-    return _ratios(*_inside(mask, *checked))["BSR_residual"]
+    ratios = _ratios(*_inside(mask, *checked))
+    return ratios["BSR_residual"]
 
 
 def bsr_two_sided(cxr: np.ndarray, gt: np.ndarray, pred: np.ndarray, mask: np.ndarray | None = None) -> float:
     """BSR that counts bone left and tissue lost alike: 1 - sum((gt - pred')^2) / sum((cxr - gt)^2); else as `bsr`."""
     checked = _checked(cxr, gt, pred)
-    return _ratios(*_inside(mask, *checked))["BSR_two_sided"]
+    ratios = _ratios(*_inside(mask, *checked))
+    return ratios["BSR_two_sided"]
 
 
 def mse(gt: np.ndarray, pred: np.ndarray, mask: np.ndarray | None = None) -> float:
     """Mean squared error of float (H, W) in [0, 1], inside the mask if one is given; NaN for an empty mask."""
     checked = _checked(gt, pred)
-    return _errors(*_inside(mask, *checked))["MSE"]
+    errors = _errors(*_inside(mask, *checked))
+    return errors["MSE"]
 
 
 def psnr(gt: np.ndarray, pred: np.ndarray, mask: np.ndarray | None = None) -> float:
     """Peak signal-to-noise ratio, 20 log10(1 / sqrt(MSE)) dB; infinite for equal images; else as `mse`."""
     checked = _checked(gt, pred)
-    return _errors(*_inside(mask, *checked))["PSNR"]
+    errors = _errors(*_inside(mask, *checked))
+    return errors["PSNR"]
 
 
 def ssim(gt: np.ndarray, pred: np.ndarray) -> float:
@@ -148,24 +154,36 @@ def pixel_scores(
     cxr, gt and each prediction: float (H, W) in [0, 1]. mask: bool (H, W), true in the lungs; if there is none, or an
     empty one, the scores inside the lungs are NaN. Raises ValueError as `_checked` says.
     """
-    # The untouched X-ray is scored like a method: a table's numbers mean little without it.
     cxr, gt, *checked = _checked(cxr, gt, *predictions.values())
+
+    # The untouched X-ray is scored like a method: a table's numbers mean little without it.
     methods = {REFERENCE: cxr}
     methods.update(zip(predictions, checked))
+
+    # No mask is an empty mask: all its scores are NaN, but the keys are there.
     if mask is None:
         mask = np.zeros(gt.shape, bool)
+
     bone_bands = _bands(cxr - gt)  # alike for all methods
     values = {}
     for method, pred in methods.items():
-        row = _ratios(cxr, gt, pred) | _errors(gt, pred)
+        # The whole image.
+        row = {}
+        row |= _ratios(cxr, gt, pred)
+        row |= _errors(gt, pred)
         row["SSIM"] = _ssim(gt, pred)
         row["SSIM_uniform"] = _ssim_uniform(gt, pred)
         row["MAE"] = float(np.mean(np.abs(gt - pred)))
-        row |= _by_place(bone_bands, gt - pred) | _by_width(bone_bands, gt - pred)
-        # No mask is an empty mask: all its scores are NaN, but the keys are there. SSIM needs whole windows and has no
-        # score inside.
+
+        # By place and by width of what is left.
+        residue = gt - pred
+        row |= _by_place(bone_bands, residue)
+        row |= _by_width(bone_bands, residue)
+
+        # Inside the lungs. SSIM needs whole windows and has no score there.
         cxr_inside, gt_inside, pred_inside = _inside(mask, cxr, gt, pred)  # (pixels in the lungs,) each
-        inside = _ratios(cxr_inside, gt_inside, pred_inside) | _errors(gt_inside, pred_inside)
+        inside = _ratios(cxr_inside, gt_inside, pred_inside)
+        inside |= _errors(gt_inside, pred_inside)
         for key, value in inside.items():
             row[f"{key}_lungs"] = value
         values[method] = row
@@ -179,7 +197,8 @@ class Lpips:
         """net: "alex" (as published) or "vgg". features: folder with the network's weights, see models/features.py."""
         self.device = torch.device(device)
         network: Any = lpips_network(net, features)  # the package's networks have no types
-        self.network = network.to(self.device).to(memory_format=torch.channels_last)  # twice as fast on a CPU
+        network = network.to(self.device)
+        self.network = network.to(memory_format=torch.channels_last)  # twice as fast on a CPU
         self.weights = [layer.model[-1].weight.flatten() for layer in self.network.lins]  # (C,) for each level
         self.micro_batch = GPU_MICRO_BATCH if self.device.type == "cuda" else 1
 
@@ -207,32 +226,43 @@ class Lpips:
         if min(height, width) < LEAST_SIDE:
             size = f"{height} x {width}"
             raise ValueError(f"images of {size} are too small for LPIPS; both sides must be at least {LEAST_SIDE}")
+
         # The target goes first in the batch: its features serve all predictions.
-        stack = torch.from_numpy(np.concatenate([gt[None], predictions])).float()  # (1 + B, H, W), the target first
+        images = np.concatenate([gt[None], predictions])  # (1 + B, H, W)
+        stack = torch.from_numpy(images).float()
         target_levels: list[torch.Tensor] = []
         distances = []
-        for images in stack.split(self.micro_batch):
-            levels = self.features(images.to(self.device), normalize)
+        for micro_batch in stack.split(self.micro_batch):
+            levels = self.features(micro_batch.to(self.device), normalize)  # (micro-batch, C, h, w) each
             if not target_levels:  # the first micro-batch begins with the target
-                target_levels = [level[:1].clone() for level in levels]
+                target_levels = [level[:1].clone() for level in levels]  # (1, C, h, w) each
+
             # Zhang 2018, eq. 1: squared difference of unit-length features, averaged over the level's pixels, weighted
             # by channel, summed over levels.
-            distance = torch.zeros(len(images), device=self.device)
+            distance = torch.zeros(len(micro_batch), device=self.device)
             for level, target_level, weight in zip(levels, target_levels, self.weights):
-                distance = distance + (level - target_level).square_().mean((2, 3)) @ weight  # (micro-batch,)
+                square = (level - target_level).square_()  # in place: the levels take most of the memory
+                by_channel = square.mean((2, 3))  # (micro-batch, C)
+                distance = distance + by_channel @ weight  # (micro-batch,)
             distances.append(distance)
+
         # The first is the target with itself, 0.
-        return torch.cat(distances)[1:].double().cpu().numpy()
+        of_predictions = torch.cat(distances)[1:]  # (B,)
+        return of_predictions.double().cpu().numpy()
 
     def features(self, stack: torch.Tensor, normalize: bool) -> list[torch.Tensor]:
         """The network's five levels of a stack (B, H, W) in [0, 1], each (B, C, h, w) and of length 1 along C."""
         if normalize:
             stack = 2 * stack - 1
-        x = self.network.scaling_layer(stack[:, None])  # (B, 3, H, W)
+        grey = stack[:, None]  # (B, 1, H, W)
+        x = self.network.scaling_layer(grey)  # (B, 3, H, W)
+        x = x.contiguous(memory_format=torch.channels_last)
+
         # TF32 would keep 10 bits of the mantissa.
         exact = torch.backends.cudnn.flags(enabled=True, allow_tf32=False) if x.is_cuda else nullcontext()
         with exact:
-            levels = self.network.net(x.contiguous(memory_format=torch.channels_last))
+            levels = self.network.net(x)
+
         # Unit length along the channels at every pixel, as the paper has it.
         normed = []
         for level in levels:
@@ -246,7 +276,8 @@ def score(
 ) -> dict:
     """{method: {key: value}} of all scores of one image; otherwise as `pixel_scores`."""
     values = pixel_scores(cxr, gt, predictions, mask)
-    return add_lpips(values, gt, np.stack([cxr, *predictions.values()]), lpips)
+    stack = np.stack([cxr, *predictions.values()])  # (methods, H, W), the untouched CXR first as in `pixel_scores`
+    return add_lpips(values, gt, stack, lpips)
 
 
 def add_lpips(values: dict, gt: np.ndarray, stack: np.ndarray, lpips: Lpips) -> dict:
@@ -293,33 +324,41 @@ def _by_place(bone_bands: list[np.ndarray], residue: np.ndarray) -> dict[str, fl
     bone_bands: of CXR - truth, (H, W) each; residue: truth - prediction. Bone is what stands out of CXR - truth: makers
     show the two with different tone curves, so that they differ by more than bone everywhere.
     """
+    # All bands but the broad one.
     fine, narrow, rib, _ = bone_bands
     on_bone = fine + narrow + rib > BONE
+
+    # MSE is the mean of these squares over a region.
     squares = (residue - residue.mean()) ** 2
-    found = {}
-    for key, region in (("MSE_on_bone", on_bone), ("MSE_off_bone", ~on_bone)):
-        found[key] = float(squares[region].mean()) if region.any() else math.nan
-    return found
+    regions = {"MSE_on_bone": on_bone, "MSE_off_bone": ~on_bone}
+    scores = {}
+    for key, region in regions.items():
+        scores[key] = float(squares[region].mean()) if region.any() else math.nan
+    return scores
 
 
 def _by_width(bone_bands: list[np.ndarray], residue: np.ndarray) -> dict[str, float]:
     """The two-sided BSR in each band of width: 1 for the truth, 0 for the CXR; NaN where a band holds no bone."""
-    found = {}
-    for name, bone, left in zip(BANDS, bone_bands, _bands(residue)):
-        energy = float(np.sum(bone**2))
-        found[f"BSR_{name}"] = 1 - float(np.sum(left**2)) / energy if energy > 0 else math.nan
-    return found
+    scores = {}
+    residue_bands = _bands(residue)
+    for name, bone, band_residue in zip(BANDS, bone_bands, residue_bands):
+        bone_energy = float(np.sum(bone**2))
+        residue_energy = float(np.sum(band_residue**2))
+        scores[f"BSR_{name}"] = 1 - residue_energy / bone_energy if bone_energy > 0 else math.nan
+    return scores
 
 
 def _bands(x: np.ndarray) -> list[np.ndarray]:
     """(H, W) as the sum of its BANDS, finest first, the mean taken out: differences of Gaussian blurs."""
-    rest = (x - x.mean()).astype(np.float32)
+    side = max(x.shape)
+    rest = (x - x.mean()).astype(np.float32)  # what is broader than the bands so far
     bands = []
     for share in BAND_SIGMAS:
-        smooth = cv2.GaussianBlur(rest, (0, 0), share * max(x.shape))
-        bands.append(rest - smooth)
-        rest = smooth
-    return [*bands, rest]
+        broader = cv2.GaussianBlur(rest, (0, 0), share * side)
+        bands.append(rest - broader)
+        rest = broader
+    bands.append(rest)
+    return bands
 
 
 def _ssim(gt: np.ndarray, pred: np.ndarray) -> float:
@@ -338,13 +377,17 @@ def _ssim(gt: np.ndarray, pred: np.ndarray) -> float:
     mean_pred = local_mean(pred)
     mean_squares = mean_gt**2 + mean_pred**2
     mean_product = mean_gt * mean_pred
+
     # Window moments: cov = E[xy] - E[x] E[y]; the two variances are needed as a sum only.
     covariance = local_mean(gt * pred) - mean_product
     variances = local_mean(gt * gt) + local_mean(pred * pred) - mean_squares
+
+    # Equation 13, with a range of 1.
     c_1 = SSIM_K1**2
     c_2 = SSIM_K2**2
-    similarity = (2 * mean_product + c_1) * (2 * covariance + c_2) / ((mean_squares + c_1) * (variances + c_2))
-    return float(similarity.mean())
+    numerator = (2 * mean_product + c_1) * (2 * covariance + c_2)
+    denominator = (mean_squares + c_1) * (variances + c_2)
+    return float((numerator / denominator).mean())
 
 
 def _ssim_uniform(gt: np.ndarray, pred: np.ndarray) -> float:
@@ -358,14 +401,19 @@ def _ssim_uniform(gt: np.ndarray, pred: np.ndarray) -> float:
 
     mean_gt = local_mean(gt)
     mean_pred = local_mean(pred)
+
+    # Covariance, and the sum of the two variances, over n - 1.
     pixels = UNIFORM_WINDOW**2
     of_sample = pixels / (pixels - 1)
     covariance = of_sample * (local_mean(gt * pred) - mean_gt * mean_pred)
     variances = of_sample * (local_mean(gt * gt) + local_mean(pred * pred) - mean_gt**2 - mean_pred**2)
+
+    # Equation 13 of Wang et al. (TIP 2004), with a range of 1.
     c_1 = SSIM_K1**2
     c_2 = SSIM_K2**2
     luminance = (2 * mean_gt * mean_pred + c_1) / (mean_gt**2 + mean_pred**2 + c_1)
-    return float(np.mean(luminance * (2 * covariance + c_2) / (variances + c_2)))
+    similarity = luminance * (2 * covariance + c_2) / (variances + c_2)
+    return float(similarity.mean())
 
 
 def _inside(mask: np.ndarray | None, *arrays: np.ndarray) -> list[np.ndarray]:

@@ -101,8 +101,11 @@ class AttentionBlock(nn.Module):
             q, k, v = qkv.unflatten(1, (3, self.heads, -1)).unbind(1)
         # torch has the pixels before the channels. It scales by 1 / sqrt(C / heads), as the published code does in two
         # halves.
-        h = F.scaled_dot_product_attention(q.transpose(2, 3), k.transpose(2, 3), v.transpose(2, 3))
-        h = h.transpose(2, 3).flatten(1, 2)  # (B, heads, N, C / heads) -> (B, C, N)
+        q = q.transpose(2, 3)  # (B, heads, N, C / heads), as the two that follow
+        k = k.transpose(2, 3)
+        v = v.transpose(2, 3)
+        h = F.scaled_dot_product_attention(q, k, v)  # (B, heads, N, C / heads)
+        h = h.transpose(2, 3).flatten(1, 2)  # (B, C, N)
         return x + self.proj_out(h).view_as(x)
 
 
@@ -181,7 +184,15 @@ class ConditionalUNet(Network):
             with torch.device("cpu"):  # a real table even while `load` builds the network on the meta device
                 alpha_bar = schedulers.SCHEDULES[schedule]()  # (1000,)
             self.register_buffer("alpha_bar", alpha_bar, persistent=False)  # no checkpoint holds it
+        self.build_layers()
 
+    def build_layers(self) -> None:
+        """Build the U of `self.settings`. The order of building decides which weights a seed gives."""
+        width = self.settings["width"]
+        multipliers = self.settings["multipliers"]
+        blocks = self.settings["blocks"]
+        heads = self.settings["heads"]
+        qkv_by_head = self.settings["qkv_by_head"]
         time_channels = TIME_WIDTH * width
         self.time_embed = nn.Sequential(
             nn.Linear(width, time_channels), nn.SiLU(), nn.Linear(time_channels, time_channels)
@@ -189,18 +200,21 @@ class ConditionalUNet(Network):
 
         def residual_layers(before: int, after: int, level: int) -> list[nn.Module]:
             """A residual block, then self-attention on the levels that have it."""
-            # the attention is built first: the order of building decides which weights a seed gives
-            attends = [AttentionBlock(after, heads, qkv_by_head)] if 2**level in attention else []
+            # The attention is built first, so it takes its weights from the seed first.
+            attends = []
+            if 2**level in self.settings["attention"]:
+                attends.append(AttentionBlock(after, heads, qkv_by_head))
             return [ResidualBlock(before, time_channels, after), *attends]
 
         # The way down. skips: the channels of each stage's output, which the way up concatenates to its input.
         channels = multipliers[0] * width
-        down = [Stage(nn.Conv2d(in_channels, channels, 3, padding=1))]
+        down = [Stage(nn.Conv2d(self.settings["in_channels"], channels, 3, padding=1))]
         skips = [channels]
         for level, multiplier in enumerate(multipliers):
+            level_channels = multiplier * width
             for _ in range(blocks):
-                down.append(Stage(*residual_layers(channels, multiplier * width, level)))
-                channels = multiplier * width
+                down.append(Stage(*residual_layers(channels, level_channels, level)))
+                channels = level_channels
                 skips.append(channels)
             if level < self.levels - 1:
                 down.append(Stage(ResidualBlock(channels, time_channels, channels, "down")))
@@ -217,15 +231,18 @@ class ConditionalUNet(Network):
         # The way up; the last stage of every level but the top one doubles the size.
         up = []
         for level in reversed(range(self.levels)):
+            level_channels = multipliers[level] * width
             for block in range(blocks + 1):
-                layers = residual_layers(channels + skips.pop(), multipliers[level] * width, level)
-                channels = multipliers[level] * width
+                layers = residual_layers(channels + skips.pop(), level_channels, level)
+                channels = level_channels
                 if level > 0 and block == blocks:
                     layers.append(ResidualBlock(channels, time_channels, channels, "up"))
                 up.append(Stage(*layers))
         self.output_blocks = nn.ModuleList(up)
         self.out = nn.Sequential(
-            GroupNorm32(channels), nn.SiLU(), zero(nn.Conv2d(channels, out_channels, 3, padding=1))
+            GroupNorm32(channels),
+            nn.SiLU(),
+            zero(nn.Conv2d(channels, self.settings["out_channels"], 3, padding=1)),
         )
 
     def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:

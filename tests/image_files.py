@@ -15,7 +15,7 @@ GREY16 = _RNG.integers(0, 65536, (21, 34), dtype=np.uint16)
 GREY12 = (GREY16 >> 4).astype(np.uint16)
 
 
-def refused(path, *words):
+def check_refused(path, *words):
     """The one-line refusal of a file, which names it and holds the words."""
     with pytest.raises(UserError) as error:
         images.read(path)

@@ -65,7 +65,7 @@ def test_wrong_shares_are_refused(shares):
 # --- Lists
 
 
-def refused(path, word, folder=None):
+def check_refused(path, word, folder=None):
     with pytest.raises(UserError) as error:
         lists.read_list(path, folder)
     assert str(path) in str(error.value) and word in str(error.value) and "\n" not in str(error.value)
@@ -92,18 +92,18 @@ def test_bom_crlf_blank_lines_and_endings_are_no_faults(tmp_path, content):
 )
 def test_paths_in_a_list_are_refused(tmp_path, line):
     (tmp_path / "list.txt").write_text(f"1.png\n{line}\n")
-    refused(tmp_path / "list.txt", line)
+    check_refused(tmp_path / "list.txt", line)
 
 
 def test_missing_empty_repeated_and_binary_lists(tmp_path):
     path = tmp_path / "list.txt"
-    refused(path, "dataSegmentation.py")
+    check_refused(path, "dataSegmentation.py")
     path.write_text("\n \n")
-    refused(path, "empty")
+    check_refused(path, "empty")
     path.write_text("4.png\n5.png\n4.tif\n")
-    refused(path, "more than once: 4")
+    check_refused(path, "more than once: 4")
     path.write_bytes("4.png\n".encode("utf-16"))
-    refused(path, "cannot read")
+    check_refused(path, "cannot read")
 
 
 def test_names_must_lie_in_the_folder(tmp_path):
@@ -113,13 +113,13 @@ def test_names_must_lie_in_the_folder(tmp_path):
     path.write_text("0.png\n")
     assert lists.read_list(path, folder) == ["0"]
     path.write_text("0.png\n7.png\n")
-    refused(path, "7", folder)
+    check_refused(path, "7", folder)
     (folder / "9.png").symlink_to(tmp_path / "private.png")
     (folder / "8.png").symlink_to(folder / "0.png")
     path.write_text("8.png\n")
     assert lists.read_list(path, folder) == ["8"]
     path.write_text("9.png\n")
-    refused(path, "lead out", folder)
+    check_refused(path, "lead out", folder)
 
 
 UNLISTABLE = [

@@ -19,7 +19,8 @@ def generator(key: str) -> torch.Generator:
 
     The numbers are drawn on the CPU, where they do not depend on the GPU's model.
     """
-    return torch.Generator().manual_seed(zlib.crc32(key.encode()))
+    seed = zlib.crc32(key.encode())
+    return torch.Generator().manual_seed(seed)
 
 
 def latent_generator(key: str) -> torch.Generator:
@@ -27,21 +28,26 @@ def latent_generator(key: str) -> torch.Generator:
 
     A file name that is not UTF-8 reaches Python as a text with lone surrogates, which "surrogatepass" encodes too.
     """
-    digest = hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8]) >> 1)
+    text = key.encode("utf-8", "surrogatepass")
+    digest = hashlib.sha256(text).digest()
+    seed = int.from_bytes(digest[:8]) >> 1
+    return torch.Generator().manual_seed(seed)
 
 
 def place_generator(key: str) -> np.random.Generator:
     """The places of crops and of inserted nodules: seeded by the CRC-32 of the text."""
-    return np.random.default_rng(zlib.crc32(key.encode()))
+    seed = zlib.crc32(key.encode())
+    return np.random.default_rng(seed)
 
 
 def augmentation_generator(key: str) -> np.random.Generator:
     """The changes of an augmented pair: seeded by 64 bits of the text's SHA-256."""
     digest = hashlib.sha256(key.encode()).digest()
-    return np.random.default_rng(int.from_bytes(digest[:8]))
+    seed = int.from_bytes(digest[:8])
+    return np.random.default_rng(seed)
 
 
 def detail_generator(seed: int, name: str) -> np.random.Generator:
     """One named detail of a simulated patient, or of a scored image, independent of all other names."""
-    return np.random.default_rng([seed, *name.encode()])
+    name_bytes = name.encode()
+    return np.random.default_rng([seed, *name_bytes])

@@ -28,10 +28,17 @@ def elastic_maps(seed: int, waves: int, bend: float, size: int) -> tuple[np.ndar
     index = np.arange(size, dtype=np.float32)
 
     # d(x, y) = sum over m, n of c_mn sin(pi m x) sin(pi n y): the sines are 0 at the borders, so the frame stays.
-    sines = np.sin(np.pi * np.arange(1, waves + 1)[:, None] * (index + 0.5) / size)  # (waves, size)
-    across = size * (sines.T @ random.normal(0, bend, (waves, waves)) @ sines)
-    down = size * (sines.T @ random.normal(0, bend, (waves, waves)) @ sines)
-    return (index + across).astype(np.float32), (index[:, None] + down).astype(np.float32)
+    m = np.arange(1, waves + 1)[:, None]
+    sines = np.sin(np.pi * m * (index + 0.5) / size)  # (waves, size)
+    across_coefficients = random.normal(0, bend, (waves, waves))
+    down_coefficients = random.normal(0, bend, (waves, waves))
+    across = size * (sines.T @ across_coefficients @ sines)  # (size, size), pixels
+    down = size * (sines.T @ down_coefficients @ sines)
+
+    # cv2.remap wants the place that each pixel is taken from.
+    from_x = index[None, :] + across
+    from_y = index[:, None] + down
+    return from_x.astype(np.float32), from_y.astype(np.float32)
 
 
 def disc(radius: float) -> np.ndarray:

@@ -55,8 +55,8 @@ def draw(lung: np.ndarray, bone: np.ndarray, seed: int, side: float) -> tuple[np
     placed = _place(lung, bone, random, pixel)
 
     for lesion in placed:
-        add(total, thickness(lesion.shape, lesion.diameter, pixel, random), lesion.x, lesion.y)
-
+        piece = thickness(lesion.shape, lesion.diameter, pixel, random)
+        add(total, piece, lesion.x, lesion.y)
     if random.random() < PATCH:
         total += _patch(lung, random, pixel)
     return total, placed
@@ -97,19 +97,27 @@ def thickness(shape: str, diameter: float, pixel: float, random: np.random.Gener
     # A lesion's margin is not a step; at least 0.3 pixels: in a small image EDGE alone would be no blur at all.
     sigma = random.uniform(*EDGE) / pixel  # pixels
     density = random.uniform(*DENSITY)
-    return cv2.GaussianBlur((density * body).astype(np.float32), (0, 0), max(sigma, 0.3))
+    water = (density * body).astype(np.float32)
+    return cv2.GaussianBlur(water, (0, 0), max(sigma, 0.3))
 
 
 def add(total: np.ndarray, piece: np.ndarray, x: int, y: int) -> None:
     """Add a square piece (2 h + 1, 2 h + 1) to total (S, S) in place, its middle at column x, row y; what leaves the
     image is cut off."""
+    # What of the piece lies inside the image, as rows and columns of the image.
     half = len(piece) // 2
     top = max(0, y - half)
     left = max(0, x - half)
     bottom = min(total.shape[0], y + half + 1)
     right = min(total.shape[1], x + half + 1)
-    if top < bottom and left < right:
-        total[top:bottom, left:right] += piece[top - y + half : bottom - y + half, left - x + half : right - x + half]
+    if top >= bottom or left >= right:
+        return
+
+    # The same as rows and columns of the piece, whose first pixel lies at (y - half, x - half).
+    first_row = y - half
+    first_column = x - half
+    inside = piece[top - first_row : bottom - first_row, left - first_column : right - first_column]
+    total[top:bottom, left:right] += inside
 
 
 def over_ribs(bone: np.ndarray) -> np.ndarray:
@@ -120,17 +128,28 @@ def over_ribs(bone: np.ndarray) -> np.ndarray:
 
 def _place(lung: np.ndarray, bone: np.ndarray, random: np.random.Generator, pixel: float) -> list[Lesion]:
     """Lesions at places inside the lungs, OVER_BONE of them over bone, that do not lie on top of each other."""
+    # (y, x) of all pixels that a lesion over bone, or between bones, can lie at.
     ribs = over_ribs(bone)
-    candidates = {True: np.argwhere(lung & ribs), False: np.argwhere(lung & ~ribs)}
+    places_over_bone = np.argwhere(lung & ribs)
+    places_between = np.argwhere(lung & ~ribs)
+
+    least, most = COUNT
+    smallest, largest = np.log(DIAMETER)
     placed: list[Lesion] = []
-    for _ in range(random.integers(COUNT[0], COUNT[1] + 1)):
+    for _ in range(random.integers(least, most + 1)):
+        # What the lesion is like; drawn even where there is no place for it, so that the next ones do not change.
         over_bone = bool(random.random() < OVER_BONE)
-        diameter = float(np.exp(random.uniform(np.log(DIAMETER[0]), np.log(DIAMETER[1]))))
+        diameter = float(np.exp(random.uniform(smallest, largest)))
         shape = str(random.choice(list(SHAPES), p=list(SHAPES.values())))
-        if len(candidates[over_bone]) == 0:
+        places = places_over_bone if over_bone else places_between
+        if len(places) == 0:
             continue
+
+        # The first place that is far enough from all others.
         for _ in range(TRIES):
-            y, x = (int(value) for value in random.choice(candidates[over_bone]))
+            place = random.choice(places)
+            y = int(place[0])
+            x = int(place[1])
             if all(_are_apart(x, y, diameter, other, pixel) for other in placed):
                 placed.append(Lesion(x, y, diameter, shape, over_bone))
                 break
@@ -140,33 +159,48 @@ def _place(lung: np.ndarray, bone: np.ndarray, random: np.random.Generator, pixe
 def _are_apart(x: int, y: int, diameter: float, other: Lesion, pixel: float) -> bool:
     """Whether a lesion of a diameter, cm, would not lie on top of another one."""
     distance = np.hypot(x - other.x, y - other.y) * pixel  # cm
-    return bool(distance > APART * (diameter + other.diameter) / 2)
+    least = APART * (diameter + other.diameter) / 2  # cm, of the sum of the two radii
+    return bool(distance > least)
 
 
 def _ball(x: np.ndarray, y: np.ndarray, radius: float, random: np.random.Generator) -> np.ndarray:
     """Chords through a solid of about this radius whose outline is an ellipse with three soft bumps."""
+    # The ellipse: a turned coordinate system, in which it is a circle of this radius.
     turn = random.uniform(0, np.pi)
     flat = random.uniform(0.75, 1.0)
     along = np.cos(turn) * x + np.sin(turn) * y
     across = (np.cos(turn) * y - np.sin(turn) * x) / flat
+
+    # The bumps: r(angle) = radius (1 + sum over k of c_k cos(k angle + phase_k)), k = 2, 3, 5, c_k about 5 %.
     angle = np.arctan2(across, along)
-    # r(angle) = 1 + bumps of order 2, 3 and 5, 5 % each; then the chord 2 r sqrt(1 - (d / r)^2) of a ball.
-    outline = 1 + sum(random.normal(0, 0.05) * np.cos(k * angle + random.uniform(0, 2 * np.pi)) for k in (2, 3, 5))
-    inside = 1 - (along**2 + across**2) / (radius * outline) ** 2
-    return 2 * radius * random.uniform(0.8, 1.1) * np.sqrt(np.maximum(inside, 0))
+    bumps = 0
+    for k in (2, 3, 5):
+        height = random.normal(0, 0.05)
+        phase = random.uniform(0, 2 * np.pi)
+        bumps = bumps + height * np.cos(k * angle + phase)
+    outline = radius * (1 + bumps)
+
+    # The chord 2 radius sqrt(1 - (d / r)^2) of a ball, a little thinner or thicker.
+    inside = 1 - (along**2 + across**2) / outline**2
+    thicker = random.uniform(0.8, 1.1)
+    return 2 * radius * thicker * np.sqrt(np.maximum(inside, 0))
 
 
 def _lobes(x: np.ndarray, y: np.ndarray, radius: float, random: np.random.Generator) -> np.ndarray:
     """Chords through several balls that have grown together: nearly the longest chord at each place, with soft notches
     between."""
-    fourth = np.zeros(x.shape)
+    # The 4-norm of the balls is nearly their maximum, without its creases.
+    fourth_powers = np.zeros(x.shape)
     for _ in range(random.integers(3, 6)):
-        share = random.uniform(0.45, 0.75)
-        away = random.uniform(0.3, 1.0) * (1 - share) * radius / 0.7
+        # The smaller a ball, the further it can lie from the lesion's middle.
+        share = random.uniform(0.45, 0.75)  # of the lesion's radius
+        distance = random.uniform(0.3, 1.0) * (1 - share) * radius / 0.7
         angle = random.uniform(0, 2 * np.pi)
-        # The 4-norm is nearly the maximum, without its creases.
-        fourth += _ball(x - away * np.cos(angle), y - away * np.sin(angle), share * radius, random) ** 4
-    return fourth**0.25
+        ball_x = x - distance * np.cos(angle)
+        ball_y = y - distance * np.sin(angle)
+        ball = _ball(ball_x, ball_y, share * radius, random)
+        fourth_powers += ball**4
+    return fourth_powers**0.25
 
 
 def _spicules(x: np.ndarray, y: np.ndarray, radius: float, random: np.random.Generator) -> np.ndarray:
@@ -179,9 +213,11 @@ def _spicules(x: np.ndarray, y: np.ndarray, radius: float, random: np.random.Gen
         across = np.cos(angle) * y - np.sin(angle) * x
         end = radius * random.uniform(1.2, 2.0)
         width = random.uniform(0.03, 0.08)  # cm
-        # To one side only, and fainter the farther out.
-        fades = np.clip((end - distance) / end, 0, 1) * (along > 0)
-        strands += random.uniform(0.1, 0.3) * fades * np.exp(-((across / width) ** 2) / 2)
+
+        # To one side only, and fainter the farther out; a Gaussian across.
+        fading = np.clip((end - distance) / end, 0, 1) * (along > 0)
+        profile = np.exp(-((across / width) ** 2) / 2)
+        strands += random.uniform(0.1, 0.3) * fading * profile
     return np.minimum(strands, 0.6)
 
 
@@ -192,11 +228,18 @@ def _patch(lung: np.ndarray, random: np.random.Generator, pixel: float) -> np.nd
     if len(places) == 0:
         return np.zeros(lung.shape, np.float32)
     y, x = random.choice(places)
-    width = random.uniform(*PATCH_WIDTH, 2) / 2 / pixel  # half widths, pixels
+    half_width, half_height = random.uniform(*PATCH_WIDTH, 2) / 2 / pixel  # pixels
     depth = random.uniform(*PATCH_DEPTH)
+
+    # A paraboloid, 1 in its middle.
     index = np.arange(size)
-    # A paraboloid made uneven by coarse noise; multiplied by the lung, so that it ends where the lung does.
-    inside = 1 - ((index[None, :] - x) / width[0]) ** 2 - ((index[:, None] - y) / width[1]) ** 2
-    grain = cv2.resize(random.standard_normal((48, 48), np.float32), (size, size), interpolation=cv2.INTER_CUBIC)
-    uneven = np.maximum(np.maximum(inside, 0) * (1 + 0.5 * grain), 0) * lung
-    return (depth * blur(uneven.astype(np.float32), 0.006)).astype(np.float32)
+    u = (index[None, :] - x) / half_width
+    v = (index[:, None] - y) / half_height
+    paraboloid = np.maximum(1 - u**2 - v**2, 0)
+
+    # Made uneven by coarse noise; multiplied by the lung, so that it ends where the lung does.
+    noise = random.standard_normal((48, 48), np.float32)
+    grain = cv2.resize(noise, (size, size), interpolation=cv2.INTER_CUBIC)
+    uneven = np.maximum(paraboloid * (1 + 0.5 * grain), 0) * lung
+    soft_edged = blur(uneven.astype(np.float32), 0.006)
+    return (depth * soft_edged).astype(np.float32)

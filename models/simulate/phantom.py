@@ -111,7 +111,8 @@ def matter(anatomy: Anatomy, size: int) -> tuple[np.ndarray, np.ndarray, np.ndar
     body = soft_tissue.body(anatomy, x, y)
     air, lungs = soft_tissue.air(anatomy, x, y, body)
     # Vessels fade where less than 0.10 (4 cm) of lung holds them, so that none ends at the lung's outline.
-    blood = (soft_tissue.vessels(anatomy, size) + soft_tissue.findings(anatomy, x, y)) * np.minimum(air / 0.10, 1)
+    fading = np.minimum(air / 0.10, 1)
+    blood = (soft_tissue.vessels(anatomy, size) + soft_tissue.findings(anatomy, x, y)) * fading
     grain = 1 + 0.05 * texture(seed, "lung", size, 320) + 0.07 * texture(seed, "lobe", size, 9)
     soft = body - air * (1 - anatomy.density * grain) + blood
     soft += (

@@ -4,6 +4,8 @@ Coordinates as in geometry.py. The numbers of the shapes are control points (x, 
 along the bone, placed by eye (see anatomy.py). B is the number of bones, k that of the points along each.
 """
 
+from functools import partial
+
 import cv2
 import numpy as np
 
@@ -26,13 +28,16 @@ def ribs(anatomy: Anatomy) -> Tubes:
     # One row a rib. Small random amounts: neighbouring ribs and the two sides are never quite alike.
     number = np.tile(np.arange(RIBS), 2)
     side = np.repeat(SIDES, RIBS)[:, None]
-    half = (RIB_WIDTH[number] * anatomy.width * (1 + random.normal(0, 0.006, 2 * RIBS)))[:, None]
-    drop = (RIB_DROP[number] * anatomy.drop * (1 + random.normal(0, 0.03, 2 * RIBS)))[:, None]
+    wider = 1 + random.normal(0, 0.006, 2 * RIBS)
+    steeper = 1 + random.normal(0, 0.03, 2 * RIBS)
+    half = (RIB_WIDTH[number] * anatomy.width * wider)[:, None]  # (24, 1), half the cage's width
+    drop = (RIB_DROP[number] * anatomy.drop * steeper)[:, None]
 
     # The way around the cage: phi is 0 at the back and pi at the front.
     # A rib begins beside its vertebra, 0.040 from the midline: half * sin(start)^RIB_BOX = 0.040.
     start = np.arcsin((0.040 / half) ** (1 / RIB_BOX))
-    phi = start + t * (RIB_END[number][:, None] + random.normal(0, 0.04, (2 * RIBS, 1)) - start)  # (24, k)
+    end = RIB_END[number][:, None] + random.normal(0, 0.04, (2 * RIBS, 1))
+    phi = start + t * (end - start)  # (24, k)
     sin = np.sin(phi)
     cos = np.cos(phi)
     # The cage's cross-section is the superellipse x = half sin^p, z = -depth cos^p with p = RIB_BOX.
@@ -48,7 +53,8 @@ def ribs(anatomy: Anatomy) -> Tubes:
         - 0.014 * np.sin(np.pi * np.clip(phi / 0.9, 0, 1))
     )
     depth = np.linspace(0.14, 0.22, RIBS)[number][:, None]
-    path = np.stack([side * out, y, -depth * np.sign(cos) * np.abs(cos) ** RIB_BOX], -1)
+    z = -depth * np.sign(cos) * np.abs(cos) ** RIB_BOX
+    path = np.stack([side * out, y, z], -1)  # (24, k, 3)
 
     # The cross-section: the first rib lies flat; all are slim at both ends, and the cortex gets thinner towards the
     # front.
@@ -58,7 +64,8 @@ def ribs(anatomy: Anatomy) -> Tubes:
     wide = anatomy.rib * along_rib * of_rib
     cortex = np.interp(t, [0, 0.5, 0.8, 1], [1, 1, 0.75, 0.5]) * 0.0032
     # The normal points out of the cage, so the thin half axis lies across the wall and the wide one along it.
-    return make_tubes(path, 0.55 * wide, wide, cortex, 0.34, np.stack([side * sin, tip, -cos], -1))
+    outwards = np.stack([side * sin, tip, -cos], -1)
+    return make_tubes(path, 0.55 * wide, wide, cortex, 0.34, outwards)
 
 
 def spine(anatomy: Anatomy) -> tuple[Tubes, Tubes]:
@@ -116,30 +123,39 @@ def girdle(anatomy: Anatomy) -> Tubes:
     # Raised shoulders lift the girdle; how far the shoulder blades are turned out of the lungs depends on how the
     # patient is placed.
     lift = 0.02 * anatomy.shoulder
-    out = np.array([random.uniform(0.0, 0.045), -lift, 0])  # of the shoulder blades and arms
+    outwards = random.uniform(0.0, 0.045)  # of the shoulder blades and arms
+    shift = np.array([outwards, -lift, 0])
+    return join([_collar_bones(lift, outwards), *_shoulder_blades(shift), *_upper_arms(shift)])
 
-    # Each shape is given for the left side; `out` moves it, and the right side is its mirror image.
-    def bone(points, thin, wide, cortex, marrow) -> Tubes:
-        return make_tubes(curve(both_sides(np.asarray(points) + out)), thin, wide, cortex, marrow)
 
-    # The collar bone turns about its inner end, so its points move the more the further out they are.
-    collar_points = [
+def _moved_bones(shift: np.ndarray, points, thin, wide, cortex, marrow) -> Tubes:
+    """A bone of either side (2, k): given on the left, moved by `shift` (3,), and mirrored to the right."""
+    moved = np.asarray(points) + shift
+    return make_tubes(curve(both_sides(moved)), thin, wide, cortex, marrow)
+
+
+def _collar_bones(lift: float, outwards: float) -> Tubes:
+    """Both collar bones (2, k). They turn about their inner end, so a point moves the more the further out it is."""
+    points = [
         (0.048, 0.265, 0.18),
         (0.11, 0.245, 0.20),
         (0.18, 0.215 - lift, 0.19),
         (0.27, 0.17 - 1.5 * lift, 0.12),
-        (0.335 + out[0] / 2, 0.142 - 1.7 * lift, 0.06),
-        (0.385 + out[0], 0.143 - 1.7 * lift, 0.03),
+        (0.335 + outwards / 2, 0.142 - 1.7 * lift, 0.06),
+        (0.385 + outwards, 0.143 - 1.7 * lift, 0.03),
     ]
-    collar_bone = make_tubes(
-        curve(both_sides(collar_points)),
+    return make_tubes(
+        curve(both_sides(points)),
         [0.018, 0.014, 0.013, 0.013, 0.010, 0.009],
         [0.021, 0.015, 0.014, 0.015, 0.018, 0.014],
         0.0036,
         0.3,
     )
 
-    # The shoulder blade, a plate between two borders, with its ridge, its hook and the socket of the arm
+
+def _shoulder_blades(shift: np.ndarray) -> list[Tubes]:
+    """Both shoulder blades, (2, k) each: a plate between two borders, with its ridge, its hook and the arm's socket."""
+    bone = partial(_moved_bones, shift)
     outer_border = bone(
         [(0.335, 0.25, -0.1), (0.325, 0.31, -0.12), (0.312, 0.38, -0.15), (0.295, 0.47, -0.18)],
         [0.008, 0.005, 0.004],
@@ -179,7 +195,12 @@ def girdle(anatomy: Anatomy) -> Tubes:
         0.3,
     )
 
-    # The humerus: a round head, and a shaft that leaves the image downwards
+    return [outer_border, inner_border, blade, ridge, coracoid, socket]
+
+
+def _upper_arms(shift: np.ndarray) -> list[Tubes]:
+    """The humerus of either side, (2, k) each: a round head, and a shaft that leaves the image downwards."""
+    bone = partial(_moved_bones, shift)
     head_radius = [0.034, 0.043, 0.043, 0.036, 0.020, 0.002]
     head = bone(
         [
@@ -211,7 +232,7 @@ def girdle(anatomy: Anatomy) -> Tubes:
         [0.002, 0.002, 0.003, 0.0055, 0.007],
         0.12,
     )
-    return join([collar_bone, outer_border, inner_border, blade, ridge, coracoid, socket, head, shaft])
+    return [head, shaft]
 
 
 def breast_bone() -> Tubes:

@@ -28,7 +28,8 @@ def body(anatomy: Anatomy, x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 def joined(shapes: list[np.ndarray]) -> np.ndarray:
     """The 4-norm of overlapping shapes: nearly the thickest of them, without a crease where they meet."""
-    return np.sqrt(np.sqrt(sum((shape * shape) ** 2 for shape in shapes)))
+    fourth_powers = sum((shape * shape) ** 2 for shape in shapes)
+    return np.sqrt(np.sqrt(fourth_powers))
 
 
 def trunk(anatomy: Anatomy, x: np.ndarray, y: np.ndarray) -> list[np.ndarray]:
@@ -94,8 +95,10 @@ def breasts(anatomy: Anatomy, x: np.ndarray, y: np.ndarray) -> np.ndarray | np.f
     centre_y = random.uniform(0.68, 0.80)
     radius = random.uniform(0.11, 0.16)
     depth = random.uniform(0.02, 0.10)
+    radii = (radius, 1.15 * radius)
     fading = np.clip((y - centre_y + 1.1 * radius) / radius, 0, 1)
-    return fading * sum(ellipsoid(x, y, (side * 0.22, centre_y), (radius, 1.15 * radius), depth) for side in SIDES)
+    both = sum(ellipsoid(x, y, (side * 0.22, centre_y), radii, depth) for side in SIDES)
+    return fading * both
 
 
 # --- Lungs ------------------------------------------------------------------------------------------------------------
@@ -119,7 +122,8 @@ def _pleura(anatomy: Anatomy, side: float) -> np.ndarray:
     # `periodic` makes it close without a corner.
     lengths = np.linalg.norm(np.diff(points, axis=0), axis=1)
     knots = np.concatenate([[0], np.cumsum(lengths)])
-    return CubicSpline(knots, points, bc_type="periodic")(np.linspace(0, knots[-1], 200))
+    outline = CubicSpline(knots, points, bc_type="periodic")
+    return outline(np.linspace(0, knots[-1], 200))
 
 
 def _mediastinum(anatomy: Anatomy, x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -153,11 +157,14 @@ def _mediastinum(anatomy: Anatomy, x: np.ndarray, y: np.ndarray) -> np.ndarray:
 def _dome(anatomy: Anatomy, x: np.ndarray, side: float) -> np.ndarray:
     """Height y of one half of the diaphragm at x: a dome that falls steeply to the side."""
     # u: 0 at the top of the dome, about 1 at the chest wall, negative towards the heart, where it stays nearly flat.
-    u = (np.abs(x) - 0.16) / (RIB_WIDTH[8] * anatomy.width - 0.15)
+    chest_wall = RIB_WIDTH[8] * anatomy.width
+    u = (np.abs(x) - 0.16) / (chest_wall - 0.15)
     # The same number for both sides: the generator is made anew with the same name.
     steepness = detail_generator(anatomy.seed, "dome").uniform(0.13, 0.21)
     top = anatomy.domes[int(side > 0)]
-    return top + np.where(u > 0, steepness * np.abs(u) ** 2.4, 0.03 * u * u)
+    fall_to_the_side = steepness * np.abs(u) ** 2.4
+    fall_to_the_heart = 0.03 * u * u
+    return top + np.where(u > 0, fall_to_the_side, fall_to_the_heart)
 
 
 def air(anatomy: Anatomy, x: np.ndarray, y: np.ndarray, body: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -167,19 +174,23 @@ def air(anatomy: Anatomy, x: np.ndarray, y: np.ndarray, body: np.ndarray) -> tup
     total = np.zeros_like(body)
     lungs = np.zeros_like(body)
     for side in SIDES:
+        # The space that the lung can fill, and how deep inside it a pixel lies, in units of the side.
         space = filled(_pleura(anatomy, side), anatomy, size)
-        depth = cv2.distanceTransform((space > 0.5).astype(np.uint8), cv2.DIST_L2, 5) / (size * anatomy.zoom)
+        pixels_inside = cv2.distanceTransform((space > 0.5).astype(np.uint8), cv2.DIST_L2, 5)
+        depth = pixels_inside / (size * anatomy.zoom)
         beside_spine = np.sqrt(np.clip((np.abs(x) - 0.035) / 0.10, 0, 1))  # near the midline spine and heart take room
 
         # The lung's thickness: 0.78 of the body's, the rest is wall; over the outermost 0.05 (2 cm) it falls to 0 as a
         # quarter of a circle, which is how a round lung meets the ribs.
-        rounded = np.sqrt(1 - (1 - np.minimum(depth / 0.05, 1)) ** 2)
+        from_wall = np.minimum(depth / 0.05, 1)
+        rounded = np.sqrt(1 - (1 - from_wall) ** 2)
         inside = 0.78 * body * rounded * beside_spine
 
         # Below the dome the abdomen takes the lung's place, over the next 0.05 as a quarter of a circle too: behind the
         # dome some lung is left, as in a real radiograph.
         below = y - _dome(anatomy, x, side)
-        abdomen = inside * np.sqrt(1 - (1 - np.clip(below / 0.05, 0, 1)) ** 2)
+        from_dome = np.clip(below / 0.05, 0, 1)
+        abdomen = inside * np.sqrt(1 - (1 - from_dome) ** 2)
         total += np.maximum(inside - heart - abdomen, 0) * space
         # The lung field ends at dome and heart, as readers outline it, though there is air behind both.
         lungs += space * (below < 0) * (heart <= 0)
@@ -192,26 +203,37 @@ def vessels(anatomy: Anatomy, size: int) -> np.ndarray:
     total = np.zeros((size, size), np.float32)
 
     # The roots: angle 0 is sideways, positive is down; the lower lobes' vessels are longer and thicker.
+    count = 2 * ROOTS
     side = np.repeat(SIDES, ROOTS)[:, None]
-    angle = np.tile(np.linspace(-1.45, 1.5, ROOTS), 2) + random.normal(0, 0.12, 2 * ROOTS)
-    start = np.stack([0.085 * side[:, 0], 0.465 + 0.06 * np.sin(angle)], 1) + random.normal(0, 0.018, (2 * ROOTS, 2))
-    length = random.uniform(0.04, 0.085, 2 * ROOTS) * (1 + 0.3 * (angle > 0.5))
-    radius = random.uniform(0.0045, 0.0095, 2 * ROOTS) * (1 + 0.4 * (angle > 0.9))
+    fan = np.linspace(-1.45, 1.5, ROOTS)
+    angle = np.tile(fan, 2) + random.normal(0, 0.12, count)
+    hilum = np.stack([0.085 * side[:, 0], 0.465 + 0.06 * np.sin(angle)], 1)  # (24, 2)
+    start = hilum + random.normal(0, 0.018, (count, 2))
+    length = random.uniform(0.04, 0.085, count) * (1 + 0.3 * (angle > 0.5))
+    radius = random.uniform(0.0045, 0.0095, count) * (1 + 0.4 * (angle > 0.9))
 
     for _ in range(FORKS):
-        # Each of the B vessels bends once on its way.
-        angles = np.stack([angle, angle + random.normal(0, 0.35, len(angle))], 1)
-        headings = np.stack([side * np.cos(angles), np.sin(angles)], -1) * length[:, None, None] / 2  # (B, 2, 2)
-        path = np.concatenate([start[:, None], start[:, None] + np.cumsum(headings, 1)], 1)  # (B, 3, 2)
-        total = total + ribbon(curve(path, 9), radius[:, None] * np.linspace(1, 0.9, 9), anatomy, size)
+        # Each of the B vessels bends once on its way, in the middle.
+        bent = angle + random.normal(0, 0.35, len(angle))
+        angles = np.stack([angle, bent], 1)  # (B, 2)
+        directions = np.stack([side * np.cos(angles), np.sin(angles)], -1)  # (B, 2, 2)
+        halves = directions * length[:, None, None] / 2
+        further_points = start[:, None] + np.cumsum(halves, 1)
+        path = np.concatenate([start[:, None], further_points], 1)  # (B, 3, 2)
+
+        # It gets a little thinner.
+        radii = radius[:, None] * np.linspace(1, 0.9, 9)  # (B, 9)
+        total = total + ribbon(curve(path, 9), radii, anatomy, size)
 
         # Of two children one goes on and one turns off; together they have about the parent's cross-section.
-        start = np.repeat(path[:, -1], 2, 0)
+        start = np.repeat(path[:, -1], 2, 0)  # (2 B, 2)
         side = np.repeat(side, 2, 0)
-        aside = random.uniform(0.4, 0.95, len(angle)) * random.choice([-1, 1], len(angle))
-        angle = (angles[:, 1:] + np.stack([-0.25 * aside, aside], 1)).ravel()
+        turn = random.uniform(0.4, 0.95, len(angle)) * random.choice([-1, 1], len(angle))
+        turns = np.stack([-0.25 * turn, turn], 1)  # (B, 2)
+        angle = (bent[:, None] + turns).ravel()  # (2 B,)
         length = np.repeat(length, 2) * random.uniform(0.65, 1.0, len(angle))
-        radius = np.repeat(radius, 2) * (random.uniform(0.9, 1.1, (len(path), 2)) * [0.84, 0.62]).ravel()
+        shares = random.uniform(0.9, 1.1, (len(path), 2)) * [0.84, 0.62]  # (B, 2), of the parent's radius
+        radius = np.repeat(radius, 2) * shares.ravel()
     return 1.8 * total
 
 

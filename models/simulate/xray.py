@@ -77,33 +77,54 @@ def project(volume: Volume, pose: Pose, size: int) -> np.ndarray:
     """Line integrals (size, size, C) of a volume, in cm: a slice is seen through a homography, whatever the pose."""
     depth, height, width, channels = volume.values.shape
     dz, dy, dx = volume.spacing
-    back = FOCUS - pose.stretch[2] * dz * depth / 2 - GAP  # from the source to the volume's middle
-    place = rotation(pose.turn) @ np.diag(pose.stretch)
-    pixel = size / pose.field
-    to_pixels = np.array(
-        [[pixel, 0, size / 2 - 0.5], [0, pixel, size / 2 - 0.5], [0, 0, 1]]
-    )  # from mm in the middle plane
 
+    # How the volume lies: mm along its axes -> mm in space, from its middle. source_distance: from there to the source.
+    placing = rotation(pose.turn) @ np.diag(pose.stretch)  # (3, 3)
+    half_depth = pose.stretch[2] * dz * depth / 2
+    source_distance = FOCUS - half_depth - GAP
+
+    # From mm in the plane through the volume's middle to pixels; -0.5: pixel centres lie at whole numbers.
+    pixels_per_mm = size / pose.field
+    middle = size / 2 - 0.5
+    to_pixels = np.array([[pixels_per_mm, 0, middle], [0, pixels_per_mm, middle], [0, 0, 1]])
+
+    # A slice after the other, as it is seen from the source.
     total = np.zeros((size, size, channels), np.float32)
     for index in range(depth):
         if not volume.values[index].any():
             continue
-        first_voxel = [(0.5 - width / 2) * dx, (0.5 - height / 2) * dy, (index + 0.5 - depth / 2) * dz]
-        corner = place @ first_voxel + [*pose.centre, 0]
-        plane = np.column_stack([place[:, 0] * dx, place[:, 1] * dy, corner])  # (column, row, 1) -> mm
-        plane[2] = [0, 0, 1] - plane[2] / back  # the distance from the source over that of the middle
-        seen = cv2.warpPerspective(volume.values[index], to_pixels @ plane, (size, size), flags=cv2.INTER_LINEAR)
+
+        # Where its voxel (column, row) lies: (column, row, 1) -> x, y, z in mm.
+        first_x = (0.5 - width / 2) * dx
+        first_y = (0.5 - height / 2) * dy
+        first_z = (index + 0.5 - depth / 2) * dz
+        corner = placing @ [first_x, first_y, first_z] + [*pose.centre, 0]
+        column_step = placing[:, 0] * dx
+        row_step = placing[:, 1] * dy
+        homography = np.column_stack([column_step, row_step, corner])  # (3, 3)
+
+        # A homography divides x and y by its third row: the distance from the source over that of the middle.
+        homography[2] = [0, 0, 1] - homography[2] / source_distance
+        seen = cv2.warpPerspective(volume.values[index], to_pixels @ homography, (size, size), flags=cv2.INTER_LINEAR)
         cv2.accumulate(seen.reshape(size, -1), total.reshape(size, -1))
-    lengths = _ray_lengths(place, dz, pose, size, back)
-    return total * (lengths * (volume.unit / 10))[..., None]
+
+    # Times the way of each ray through a slice; a tenth of it is in cm.
+    lengths = _ray_lengths(placing, dz, pose, size, source_distance)  # (size, size)
+    cm_per_value = lengths * (volume.unit / 10)
+    return total * cm_per_value[..., None]
 
 
-def _ray_lengths(place: np.ndarray, dz: float, pose: Pose, size: int, back: float) -> np.ndarray:
-    """Length of the ray of each pixel (size, size) between two slices, mm."""
+def _ray_lengths(placing: np.ndarray, dz: float, pose: Pose, size: int, source_distance: float) -> np.ndarray:
+    """Length of the ray of each pixel (size, size) between two slices, mm; arguments as in `project`."""
+    # The direction of each ray, of length 1: from the source, which lies over the image's middle, to the pixel.
     mm = ((np.arange(size) + 0.5) / size - 0.5) * pose.field
-    ray = np.stack(np.broadcast_arrays(mm[None, :], mm[:, None], -back), -1)
+    ray = np.stack(np.broadcast_arrays(mm[None, :], mm[:, None], -source_distance), -1)  # (size, size, 3)
     ray /= np.linalg.norm(ray, axis=-1, keepdims=True)
-    return (dz / np.abs(ray @ np.linalg.inv(place)[2])).astype(np.float32)
+
+    # How far it gets along the volume's first axis in 1 mm: the last row of the inverse maps mm in space to z.
+    to_z = np.linalg.inv(placing)[2]  # (3,)
+    z_per_mm = np.abs(ray @ to_z)  # (size, size)
+    return (dz / z_per_mm).astype(np.float32)
 
 
 # --- Two energies -----------------------------------------------------------------------------------------------------
@@ -111,20 +132,25 @@ def _ray_lengths(place: np.ndarray, dz: float, pose: Pose, size: int, back: floa
 
 def attenuation(water, bone, spectrum: np.ndarray) -> np.ndarray:
     """-log of the signal behind so many cm of tissue as water and, in its place, of compact bone: Beer and Lambert's
-    law."""
-    signal = np.zeros(np.broadcast_shapes(np.shape(water), np.shape(bone)), np.float32)
-    for share, of_water, of_bone in zip(spectrum / spectrum.sum(), WATER, BONE):
+    law, -log sum over energies of share exp(-mu_water water - mu_bone bone).
+
+    water, bone: numbers or arrays that broadcast. spectrum: shares of the signal at ENERGIES.
+    """
+    shape = np.broadcast_shapes(np.shape(water), np.shape(bone))
+    signal = np.zeros(shape, np.float32)
+    shares = spectrum / spectrum.sum()
+    for share, mu_water, mu_bone in zip(shares.astype(np.float32), WATER.astype(np.float32), BONE.astype(np.float32)):
         if share:
-            signal += np.float32(share) * np.exp(-np.float32(of_water) * water - np.float32(of_bone) * bone)
+            signal += share * np.exp(-mu_water * water - mu_bone * bone)
     return -np.log(np.maximum(signal, 1e-30))
 
 
 def bone_weight(low: np.ndarray, high: np.ndarray) -> float:
     """The share of the low-energy log image whose subtraction cancels bone, at REFERENCE."""
     water, bone = REFERENCE
-    seen_high = attenuation(water, bone, high) - attenuation(water, 0.0, high)
-    seen_low = attenuation(water, bone, low) - attenuation(water, 0.0, low)
-    return float(seen_high / seen_low)
+    bone_high = attenuation(water, bone, high) - attenuation(water, 0.0, high)  # what bone adds to the log image
+    bone_low = attenuation(water, bone, low) - attenuation(water, 0.0, low)
+    return float(bone_high / bone_low)
 
 
 def subtract(of_high: np.ndarray, of_low: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
@@ -134,12 +160,17 @@ def subtract(of_high: np.ndarray, of_low: np.ndarray, low: np.ndarray, high: np.
     what the high energy makes of it returned. Where there is no bone it is `of_high` itself; where there is, one
     spectral line each leaves nothing of it, and real spectra leave what beam hardening makes of it.
     """
-    weight = bone_weight(low, high)
-    # Thicknesses in cm; from below 0 on, since motion between the exposures can ask for less than none.
+    # What water alone gives: its log images by thickness in cm, from below 0 on, since motion between the exposures can
+    # ask for less than none.
     water = np.linspace(-2, DEEPEST, 4096)
     water_high = attenuation(water, 0.0, high).astype(np.float64)
     water_low = attenuation(water, 0.0, low).astype(np.float64)
-    return np.interp(of_high - weight * of_low, water_high - weight * water_low, water_high).astype(np.float32)
+
+    # The water that gives the same difference, and what the high energy makes of it.
+    weight = bone_weight(low, high)
+    difference = of_high - weight * of_low
+    water_difference = water_high - weight * water_low
+    return np.interp(difference, water_difference, water_high).astype(np.float32)
 
 
 # --- Showing ----------------------------------------------------------------------------------------------------------
@@ -150,15 +181,29 @@ def tone_curve(log: np.ndarray, air: float, tones: tuple[float, ...]) -> Callabl
 
     air: the grey level of no patient at all; tones: those of the quantiles TONE_AT of `log` inside the body.
     """
-    # The exposures that get a given grey; small slopes are added, since interpolation needs them to rise.
-    sample = log[::4, ::4]
-    levels = np.quantile(sample[sample > BODY], TONE_AT)
-    levels = np.concatenate([[-1.0, 0.0], levels, [levels[-1] + 2.0]]) + 1e-3 * np.arange(len(TONE_AT) + 3)
-    levels = np.maximum.accumulate(levels) + 1e-6 * np.arange(len(levels))
+    # The log exposures that get a given grey: below none, none, the body's quantiles, and beyond them.
+    sample = log[::4, ::4]  # a sixteenth of the pixels is enough
+    quantiles = np.quantile(sample[sample > BODY], TONE_AT)
+    beyond = quantiles[-1] + 2.0
+    levels = np.concatenate([[-1.0, 0.0], quantiles, [beyond]])
     greys = np.maximum.accumulate([0, air, *tones, 1.0])
 
-    # A quarter of a straight line keeps the curve from getting flat.
-    straight = np.interp(levels, levels[[1, -2]], greys[[1, -2]])
-    at = np.linspace(levels[0], levels[-1], 1024)
-    curve = PchipInterpolator(levels, 0.75 * greys + 0.25 * straight)(at)
-    return lambda value: np.clip(np.interp(value, at, curve), 0, 1).astype(np.float32)
+    # Small slopes are added, since interpolation needs levels that rise.
+    number = np.arange(len(levels))
+    levels = levels + 1e-3 * number
+    levels = np.maximum.accumulate(levels) + 1e-6 * number
+
+    # A quarter of a straight line, from air to the last quantile, keeps the curve from getting flat.
+    ends = [1, -2]
+    straight = np.interp(levels, levels[ends], greys[ends])
+    mixed = 0.75 * greys + 0.25 * straight
+
+    # A table of the curve, which is looked up for every pixel.
+    table_levels = np.linspace(levels[0], levels[-1], 1024)
+    table_greys = PchipInterpolator(levels, mixed)(table_levels)
+
+    def tone(value: np.ndarray) -> np.ndarray:
+        grey = np.interp(value, table_levels, table_greys)
+        return np.clip(grey, 0, 1).astype(np.float32)
+
+    return tone

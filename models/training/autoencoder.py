@@ -30,18 +30,10 @@ def train(settings: config.Settings, reads: tuple[str, ...]) -> int:
     folder = Path(settings.runs) / "vqgan"
     check_ms_ssim(settings)
 
-    # data: validation images are whole and never augmented
-    # pairs: name -> files of one patient's CXR, soft tissue and mask
+    # data: name -> files of one patient's CXR, soft tissue and mask
     pairs, validation_pairs = lists.training_pairs(settings.data.root, settings.data.lists, settings.data.name)
     checks.check_ranges(pairs | validation_pairs, settings.data.root)
-    if not augment.changes_nothing(settings.augment):
-        processes.say("note: images are augmented anew in each epoch")
-    data = datasets.ImageSource(
-        pairs, size, section.masked, settings.train.workers, settings.augment, section.crop, settings.train.seed
-    )
-    validation_data = None
-    if validation_pairs:
-        validation_data = datasets.ImageSource(validation_pairs, size, section.masked, settings.train.workers)
+    data, validation_data = image_sources(settings, pairs, validation_pairs)
 
     with processes.joined(), ownership.owned(folder, "vqgan.start"):
         # networks: the seed decides their first weights, so nothing else may draw between it and them
@@ -67,10 +59,11 @@ def train(settings: config.Settings, reads: tuple[str, ...]) -> int:
 
         # sample pictures: CXRs and soft-tissue images, their reconstructions beside them
         def picture(networks: dict) -> np.ndarray:
-            shown = list((validation_pairs or pairs).values())[:PICTURES]
+            pictured_pairs = list((validation_pairs or pairs).values())[:PICTURES]
             loaded = []
-            for pair in shown:
-                loaded += [datasets.load(pair, variant, size) for variant in datasets.WHOLE]
+            for pair in pictured_pairs:
+                for variant in datasets.WHOLE:
+                    loaded.append(datasets.load(pair, variant, size))  # (1, H, W)
             originals = torch.stack(loaded).to(device)  # (2 PICTURES, 1, H, W)
             reconstructions, _ = networks["vqgan"](originals)  # (2 PICTURES, 1, H, W)
             return pictures.grid(originals, reconstructions)
@@ -103,6 +96,24 @@ def train(settings: config.Settings, reads: tuple[str, ...]) -> int:
             finish=MLVQGAN.unit_latent if section.unit_latent else None,
         )
         return trainer.run()
+
+
+def image_sources(
+    settings: config.Settings, pairs: dict[str, lists.Pair], validation_pairs: dict[str, lists.Pair]
+) -> tuple[datasets.ImageSource, datasets.ImageSource | None]:
+    """(training images, validation images or None). Validation images are whole and never augmented."""
+    size = settings.data.image_size
+    masked = settings.vqgan.masked
+    workers = settings.train.workers
+    if not augment.changes_nothing(settings.augment):
+        processes.say("note: images are augmented anew in each epoch")
+    data = datasets.ImageSource(
+        pairs, size, masked, workers, settings.augment, settings.vqgan.crop, settings.train.seed
+    )
+    validation_data = None
+    if validation_pairs:
+        validation_data = datasets.ImageSource(validation_pairs, size, masked, workers)
+    return data, validation_data
 
 
 def check_ms_ssim(settings: config.Settings) -> None:
