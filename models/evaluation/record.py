@@ -28,8 +28,9 @@ from .. import config, images
 from ..data import lists
 from ..runtime import checkpoint, ownership, processes
 from ..runtime.files import MachineError, UserError
+from ..runtime.garbage import without_collection
 from . import insertion
-from .cases import Case, stamp_of, without_collection
+from .cases import Case, stamp_of
 from .results import FOLDERS, Output
 
 SUMMARY = "summary.json"
