@@ -13,12 +13,12 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, default_collate
-from tqdm import tqdm
 
 from .. import images, lungs
 from ..config import Augment
 from ..runtime import checkpoint, seeding
 from ..runtime.files import MachineError, UserError, replacing
+from ..runtime.progress import Bar
 from . import augment, lists
 from .lists import Pair, size_text
 
@@ -360,7 +360,7 @@ def cached_latents(
     files: dict[tuple[str, str], Path] = {}
     # Every image's content is read for its latent's name, which takes minutes of many: a bar tells so.
     hidden = len(pairs) < MANY or shard.start not in (None, 0)
-    for name, pair in tqdm(pairs.items(), desc="looking for latents", unit="pair", leave=False, disable=hidden):
+    for name, pair in Bar(pairs.items(), desc="looking for latents", unit="pair", leave=False, disable=hidden):
         # Without augmentation the names stay what they are whatever the version, and one latent serves all of them.
         change = ""
         if augmentation is not None and not augment.changes_nothing(augmentation):
@@ -373,7 +373,7 @@ def cached_latents(
     # without `shard`.
     missing = [item for item, path in files.items() if not path.is_file()][shard]
     shows_progress = bool(missing) and shard.start in (None, 0)
-    for start in tqdm(range(0, len(missing), batch_size), desc="encoding", unit="batch", disable=not shows_progress):
+    for start in Bar(range(0, len(missing), batch_size), desc="encoding", unit="batch", disable=not shows_progress):
         items = missing[start : start + batch_size]
         batch = []
         for name, variant in items:
@@ -390,7 +390,7 @@ def cached_latents(
     # Read them all, or see that they can be read: the first damaged one is named before the training.
     latents_of: Latents = {}
     keeps = sum(path.stat().st_size for path in files.values()) <= KEEP_BYTES
-    for name in tqdm(pairs, desc="reading latents", unit="pair", leave=False, disable=hidden):
+    for name in Bar(pairs, desc="reading latents", unit="pair", leave=False, disable=hidden):
         latents_of[name] = {}
         for variant in variants:
             path = files[name, variant]

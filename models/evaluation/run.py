@@ -16,6 +16,7 @@ from .. import config, images, pipelines, sampling, weights
 from ..runtime import checkpoint, compiling, processes
 from ..runtime.device import pick_device, pick_precision
 from ..runtime.files import UserError
+from ..runtime.progress import Bar
 from . import index_page, insertion, operations, shards
 from .cases import Case, find_cases
 from .reading import AHEAD_BYTES, Loaded, Reader
@@ -288,7 +289,7 @@ def evaluate(
     # images through the method and onto the disk
     own_count = sum(len(batch) for batch in reader.batches)
     warm = False
-    with tqdm(total=own_count, unit="image", disable=processes.rank() > 0) as bar:
+    with Bar(total=own_count, unit="image", disable=processes.rank() > 0) as bar:
         for loaded in reader:
             batch = [one.case for one in loaded]
             # X-rays are read and results written outside the clock: it is the method that is timed
