@@ -26,7 +26,7 @@ metrics.py does.
 from functools import partial
 
 from models import config, weights
-from models.runtime import entry
+from models.runtime import entry, garbage
 
 # The settings that this script reads: --help lists them, and any other on the command line gets a note.
 READS = (
@@ -57,8 +57,9 @@ def main() -> int:
     variants = config.parse_variants(__doc__, READS, asked_for=partial(weights.student_settings, section="lcm"))
 
     # torch is imported only after the settings: --help and a mistyped key answer at once
-    from models import pipelines
-    from models.evaluation import run
+    with garbage.importing():
+        from models import pipelines
+        from models.evaluation import run
 
     return run.main(variants, pipelines.GLLCM)
 

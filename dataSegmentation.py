@@ -27,7 +27,7 @@ A tiny run, half a minute on a CPU:
 from pathlib import Path
 
 from models import config
-from models.runtime import entry
+from models.runtime import entry, garbage
 from models.runtime.files import UserError
 
 READS = ("data", "simulate")
@@ -37,9 +37,10 @@ def main() -> None:
     settings = config.parse(__doc__, READS)
 
     # numpy and torch are imported only after the settings: --help and a mistyped key answer at once
-    from models import images
-    from models.data import checks, convert, lists, masks, splits
-    from models.simulate import folder as simulated_folder
+    with garbage.importing():
+        from models import images
+        from models.data import checks, convert, lists, masks, splits
+        from models.simulate import folder as simulated_folder
 
     # pairs that this script makes
     root = Path(settings.data.root)

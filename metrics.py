@@ -25,7 +25,7 @@ import sys
 from pathlib import Path
 
 from models import config
-from models.runtime import entry
+from models.runtime import entry, garbage
 
 READS = ("runs", "device", "features", "data.root", "metrics")
 
@@ -35,9 +35,10 @@ def main() -> int:
     settings = config.parse(__doc__, READS)
 
     # torch is imported only after the settings: --help and a mistyped key answer at once
-    from models.data import lists
-    from models.evaluation import findings, report, scoring
-    from models.runtime.device import pick_device
+    with garbage.importing():
+        from models.data import lists
+        from models.evaluation import findings, report, scoring
+        from models.runtime.device import pick_device
 
     # predictions
     # the tables' names of the methods, before anything slow: two equal folders are refused here

@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from . import images
+from .blur import gaussian_blur
 from .runtime.checkpoint import Network
 from .runtime.device import autocast
 
@@ -105,7 +106,7 @@ def unlike_lines(bone: torch.Tensor) -> torch.Tensor:
     for number in range(DIRECTIONS):
         median = _median_along(small, math.pi * number / DIRECTIONS)
         medians.append(median)
-        errors.append(_neighbourhood_mean((small - median).square()))
+        errors.append(gaussian_blur((small - median).square(), LINE_SIGMA, separable=True))
     error = torch.stack(errors)  # (directions, B, 1, s, s)
     excess = error / (error.amin(0) + LEAST_ERROR) - 1
     weight = torch.softmax(-CHOICE * excess, dim=0)
@@ -126,16 +127,6 @@ def _median_along(x: torch.Tensor, angle: float) -> torch.Tensor:
         moved = places + torch.tensor([right, down], device=x.device)
         shifted.append(F.grid_sample(x, moved, padding_mode="border", align_corners=False))
     return torch.cat(shifted, dim=1).median(dim=1, keepdim=True).values
-
-
-def _neighbourhood_mean(x: torch.Tensor) -> torch.Tensor:
-    """(B, 1, s, s) blurred by a Gaussian of LINE_SIGMA."""
-    reach = round(4 * LINE_SIGMA)
-    offsets = torch.arange(-reach, reach + 1, device=x.device, dtype=x.dtype)
-    kernel = torch.exp(-0.5 * (offsets / LINE_SIGMA).square())
-    kernel = kernel / kernel.sum()
-    padded = F.pad(x, (reach, reach, reach, reach), mode="reflect")
-    return F.conv2d(F.conv2d(padded, kernel[None, None, None, :]), kernel[None, None, :, None])
 
 
 def _shrink(x: torch.Tensor, side: int) -> torch.Tensor:

@@ -198,6 +198,14 @@ def test_auto_takes_bf16_on_a_cpu_that_has_it(monkeypatch):
         assert device.pick_precision("float32", torch.device("cpu")) == "float32"
 
 
+def test_a_cpu_whose_instructions_for_bf16_are_slow_keeps_float32():
+    """Processors with avx512_fp16 have amx_bf16 for it; where a virtual machine hides that, bf16 has half the speed."""
+    assert not device.bf16_pays({"avx2", "avx512f"})
+    assert device.bf16_pays({"avx512f", "avx512_bf16"})
+    assert not device.bf16_pays({"avx512f", "avx512_bf16", "avx512_fp16"})
+    assert device.bf16_pays({"avx512f", "avx512_bf16", "avx512_fp16", "amx_bf16"})
+
+
 def test_on_a_cpu_the_encoder_decides_the_codes_in_float32(networks):
     x = torch.rand(1, 1, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
     exact = pipelines.BSLDM(*networks)

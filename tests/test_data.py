@@ -84,6 +84,23 @@ def test_latents_are_encoded_once_and_anew_when_an_image_changes(root, tmp_path)
     assert sum(calls) == 14 + 12
 
 
+def test_of_more_latents_than_memory_shall_hold_each_batch_is_read_from_the_files(root, tmp_path, monkeypatch):
+    arguments = (encoder([]), "key", lists.find_pairs(root), 32, True, tmp_path / "latents", 5)
+    kept = datasets.LatentSource(datasets.cached_latents(*arguments))
+    monkeypatch.setattr(datasets, "KEEP_BYTES", 0)
+    latents = datasets.cached_latents(*arguments)
+    read = datasets.LatentSource(latents)
+    assert all(isinstance(file, str) for files in latents.values() for file in files.values())
+    assert read.names == kept.names
+    for expected, found in zip(kept.batches([[4, 0], [2, 5]]), read.batches([[4, 0], [2, 5]])):
+        assert all(torch.equal(expected[key], found[key]) for key in ("cxr", "soft"))
+
+    broken = sorted((tmp_path / "latents").rglob("*.npy"))[0]
+    broken.write_bytes(broken.read_bytes()[:-1])
+    with pytest.raises(UserError, match=f"{broken.name}.*remove it"):
+        datasets.cached_latents(*arguments)
+
+
 def test_processes_share_the_encoding(root, tmp_path):
     pairs, calls = lists.find_pairs(root), []
     arguments = (encoder(calls), "key", pairs, 32, False, tmp_path / "latents", 4)

@@ -1,6 +1,7 @@
 """How a script ends: its exit status, and one line instead of a traceback if the user or the machine is the cause."""
 
 import errno
+import io
 import os
 import signal
 import subprocess
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from models.runtime import entry, workers
+from models.runtime import entry, progress, workers
 from models.runtime.files import MachineError, UserError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -193,3 +194,14 @@ def test_work_is_handed_out_as_its_results_are_taken(monkeypatch):
     results = workers.stream(str, list(range(100)), "counting", at_once=10)
     assert next(results) == "0" and len(handed_out) == 10
     assert list(results) == [str(number) for number in range(1, 100)] and handed_out == list(range(100))
+
+
+def test_a_bar_counts_within_seconds_and_then_keeps_its_interval(monkeypatch):
+    """In a log file, whose lines are 20 seconds apart, the first count came after as long."""
+    monkeypatch.setattr(progress, "FIRST", 0.0)
+    log = io.StringIO()
+    assert list(progress.Bar(range(500), file=log, mininterval=20)) == list(range(500))
+    lines = log.getvalue().replace("\r", "\n").split("\n")
+    counts = [line.split("/500")[0].split()[-1] for line in lines if "/500" in line]
+    assert counts[0] == "0" and counts[-1] == "500" and len(counts) == 3 and 0 < int(counts[1]) < 500
+    assert list(progress.Bar(range(3), disable=True)) == [0, 1, 2]

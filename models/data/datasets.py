@@ -13,19 +13,19 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, default_collate
-from tqdm import tqdm
 
 from .. import images, lungs
 from ..config import Augment
 from ..runtime import checkpoint, seeding
 from ..runtime.files import MachineError, UserError, replacing
+from ..runtime.progress import Bar
 from . import augment, lists
 from .lists import Pair, size_text
 
 # The variants of a pair's images: each is (of the CXR, of the soft tissue)
 WHOLE = ("cxr", "soft")
 MASKED = ("masked_cxr", "masked_soft")
-KEEP_BYTES = 2 << 30  # decoded images up to this size stay in memory
+KEEP_BYTES = 2 << 30  # decoded images up to this size stay in memory, and so do latents
 MANY = 1000  # pairs, from which on looking for their latents takes so long that a bar is shown
 FLOAT_BYTES = 4  # of one decoded pixel
 LOST_WORKER = re.compile(r"DataLoader worker .*(is killed by signal|exited unexpectedly)")  # what DataLoader says
@@ -266,7 +266,20 @@ def leave_signals(worker: int) -> None:
 
 # --- Latents for the noise estimators ---------------------------------------------------------------------------------
 
-Latents = dict[str, dict[str, torch.Tensor]]  # {name: {variant: latent (C, h, w)}}
+Latents = dict[str, dict[str, torch.Tensor | str]]  # {name: {variant: latent (C, h, w), or its file}}
+
+
+class FileStack:
+    """Latents (N, C, h, w), each of which is read from its file when it is asked for: stack[[3, 1]] is (2, C, h, w).
+
+    What is read again and again stays in the system's memory of files, as far as there is room for it.
+    """
+
+    def __init__(self, files: list[str]):
+        self.files = files
+
+    def __getitem__(self, indices: list[int]) -> torch.Tensor:
+        return torch.stack([_load_latent(self.files[index]) for index in indices])
 
 
 class LatentSource:
@@ -310,11 +323,14 @@ class LatentSource:
             yield {key: stack[indices] for key, stack in latents.items()}
 
 
-def _stack(latents: Latents, names: list[str], variants: list[str]) -> torch.Tensor:
+def _stack(latents: Latents, names: list[str], variants: list[str]) -> torch.Tensor | FileStack:
     """(variants x names, C, h, w): all names of the first variant, then all of the next."""
     # In the order of LatentSource.names, which lists all whole pairs before the masked ones.
-    stacks = [torch.stack([latents[name][variant] for name in names]) for variant in variants]
-    return torch.cat(stacks)
+    several = [latents[name][variant] for variant in variants for name in names]
+    files = [latent for latent in several if isinstance(latent, str)]
+    if files:
+        return FileStack(files)
+    return torch.stack([latent for latent in several if isinstance(latent, torch.Tensor)])
 
 
 def cached_latents(
@@ -330,6 +346,7 @@ def cached_latents(
     version: str = "",
 ) -> Latents:
     """{name: {variant: latent (C, h, w)}}; each image is encoded once and its latent kept in <folder>/<key>_<size>/.
+    Of more latents than KEEP_BYTES hold, their files instead: memory stays flat, and LatentSource reads them by batch.
 
     encode: images (B, 1, size, size) -> latents. key: digest of the autoencoder's weights. A latent's file is named by
     the digest of its image's (and mask's) content, so a changed image is encoded anew.
@@ -343,7 +360,7 @@ def cached_latents(
     files: dict[tuple[str, str], Path] = {}
     # Every image's content is read for its latent's name, which takes minutes of many: a bar tells so.
     hidden = len(pairs) < MANY or shard.start not in (None, 0)
-    for name, pair in tqdm(pairs.items(), desc="looking for latents", unit="pair", leave=False, disable=hidden):
+    for name, pair in Bar(pairs.items(), desc="looking for latents", unit="pair", leave=False, disable=hidden):
         # Without augmentation the names stay what they are whatever the version, and one latent serves all of them.
         change = ""
         if augmentation is not None and not augment.changes_nothing(augmentation):
@@ -356,7 +373,7 @@ def cached_latents(
     # without `shard`.
     missing = [item for item, path in files.items() if not path.is_file()][shard]
     shows_progress = bool(missing) and shard.start in (None, 0)
-    for start in tqdm(range(0, len(missing), batch_size), desc="encoding", unit="batch", disable=not shows_progress):
+    for start in Bar(range(0, len(missing), batch_size), desc="encoding", unit="batch", disable=not shows_progress):
         items = missing[start : start + batch_size]
         batch = []
         for name, variant in items:
@@ -370,10 +387,15 @@ def cached_latents(
     if shard != slice(None):
         return {}
 
-    # Read them all.
+    # Read them all, or see that they can be read: the first damaged one is named before the training.
     latents_of: Latents = {}
-    for name in tqdm(pairs, desc="reading latents", unit="pair", leave=False, disable=hidden):
-        latents_of[name] = {variant: _load_latent(files[name, variant]) for variant in variants}
+    keeps = sum(path.stat().st_size for path in files.values()) <= KEEP_BYTES
+    for name in Bar(pairs, desc="reading latents", unit="pair", leave=False, disable=hidden):
+        latents_of[name] = {}
+        for variant in variants:
+            path = files[name, variant]
+            latent = _load_latent(path, mapped=not keeps)
+            latents_of[name][variant] = latent if keeps else str(path)
     return latents_of
 
 
@@ -387,10 +409,12 @@ def _load_augmented(pair: Pair, variant: str, size: int, augmentation: Augment |
     return augmented(lambda other: load(pair, other, size), variant, augmentation, key)
 
 
-def _load_latent(path: Path) -> torch.Tensor:
+def _load_latent(path: Path | str, mapped: bool = False) -> torch.Tensor:
+    """The latent (C, h, w) in a file. mapped: it is opened and found whole, but not read; it must not be changed."""
     try:
-        # No pickles: a cache folder is shared, and a pickle runs code.
-        return torch.from_numpy(np.load(path, allow_pickle=False))
+        # No pickles: a cache folder is shared, and a pickle runs code. "c": mapped pages count as writable, which torch
+        # asks for, and never reach the file.
+        return torch.from_numpy(np.load(path, mmap_mode="c" if mapped else None, allow_pickle=False))
     except (OSError, ValueError, EOFError) as error:
         raise UserError(f"the cached latent {path} is damaged ({error}); remove it, and it is made again") from None
 

@@ -1,8 +1,6 @@
 """The X-rays to evaluate, with what lies beside them."""
 
-import gc
 import os
-from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,6 +8,7 @@ from .. import images
 from ..data import lists
 from ..runtime import checkpoint, processes
 from ..runtime.files import UserError
+from ..runtime.garbage import without_collection
 
 
 class Case(NamedTuple):
@@ -53,19 +52,6 @@ class Case(NamedTuple):
             return [os.stat(path) for path in paths]
         except OSError:
             return []
-
-
-@contextmanager
-def without_collection():
-    """Python's collector of cyclic garbage rests meanwhile: it looks through all objects again and again as they come
-    to be hundreds of thousands, a fifth of the time that making them takes. Also a decorator."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
 
 
 def stamp_of(statuses: list[os.stat_result]) -> str:

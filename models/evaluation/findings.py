@@ -39,6 +39,7 @@ CROP_LEAST = 48  # pixels
 FILES = ("findings.txt", "findings.md", "findings.csv", "findings.png")  # what `write` writes
 ABSENT = "—"  # in a table, what is not known
 UNTOUCHED = scores.REFERENCE
+Responses = dict[str, tuple[list[np.ndarray], list[np.ndarray]]]  # {method: channel outputs (with finding, without)}
 COLUMNS = {"image": ("image", "image_id", "name"), "label": ("label", "class_name")}
 POINT = ("x", "y", "diameter")
 BOX = ("x_min", "y_min", "x_max", "y_max")  # VinDr's columns
@@ -219,8 +220,8 @@ def measure(
 
     # the untouched CXR is measured as a method: what it scores is what doing nothing does
     result = Result({method: [] for method in (UNTOUCHED, *predictions)})
-    responses = {method: ([], []) for method in result.rows}  # channel outputs (with finding, without)
-    names = ([], [])  # their images
+    responses: Responses = {method: ([], []) for method in result.rows}
+    names: tuple[list[str], list[str]] = ([], [])  # the images of the responses
 
     # image by image, so that each file is read once for all of its findings
     by_image: dict[str, list[Finding]] = {}
@@ -242,10 +243,7 @@ def measure(
         # Contrast, noise and slope of each finding in each method's result.
         for method, pixels in shown.items():
             for finding in own:
-                before, noise_before = contrast(untouched, finding)
-                after, noise_after = contrast(pixels, finding)
-                slope = slope_on_target(pixels, truth, finding) if truth is not None else math.nan
-                result.rows[method].append(Measured(finding, before, after, noise_before, noise_after, slope))
+                result.rows[method].append(_measure_finding(untouched, pixels, truth, finding))
 
         # Channel outputs of the findings and of normal places in the same lungs.
         if image in given_masks:
@@ -255,24 +253,10 @@ def measure(
         pixel_mm = side_mm / max(untouched.shape)
         # seeded by the image's name, so that the places do not change with the other images of the list
         normal = normal_places(mask, own, pixel_mm, seeding.detail_generator(seed, image))
-        centres = np.array([(round(finding.x), round(finding.y)) for finding in own])
-        # A centre outside the image has no patch; its row in the table is NaN.
-        inside = ((centres >= 0) & (centres < untouched.shape[::-1])).all(1)
-        for method, pixels in shown.items():
-            responses[method][0].append(observer.outputs(pixels, centres[inside], pixel_mm))
-            responses[method][1].append(observer.outputs(pixels, normal, pixel_mm))
-        # the image of each place, by which the observer is cross-validated
-        names[0].extend([image] * int(inside.sum()))
-        names[1].extend([image] * len(normal))
+        _respond(responses, names, image, shown, own, normal, pixel_mm)
 
         # Crops for the picture.
-        cropped = {"CXR": untouched, **{method: shown[method] for method in predictions}, "target": truth}
-        for label, pixels in cropped.items():
-            crops = result.crops.setdefault(label, [])
-            for finding in own:
-                black = np.zeros((CROP_SIZE, CROP_SIZE), np.float32)
-                # without a target the column stays black, and is left out if it is black for all
-                crops.append(black if pixels is None else _crop(pixels, finding))
+        _crop_all(result, {"CXR": untouched, **{method: shown[method] for method in predictions}, "target": truth}, own)
 
     # Faults explain why nothing is left, so they are told with the error.
     if not result.rows[UNTOUCHED]:
@@ -280,6 +264,46 @@ def measure(
     _note_unmeasured(result)
     _observe(result, responses, names, seed)
     return result
+
+
+def _measure_finding(untouched: np.ndarray, pixels: np.ndarray, truth: np.ndarray | None, finding: Finding) -> Measured:
+    """A finding in a result `pixels`, in the untouched X-ray and, where there is one, in the truth."""
+    before, noise_before = contrast(untouched, finding)
+    after, noise_after = contrast(pixels, finding)
+    slope = slope_on_target(pixels, truth, finding) if truth is not None else math.nan
+    return Measured(finding, before, after, noise_before, noise_after, slope)
+
+
+def _respond(
+    responses: Responses,
+    names: tuple[list[str], list[str]],
+    image: str,
+    shown: dict[str, np.ndarray],
+    own: list[Finding],
+    normal: np.ndarray,
+    pixel_mm: float,
+) -> None:
+    """Add the observer's responses to an image's findings and normal places (n, 2), in each method's result, and for
+    each response the image."""
+    centres = np.array([(round(finding.x), round(finding.y)) for finding in own])
+    # A centre outside the image has no patch; its row in the table is NaN.
+    inside = ((centres >= 0) & (centres < shown[UNTOUCHED].shape[::-1])).all(1)
+    for method, pixels in shown.items():
+        responses[method][0].append(observer.outputs(pixels, centres[inside], pixel_mm))
+        responses[method][1].append(observer.outputs(pixels, normal, pixel_mm))
+    # by which the observer is cross-validated
+    names[0].extend([image] * int(inside.sum()))
+    names[1].extend([image] * len(normal))
+
+
+def _crop_all(result: Result, sources: dict[str, np.ndarray | None], own: list[Finding]) -> None:
+    """Add the crops of an image's findings from each source."""
+    for label, pixels in sources.items():
+        crops = result.crops.setdefault(label, [])
+        for finding in own:
+            black = np.zeros((CROP_SIZE, CROP_SIZE), np.float32)
+            # without a target the column stays black, and is left out if it is black for all
+            crops.append(black if pixels is None else _crop(pixels, finding))
 
 
 def _note_unmeasured(result: Result) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from .. import config, images, pipelines, sampling, weights
 from ..runtime import checkpoint, compiling, processes
 from ..runtime.device import pick_device, pick_precision
 from ..runtime.files import UserError
+from ..runtime.progress import Bar
 from . import index_page, insertion, operations, shards
 from .cases import Case, find_cases
 from .reading import AHEAD_BYTES, Loaded, Reader
@@ -288,19 +289,12 @@ def evaluate(
     # images through the method and onto the disk
     own_count = sum(len(batch) for batch in reader.batches)
     warm = False
-    with tqdm(total=own_count, unit="image", disable=processes.rank() > 0) as bar:
+    with Bar(total=own_count, unit="image", disable=processes.rank() > 0) as bar:
         for loaded in reader:
             batch = [one.case for one in loaded]
             # X-rays are read and results written outside the clock: it is the method that is timed
             start = time.perf_counter()
-            cxr = torch.stack([images.to_network(one.scan.pixels, size) for one in loaded])  # (B, 1, S, S)
-            # the lungs of each image at the network's size; None: GL-LCM finds them, BS-LDM needs none
-            masks = [None if one.mask is None else images.mask_to_network(one.mask, size) for one in loaded]
-            # one for each batch: a pipeline fills it
-            kept = None
-            if trace is not None and (trace.paths or trace.snapshots):
-                kept = pipelines.Trace(trace.paths, trace.snapshots)
-            means, deviations = draw_samples(method, batch, masks, cxr, batch_size, samples, kept)
+            drawn = _draw(method, loaded, size, batch_size, samples, trace)
             # images of one batch share its time equally
             seconds = (time.perf_counter() - start) / len(batch)
 
@@ -312,16 +306,12 @@ def evaluate(
                 if one.case.name in record.done:
                     continue
                 # on the input's own grid, of its own size
-                soft = pipelines.at_full_size(one.scan.pixels, cxr[i], means[i], method.residual)
+                soft = pipelines.at_full_size(one.scan.pixels, drawn.cxr[i], drawn.means[i], method.residual)
                 if dicom and not _write_dicom(record, reader, one, soft):
                     continue
-                notes = write_result(output, one.case.name, one.scan, soft, one.target, form)
-                if kept is not None:
-                    write_trace(output, one.case.name, one.scan, cxr[i], kept, i, method.residual)
+                notes = _write_files(output, one, soft, drawn, i, samples, form, method.residual)
                 if measure:
-                    notes |= measure(cxr[i], means[i])
-                if samples > 1:
-                    notes |= write_deviation(output, one.case.name, one.scan, deviations[i], samples)
+                    notes |= measure(drawn.cxr[i], drawn.means[i])
                 # only now is the image done; a first batch, which warms up, is told apart for the median time
                 record.add(one.case, Entry(one.content, round(seconds, 3), warm, notes, one.stamp))
             warm = True
@@ -334,6 +324,45 @@ def evaluate(
     if processes.rank() == 0:
         _say_done(record, summary, form)
     return summary
+
+
+class Drawn(NamedTuple):
+    """What a method made of a batch. cxr: as it saw the X-rays; means, deviations: see `draw_samples`. All (B, 1, S,
+    S) in [-1, 1]. trace: what was kept of the sampling, if anything."""
+
+    cxr: torch.Tensor
+    means: torch.Tensor
+    deviations: torch.Tensor
+    trace: pipelines.Trace | None
+
+
+def _draw(
+    method: Method, loaded: list[Loaded], size: int, batch_size: int, samples: int, trace: pipelines.Trace | None
+) -> Drawn:
+    """The results of a batch; arguments as of `evaluate`. size: side of the images that the method sees."""
+    cxr = torch.stack([images.to_network(one.scan.pixels, size) for one in loaded])  # (B, 1, S, S)
+    # the lungs of each image at the network's size; None: GL-LCM finds them, BS-LDM needs none
+    masks = [None if one.mask is None else images.mask_to_network(one.mask, size) for one in loaded]
+    # one for each batch: a pipeline fills it
+    kept = None
+    if trace is not None and (trace.paths or trace.snapshots):
+        kept = pipelines.Trace(trace.paths, trace.snapshots)
+    cases = [one.case for one in loaded]
+    means, deviations = draw_samples(method, cases, masks, cxr, batch_size, samples, kept)
+    return Drawn(cxr, means, deviations, kept)
+
+
+def _write_files(
+    output: Output, one: Loaded, soft: np.ndarray, drawn: Drawn, i: int, samples: int, form: Form, residual: bool
+) -> dict[str, float]:
+    """All files of image i of a batch but the DICOM result. soft: its result at its own size. Returns its figures."""
+    name = one.case.name
+    notes = write_result(output, name, one.scan, soft, one.target, form)
+    if drawn.trace is not None:
+        write_trace(output, name, one.scan, drawn.cxr[i], drawn.trace, i, residual)
+    if samples > 1:
+        notes |= write_deviation(output, name, one.scan, drawn.deviations[i], samples)
+    return notes
 
 
 def _write_dicom(record: Record, reader: Reader, loaded: Loaded, soft: np.ndarray) -> bool:

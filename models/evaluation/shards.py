@@ -13,7 +13,8 @@ from .. import config
 from ..data import lists
 from ..runtime import processes
 from ..runtime.files import UserError
-from .cases import Case, without_collection
+from ..runtime.garbage import without_collection
+from .cases import Case
 from .record import Record
 
 MERGE = "merge"

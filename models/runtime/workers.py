@@ -13,9 +13,9 @@ from multiprocessing import get_context
 
 import cv2
 import torch
-from tqdm import tqdm
 
 from .files import UserError
+from .progress import Bar
 
 WAITING = 64  # items for each process that are handed out ahead
 FEW = 8  # up to this many items are done in this process, because starting the others takes seconds
@@ -33,7 +33,7 @@ def stream(function: Callable, items: list, label: str, at_once: int | None = No
     the processes are never idle. Memory does not grow with the number of items. Raises what function raises, and
     UserError where the system kills a process.
     """
-    with tqdm(total=len(items), desc=label, disable=not items) as bar:
+    with Bar(total=len(items), desc=label, disable=not items) as bar:
         # few items: here
         if len(items) <= FEW:
             for item in items:

@@ -15,6 +15,7 @@ import argparse
 import copy
 import gc
 import platform
+import resource
 import statistics
 import subprocess
 import sys
@@ -68,7 +69,8 @@ Ways = tuple[Callable, Callable]  # (the published way, ours)
 class Bench:
     """The networks, once as published and once as ours, and what they work on."""
 
-    def __init__(self, side: int, full: bool, precision: str):
+    def __init__(self, side: int, full: bool, precision: str, clock: Callable[[], float] = time.perf_counter):
+        self.clock = clock
         self.side = side
         self.full = full
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -83,8 +85,9 @@ class Bench:
         vqgan = MLVQGAN(**asdict(self.settings.vqgan.network))
         self.vqgan = vqgan.to(self.device).eval().requires_grad_(False)
         self.unet = self.new_unet().eval().requires_grad_(False)
-        self.our_vqgan = self.prepared(self.vqgan)
-        self.our_unet = self.prepared(self.unet)
+        # on a CPU the encoder computes in float32, see Pipeline.load
+        self.our_vqgan = self.prepared(self.vqgan, self.precision if self.on_gpu else "float32")
+        self.our_unet = self.prepared(self.unet, self.precision)
 
         # an X-ray, with lungs in its middle, and its latent
         self.cxr = torch.rand(1, 1, side, side, device=self.device) * 2 - 1
@@ -101,9 +104,9 @@ class Bench:
                 torch.nn.init.normal_(parameter, std=0.02)
         return unet.to(self.device)
 
-    def prepared(self, network: nn.Module) -> nn.Module:
-        """A copy of a network as the scripts run it."""
-        return compiling.prepare_for_inference(copy.deepcopy(network), self.device, self.precision, self.compiled)
+    def prepared(self, network: nn.Module, precision: str) -> nn.Module:
+        """A copy of a network as the scripts run it, with weights in this precision."""
+        return compiling.prepare_for_inference(copy.deepcopy(network), self.device, precision, self.compiled)
 
     def method(self, name: str, steps: int) -> pipelines.Pipeline:
         return METHODS[name](
@@ -231,22 +234,28 @@ def training_step(trainer: loop.Trainer, batch: dict[str, torch.Tensor]) -> Call
 # --- Measuring --------------------------------------------------------------------------------------------------------
 
 
-def seconds(call: Callable) -> tuple[float, object]:
+def processor_time() -> float:
+    """Seconds that processors have worked for this process and for those that it started."""
+    ended = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.process_time() + ended.ru_utime + ended.ru_stime
+
+
+def seconds(call: Callable, clock: Callable[[], float]) -> tuple[float, object]:
     """(how long a call takes, its result)."""
-    began = time.perf_counter()
+    began = clock()
     result = call()
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-    return time.perf_counter() - began, result
+    return clock() - began, result
 
 
-def in_turn(calls: tuple[Callable, ...], rounds: int) -> tuple[list[float], list]:
+def in_turn(calls: tuple[Callable, ...], bench: Bench, rounds: int) -> tuple[list[float], list]:
     """(median seconds of each call, their last results), after a round that warms up."""
     times: list[list[float]] = [[] for _ in calls]
     results: list = [None for _ in calls]
     for turn in range(rounds + 1):
         for i, call in enumerate(calls):
-            elapsed, results[i] = seconds(call)
+            elapsed, results[i] = seconds(call, bench.clock)
             if turn > 0:
                 times[i].append(elapsed)
     return [statistics.median(several) for several in times], results
@@ -286,7 +295,7 @@ def agreement(expected, found) -> str:
 
 def compare(name: str, build: Callable[[Bench], Ways], note: str, bench: Bench, rounds: int) -> None:
     ways = build(bench)
-    (plain, ours), results = in_turn(ways, rounds)
+    (plain, ours), results = in_turn(ways, bench, rounds)
     print_row(name, plain, ours, agreement(*results), [memory_of(call) for call in ways], note)
 
 
@@ -297,9 +306,9 @@ def compare_images(name: str, bench: Bench, rounds: int) -> None:
     ways = image(bench, name, run)
     note = f"{whole} steps"
     if run == whole:
-        times, results = in_turn(ways, rounds)
+        times, results = in_turn(ways, bench, rounds)
     else:
-        (*long, short_plain, short_ours), results = in_turn((*ways, *image(bench, name, 1)), rounds)
+        (*long, short_plain, short_ours), results = in_turn((*ways, *image(bench, name, 1)), bench, rounds)
         times = []
         for several, one in zip(long, (short_plain, short_ours)):
             a_step = (several - one) / (run - 1)
@@ -318,7 +327,7 @@ def compare_batches(bench: Bench, rounds: int) -> None:
     for count in COUNTS:
         method = bench.method("GL-LCM", steps)  # a new one, since it is compiled for this number of images
         call = bench.call(method, count)
-        (together,), _ = in_turn((call,), rounds)
+        (together,), _ = in_turn((call,), bench, rounds)
         each = together / count
         if count == 1:
             alone = each
@@ -340,7 +349,7 @@ def compare_starts(bench: Bench, rounds: int) -> None:
         return partial(subprocess.run, [sys.executable, *words], stdout=subprocess.DEVNULL, cwd=ROOT, check=True)
 
     calls = (python("-c", "import torch, torchvision"), python("batch_lcm_eval.py", "--help"))
-    (imports, script), _ = in_turn(calls, rounds)
+    (imports, script), _ = in_turn(calls, bench, rounds)
     print_row(
         "start of a script",
         imports,
@@ -407,6 +416,7 @@ def heading(bench: Bench, rounds: int) -> str:
         f"{machine}; PyTorch {torch.__version__}; {time.strftime('%Y-%m-%d')}; "
         f"ours in {bench.precision}, {compiled}; {bench.side} x {bench.side}, "
         f"U-Net of {millions[0]:.0f} M parameters, VQGAN of {millions[1]:.0f} M{reduced}; median of {rounds}"
+        f"{'' if bench.clock is time.perf_counter else ', seconds of the processor'}"
     )
 
 
@@ -423,8 +433,13 @@ def main() -> None:
         "--precision",
         choices=("auto", "bf16", "float32"),
         default="auto",
-        help="of ours; auto is float32 on a CPU, where bf16 pays only with instructions for it (lscpu: "
-        "avx512_bf16, amx_bf16)",
+        help="of ours; auto is bf16 on a GPU, and on a CPU that has instructions for it (lscpu: avx512_bf16, amx_bf16)",
+    )
+    parser.add_argument(
+        "--processor",
+        action="store_true",
+        help="count the processor's seconds, where other programs keep it busy; with OMP_NUM_THREADS=1, since threads "
+        "that wait count too",
     )
     options = parser.parse_args()
     full = options.full or torch.cuda.is_available()
@@ -435,7 +450,8 @@ def main() -> None:
 
     # networks
     side = options.size or (FULL_SIDE if full else REDUCED_SIDE)
-    bench = Bench(side, full, options.precision)
+    clock = processor_time if options.processor else time.perf_counter
+    bench = Bench(side, full, options.precision, clock)
 
     # the table
     print(f"{heading(bench, options.rounds)}\n")
