@@ -14,17 +14,16 @@ import math
 from dataclasses import fields
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import nn
 
 from .. import config, layers, losses, schedulers, weights
-from ..data import checks, datasets, lists
+from ..data import datasets
 from ..pipelines import GLLCM, Pipeline
 from ..runtime import checkpoint, compiling, processes
 from ..runtime.device import pick_device, pick_precision
 from ..runtime.files import UserError
-from . import loop, noise_estimator, ownership, pictures
+from . import loop, noise_estimator, ownership
 
 GUIDANCES = ("leg", "vanilla")  # whose estimates are functions of the noisy latent and the X-rays alone
 # settings of the noise estimators' own trainings, which a distillation does not read
@@ -187,25 +186,15 @@ def train(
     if processes.rank() == 0:
         print(weights.describe_autoencoder(settings, f"a student of {section.teacher}"), flush=True)
 
-    # what the student's weights say of themselves, and how they are to be sampled
-    asked = {"steps": distill.steps, "condition": section.condition}
-    if method is GLLCM:
-        asked["guidance"] = "vanilla"  # the estimates that it has learnt are guided
-    else:
-        asked["sampler"] = "lcm"
+    asked = student_sampling(settings, section, method)
 
     folder = Path(settings.runs) / f"{method.section}_student"
-    size = settings.data.image_size
-    pairs, validation_pairs = lists.training_pairs(settings.data.root, settings.data.lists, settings.data.name)
-    checks.check_ranges(pairs | validation_pairs, settings.data.root)
+    pairs = noise_estimator.Pairs.of(settings)
     with processes.joined(), ownership.owned(folder, "distill.start"):
         # data: the latents that the teacher's training has left, if there are any
         vqgan_digest = checkpoint.digest(settings.vqgan.weights)
         encoder = noise_estimator.Encoder(loaded.vqgan, vqgan_digest, settings, distill.batch_size, masked, device)
-        data = GuidedSource(*noise_estimator.encode_versions(encoder, pairs, settings))
-        validation_data = None
-        if validation_pairs:
-            validation_data = GuidedSource(encoder.latents(validation_pairs))
+        data = noise_estimator.sources(encoder, pairs, settings, GuidedSource)
 
         # student: the teacher's copy; the teacher itself needs no gradients and, in bf16, no float32
         student = copy.deepcopy(loaded.unet).requires_grad_(True)
@@ -215,8 +204,9 @@ def train(
         student.notes = method.notes(settings, loaded.vqgan)
         student.notes["works_with"].update(asked)
         student.notes["student"] = {"teacher": teacher_digest, "skip": distill.skip, "sampling": asked}
-        layers.checkpoint_activations(student, settings.train.checkpointing)
-        side = size // loaded.vqgan.factor
+        # what the student does not keep of its activations makes room for the teacher's weights
+        layers.checkpoint_activations(student, distill.checkpointing or settings.train.checkpointing)
+        side = settings.data.image_size // loaded.vqgan.factor
         shape = (1, student.settings["in_channels"], side, side)
         compiled = noise_estimator.compile_network(student, settings, distill.batch_size, shape, device, precision)
         optimizer = torch.optim.AdamW(student.parameters(), distill.learning_rate, fused=device.type == "cuda")
@@ -229,54 +219,52 @@ def train(
             least_timestep=settings.train.least_timestep,
         )
 
-        # sample pictures: CXR, result, target
-        def picture(networks: dict) -> np.ndarray:
-            shown = dict(list((validation_pairs or pairs).items())[: noise_estimator.PICTURES])
-            cxr = torch.stack([datasets.load(pair, "cxr", size) for pair in shown.values()])  # (B, 1, H, W)
-            soft = torch.stack([datasets.load(pair, "soft", size) for pair in shown.values()])  # (B, 1, H, W)
-            pipeline = method(loaded.vqgan, networks["unet"], **{**sampling, **asked})
-            return pictures.grid(cxr, pipeline(cxr, list(shown)), soft)
-
-        # what a training that goes on must have as it was
-        learnt = ("alpha", "guidance", "condition", "clip", "clip_global", "clip_local", "clip_rate", "clip_lag")
-        fixed = (
-            *(f"{method.section}.{name}" for name in learnt),
-            "distill.skip",
-            "distill.huber",
-            "data.image_size",
-            "train.seed",
-            "train.least_timestep",
-        )
-        facts: dict[str, object] = {
-            "training images": lists.describe(pairs),
-            "validation images": lists.describe(validation_pairs),
-            "digest of vqgan.weights": vqgan_digest,
-            f"digest of {method.section}.teacher": teacher_digest,
-        }
-        # settings of the teacher's own training are no part of this one
-        unread = ("unet", *(f"{method.section}.{name}" for name in UNREAD), "train.lesion_weight")
-        read = {key: value for key, value in config.values(settings, reads).items() if not key.startswith(unread)}
-
         # run: the loop owns the weight average, by which the student is taught
-        trainer = loop.Trainer(
+        trainer = noise_estimator.latent_trainer(
             folder,
-            {"unet": student},
-            {"unet": optimizer},
+            student,
+            optimizer,
             objective,
             data,
-            validation_data,
+            pairs,
+            settings,
             course=distill,
-            train=settings.train,
-            learning_rates={"unet": distill.learning_rate},
             precision=precision,
-            settings={**read, "precision": precision, "compile": compiled},
-            fixed=fixed,
-            facts=facts,
-            config_text=config.to_yaml(settings),
-            picture=picture,
+            picture=noise_estimator.picture_of(method, loaded.vqgan, {**sampling, **asked}, pairs, settings),
+            read={**read_settings(settings, method, reads), "precision": precision, "compile": compiled},
+            fixed=fixed_settings(method),
+            facts={
+                "digest of vqgan.weights": vqgan_digest,
+                f"digest of {method.section}.teacher": teacher_digest,
+            },
         )
         objective.target = trainer.ema
         return trainer.run()
+
+
+def student_sampling(
+    settings: config.Settings, section: config.Ldm | config.Lcm, method: type[Pipeline]
+) -> dict[str, object]:
+    """How a student's weights say that they are to be sampled: keywords of the method."""
+    asked: dict[str, object] = {"steps": settings.distill.steps, "condition": section.condition}
+    if method is GLLCM:
+        asked["guidance"] = "vanilla"  # the estimates that it has learnt are guided
+    else:
+        asked["sampler"] = "lcm"
+    return asked
+
+
+def read_settings(settings: config.Settings, method: type[Pipeline], reads: tuple[str, ...]) -> dict[str, object]:
+    """{key: value} of what a distillation reads: what its script reads, less the teacher's own training."""
+    unread = ("unet", *(f"{method.section}.{name}" for name in UNREAD), "train.lesion_weight")
+    return {key: value for key, value in config.values(settings, reads).items() if not key.startswith(unread)}
+
+
+def fixed_settings(method: type[Pipeline]) -> tuple[str, ...]:
+    """The settings that a distillation that goes on must have as they were."""
+    learnt = ("alpha", "guidance", "condition", "clip", "clip_global", "clip_local", "clip_rate", "clip_lag")
+    of_method = (f"{method.section}.{name}" for name in learnt)
+    return (*of_method, "distill.skip", "distill.huber", "train.least_timestep")
 
 
 def load_teacher(
