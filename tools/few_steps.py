@@ -5,9 +5,9 @@
     python tools/few_steps.py --families "GL-LCM" --seeds 1    one teacher and its student, the first seed of sampling
     python tools/few_steps.py --folder runs/try --docs runs/try --epochs 1 --student-epochs 1 --seeds 1    minutes
 
-The teachers are noise estimators of BS-LDM, walked by DDIM, with unet.prior and as the papers have it, and of GL-LCM,
-walked by its consistency steps with guidance. ldm_train.py and lcm_train.py train them and distil the students. What is
-measured is kept in <folder>/<family>/measured, so a stopped run goes on by the same command.
+The teachers are noise estimators of BS-LDM, with unet.prior, walked by DDIM, and as the papers have it, walked by DDPM,
+and of GL-LCM, walked by its consistency steps with guidance. ldm_train.py and lcm_train.py train them and distil the
+students. What is measured is kept in <folder>/<family>/measured, so a stopped run goes on by the same command.
 
 Writes <docs>/few_steps.png and <docs>/few_steps.json, {"full_steps": 50, "teacher": {"1": row, "2", "4", "8", "50"},
 "student": {"1": row, "2", "4", "8"}, "untouched": row, "autoencoder": row (the true soft tissue, encoded and decoded),
@@ -69,11 +69,16 @@ COMMON = (
 
 @dataclass(frozen=True)
 class Family:
-    """A teacher and its student. epochs, student_epochs, settings: of their trainings."""
+    """A teacher and its student.
+
+    sampler: the teacher's, of a method that has several. epochs: of the teacher's training and of the student's.
+    settings: of both.
+    """
 
     method: type[Pipeline]
-    epochs: int
-    student_epochs: int
+    sampler: str | None
+    epochs: tuple[int, int]
+    student_rate: float = 1e-4
     settings: tuple[str, ...] = ()
 
     def weights(self, folder: Path, network: str) -> Path:
@@ -83,12 +88,16 @@ class Family:
 
 
 # GL-LCM trains on whole and masked pairs, so its epochs have twice as many steps: 40 of 8 pairs, BS-LDM's 20. The
-# papers' form has to learn what a prior knows, so it takes longer.
+# papers' form has to learn what a prior knows, so it takes longer, and its student has further to go.
 FAMILIES = {
-    "BS-LDM": Family(BSLDM, epochs=14, student_epochs=4),
-    "GL-LCM": Family(GLLCM, epochs=6, student_epochs=2),
+    "BS-LDM": Family(BSLDM, "ddim", epochs=(14, 4)),
+    "GL-LCM": Family(GLLCM, None, epochs=(12, 3)),
     "BS-LDM, papers' form": Family(
-        BSLDM, epochs=24, student_epochs=6, settings=("unet.prior=0", "unet.condition=scaled", "ldm.condition=scaled")
+        BSLDM,
+        "ddpm",
+        epochs=(24, 6),
+        student_rate=3e-4,
+        settings=("unet.prior=0", "unet.condition=scaled", "ldm.condition=scaled"),
     ),
 }
 BALLS_MM = (14.0, 18.0, 22.0, 26.0)  # diameters of the nodules that are put into each X-ray
@@ -169,7 +178,7 @@ def train(family: Family, folder: Path, options: argparse.Namespace) -> None:
     section = family.method.section
     script = ROOT / f"{section}_train.py"
     settings = ("--profile", "demo", f"runs={folder}", *COMMON, *family.settings, f"{section}.steps={FULL_STEPS}")
-    epochs = options.epochs or family.epochs
+    epochs = options.epochs or family.epochs[0]
     teacher = (
         f"{section}.epochs={epochs}",
         f"{section}.milestones=[{epochs * 4 // 5}]",
@@ -179,14 +188,14 @@ def train(family: Family, folder: Path, options: argparse.Namespace) -> None:
         f"{section}.average=0.99",
         f"{section}.start=null",
     )
-    epochs = options.student_epochs or family.student_epochs
+    epochs = options.student_epochs or family.epochs[1]
     student = (
         f"{section}.teacher={family.weights(folder, 'teacher')}",
         f"distill.epochs={epochs}",
         f"distill.milestones=[{epochs * 4 // 5}]",
         "distill.gamma=0.2",
         "distill.batch_size=4",
-        "distill.learning_rate=3e-4",
+        f"distill.learning_rate={family.student_rate}",
     )
     record = folder / "seconds.json"
     seconds = json.loads(record.read_text()) if record.is_file() else {}
@@ -266,8 +275,8 @@ def measure(
     if path.is_file():
         return
     pipeline = family.method.load(VQGAN, family.weights(folder, network), seed=seed, residual=False, steps=calls)
-    if network == "teacher" and family.method is BSLDM:
-        pipeline.options["sampler"] = "ddim"  # a student's header says its sampler
+    if network == "teacher" and family.sampler:
+        pipeline.options["sampler"] = family.sampler  # a student's header says its own
     start = time.process_time()
     results = sample(pipeline, patients, [patient.cxr for patient in patients])
     seconds = (time.process_time() - start) / len(patients)

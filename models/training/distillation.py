@@ -7,6 +7,9 @@ Luo et al., "Latent consistency models" (2023): along a path of the teacher's, f
 is to give the same clean latent everywhere. At a timestep t it is taught by its own weight average at t - skip, which
 the frozen teacher reaches in one DDIM step; at the path's end the clean latent is known. Of GL-LCM the guided estimate
 is distilled, so the student needs no guidance: two estimates a step instead of three.
+
+With distill.path=data nobody is asked on the way (Geng et al., "Consistency models made easy", 2024, with steps of
+equal length): the point at t - skip is the true latent with the same noise.
 """
 
 import copy
@@ -53,6 +56,7 @@ class Distillation:
     teacher: its noise estimator, frozen. method, sampling: whose schedule is used, and the keywords of its sampler; the
     teacher is distilled as this sampler would walk with it. skip: timesteps of the teacher's one step. huber: constant
     of the loss. least_timestep: below it the teacher knows nothing; the step that would lead there ends at z_0.
+    path: "data": the teacher is never asked; the path's points are the true latent with less and less of one noise.
     target: the student's weight average; None: the student itself teaches, without gradient. Set by `train`, since the
     loop owns it.
     """
@@ -66,12 +70,14 @@ class Distillation:
         skip: int,
         huber: float,
         least_timestep: int = 0,
+        path: str = "teacher",
     ):
         device = next(teacher.parameters()).device
         self.teacher = teacher
         self.skip = skip
         self.huber = huber
         self.least_timestep = least_timestep
+        self.path = path
         self.condition = sampling["condition"]
         self.target: nn.Module | None = None
 
@@ -109,9 +115,13 @@ class Distillation:
         eps = noise.normal("noise", *cxr.shape[1:])
         z_t = schedulers.add_noise(batch["soft"], eps, self.alpha_bar[t])
 
-        # the teacher goes on from there, and the target says where the path ends
+        # the path goes on from there, and the target says where it ends
         with torch.no_grad():
-            z_next, t_next = self.follow(z_t, t, cxr, batch["whole"], masked)
+            t_next, alpha_bar_next = self.next_timestep(t)
+            if self.path == "data":
+                z_next = schedulers.add_noise(batch["soft"], eps, alpha_bar_next)
+            else:
+                z_next = self.follow(z_t, t, alpha_bar_next, cxr, batch["whole"], masked)
             z_0 = self.clip(self.answer(self.target or student, z_next, t_next, cxr), t_next, masked)
             target = schedulers.consistent(z_next, z_0, t_next.view(-1, 1, 1, 1))
 
@@ -120,26 +130,32 @@ class Distillation:
         loss = losses.pseudo_huber(found, target, self.huber)
         return {"unet": loss}, {"loss": loss}
 
-    def follow(
-        self, z_t: torch.Tensor, t: torch.Tensor, cxr: torch.Tensor, whole: torch.Tensor, masked: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """One DDIM step of the teacher's guided estimate -> (the cleaner latent (B, C, h, w), its timestep (B,)).
+    def next_timestep(self, t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(a path's next timestep, its alpha_bar), (B,) each. Behind the grid's last lies z_0 itself, at timestep 0."""
+        t_next = t - self.skip
+        ends = t_next < self.least_timestep
+        t_next = torch.where(ends, 0, t_next)
+        return t_next, torch.where(ends, 1.0, self.alpha_bar[t_next])
 
-        Behind the last step of the grid lies z_0 itself, at timestep 0.
-        """
+    def follow(
+        self,
+        z_t: torch.Tensor,
+        t: torch.Tensor,
+        alpha_bar_next: torch.Tensor,
+        cxr: torch.Tensor,
+        whole: torch.Tensor,
+        masked: torch.Tensor,
+    ) -> torch.Tensor:
+        """One DDIM step of the teacher's guided estimate -> the cleaner latent (B, C, h, w)."""
         eps = self.estimate(self.teacher, z_t, t, cxr)
         # guidance pushes the masked X-rays' estimate away from the whole ones' (sampling.leg)
         if self.alpha != 1 and masked.any():
             of_whole = self.estimate(self.teacher, z_t[masked], t[masked], whole[masked])
             eps[masked] = (1 - self.alpha) * of_whole + self.alpha * eps[masked]
 
-        t_next = t - self.skip
-        ends = t_next < self.least_timestep
-        t_next = torch.where(ends, 0, t_next)
-        alpha_bar_next = torch.where(ends, 1.0, self.alpha_bar[t_next])
         step = self.step(t, alpha_bar_next)
         z_0 = self.clip(schedulers.predict_z_0(z_t, eps, step, math.inf), t, masked)
-        return schedulers.ddim_step(z_t, z_0, step, None), t_next
+        return schedulers.ddim_step(z_t, z_0, step, None)
 
     def answer(self, network: nn.Module, z_t: torch.Tensor, t: torch.Tensor, cxr: torch.Tensor) -> torch.Tensor:
         """The network's z_0 (B, C, h, w), the clean latent at the end of the path through z_t; not clipped."""
@@ -186,8 +202,8 @@ def train(
     if processes.rank() == 0:
         print(weights.describe_autoencoder(settings, f"a student of {section.teacher}"), flush=True)
 
+    # run folder, images, and how the student will have to be sampled
     asked = student_sampling(settings, section, method)
-
     folder = Path(settings.runs) / f"{method.section}_student"
     pairs = noise_estimator.Pairs.of(settings)
     with processes.joined(), ownership.owned(folder, "distill.start"):
@@ -203,7 +219,8 @@ def train(
         teacher_digest = checkpoint.digest(str(section.teacher))
         student.notes = method.notes(settings, loaded.vqgan)
         student.notes["works_with"].update(asked)
-        student.notes["student"] = {"teacher": teacher_digest, "skip": distill.skip, "sampling": asked}
+        origin = {"teacher": teacher_digest, "skip": distill.skip, "path": distill.path}
+        student.notes["student"] = {**origin, "sampling": asked}
         # what the student does not keep of its activations makes room for the teacher's weights
         layers.checkpoint_activations(student, distill.checkpointing or settings.train.checkpointing)
         side = settings.data.image_size // loaded.vqgan.factor
@@ -217,6 +234,7 @@ def train(
             skip=distill.skip,
             huber=distill.huber,
             least_timestep=settings.train.least_timestep,
+            path=distill.path,
         )
 
         # run: the loop owns the weight average, by which the student is taught
@@ -233,10 +251,7 @@ def train(
             picture=noise_estimator.picture_of(method, loaded.vqgan, {**sampling, **asked}, pairs, settings),
             read={**read_settings(settings, method, reads), "precision": precision, "compile": compiled},
             fixed=fixed_settings(method),
-            facts={
-                "digest of vqgan.weights": vqgan_digest,
-                f"digest of {method.section}.teacher": teacher_digest,
-            },
+            facts={"digest of vqgan.weights": vqgan_digest, f"digest of {method.section}.teacher": teacher_digest},
         )
         objective.target = trainer.ema
         return trainer.run()
@@ -264,7 +279,7 @@ def fixed_settings(method: type[Pipeline]) -> tuple[str, ...]:
     """The settings that a distillation that goes on must have as they were."""
     learnt = ("alpha", "guidance", "condition", "clip", "clip_global", "clip_local", "clip_rate", "clip_lag")
     of_method = (f"{method.section}.{name}" for name in learnt)
-    return (*of_method, "distill.skip", "distill.huber", "train.least_timestep")
+    return (*of_method, "distill.skip", "distill.path", "distill.huber", "train.least_timestep")
 
 
 def load_teacher(
@@ -275,6 +290,11 @@ def load_teacher(
         raise UserError(
             f"lcm.guidance={section.guidance} cannot be distilled, as its estimates are no function of the noisy "
             f"latent and the X-ray alone; say lcm.guidance={GUIDANCES[0]} or {GUIDANCES[1]}"
+        )
+    if isinstance(section, config.Lcm) and settings.distill.path == "data" and section.guidance != "vanilla":
+        raise UserError(
+            f"distill.path=data learns from the data alone, which no guidance has made; say lcm.guidance=vanilla, or "
+            f"distill.path=teacher for the guidance {section.guidance}"
         )
     assert section.teacher is not None, "distillation needs a teacher"
     sampling = method.sampling_keywords(settings)

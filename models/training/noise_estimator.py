@@ -85,8 +85,6 @@ def train(
         # Both orders of qkv have the same names and shapes of weights, so no other check would notice a change. The
         # offset is part of the noise that is learnt.
         learnt = ("unet", f"{method.section}.qkv_by_head", f"{method.section}.offset_noise")
-        # a few values tell one schedule from another; rounded, because CPUs differ in float32's last digits
-        schedule = [round(float(value), 6) for value in alpha_bar[::SCHEDULE_STRIDE]]
         trainer = latent_trainer(
             folder,
             unet,
@@ -100,7 +98,7 @@ def train(
             picture=picture_of(method, vqgan, sampling, pairs, settings),
             read={**config.values(settings, reads), "precision": precision, "compile": compiled},
             fixed=learnt,
-            facts={"digest of vqgan.weights": vqgan_digest, "noise schedule": schedule},
+            facts={"digest of vqgan.weights": vqgan_digest, "noise schedule": digits(alpha_bar)},
         )
         return trainer.run()
 
@@ -232,6 +230,12 @@ def build_network(
     unet.notes = method.notes(settings, vqgan)  # its weights say what they were trained for
     layers.checkpoint_activations(unet, settings.train.checkpointing)
     return unet
+
+
+def digits(alpha_bar: torch.Tensor) -> list[float]:
+    """A few values of a schedule (1000,), which tell one from another."""
+    # rounded, because CPUs differ in float32's last digits
+    return [round(float(value), 6) for value in alpha_bar[::SCHEDULE_STRIDE]]
 
 
 def check_twins(settings: config.Settings, pairs: Pairs) -> None:
