@@ -215,12 +215,14 @@ def test_a_student_resumes_to_the_bit_and_says_what_it_is(folder, monkeypatch):
     assert "is a student itself" in said.splitlines()[-1]
 
 
-def test_bsldm_has_students_too(folder):
-    said = run("ldm_train.py", "ldm.teacher=ldm.safetensors", *DISTIL, "distill.epochs=1", folder=folder)
+def test_bsldm_has_students_too_which_may_learn_from_the_data_alone(folder):
+    arguments = ("ldm.teacher=ldm.safetensors", *DISTIL, "distill.epochs=1", "distill.path=data")
+    said = run("ldm_train.py", *arguments, folder=folder)
     assert "Traceback" not in said
     path = folder / "runs" / "demo" / "ldm_student" / "weights.safetensors"
     pipeline = BSLDM.load(folder / "vqgan.safetensors", path)
     assert (pipeline.options["sampler"], pipeline.steps) == ("lcm", 4)
+    assert pipeline.unet.notes["student"]["path"] == "data"
     assert torch.isfinite(pipeline(torch.zeros(1, 1, 64, 64), ["one"])).all()
     with pytest.raises(UserError, match="at most 47 steps"):
         BSLDM.load(folder / "vqgan.safetensors", path, steps=48)
