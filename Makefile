@@ -1,7 +1,7 @@
 # make demo    the shipped weights on simulated X-rays, then both methods trained, on the shipped autoencoder, to a table and
 #              a picture, on two CPU cores in minutes
 # make table   ten methods that the papers compare with, each trained small for a minute or two: a table and a picture
-# make few-steps  a teacher and its student of few steps on the demo's patients: docs/few_steps.json and .png; ten minutes
+# make few-steps  teachers and students of few steps on the demo's patients: docs/few_steps.json and .png; ten minutes
 # make check   while working: linter, types, and the tests that are not slow, in about a minute
 # make test    before sharing: linter, types and all tests
 #

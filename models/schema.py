@@ -251,7 +251,9 @@ class Distill(Course):
 
     steps: Annotated[Count, Field(le=47)]  # that the student's weights ask for; BS-LDM's schedule has no more
     skip: Annotated[Count, Field(le=500)]  # timesteps of the teacher's one step
+    path: Literal["teacher", "data"]  # what leads from one point of a path to the next
     huber: Annotated[Amount, Field(ge=1e-6)]
+    checkpointing: Flag  # beside train.checkpointing
 
 
 @dataclass(frozen=True, config=STRICT, kw_only=True)

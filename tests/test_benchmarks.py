@@ -67,3 +67,8 @@ def test_memory_is_less_with_checkpointing_and_more_with_an_average():
     assert peak("VQGAN training step, checkpointing") < peak("VQGAN training step")
     assert peak("LDM training step, checkpointing") < peak("LDM training step")
     assert peak("LCM training step, checkpointing") < peak("LDM training step, checkpointing")
+
+
+def test_a_distillation_as_it_is_set_takes_no_more_memory_than_the_training_of_a_noise_estimator():
+    """Not even than GL-LCM's, which has no average."""
+    assert peak("distillation step") < peak("LCM training step") < peak("distillation step, no checkpointing")

@@ -103,6 +103,33 @@ def test_the_loss_is_zero_for_the_student_that_is_consistent_along_the_teachers_
     assert teacher.scale.grad is None and student.scale.grad is not None
 
 
+def test_without_a_teacher_the_next_point_is_the_true_latent_with_the_same_noise():
+    alpha_bar = schedulers.SCHEDULES[BSLDM.schedule]()
+    cxr = draw("cxr", (32, 4, 4, 4))
+    noise = loop.Noise(0, 0, len(cxr), list(range(len(cxr))), torch.device("cpu"))
+    batch = {"cxr": cxr, "soft": cxr, "whole": cxr, "masked": torch.zeros(len(cxr), dtype=torch.bool)}
+    calls = []
+
+    class Student(Consistent):
+        def forward(self, latents, t):
+            alpha = alpha_bar[t].view(-1, 1, 1, 1)
+            calls.append((latents[:, :4] - alpha.sqrt() * cxr, t))
+            return super().forward(latents, t)
+
+    student = Student(alpha_bar, 20)
+    objective = distillation.Distillation(student, BSLDM, SAMPLING[BSLDM], skip=20, huber=1e-3, path="data")
+    objective({"unet": student}, batch, noise)
+
+    # the average's point, then the student's own; where the path ends, the point is the latent itself
+    (next_noise, t_next), (first_noise, t) = calls
+    eps = noise.normal("noise", 4, 4, 4)
+    inside = t_next > 0
+    assert inside.any() and torch.equal(t[inside] - t_next[inside], torch.full_like(t[inside], 20))
+    for found, times in ((next_noise[inside], t_next[inside]), (first_noise, t)):
+        expected = (1 - alpha_bar[times]).sqrt().view(-1, 1, 1, 1) * eps[inside if len(found) < len(t) else slice(None)]
+        assert torch.allclose(found, expected, atol=1e-5)
+
+
 def test_the_timesteps_are_those_at_which_one_estimate_is_enough():
     """BS-LDM's schedule ends with hardly any signal: at t = 999 an error in eps is 20,291 times as large in z_0."""
     grid = schedulers.consistency_timesteps(schedulers.squared_cosine())
@@ -188,12 +215,14 @@ def test_a_student_resumes_to_the_bit_and_says_what_it_is(folder, monkeypatch):
     assert "is a student itself" in said.splitlines()[-1]
 
 
-def test_bsldm_has_students_too(folder):
-    said = run("ldm_train.py", "ldm.teacher=ldm.safetensors", *DISTIL, "distill.epochs=1", folder=folder)
+def test_bsldm_has_students_too_which_may_learn_from_the_data_alone(folder):
+    arguments = ("ldm.teacher=ldm.safetensors", *DISTIL, "distill.epochs=1", "distill.path=data")
+    said = run("ldm_train.py", *arguments, folder=folder)
     assert "Traceback" not in said
     path = folder / "runs" / "demo" / "ldm_student" / "weights.safetensors"
     pipeline = BSLDM.load(folder / "vqgan.safetensors", path)
     assert (pipeline.options["sampler"], pipeline.steps) == ("lcm", 4)
+    assert pipeline.unet.notes["student"]["path"] == "data"
     assert torch.isfinite(pipeline(torch.zeros(1, 1, 64, 64), ["one"])).all()
     with pytest.raises(UserError, match="at most 47 steps"):
         BSLDM.load(folder / "vqgan.safetensors", path, steps=48)
@@ -207,6 +236,7 @@ def test_bsldm_has_students_too(folder):
         (["lcm.teacher=vqgan.safetensors"], "holds the weights of MLVQGAN"),
         (["lcm.teacher=lcm.safetensors", "vqgan.weights=other.safetensors"], "the latents of another autoencoder"),
         (["lcm.teacher=lcm.safetensors", "lcm.guidance=cfg"], "lcm.guidance=cfg cannot be distilled"),
+        (["lcm.teacher=lcm.safetensors", "distill.path=data"], "distill.path=data learns from the data alone"),
         (["lcm.teacher=narrow.safetensors"], "narrow.safetensors takes 4 channels"),
     ],
 )

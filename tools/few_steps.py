@@ -1,16 +1,18 @@
-"""Few steps: a teacher and its student on the demo's simulated patients, sampled in 1, 2, 4, 8 and 50 calls.
+"""Few steps: teachers and their students on the demo's simulated patients, sampled in 1, 2, 4, 8 and 50 calls.
 
-    python tools/few_steps.py              make few-steps; ten minutes of CPU; docs/few_steps.md reads the result
-    python tools/few_steps.py --seeds 1    the first of the three seeds of sampling alone
+    python tools/few_steps.py              make few-steps; docs/few_steps.md reads the result
+    python tools/few_steps.py --jobs 1     on one core
+    python tools/few_steps.py --families "GL-LCM" --seeds 1    one teacher and its student, the first seed of sampling
     python tools/few_steps.py --folder runs/try --docs runs/try --epochs 1 --student-epochs 1 --seeds 1    minutes
 
-The teacher is a BS-LDM noise estimator with unet.prior, walked by DDIM; the student is distilled from it by
-ldm_train.py ldm.teacher=... . Both scripts do the work, and what is measured is kept in <folder>/measured, so a stopped
-run goes on by the same command.
+The teachers are noise estimators of BS-LDM, with unet.prior, walked by DDIM, and as the papers have it, walked by DDPM,
+and of GL-LCM, walked by its consistency steps with guidance. ldm_train.py and lcm_train.py train them and distil the
+students. What is measured is kept in <folder>/<family>/measured, so a stopped run goes on by the same command.
 
 Writes <docs>/few_steps.png and <docs>/few_steps.json, {"full_steps": 50, "teacher": {"1": row, "2", "4", "8", "50"},
 "student": {"1": row, "2", "4", "8"}, "untouched": row, "autoencoder": row (the true soft tissue, encoded and decoded),
-"training_seconds": {"teacher", "student"}, ...}, where a row has means over the test images and the seeds:
+"training_seconds": {"teacher", "student"}, ..., "others": {family: the same}}. It begins with the first family, BS-LDM.
+A row has means over the test images and the seeds of the sampling noise:
 
     PSNR (dB), LPIPS, two_sided (BSR, 0 to 1)     as models/scores.py has them
     spectrum       power above 0.25 cycles a pixel over the truth's; 1 is as sharp as the truth
@@ -27,6 +29,8 @@ import resource
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 
@@ -39,30 +43,66 @@ sys.path.insert(0, str(ROOT))
 from models import images, scores  # noqa: E402, found on the path that was just set
 from models.data import datasets, lists  # noqa: E402
 from models.evaluation import insertion  # noqa: E402
-from models.pipelines import BSLDM  # noqa: E402
+from models.pipelines import BSLDM, GLLCM, Pipeline  # noqa: E402
 from models.runtime.files import replacing  # noqa: E402
 from models.unet import ConditionalUNet  # noqa: E402
+from models.vqgan import MLVQGAN  # noqa: E402
 
 SIZE = 96  # side of the images, pixels
 FULL_STEPS = 50  # the teacher's full walk
 CALLS = (1, 2, 4, 8)  # of both networks
-BATCH = 10  # images that are sampled together
-DATA = ("data.root=runs/demo/data", "data.lists=runs/demo/lists")
+BATCH = 20  # images that are sampled together
 VQGAN = ROOT / "weights" / "vqgan.safetensors"
 COMMON = (
+    "data.root=runs/demo/data",
+    "data.lists=runs/demo/lists",
     f"vqgan.weights={VQGAN}",
     f"data.image_size={SIZE}",
     "device=cpu",
+    "precision=float32",  # of networks this small the fastest, also on CPUs that compute in bf16
     "augment.versions=1",
     "train.validate_every=1000000",  # neither validation nor sample pictures are looked at
     "train.sample_every=1000000",
     "train.save_every=60",
-    f"ldm.steps={FULL_STEPS}",
 )
+
+
+@dataclass(frozen=True)
+class Family:
+    """A teacher and its student.
+
+    sampler: the teacher's, of a method that has several. epochs: of the teacher's training and of the student's.
+    settings: of both.
+    """
+
+    method: type[Pipeline]
+    sampler: str | None
+    epochs: tuple[int, int]
+    student_rate: float = 1e-4
+    settings: tuple[str, ...] = ()
+
+    def weights(self, folder: Path, network: str) -> Path:
+        """network: teacher or student. folder: the family's."""
+        section = self.method.section
+        return folder / (section if network == "teacher" else f"{section}_student") / "weights.safetensors"
+
+
+# GL-LCM trains on whole and masked pairs, so its epochs have twice as many steps: 40 of 8 pairs, BS-LDM's 20. The
+# papers' form has to learn what a prior knows, so it takes longer, and its student has further to go.
+FAMILIES = {
+    "BS-LDM": Family(BSLDM, "ddim", epochs=(14, 4)),
+    "GL-LCM": Family(GLLCM, None, epochs=(12, 3)),
+    "BS-LDM, papers' form": Family(
+        BSLDM,
+        "ddpm",
+        epochs=(24, 6),
+        student_rate=3e-4,
+        settings=("unet.prior=0", "unet.condition=scaled", "ldm.condition=scaled"),
+    ),
+}
 BALLS_MM = (14.0, 18.0, 22.0, 26.0)  # diameters of the nodules that are put into each X-ray
 BALL_HU = 30.0  # Hounsfield units of a solid nodule
 FINE = 0.25  # cycles a pixel, above which the spectrum is compared
-SECTIONS = {"teacher": "ldm", "student": "ldm_student"}  # network -> its folder
 SCORES = ("PSNR", "LPIPS", "two_sided", "spectrum", "spread", "nodules_kept")
 TITLES = {
     "PSNR": "PSNR (dB)",
@@ -78,30 +118,51 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=Path("runs/few_steps"))
     parser.add_argument("--docs", type=Path, default=Path("docs"))
+    parser.add_argument("--families", nargs="+", choices=FAMILIES, default=list(FAMILIES))
     parser.add_argument("--seeds", type=int, default=3, help="of the sampling noise")
-    parser.add_argument("--epochs", type=int, default=14, help="of the teacher's training, 20 steps of 8 pairs each")
-    parser.add_argument("--student-epochs", type=int, default=4, help="of the distillation, 40 steps of 4 pairs each")
+    parser.add_argument("--epochs", type=int, help="of the teachers' trainings, instead of each family's own")
+    parser.add_argument("--student-epochs", type=int, help="of the distillations")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="families that are worked on at once")
+    parser.add_argument("--no-summary", action="store_true", help="train and measure, but write nothing into <docs>")
     options = parser.parse_args()
     torch.set_num_threads(1)
 
-    # data and networks
+    # data
     if not Path("runs/demo/lists/data_testset.txt").is_file():
-        run("dataSegmentation.py", "--profile", "demo", "simulate.count=200")
-    seconds = train(options)
+        run(ROOT / "dataSegmentation.py", "--profile", "demo", "simulate.count=200")
 
-    # measured seed by seed, so that a run that is stopped has all rows of the seeds before
-    vqgan = BSLDM.load(VQGAN, options.folder / "ldm" / "weights.safetensors").vqgan
-    patients = [Patient(name, pair, vqgan) for name, pair in test_pairs().items()]
+    # each family is the work of one process, on one core
+    if options.no_summary:
+        for name in options.families:
+            work(name, options)
+        return
+    with ThreadPoolExecutor(max_workers=options.jobs) as pool:
+        arguments = [(*sys.argv[1:], "--families", name, "--no-summary") for name in options.families]
+        list(pool.map(lambda of_one: run(__file__, *of_one), arguments))  # the list raises what a family's run raised
+
+    # what was measured
+    patients = load_patients()
+    lpips = scores.Lpips()
+    found = [summary(name, options, patients, lpips) for name in options.families]
+    result = {**found[0], "others": dict(zip(options.families[1:], found[1:]))}
+    options.docs.mkdir(parents=True, exist_ok=True)
+    with replacing(options.docs / "few_steps.json") as temporary:
+        temporary.write_text(json.dumps(result, indent=1) + "\n")
+    draw(dict(zip(options.families, found)), options.docs / "few_steps.png")
+    for name, of_family in zip(options.families, found):
+        print(f"{name}\n\n{table(of_family)}\n", flush=True)
+
+
+def work(name: str, options: argparse.Namespace) -> None:
+    """Train a family's teacher and student and sample them, as far as that is not done."""
+    family = FAMILIES[name]
+    folder = options.folder / name
+    train(family, folder, options)
+    patients = load_patients()
     lpips = scores.Lpips()
     for seed in range(options.seeds):
         for network, calls in rows():
-            measure(network, calls, seed, patients, lpips, options.folder)
-        result = summary(options, patients, lpips, seed + 1, seconds)
-        options.docs.mkdir(parents=True, exist_ok=True)
-        with replacing(options.docs / "few_steps.json") as temporary:
-            temporary.write_text(json.dumps(result, indent=1) + "\n")
-        draw(result, options.docs / "few_steps.png")
-    print(table(result))
+            measure(family, network, calls, seed, patients, lpips, folder)
 
 
 def rows() -> list[tuple[str, int]]:
@@ -112,41 +173,49 @@ def rows() -> list[tuple[str, int]]:
 # --- Trainings --------------------------------------------------------------------------------------------------------
 
 
-def train(options: argparse.Namespace) -> dict[str, float]:
-    """Train teacher and student, as far as they are not -> {network: CPU seconds}."""
-    settings = ("--profile", "demo", f"runs={options.folder}", *DATA, *COMMON)
-    epochs = options.epochs
-    teacher = (f"ldm.epochs={epochs}", f"ldm.milestones=[{epochs * 4 // 5}]", "ldm.gamma=0.2", "ldm.batch_size=8")
-    epochs = options.student_epochs
+def train(family: Family, folder: Path, options: argparse.Namespace) -> None:
+    """Train teacher and student, as far as they are not, and write <folder>/seconds.json, {network: CPU seconds}."""
+    section = family.method.section
+    script = ROOT / f"{section}_train.py"
+    settings = ("--profile", "demo", f"runs={folder}", *COMMON, *family.settings, f"{section}.steps={FULL_STEPS}")
+    epochs = options.epochs or family.epochs[0]
+    teacher = (
+        f"{section}.epochs={epochs}",
+        f"{section}.milestones=[{epochs * 4 // 5}]",
+        f"{section}.gamma=0.2",
+        f"{section}.batch_size=8",
+        f"{section}.learning_rate=1e-3",
+        f"{section}.average=0.99",
+        f"{section}.start=null",
+    )
+    epochs = options.student_epochs or family.epochs[1]
     student = (
-        f"ldm.teacher={options.folder / 'ldm' / 'weights.safetensors'}",
+        f"{section}.teacher={family.weights(folder, 'teacher')}",
         f"distill.epochs={epochs}",
         f"distill.milestones=[{epochs * 4 // 5}]",
         "distill.gamma=0.2",
         "distill.batch_size=4",
-        "distill.learning_rate=3e-4",
+        f"distill.learning_rate={family.student_rate}",
     )
-    record = options.folder / "seconds.json"
+    record = folder / "seconds.json"
     seconds = json.loads(record.read_text()) if record.is_file() else {}
     for network, changes in (("teacher", teacher), ("student", student)):
-        finished = options.folder / SECTIONS[network] / "weights.safetensors"
-        if network in seconds and finished.is_file():
+        if network in seconds and family.weights(folder, network).is_file():
             continue
         before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
         try:
-            run("ldm_train.py", *settings, *changes)
+            run(script, *settings, *changes)
         finally:
             # also of a run that was stopped, whose state the next one goes on from
             spent = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before
             seconds[network] = seconds.get(network, 0.0) + spent
             record.parent.mkdir(parents=True, exist_ok=True)
             record.write_text(json.dumps(seconds))
-    return seconds
 
 
-def run(script: str, *settings: str) -> None:
-    """Run a script of the root, and stop if it fails."""
-    command = [sys.executable, str(ROOT / script), *settings]
+def run(script: str | Path, *arguments: str) -> None:
+    """Run a script of this project, and stop if it fails."""
+    command = [sys.executable, str(script), *arguments]
     environment = {**os.environ, "TQDM_DISABLE": "1", "OMP_NUM_THREADS": "1"}
     ended = subprocess.run(command, env=environment, stdout=subprocess.DEVNULL)
     if ended.returncode:
@@ -156,20 +225,22 @@ def run(script: str, *settings: str) -> None:
 # --- What is measured -------------------------------------------------------------------------------------------------
 
 
-def test_pairs() -> dict[str, lists.Pair]:
+def load_patients() -> list["Patient"]:
     """The pairs of the demo's test list."""
     names = Path("runs/demo/lists/data_testset.txt").read_text().split()
     root = Path("runs/demo/data")
-    pairs = {}
+    vqgan = MLVQGAN.load(VQGAN)
+    patients = []
     for name in names:
-        pairs[Path(name).stem] = (root / "CXR" / name, root / "BS" / name, root / "Mask" / name)
-    return pairs
+        pair = (root / "CXR" / name, root / "BS" / name, root / "Mask" / name)
+        patients.append(Patient(Path(name).stem, pair, vqgan))
+    return patients
 
 
 class Patient:
-    """A test image at the networks' size, float (S, S) in [0, 1], with nodules at known places."""
+    """A test image at the networks' size, float (S, S) in [0, 1], with its lungs and with nodules at known places."""
 
-    def __init__(self, name: str, pair: lists.Pair, vqgan):
+    def __init__(self, name: str, pair: lists.Pair, vqgan: MLVQGAN):
         cxr_path, _, mask_path = pair
         signed = datasets.load(pair, "soft", SIZE)  # (1, S, S)
         self.name = name
@@ -177,11 +248,11 @@ class Patient:
         self.cxr = images.to_unit(datasets.load(pair, "cxr", SIZE))[0].numpy()
         with torch.inference_mode():
             self.decoded = images.to_unit(vqgan.decode(vqgan.latent(signed[None])))[0, 0].clamp(0, 1).numpy()
-        mask = images.mask_to_network(images.read_mask_of(mask_path, images.read(cxr_path).pixels.shape), SIZE)
+        self.mask = images.mask_to_network(images.read_mask_of(mask_path, images.read(cxr_path).pixels.shape), SIZE)
 
         # what each nodule adds alone, and the X-ray with all of them
         nodules = [ball(diameter) for diameter in BALLS_MM]
-        placed = insertion.places(mask, self.cxr - self.soft, nodules, f"few steps/{name}")
+        placed = insertion.places(self.mask, self.cxr - self.soft, nodules, f"few steps/{name}")
         waters = [insertion.water_map(nodule, x, y, SIZE) for nodule, x, y, _ in placed]
         self.added = [insertion.insert(self.cxr, water) - self.cxr for water in waters]
         self.with_nodules = insertion.insert(self.cxr, np.sum(waters, axis=0))
@@ -196,14 +267,16 @@ def ball(diameter: float) -> insertion.Nodule:
     return insertion.Nodule(f"{diameter:g} mm", water.astype(np.float32))
 
 
-def measure(network: str, calls: int, seed: int, patients: list[Patient], lpips: scores.Lpips, folder: Path) -> None:
+def measure(
+    family: Family, network: str, calls: int, seed: int, patients: list[Patient], lpips: scores.Lpips, folder: Path
+) -> None:
     """Sample all patients with and without nodules; keep results and scores in <folder>/measured."""
     path = kept(folder, network, calls, seed)
     if path.is_file():
         return
-    sampler = {"sampler": "ddim" if network == "teacher" else "lcm", "steps": calls}
-    weights = folder / SECTIONS[network] / "weights.safetensors"
-    pipeline = BSLDM.load(VQGAN, weights, seed=seed, residual=False, strength=1.0, clip=4.0, clip_rate=0.0, **sampler)
+    pipeline = family.method.load(VQGAN, family.weights(folder, network), seed=seed, residual=False, steps=calls)
+    if network == "teacher" and family.sampler:
+        pipeline.options["sampler"] = family.sampler  # a student's header says its own
     start = time.process_time()
     results = sample(pipeline, patients, [patient.cxr for patient in patients])
     seconds = (time.process_time() - start) / len(patients)
@@ -214,21 +287,20 @@ def measure(network: str, calls: int, seed: int, patients: list[Patient], lpips:
         np.savez(file, results=results, seconds=seconds, **values)
 
 
-def trained(network: str, folder: Path) -> ConditionalUNet:
-    return ConditionalUNet.load(folder / SECTIONS[network] / "weights.safetensors")
-
-
 def kept(folder: Path, network: str, calls: int, seed: int) -> Path:
     return folder / "measured" / f"{network}_{calls}_{seed}.npz"
 
 
-def sample(pipeline: BSLDM, patients: list[Patient], cxrs: list[np.ndarray]) -> np.ndarray:
+def sample(pipeline: Pipeline, patients: list[Patient], cxrs: list[np.ndarray]) -> np.ndarray:
     """Results (N, S, S) in [0, 1]; the noise is that of the patient's name, with nodules and without."""
     found = []
     for start in range(0, len(patients), BATCH):
-        names = [patient.name for patient in patients[start : start + BATCH]]
+        of_batch = patients[start : start + BATCH]
+        names = [patient.name for patient in of_batch]
+        masks = [patient.mask for patient in of_batch]
         cxr = torch.from_numpy(np.stack(cxrs[start : start + BATCH])).float()[:, None]  # (B, 1, S, S)
-        found.append(images.to_unit(pipeline(images.to_signed(cxr), names))[:, 0].clamp(0, 1).numpy())
+        soft = pipeline(images.to_signed(cxr), names, masks)  # (B, 1, S, S)
+        found.append(images.to_unit(soft)[:, 0].clamp(0, 1).numpy())
     return np.concatenate(found)
 
 
@@ -261,44 +333,51 @@ def fine_power(image: np.ndarray) -> float:
 # --- Tables and the picture -------------------------------------------------------------------------------------------
 
 
-def summary(
-    options: argparse.Namespace, patients: list[Patient], lpips: scores.Lpips, seeds: int, seconds: dict[str, float]
-) -> dict:
-    """What few_steps.json holds, of the seeds that are measured."""
+def summary(name: str, options: argparse.Namespace, patients: list[Patient], lpips: scores.Lpips) -> dict:
+    """What few_steps.json holds of a family."""
+    family = FAMILIES[name]
+    folder = options.folder / name
+    steps = {}
+    for network in ("teacher", "student"):
+        steps[network] = ConditionalUNet.load(family.weights(folder, network)).notes["step"]
     result: dict = {
         "full_steps": FULL_STEPS,
-        "method": "BS-LDM, unet.prior=0.3; teacher: DDIM, student: consistency sampler",
+        "method": name,
         "images": len(patients),
         "nodules": sum(len(patient.added) for patient in patients),
-        "seeds": seeds,
-        "training_seconds": seconds,
-        "training_steps": {network: trained(network, options.folder).notes["step"] for network in SECTIONS},
+        "seeds": options.seeds,
+        "training_seconds": json.loads((folder / "seconds.json").read_text()),
+        "training_steps": steps,
         "teacher": {},
         "student": {},
     }
     for network, calls in rows():
-        paths = [kept(options.folder, network, calls, seed) for seed in range(seeds)]
-        files = [np.load(path) for path in paths if path.is_file()]
-        by_seed = {}
-        for name in SCORES:
-            if name != "spread":
-                by_seed[name] = [float(file[name].mean()) for file in files]
-        row = {name: float(np.mean(column)) for name, column in by_seed.items()}
-        # pairs of seeds: samples of the posterior differ from each other as much as from the truth
-        if len(files) > 1:
-            truth = np.stack([patient.soft for patient in patients])
-            error = np.mean([np.square(file["results"] - truth).mean() for file in files])
-            apart = []
-            for one, other in combinations(files, 2):
-                apart.append(float(np.sqrt(np.square(one["results"] - other["results"]).mean() / error)))
-            row["spread"] = float(np.mean(apart))
-            by_seed["spread"] = apart
-        row["seconds"] = float(np.mean([file["seconds"] for file in files]))
-        result[network][str(calls)] = {**row, "by_seed": by_seed}
-    for name, shown in (("untouched", "cxr"), ("autoencoder", "decoded")):
-        values = score(patients, np.stack([getattr(patient, shown) for patient in patients]), None, lpips)
-        result[name] = {key: float(column.mean()) for key, column in values.items()}
+        files = [np.load(kept(folder, network, calls, seed)) for seed in range(options.seeds)]
+        result[network][str(calls)] = row(files, patients)
+    for shown, attribute in (("untouched", "cxr"), ("autoencoder", "decoded")):
+        values = score(patients, np.stack([getattr(patient, attribute) for patient in patients]), None, lpips)
+        result[shown] = {key: float(column.mean()) for key, column in values.items()}
     return result
+
+
+def row(files: list, patients: list[Patient]) -> dict:
+    """The means of what `measure` kept, a file for each seed."""
+    by_seed = {}
+    for name in SCORES:
+        if name != "spread":
+            by_seed[name] = [float(file[name].mean()) for file in files]
+    means = {name: float(np.mean(column)) for name, column in by_seed.items()}
+    # pairs of seeds: samples of the posterior differ from each other as much as from the truth
+    if len(files) > 1:
+        truth = np.stack([patient.soft for patient in patients])
+        error = np.mean([np.square(file["results"] - truth).mean() for file in files])
+        by_seed["spread"] = []
+        for one, other in combinations(files, 2):
+            apart = np.square(one["results"] - other["results"]).mean()
+            by_seed["spread"].append(float(np.sqrt(apart / error)))
+        means["spread"] = float(np.mean(by_seed["spread"]))
+    means["seconds"] = float(np.mean([file["seconds"] for file in files]))
+    return {**means, "by_seed": by_seed}
 
 
 def table(result: dict) -> str:
@@ -313,41 +392,48 @@ def table(result: dict) -> str:
     return "\n".join(lines)
 
 
-def draw(result: dict, path: Path) -> None:
-    """Quality against calls; bands reach from the worst to the best seed."""
+def draw(families: dict[str, dict], path: Path) -> None:
+    """Quality against calls, a line of panels for each family; bands reach from the worst to the best seed."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(2, 3, figsize=(12, 7), layout="constrained")
-    for axis, name in zip(axes.flat, SCORES):
-        for network, colour in (("teacher", "tab:blue"), ("student", "tab:orange")):
-            of_network = {calls: row for calls, row in result[network].items() if name in row}
-            calls = [int(number) for number in of_network]
-            if not calls:
-                continue
-            axis.plot(calls, [row[name] for row in of_network.values()], "o-", color=colour, label=network)
-            least = [min(row["by_seed"][name]) for row in of_network.values()]
-            most = [max(row["by_seed"][name]) for row in of_network.values()]
-            axis.fill_between(calls, least, most, color=colour, alpha=0.25, linewidth=0)
-        regression = result["teacher"]["1"].get(name)
-        for value, style, label in (
-            (result["untouched"].get(name), "--", "untouched CXR"),
-            (regression, ":", "regression, one call"),
-            (result["autoencoder"].get(name), "-.", "autoencoder alone"),
-        ):
-            if value is not None:
-                axis.axhline(value, color="grey", linestyle=style, linewidth=1, label=label)
-        axis.set_xscale("log", base=2)
-        axis.set_xticks([*CALLS, FULL_STEPS], [str(calls) for calls in (*CALLS, FULL_STEPS)])
-        axis.set_xlabel("calls of the noise estimator")
+    shape = (len(families), len(SCORES))
+    figure, axes = pyplot.subplots(*shape, figsize=(18, 2.8 * shape[0]), layout="constrained", squeeze=False)
+    for line, (family, result) in zip(axes, families.items()):
+        for axis, name in zip(line, SCORES):
+            draw_panel(axis, result, name)
+        line[0].set_ylabel(family)
+    for axis, name in zip(axes[0], SCORES):
         axis.set_title(TITLES[name])
-        axis.grid(alpha=0.3)
-    axes.flat[0].legend(fontsize=8)
+    for axis in axes[-1]:
+        axis.set_xlabel("calls of the noise estimator")
+    axes.flat[0].legend(fontsize=7)
     with replacing(path) as temporary:
-        figure.savefig(temporary, dpi=100, format="png")
+        figure.savefig(temporary, dpi=75, format="png")
     pyplot.close(figure)
+
+
+def draw_panel(axis, result: dict, name: str) -> None:
+    """One score of one family."""
+    for network, colour in (("teacher", "tab:blue"), ("student", "tab:orange")):
+        of_network = {calls: row for calls, row in result[network].items() if name in row}
+        calls = [int(number) for number in of_network]
+        axis.plot(calls, [row[name] for row in of_network.values()], "o-", color=colour, label=network)
+        least = [min(row["by_seed"][name]) for row in of_network.values()]
+        most = [max(row["by_seed"][name]) for row in of_network.values()]
+        axis.fill_between(calls, least, most, color=colour, alpha=0.25, linewidth=0)
+    for value, style, label in (
+        (result["untouched"].get(name), "--", "untouched CXR"),
+        (result["teacher"]["1"].get(name), ":", "teacher, one call"),
+        (result["autoencoder"].get(name), "-.", "autoencoder alone"),
+    ):
+        if value is not None:
+            axis.axhline(value, color="grey", linestyle=style, linewidth=1, label=label)
+    axis.set_xscale("log", base=2)
+    axis.set_xticks([*CALLS, FULL_STEPS], [str(calls) for calls in (*CALLS, FULL_STEPS)])
+    axis.grid(alpha=0.3)
 
 
 if __name__ == "__main__":

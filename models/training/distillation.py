@@ -7,6 +7,9 @@ Luo et al., "Latent consistency models" (2023): along a path of the teacher's, f
 is to give the same clean latent everywhere. At a timestep t it is taught by its own weight average at t - skip, which
 the frozen teacher reaches in one DDIM step; at the path's end the clean latent is known. Of GL-LCM the guided estimate
 is distilled, so the student needs no guidance: two estimates a step instead of three.
+
+With distill.path=data nobody is asked on the way (Geng et al., "Consistency models made easy", 2024, with steps of
+equal length): the point at t - skip is the true latent with the same noise.
 """
 
 import copy
@@ -14,17 +17,16 @@ import math
 from dataclasses import fields
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import nn
 
 from .. import config, layers, losses, schedulers, weights
-from ..data import checks, datasets, lists
+from ..data import datasets
 from ..pipelines import GLLCM, Pipeline
 from ..runtime import checkpoint, compiling, processes
 from ..runtime.device import pick_device, pick_precision
 from ..runtime.files import UserError
-from . import loop, noise_estimator, ownership, pictures
+from . import loop, noise_estimator, ownership
 
 GUIDANCES = ("leg", "vanilla")  # whose estimates are functions of the noisy latent and the X-rays alone
 # settings of the noise estimators' own trainings, which a distillation does not read
@@ -54,6 +56,7 @@ class Distillation:
     teacher: its noise estimator, frozen. method, sampling: whose schedule is used, and the keywords of its sampler; the
     teacher is distilled as this sampler would walk with it. skip: timesteps of the teacher's one step. huber: constant
     of the loss. least_timestep: below it the teacher knows nothing; the step that would lead there ends at z_0.
+    path: "data": the teacher is never asked; the path's points are the true latent with less and less of one noise.
     target: the student's weight average; None: the student itself teaches, without gradient. Set by `train`, since the
     loop owns it.
     """
@@ -67,12 +70,14 @@ class Distillation:
         skip: int,
         huber: float,
         least_timestep: int = 0,
+        path: str = "teacher",
     ):
         device = next(teacher.parameters()).device
         self.teacher = teacher
         self.skip = skip
         self.huber = huber
         self.least_timestep = least_timestep
+        self.path = path
         self.condition = sampling["condition"]
         self.target: nn.Module | None = None
 
@@ -110,9 +115,13 @@ class Distillation:
         eps = noise.normal("noise", *cxr.shape[1:])
         z_t = schedulers.add_noise(batch["soft"], eps, self.alpha_bar[t])
 
-        # the teacher goes on from there, and the target says where the path ends
+        # the path goes on from there, and the target says where it ends
         with torch.no_grad():
-            z_next, t_next = self.follow(z_t, t, cxr, batch["whole"], masked)
+            t_next, alpha_bar_next = self.next_timestep(t)
+            if self.path == "data":
+                z_next = schedulers.add_noise(batch["soft"], eps, alpha_bar_next)
+            else:
+                z_next = self.follow(z_t, t, alpha_bar_next, cxr, batch["whole"], masked)
             z_0 = self.clip(self.answer(self.target or student, z_next, t_next, cxr), t_next, masked)
             target = schedulers.consistent(z_next, z_0, t_next.view(-1, 1, 1, 1))
 
@@ -121,26 +130,32 @@ class Distillation:
         loss = losses.pseudo_huber(found, target, self.huber)
         return {"unet": loss}, {"loss": loss}
 
-    def follow(
-        self, z_t: torch.Tensor, t: torch.Tensor, cxr: torch.Tensor, whole: torch.Tensor, masked: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """One DDIM step of the teacher's guided estimate -> (the cleaner latent (B, C, h, w), its timestep (B,)).
+    def next_timestep(self, t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(a path's next timestep, its alpha_bar), (B,) each. Behind the grid's last lies z_0 itself, at timestep 0."""
+        t_next = t - self.skip
+        ends = t_next < self.least_timestep
+        t_next = torch.where(ends, 0, t_next)
+        return t_next, torch.where(ends, 1.0, self.alpha_bar[t_next])
 
-        Behind the last step of the grid lies z_0 itself, at timestep 0.
-        """
+    def follow(
+        self,
+        z_t: torch.Tensor,
+        t: torch.Tensor,
+        alpha_bar_next: torch.Tensor,
+        cxr: torch.Tensor,
+        whole: torch.Tensor,
+        masked: torch.Tensor,
+    ) -> torch.Tensor:
+        """One DDIM step of the teacher's guided estimate -> the cleaner latent (B, C, h, w)."""
         eps = self.estimate(self.teacher, z_t, t, cxr)
         # guidance pushes the masked X-rays' estimate away from the whole ones' (sampling.leg)
         if self.alpha != 1 and masked.any():
             of_whole = self.estimate(self.teacher, z_t[masked], t[masked], whole[masked])
             eps[masked] = (1 - self.alpha) * of_whole + self.alpha * eps[masked]
 
-        t_next = t - self.skip
-        ends = t_next < self.least_timestep
-        t_next = torch.where(ends, 0, t_next)
-        alpha_bar_next = torch.where(ends, 1.0, self.alpha_bar[t_next])
         step = self.step(t, alpha_bar_next)
         z_0 = self.clip(schedulers.predict_z_0(z_t, eps, step, math.inf), t, masked)
-        return schedulers.ddim_step(z_t, z_0, step, None), t_next
+        return schedulers.ddim_step(z_t, z_0, step, None)
 
     def answer(self, network: nn.Module, z_t: torch.Tensor, t: torch.Tensor, cxr: torch.Tensor) -> torch.Tensor:
         """The network's z_0 (B, C, h, w), the clean latent at the end of the path through z_t; not clipped."""
@@ -187,25 +202,15 @@ def train(
     if processes.rank() == 0:
         print(weights.describe_autoencoder(settings, f"a student of {section.teacher}"), flush=True)
 
-    # what the student's weights say of themselves, and how they are to be sampled
-    asked = {"steps": distill.steps, "condition": section.condition}
-    if method is GLLCM:
-        asked["guidance"] = "vanilla"  # the estimates that it has learnt are guided
-    else:
-        asked["sampler"] = "lcm"
-
+    # run folder, images, and how the student will have to be sampled
+    asked = student_sampling(settings, section, method)
     folder = Path(settings.runs) / f"{method.section}_student"
-    size = settings.data.image_size
-    pairs, validation_pairs = lists.training_pairs(settings.data.root, settings.data.lists, settings.data.name)
-    checks.check_ranges(pairs | validation_pairs, settings.data.root)
+    pairs = noise_estimator.Pairs.of(settings)
     with processes.joined(), ownership.owned(folder, "distill.start"):
         # data: the latents that the teacher's training has left, if there are any
         vqgan_digest = checkpoint.digest(settings.vqgan.weights)
         encoder = noise_estimator.Encoder(loaded.vqgan, vqgan_digest, settings, distill.batch_size, masked, device)
-        data = GuidedSource(*noise_estimator.encode_versions(encoder, pairs, settings))
-        validation_data = None
-        if validation_pairs:
-            validation_data = GuidedSource(encoder.latents(validation_pairs))
+        data = noise_estimator.sources(encoder, pairs, settings, GuidedSource)
 
         # student: the teacher's copy; the teacher itself needs no gradients and, in bf16, no float32
         student = copy.deepcopy(loaded.unet).requires_grad_(True)
@@ -214,9 +219,11 @@ def train(
         teacher_digest = checkpoint.digest(str(section.teacher))
         student.notes = method.notes(settings, loaded.vqgan)
         student.notes["works_with"].update(asked)
-        student.notes["student"] = {"teacher": teacher_digest, "skip": distill.skip, "sampling": asked}
-        layers.checkpoint_activations(student, settings.train.checkpointing)
-        side = size // loaded.vqgan.factor
+        origin = {"teacher": teacher_digest, "skip": distill.skip, "path": distill.path}
+        student.notes["student"] = {**origin, "sampling": asked}
+        # what the student does not keep of its activations makes room for the teacher's weights
+        layers.checkpoint_activations(student, distill.checkpointing or settings.train.checkpointing)
+        side = settings.data.image_size // loaded.vqgan.factor
         shape = (1, student.settings["in_channels"], side, side)
         compiled = noise_estimator.compile_network(student, settings, distill.batch_size, shape, device, precision)
         optimizer = torch.optim.AdamW(student.parameters(), distill.learning_rate, fused=device.type == "cuda")
@@ -227,56 +234,52 @@ def train(
             skip=distill.skip,
             huber=distill.huber,
             least_timestep=settings.train.least_timestep,
+            path=distill.path,
         )
-
-        # sample pictures: CXR, result, target
-        def picture(networks: dict) -> np.ndarray:
-            shown = dict(list((validation_pairs or pairs).items())[: noise_estimator.PICTURES])
-            cxr = torch.stack([datasets.load(pair, "cxr", size) for pair in shown.values()])  # (B, 1, H, W)
-            soft = torch.stack([datasets.load(pair, "soft", size) for pair in shown.values()])  # (B, 1, H, W)
-            pipeline = method(loaded.vqgan, networks["unet"], **{**sampling, **asked})
-            return pictures.grid(cxr, pipeline(cxr, list(shown)), soft)
-
-        # what a training that goes on must have as it was
-        learnt = ("alpha", "guidance", "condition", "clip", "clip_global", "clip_local", "clip_rate", "clip_lag")
-        fixed = (
-            *(f"{method.section}.{name}" for name in learnt),
-            "distill.skip",
-            "distill.huber",
-            "data.image_size",
-            "train.seed",
-            "train.least_timestep",
-        )
-        facts: dict[str, object] = {
-            "training images": lists.describe(pairs),
-            "validation images": lists.describe(validation_pairs),
-            "digest of vqgan.weights": vqgan_digest,
-            f"digest of {method.section}.teacher": teacher_digest,
-        }
-        # settings of the teacher's own training are no part of this one
-        unread = ("unet", *(f"{method.section}.{name}" for name in UNREAD), "train.lesion_weight")
-        read = {key: value for key, value in config.values(settings, reads).items() if not key.startswith(unread)}
 
         # run: the loop owns the weight average, by which the student is taught
-        trainer = loop.Trainer(
+        trainer = noise_estimator.latent_trainer(
             folder,
-            {"unet": student},
-            {"unet": optimizer},
+            student,
+            optimizer,
             objective,
             data,
-            validation_data,
+            pairs,
+            settings,
             course=distill,
-            train=settings.train,
-            learning_rates={"unet": distill.learning_rate},
             precision=precision,
-            settings={**read, "precision": precision, "compile": compiled},
-            fixed=fixed,
-            facts=facts,
-            config_text=config.to_yaml(settings),
-            picture=picture,
+            picture=noise_estimator.picture_of(method, loaded.vqgan, {**sampling, **asked}, pairs, settings),
+            read={**read_settings(settings, method, reads), "precision": precision, "compile": compiled},
+            fixed=fixed_settings(method),
+            facts={"digest of vqgan.weights": vqgan_digest, f"digest of {method.section}.teacher": teacher_digest},
         )
         objective.target = trainer.ema
         return trainer.run()
+
+
+def student_sampling(
+    settings: config.Settings, section: config.Ldm | config.Lcm, method: type[Pipeline]
+) -> dict[str, object]:
+    """How a student's weights say that they are to be sampled: keywords of the method."""
+    asked: dict[str, object] = {"steps": settings.distill.steps, "condition": section.condition}
+    if method is GLLCM:
+        asked["guidance"] = "vanilla"  # the estimates that it has learnt are guided
+    else:
+        asked["sampler"] = "lcm"
+    return asked
+
+
+def read_settings(settings: config.Settings, method: type[Pipeline], reads: tuple[str, ...]) -> dict[str, object]:
+    """{key: value} of what a distillation reads: what its script reads, less the teacher's own training."""
+    unread = ("unet", *(f"{method.section}.{name}" for name in UNREAD), "train.lesion_weight")
+    return {key: value for key, value in config.values(settings, reads).items() if not key.startswith(unread)}
+
+
+def fixed_settings(method: type[Pipeline]) -> tuple[str, ...]:
+    """The settings that a distillation that goes on must have as they were."""
+    learnt = ("alpha", "guidance", "condition", "clip", "clip_global", "clip_local", "clip_rate", "clip_lag")
+    of_method = (f"{method.section}.{name}" for name in learnt)
+    return (*of_method, "distill.skip", "distill.path", "distill.huber", "train.least_timestep")
 
 
 def load_teacher(
@@ -287,6 +290,11 @@ def load_teacher(
         raise UserError(
             f"lcm.guidance={section.guidance} cannot be distilled, as its estimates are no function of the noisy "
             f"latent and the X-ray alone; say lcm.guidance={GUIDANCES[0]} or {GUIDANCES[1]}"
+        )
+    if isinstance(section, config.Lcm) and settings.distill.path == "data" and section.guidance != "vanilla":
+        raise UserError(
+            f"distill.path=data learns from the data alone, which no guidance has made; say lcm.guidance=vanilla, or "
+            f"distill.path=teacher for the guidance {section.guidance}"
         )
     assert section.teacher is not None, "distillation needs a teacher"
     sampling = method.sampling_keywords(settings)

@@ -32,7 +32,12 @@ from .pictures import draw_curves
 MOST_BAD_BATCHES = 10  # batches in a row with a loss or gradient that is not finite, before a training stops
 STEPS_A_NOTE = 10  # steps between two updates of the loss that the progress bar shows
 # settings that states of earlier versions do not name, with what those versions did
-EARLIER = {"unet.condition": "plain", "ldm.condition": "plain", "lcm.condition": "plain"}
+EARLIER = {
+    "unet.condition": "plain",
+    "ldm.condition": "plain",
+    "lcm.condition": "plain",
+    "distill.path": "teacher",
+}
 AnyNetwork = TypeVar("AnyNetwork", bound=nn.Module)  # init_from returns the class that it is given
 STATE_ENTRIES = {"settings", "facts", "progress", "networks", "ema", "optimizers"}  # what a state_<step>.pt holds
 

@@ -1,7 +1,9 @@
 """The training of a noise estimator, which ldm_train.py and lcm_train.py share: latents encoded once, then the loop."""
 
-from dataclasses import asdict
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -42,50 +44,25 @@ def train(
     if processes.rank() == 0:
         print(weights.describe_autoencoder(settings, method.title), flush=True)
 
-    # data, checked before anything is built: the lesion loss compares each patient with a twin without lesions
-    folder = Path(settings.runs) / method.section
-    size = settings.data.image_size
-    pairs, validation_pairs = lists.training_pairs(settings.data.root, settings.data.lists, settings.data.name)
-    checks.check_ranges(pairs | validation_pairs, settings.data.root)
-    if settings.train.lesion_weight and not lists.with_twins(pairs):
-        raise UserError(
-            f"train.lesion_weight={settings.train.lesion_weight:g} needs a twin without lesions, "
-            f"<name>{lists.TWIN}, for every training image (simulate.lesions=true makes such pairs)"
-        )
+    # data, checked before anything is built
+    pairs = Pairs.of(settings)
+    check_twins(settings, pairs)
 
+    folder = Path(settings.runs) / method.section
     with processes.joined(), ownership.owned(folder, f"{method.section}.start"):
-        # autoencoder: in float32 whatever the training's precision, since its latents are kept and serve others
         device = pick_device(settings.device)
         precision = pick_precision(settings.precision, device)
-        vqgan = MLVQGAN.load(settings.vqgan.weights)
-        # pixels must divide by the autoencoder's factor times the U-Net's, 8 * 32 at full size
-        config.check_image_size(settings, vqgan.factor)
-        compiling.prepare_for_inference(vqgan, device, "float32", compiled=False)
-        vqgan.to(device)
+        vqgan = load_autoencoder(settings, device)
         vqgan_digest = checkpoint.digest(settings.vqgan.weights)  # names the cached latents and ties states to them
-
-        # data: validation images are never augmented
         encoder = Encoder(vqgan, vqgan_digest, settings, section.batch_size, masked, device)
-        data = datasets.LatentSource(*encode_versions(encoder, pairs, settings))
-        validation_data = None
-        if validation_pairs:
-            validation_data = datasets.LatentSource(encoder.latents(validation_pairs))
+        data, validation_data = sources(encoder, pairs, settings, datasets.LatentSource)
 
-        # network: it sees the noisy latent beside the CXR's, and gives as many channels [S]
-        torch.manual_seed(settings.train.seed)
-        channels = 2 * vqgan.settings["code_channels"]  # noisy soft tissue and CXR, 4 + 4
-        unet = ConditionalUNet(
-            channels, channels, **asdict(settings.unet), qkv_by_head=section.qkv_by_head, schedule=method.schedule
-        )
-        loop.init_from(unet, section.start).to(device)
-        note_other_latents(section.start, vqgan)
-        unet.notes = method.notes(settings, vqgan)  # its weights say what they were trained for
-        layers.checkpoint_activations(unet, settings.train.checkpointing)
-
+        # network
+        unet = build_network(settings, section, method, vqgan, device)
         # what one image puts into a batch: with twins, itself and the patient without lesions
-        side = size // vqgan.factor
-        latents_per_image = 2 if lists.with_twins(pairs) else 1
-        example_shape = (latents_per_image, channels, side, side)
+        side = settings.data.image_size // vqgan.factor
+        latents_per_image = 2 if lists.with_twins(pairs.training) else 1
+        example_shape = (latents_per_image, unet.settings["in_channels"], side, side)
         compiled = compile_network(unet, settings, section.batch_size, example_shape, device, precision)
 
         # the methods' epsilons differ: 1e-8 for BS-LDM, 1e-6 for GL-LCM [S]
@@ -95,62 +72,179 @@ def train(
 
         # objective: of a network with a prior, its layers' own error counts
         alpha_bar = schedulers.SCHEDULES[method.schedule]()  # (1000,)
-        weight = unet.loss_weight if settings.unet.prior else None
         objective = losses.denoising_objective(
             alpha_bar,
             section.offset_noise,
-            weight,
+            unet.loss_weight if settings.unet.prior else None,
             condition=settings.unet.condition,
             lesion_weight=settings.train.lesion_weight,
             least_timestep=settings.train.least_timestep,
         )
 
-        # sample pictures: CXR, result, target
-        def picture(networks: dict) -> np.ndarray:
-            shown = dict(list((validation_pairs or pairs).items())[:PICTURES])
-            cxr = torch.stack([datasets.load(pair, "cxr", size) for pair in shown.values()])  # (B, 1, H, W)
-            soft = torch.stack([datasets.load(pair, "soft", size) for pair in shown.values()])  # (B, 1, H, W)
-            result = method(vqgan, networks["unet"], **sampling)(cxr, list(shown))  # (B, 1, H, W)
-            return pictures.grid(cxr, result, soft)
-
-        # what a training that goes on must have as it was: settings by their keys, and facts beside them
+        # run
         # Both orders of qkv have the same names and shapes of weights, so no other check would notice a change. The
         # offset is part of the noise that is learnt.
-        fixed = (
-            "unet",
-            f"{method.section}.qkv_by_head",
-            f"{method.section}.offset_noise",
-            "data.image_size",
-            "train.seed",
-        )
-        # a few values tell one schedule from another; rounded, because CPUs differ in float32's last digits
-        facts = {
-            "training images": lists.describe(pairs),
-            "validation images": lists.describe(validation_pairs),
-            "digest of vqgan.weights": vqgan_digest,
-            "noise schedule": [round(float(value), 6) for value in alpha_bar[::SCHEDULE_STRIDE]],
-        }
-        known_settings = {**config.values(settings, reads), "precision": precision, "compile": compiled}
-
-        # run
-        trainer = loop.Trainer(
+        learnt = ("unet", f"{method.section}.qkv_by_head", f"{method.section}.offset_noise")
+        trainer = latent_trainer(
             folder,
-            {"unet": unet},
-            {"unet": optimizer},
+            unet,
+            optimizer,
             objective,
-            data,
-            validation_data,
+            (data, validation_data),
+            pairs,
+            settings,
             course=section,
-            train=settings.train,
-            learning_rates={"unet": section.learning_rate},
             precision=precision,
-            settings=known_settings,
-            fixed=fixed,
-            facts=facts,
-            config_text=config.to_yaml(settings),
-            picture=picture,
+            picture=picture_of(method, vqgan, sampling, pairs, settings),
+            read={**config.values(settings, reads), "precision": precision, "compile": compiled},
+            fixed=learnt,
+            facts={"digest of vqgan.weights": vqgan_digest, "noise schedule": digits(alpha_bar)},
         )
         return trainer.run()
+
+
+# --- What the trainings of noise estimators and of students share -----------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """The images of a training. Without a validation list, `validation` is empty."""
+
+    training: dict[str, lists.Pair]
+    validation: dict[str, lists.Pair]
+
+    @classmethod
+    def of(cls, settings: config.Settings) -> "Pairs":
+        """Those of the settings' lists. Raises UserError for lists or images that are missing or do not fit."""
+        pairs = cls(*lists.training_pairs(settings.data.root, settings.data.lists, settings.data.name))
+        checks.check_ranges(pairs.training | pairs.validation, settings.data.root)
+        return pairs
+
+
+Kind = TypeVar("Kind", bound=datasets.LatentSource)
+
+
+def sources(
+    encoder: "Encoder", pairs: Pairs, settings: config.Settings, source: type[Kind]
+) -> tuple[Kind, Kind | None]:
+    """Training and validation latents, as sources of the class `source`; validation images are never augmented."""
+    data = source(*encode_versions(encoder, pairs.training, settings))
+    validation_data = None
+    if pairs.validation:
+        validation_data = source(encoder.latents(pairs.validation))
+    return data, validation_data
+
+
+def picture_of(
+    method: type[Pipeline], vqgan: MLVQGAN, sampling: dict, pairs: Pairs, settings: config.Settings
+) -> Callable[[dict], np.ndarray]:
+    """The loop's sample pictures, of some validation images: CXR, result, target. sampling: keywords of the method."""
+    size = settings.data.image_size
+
+    def picture(networks: dict) -> np.ndarray:
+        shown = dict(list((pairs.validation or pairs.training).items())[:PICTURES])
+        cxr = torch.stack([datasets.load(pair, "cxr", size) for pair in shown.values()])  # (B, 1, H, W)
+        soft = torch.stack([datasets.load(pair, "soft", size) for pair in shown.values()])  # (B, 1, H, W)
+        result = method(vqgan, networks["unet"], **sampling)(cxr, list(shown))  # (B, 1, H, W)
+        return pictures.grid(cxr, result, soft)
+
+    return picture
+
+
+def latent_trainer(
+    folder: Path,
+    unet: ConditionalUNet,
+    optimizer: torch.optim.Optimizer,
+    objective: loop.Objective,
+    data: tuple[loop.Source, loop.Source | None],
+    pairs: Pairs,
+    settings: config.Settings,
+    *,
+    course: config.Course,
+    precision: str,
+    picture: Callable[[dict], np.ndarray],
+    read: dict[str, object],
+    fixed: tuple[str, ...],
+    facts: dict[str, object],
+) -> loop.Trainer:
+    """The loop of one network on latents, those of training and validation being `data`.
+
+    course: the section of the settings that says epochs, batch and rate. read: all settings that the training reads.
+    fixed, facts: what a training that goes on must have as it was, beside the images, their size and the seed.
+    """
+    images = {
+        "training images": lists.describe(pairs.training),
+        "validation images": lists.describe(pairs.validation),
+    }
+    return loop.Trainer(
+        folder,
+        {"unet": unet},
+        {"unet": optimizer},
+        objective,
+        *data,
+        course=course,
+        train=settings.train,
+        learning_rates={"unet": course.learning_rate},
+        precision=precision,
+        settings=read,
+        fixed=(*fixed, "data.image_size", "train.seed"),
+        facts={**images, **facts},
+        config_text=config.to_yaml(settings),
+        picture=picture,
+    )
+
+
+# --- What is built, and what is refused -------------------------------------------------------------------------------
+
+
+def load_autoencoder(settings: config.Settings, device: torch.device) -> MLVQGAN:
+    """The autoencoder, in float32 whatever the training's precision, since its latents are kept and serve others.
+
+    Raises UserError for images that it cannot take.
+    """
+    vqgan = MLVQGAN.load(settings.vqgan.weights)
+    # pixels must divide by the autoencoder's factor times the U-Net's, 8 * 32 at full size
+    config.check_image_size(settings, vqgan.factor)
+    compiling.prepare_for_inference(vqgan, device, "float32", compiled=False)
+    return vqgan.to(device)
+
+
+def build_network(
+    settings: config.Settings,
+    section: config.Ldm | config.Lcm,
+    method: type[Pipeline],
+    vqgan: MLVQGAN,
+    device: torch.device,
+) -> ConditionalUNet:
+    """The noise estimator as its training starts.
+
+    It sees the noisy latent beside the CXR's, and gives as many channels [S].
+    """
+    torch.manual_seed(settings.train.seed)
+    channels = 2 * vqgan.settings["code_channels"]  # noisy soft tissue and CXR, 4 + 4
+    unet = ConditionalUNet(
+        channels, channels, **asdict(settings.unet), qkv_by_head=section.qkv_by_head, schedule=method.schedule
+    )
+    loop.init_from(unet, section.start).to(device)
+    note_other_latents(section.start, vqgan)
+    unet.notes = method.notes(settings, vqgan)  # its weights say what they were trained for
+    layers.checkpoint_activations(unet, settings.train.checkpointing)
+    return unet
+
+
+def digits(alpha_bar: torch.Tensor) -> list[float]:
+    """A few values of a schedule (1000,), which tell one from another."""
+    # rounded, because CPUs differ in float32's last digits
+    return [round(float(value), 6) for value in alpha_bar[::SCHEDULE_STRIDE]]
+
+
+def check_twins(settings: config.Settings, pairs: Pairs) -> None:
+    """Raise UserError if the lesion loss has nothing to compare with: each patient's twin without lesions."""
+    if settings.train.lesion_weight and not lists.with_twins(pairs.training):
+        raise UserError(
+            f"train.lesion_weight={settings.train.lesion_weight:g} needs a twin without lesions, "
+            f"<name>{lists.TWIN}, for every training image (simulate.lesions=true makes such pairs)"
+        )
 
 
 def note_other_latents(start: str | None, vqgan: MLVQGAN) -> None:

@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from models import layers, losses, pipelines  # noqa: E402
+from models import config, layers, losses, pipelines  # noqa: E402
 from models.runtime import compiling  # noqa: E402
 from models.training import loop  # noqa: E402
 from models.training.distillation import Distillation  # noqa: E402
@@ -29,6 +29,7 @@ from models.vqgan import MLVQGAN, PatchDiscriminator  # noqa: E402
 
 GIB = 2**30
 PRECISIONS = ("float32", "bf16")
+CHECKPOINTING = config.parse("", (), []).distill.checkpointing  # of a distillation, unless a user says otherwise
 STEPS = 2  # of a training: the optimiser's own tensors are there from the second on
 
 
@@ -111,17 +112,20 @@ def noise_estimator(averaged: bool, checkpointing: bool, scale: Scale, precision
     optimizer = torch.optim.AdamW(unet.parameters(), fused=True)
     side = scale.side // 8
     for _ in range(STEPS):
+        optimizer.zero_grad()  # before the forward pass, as the loop does, so that no old gradients lie beside it
         latents = torch.rand(scale.batch, 8, side, side)  # the noisy one and the CXR's
         timesteps = torch.full((scale.batch,), 5)
         loss = losses.noise_loss(unet(latents, timesteps), latents[:, :4])
-        optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         yield average
 
 
 def distillation(checkpointing: bool, scale: Scale, precision: str) -> Iterator:
-    """Steps of a student of BS-LDM on cached latents: beside it its average, and the frozen teacher."""
+    """Steps of a student of BS-LDM on cached latents: beside it its average, and the frozen teacher.
+
+    GL-LCM's holds the same: guidance asks the teacher twice, one after the other, and without activations that stay.
+    """
     from torch._subclasses.fake_tensor import unset_fake_temporarily  # as in `peak`
 
     student = ConditionalUNet(**scale.unet)
@@ -144,12 +148,12 @@ def distillation(checkpointing: bool, scale: Scale, precision: str) -> Iterator:
     side = scale.side // 8
     latent = (scale.batch, 4, side, side)
     for step in range(STEPS):
+        optimizer.zero_grad()
         batch = {"masked": torch.zeros(scale.batch, dtype=torch.bool)}
         for name in ("soft", "cxr", "whole"):
             batch[name] = torch.rand(latent)
         noise = loop.Noise(0, step, scale.batch, list(range(scale.batch)), torch.device("cpu"))
         minimised, _ = objective({"unet": student}, batch, noise)
-        optimizer.zero_grad()
         minimised["unet"].backward()
         optimizer.step()
         yield
@@ -196,8 +200,10 @@ ROWS: dict[str, tuple[Callable[[Scale, str], Iterator], bool]] = {
     "BS-LDM image, one at a time": (partial(inference, 1), False),
     "LDM training step": (partial(noise_estimator, True, False), True),
     "LDM training step, checkpointing": (partial(noise_estimator, True, True), True),
+    "LCM training step": (partial(noise_estimator, False, False), True),
     "LCM training step, checkpointing": (partial(noise_estimator, False, True), True),
-    "LDM distillation step": (partial(distillation, False), True),
+    "distillation step": (partial(distillation, CHECKPOINTING), True),
+    "distillation step, no checkpointing": (partial(distillation, False), True),
     "VQGAN training step": (partial(autoencoder, False), True),
     "VQGAN training step, checkpointing": (partial(autoencoder, True), True),
 }
