@@ -321,6 +321,7 @@ class ImageAugmentation:
     scale: Annotated[Amount, Field(le=0.5)]  # 1 - scale divides
     contrast: Annotated[Amount, Field(le=0.9)]  # above, images may turn black
     gamma: Amount
+    display: Amount
     sharpen: Amount
     noise: Amount  # standard deviation, on grey values 0 to 1
     bone: Share

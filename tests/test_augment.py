@@ -15,6 +15,7 @@ NOTHING = {
     "scale": 0.0,
     "contrast": 0.0,
     "gamma": 0.0,
+    "display": 0.0,
     "sharpen": 0.0,
     "noise": 0.0,
     "bone": 0.0,
@@ -29,7 +30,7 @@ def augmentation(**amounts) -> config.Augment:
     return config.Augment(**(NOTHING | amounts))
 
 
-EVERYTHING = augmentation(flip=True, rotate=8, scale=0.1, contrast=0.2, gamma=0.3)
+EVERYTHING = augmentation(flip=True, rotate=8, scale=0.1, contrast=0.2, gamma=0.3, display=0.5)
 
 
 @pytest.fixture(scope="module")
@@ -112,6 +113,24 @@ def test_sharpness_is_between_half_as_much_softer_and_all_sharper(patient):
         assert np.all(changed[:, :64] == 0)
         found.append(np.ptp(changed[100:150, 100:200]) / np.ptp(grating[:, 100:200]) - 1)
     assert -0.4 <= min(found) < -0.1 and 0.3 < max(found) <= 0.81
+
+
+def test_display_raises_faint_contrast_over_strong_and_keeps_black():
+    """A power law in each band: of two gratings of one width the faint one gains, and by (strong / faint)^(1 - p) < 5
+    for amounts up to 1."""
+    x = np.arange(128)
+    grating = np.sin(x * np.pi / 4)[None] * np.where(np.arange(128) < 64, 0.02, 0.2)[:, None]
+    pixels = (0.5 + grating).astype(np.float32)
+    pixels[:, :16] = 0
+    gains = []
+    for key in range(40):
+        changed = augment.augment(pixels, augmentation(display=1.0), str(key))
+        assert np.all(changed[:, :16] == 0) and changed.min() >= 0 and changed.max() <= 1
+        faint, strong = (
+            np.std(changed[rows, 40:100]) / np.std(pixels[rows, 40:100]) for rows in (slice(8, 40), slice(88, 120))
+        )
+        gains.append(faint / strong)
+    assert min(gains) > 0.99 and 1.5 < max(gains) < 5
 
 
 def test_noise_is_of_the_deviation_asked_for_and_one_for_both_images():

@@ -100,7 +100,8 @@ def estimates(data: Path, folder: Path) -> list[Path]:
             files.append(path)
             if path.is_file():
                 continue
-            method = methods[(number + version) % len(methods)]
+            # drawn patients and CTs are in turn, so that both are seen by both methods only if two follow each other
+            method = methods[(number // 2 + version) % len(methods)]
             # all three by one method, and with one draw of noise: they differ by the lesions alone
             key = f"{version}/{name}"
             cxr, soft, lungs = read_changed(pairs[name + lists.TWIN], key, augmentation, method.image_size)

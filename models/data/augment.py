@@ -1,5 +1,5 @@
-"""Random changes of training images: geometry, grey values, sharpness and noise alike for both images of a pair, and
-the bone in the CXR.
+"""Random changes of training images: geometry, grey values, display, sharpness and noise alike for both images of a
+pair, and the bone in the CXR.
 
 The amounts are the section `augment` of the settings; the papers have no augmentation. Black stays black under all of
 the changes, so what lies outside the lungs of a masked image, and around an image that is not square, looks as it would
@@ -21,6 +21,14 @@ CORTEX_SIGMA = (0.002, 0.006)
 
 WIDE_SHRINK = 8  # a wide blur is computed on an image that is so many times smaller
 
+# Multi-scale contrast, as X-ray units show images
+COARSEST_SIDE = 8  # pixels; an image is halved until it would be smaller
+KEPT_CONTRAST = 0.1  # grey scale: contrast of a band that the power law leaves as it is
+LEAST_CONTRAST = (
+    0.01  # grey scale: below it the power law goes over into a factor, so that noise is not enlarged at will
+)
+BASE_FADES = 0.5  # of the display's amount, by which the coarsest structures fade at most
+
 
 def changes_bone(augmentation: Augment | None) -> bool:
     """Whether the bone in the CXR is changed, for which the soft-tissue image is needed too."""
@@ -40,6 +48,7 @@ def changes_nothing(augmentation: Augment | None) -> bool:
         augmentation.scale,
         augmentation.contrast,
         augmentation.gamma,
+        augmentation.display,
         augmentation.sharpen,
         augmentation.noise,
     )
@@ -73,9 +82,43 @@ def augment(pixels: np.ndarray, augmentation: Augment | None, key: str) -> np.nd
     exponent = np.float32(math.exp(bend * math.log1p(augmentation.gamma)))
     pixels = np.clip(pixels, 0, 1).astype(np.float32) ** exponent
 
+    if augmentation.display:
+        pixels = change_display(pixels, augmentation.display, seeding.augmentation_generator(f"{key}/display"))
     if augmentation.sharpen or augmentation.noise:
         pixels = _change_texture(pixels, augmentation, random)
     return pixels
+
+
+def change_display(pixels: np.ndarray, amount: float, random: np.random.Generator) -> np.ndarray:
+    """Float32 (S, S) in [0, 1] with another multi-scale contrast; black stays black. amount: 0 for none.
+
+    Each band b of a Laplacian pyramid (Burt & Adelson 1983) becomes b (KEPT_CONTRAST / |b|)^(1 - p), which raises faint
+    contrasts over strong ones as the display of X-ray units does (Vuylsteke & Schoeters 1994); the coarsest image fades
+    towards its mean. p is in [1 / (1 + amount), 1], and a tilt makes fine bands stronger than coarse ones, or fainter,
+    by up to 1 + amount.
+    """
+    power = math.exp(-random.uniform() * math.log1p(amount))
+    tilt = random.uniform(-1, 1) * math.log1p(amount)
+    fading = random.uniform() * min(1.0, BASE_FADES * amount)
+
+    # The pyramid: what each halving loses, finest first, and the image that is left.
+    bands = []
+    image = pixels.astype(np.float32)
+    while min(image.shape) >= 2 * COARSEST_SIDE:
+        coarser = cv2.pyrDown(image)
+        bands.append(image - cv2.pyrUp(coarser, dstsize=image.shape[::-1]))
+        image = coarser
+
+    # The coarsest image, then the bands put back onto it with their new contrasts.
+    image = image + fading * (image.mean() - image)
+    for number in reversed(range(len(bands))):
+        band = bands[number]
+        contrast = np.sqrt(band**2 + LEAST_CONTRAST**2)
+        gain = (KEPT_CONTRAST / contrast) ** (1 - power)
+        gain *= math.exp(tilt * (0.5 - number / len(bands)))
+        image = cv2.pyrUp(image, dstsize=band.shape[::-1]) + gain * band
+    # Masked images and padding are exactly 0 outside.
+    return np.clip(image * (pixels > 0), 0, 1).astype(np.float32)
 
 
 def _change_texture(pixels: np.ndarray, augmentation: Augment, random: np.random.Generator) -> np.ndarray:
