@@ -61,19 +61,36 @@ class BoneRefiner(Network):
         STEP * 2 ** (levels - 1). The gate is in [0, 2], the share in [0, 1]: most of what is wrong is a wrong share of
         what was estimated.
         """
-        seen = [images.to_signed(cxr), BONE_GAIN * bone, images.to_signed(cxr - bone), UNLIKE_GAIN * unlike]
-        x = F.pixel_unshuffle(torch.cat(seen, dim=1), STEP)  # (B, 16, h/2, w/2)
+        # what the network sees, all about as large
+        seen = [
+            images.to_signed(cxr),
+            BONE_GAIN * bone,
+            images.to_signed(cxr - bone),
+            UNLIKE_GAIN * unlike,
+        ]
+        x = torch.cat(seen, dim=1)  # (B, 4, h, w)
+        x = F.pixel_unshuffle(x, STEP)  # (B, 16, h/2, w/2)
+
+        # down: each level at half the size of the one before
         skips = []
         for level, block in enumerate(self.down):
             if level > 0:
                 x = F.avg_pool2d(x, 2)
             x = block(x)
             skips.append(x)
+
+        # up again, with what each level saw on the way down
         for block, skip in zip(self.up, reversed(skips[:-1])):
             x = F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
-            x = block(torch.cat([x, skip], dim=1))
-        gate, addition, share = F.pixel_shuffle(self.out(x), STEP).split(1, dim=1)  # (B, 1, h, w) each
-        return 2 * torch.sigmoid(gate), torch.sigmoid(share - 1), ADDED * addition
+            x = torch.cat([x, skip], dim=1)
+            x = block(x)
+
+        # three answers at each pixel
+        answers = F.pixel_shuffle(self.out(x), STEP)  # (B, 3, h, w)
+        gate, addition, share = answers.split(1, dim=1)  # (B, 1, h, w) each
+        gate = 2 * torch.sigmoid(gate)
+        share = torch.sigmoid(share - 1)
+        return gate, share, ADDED * addition
 
     def refine(self, cxr: torch.Tensor, soft: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
         """The refined soft tissue of X-rays and a method's results for them, all (B, 1, H, W) in [-1, 1].
@@ -88,9 +105,16 @@ class BoneRefiner(Network):
             bone = unit - images.to_unit(soft.float())
             unlike = unlike_lines(bone)  # (B, 1, SIZE, SIZE)
             gate, share, addition = self(_shrink(unit, SIZE), _shrink(bone, SIZE), unlike)
-            share = (share + LUNG_SHARE * _shrink(masks.float(), SIZE)).clamp(max=1)
-            corrected = _enlarge(gate, bone.shape) * bone + _enlarge(addition - share * unlike, bone.shape)
-            refined = torch.where(unit > 0, images.to_signed(unit - corrected), soft)
+
+            # more of what is unlike lines goes back in the lungs
+            inside = _shrink(masks.float(), SIZE)  # (B, 1, SIZE, SIZE), 1 in the lungs
+            share = (share + LUNG_SHARE * inside).clamp(max=1)
+
+            # the answer is enlarged, the bone is not, so its fine detail stays
+            change = addition - share * unlike
+            corrected = _enlarge(gate, bone.shape) * bone + _enlarge(change, bone.shape)  # (B, 1, H, W)
+            result = images.to_signed(unit - corrected)
+            refined = torch.where(unit > 0, result, soft)
             return refined.clamp(-1, 1)
 
 
@@ -104,14 +128,21 @@ def unlike_lines(bone: torch.Tensor) -> torch.Tensor:
     medians = []
     errors = []
     for number in range(DIRECTIONS):
-        median = _median_along(small, math.pi * number / DIRECTIONS)
+        angle = math.pi * number / DIRECTIONS
+        median = _median_along(small, angle)
+        misfit = (small - median).square()
         medians.append(median)
-        errors.append(gaussian_blur((small - median).square(), LINE_SIGMA, separable=True))
+        errors.append(gaussian_blur(misfit, LINE_SIGMA, separable=True))
+
+    # The directions' weights: 1 for the one that fits best here, less for one whose error is larger by some share.
     error = torch.stack(errors)  # (directions, B, 1, s, s)
-    excess = error / (error.amin(0) + LEAST_ERROR) - 1
+    least = error.amin(0)
+    excess = error / (least + LEAST_ERROR) - 1
     weight = torch.softmax(-CHOICE * excess, dim=0)
-    explained = (weight * torch.stack(medians)).sum(0)
-    return F.interpolate(small - explained, (SIZE, SIZE), mode="bilinear", align_corners=False)
+
+    explained = (weight * torch.stack(medians)).sum(0)  # (B, 1, s, s)
+    unlike = small - explained
+    return F.interpolate(unlike, (SIZE, SIZE), mode="bilinear", align_corners=False)
 
 
 def _median_along(x: torch.Tensor, angle: float) -> torch.Tensor:
