@@ -17,7 +17,9 @@ STRIDE = 2  # of these convolutions
 TREE_CHANNELS = 8  # channels of a code, above which a search tree is no faster than comparing with all codes
 ROWS = 1 << 16  # latent vectors compared with the codebook at a time, to bound memory
 FEW_ROWS = 64  # likewise on a CPU, for its cache
-FEW_DISTANCES = 1 << 26  # which take as long as importing the search tree: four images of 512 x 512 and 4096 codes
+# What takes less time than importing the search tree and using it: the two images that GL-LCM encodes of an X-ray
+# of 512 x 512, with 4096 codes.
+FEW_DISTANCES = 1 << 27
 LAPLACE = 1e-5  # Laplace smoothing of the codebook's counts [published script]
 RESTART_BELOW = 0.1  # a code whose moving count is smaller is restarted, if restarting is on
 START_DEVIATION = 0.02  # of the discriminator's first weights (Isola 2017) [published script]

@@ -179,6 +179,19 @@ def test_progress_bars_do_not_fill_a_log():
     assert float(said) == float(entry.BAR_INTERVAL)
 
 
+@pytest.mark.parametrize(("own", "expected"), [({}, entry.SPIN_COUNT), ({"OMP_WAIT_POLICY": "ACTIVE"}, None)])
+def test_idle_threads_do_not_wait_busily_unless_the_user_says_how(monkeypatch, own, expected):
+    for name in entry.WAIT_VARIABLES:
+        monkeypatch.setenv(name, "")  # so that it is put back afterwards
+        monkeypatch.delenv(name)
+    for name, value in own.items():
+        monkeypatch.setenv(name, value)
+    seen = []
+    with pytest.raises(SystemExit):
+        entry.run(lambda: seen.append(os.environ.get("GOMP_SPINCOUNT")))
+    assert seen == [expected]
+
+
 def test_work_is_handed_out_as_its_results_are_taken(monkeypatch):
     """So memory does not grow with the number of items."""
     handed_out = []
