@@ -180,7 +180,7 @@ def _lungs(hounsfield: np.ndarray, body: np.ndarray, litres_a_voxel: float) -> n
     voxels = np.bincount(number.ravel(), minlength=count + 1)[1:]  # (count,), without the outside
     litres = voxels * litres_a_voxel
 
-    # The second one only if it is not small against the first
+    # None below 0.2 litres, nor a second one that is small against the first
     kept = []
     if count:
         least = max(0.25 * litres.max(), 0.2)
