@@ -26,25 +26,37 @@ class VAE(Translator):
     def __init__(self, channels=(128, 256, 512), blocks: int = 2):
         super().__init__()
         self.settings = dict(channels=channels, blocks=blocks)
-        inner = channels[-1]
         self.multiple = 2 ** len(channels)
-        self.encoder = MLVQGAN(1, channels, inner, blocks, 1, 2 * CODE_CHANNELS).encoder  # mean and log-variance
-        self.decoder = MLVQGAN(1, channels, inner, blocks, 1, CODE_CHANNELS).decoder
+
+        # Of two autoencoders, since the encoder gives mean and log-variance and the decoder takes one latent
+        inner = channels[-1]
+        of_encoder = MLVQGAN(1, channels, inner, blocks, codes=1, code_channels=2 * CODE_CHANNELS)
+        self.encoder = of_encoder.encoder
+        of_decoder = MLVQGAN(1, channels, inner, blocks, codes=1, code_channels=CODE_CHANNELS)
+        self.decoder = of_decoder.decoder
 
     def forward(self, cxr: Tensor, draw: Draw | None = None) -> tuple[Tensor, Tensor]:
         mean, log_variance = self.encoder(cxr).float().chunk(2, 1)  # (B, 4, S/8, S/8) each
         log_variance = log_variance.clamp(-30, 20)  # beyond it exp() leaves float32
+
+        # z = mean + sigma eps (Kingma & Welling 2014, section 2.4)
         latent = mean
         if self.training and draw is not None:
-            latent = mean + torch.exp(log_variance / 2) * draw("latent", *mean.shape[1:])
-        return self.decoder(latent).float(), kl_divergence(mean, log_variance)
+            sigma = torch.exp(log_variance / 2)
+            eps = draw("latent", *mean.shape[1:])
+            latent = mean + sigma * eps
+
+        soft = self.decoder(latent).float()  # (B, 1, S, S)
+        return soft, kl_divergence(mean, log_variance)
 
 
 def kl_divergence(mean: Tensor, log_variance: Tensor) -> Tensor:
     """KL(N(mean, variance) || N(0, I)), summed over a latent (B, C, h, w), mean over the batch (Kingma & Welling 2014,
     appendix B)."""
-    terms = mean.square() + log_variance.exp() - 1 - log_variance
-    return terms.sum((1, 2, 3)).mean() / 2
+    # KL = 1/2 sum (mean^2 + variance - 1 - log variance)
+    terms = mean.square() + log_variance.exp() - 1 - log_variance  # (B, C, h, w)
+    sum_of_latent = terms.sum((1, 2, 3))  # (B,)
+    return sum_of_latent.mean() / 2
 
 
 METHOD = VAE

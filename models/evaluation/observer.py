@@ -37,11 +37,17 @@ def laguerre_gauss(side: int, width: float, count: int = CHANNELS) -> np.ndarray
 
     u_j(r) = sqrt(2) / a exp(-pi r^2 / a^2) L_j(2 pi r^2 / a^2); width: a, pixels.
     """
-    # r is measured from the middle of the patch, which for an odd side is a pixel
-    index = np.arange(side) - (side - 1) / 2
-    square = index[None, :] ** 2 + index[:, None] ** 2  # r^2, (side, side)
-    envelope = np.sqrt(2) / width * np.exp(-np.pi * square / width**2)  # (side, side)
-    return np.stack([(envelope * eval_laguerre(j, 2 * np.pi * square / width**2)).ravel() for j in range(count)])
+    # r is measured from the middle of the patch, which for an odd side is a pixel.
+    offset = np.arange(side) - (side - 1) / 2
+    r_squared = offset[None, :] ** 2 + offset[:, None] ** 2  # (side, side)
+    envelope = np.sqrt(2) / width * np.exp(-np.pi * r_squared / width**2)  # (side, side)
+    argument = 2 * np.pi * r_squared / width**2  # (side, side)
+
+    channels = []
+    for j in range(count):
+        u_j = envelope * eval_laguerre(j, argument)
+        channels.append(u_j.ravel())
+    return np.stack(channels)
 
 
 def outputs(image: np.ndarray, centres: np.ndarray, pixel_mm: float, count: int = CHANNELS) -> np.ndarray:
@@ -51,15 +57,14 @@ def outputs(image: np.ndarray, centres: np.ndarray, pixel_mm: float, count: int 
     image goes on as at its border.
     """
     side = 2 * round(PATCH_MM / pixel_mm / 2) + 1  # odd, so that a lesion's centre is a pixel
-    channels = laguerre_gauss(side, WIDTH_MM / pixel_mm, count)
+    channels = laguerre_gauss(side, WIDTH_MM / pixel_mm, count)  # U', (count, side * side)
 
     # Padded by half a patch, so that centre (x, y) of the image is the patch's corner (x, y) of the padded one.
-    half = side // 2
-    wide = np.pad(image, half, mode="edge")
+    padded = np.pad(image, side // 2, mode="edge")
     result = np.empty((len(centres), count))
     for row, (x, y) in enumerate(np.asarray(centres, int)):
-        patch = wide[y : y + side, x : x + side].ravel()  # (side * side,)
-        result[row] = channels @ (patch - patch.mean())
+        g = padded[y : y + side, x : x + side].ravel()  # (side * side,)
+        result[row] = channels @ (g - g.mean())  # v = U' g
     return result
 
 
@@ -68,10 +73,17 @@ def template(present: np.ndarray, absent: np.ndarray) -> np.ndarray:
     each."""
     # S: the mean of the two classes' covariances, Hotelling's pooled within-class scatter
     covariance = (np.cov(present, rowvar=False) + np.cov(absent, rowvar=False)) / 2
-    covariance = np.atleast_2d(covariance)  # np.cov of one channel is a scalar
-    # tiny: where all patches are constant even the mean variance is 0
-    ridge = RIDGE * np.trace(covariance) / len(covariance) + np.finfo(float).tiny
-    return np.linalg.solve(covariance + ridge * np.eye(len(covariance)), present.mean(0) - absent.mean(0))
+    covariance = np.atleast_2d(covariance)  # (c, c); np.cov of one channel is a scalar
+
+    # S + ridge I can be inverted. Where all patches are constant even the mean variance is 0, hence `tiny`.
+    channels = len(covariance)
+    total_variance = np.trace(covariance)
+    ridge = RIDGE * total_variance / channels + np.finfo(float).tiny
+    regularised = covariance + ridge * np.eye(channels)
+
+    # w = S^-1 (mean with lesions - mean without)
+    mean_difference = present.mean(0) - absent.mean(0)  # (c,)
+    return np.linalg.solve(regularised, mean_difference)
 
 
 def cross_validate(
@@ -88,18 +100,21 @@ def cross_validate(
     if len(names) < 2:
         raise ValueError(f"an observer is cross-validated by image; there is only {len(names)}")
     order = np.random.default_rng(seed).permutation(len(names))
-    scores_present = np.empty(len(present))
-    scores_absent = np.empty(len(absent))
+    folds = np.array_split(names[order], min(FOLDS, len(names)))
 
     # Train on all other images, score the fold.
-    for fold in np.array_split(names[order], min(FOLDS, len(names))):
-        held_present = np.isin(images_present, fold)
-        held_absent = np.isin(images_absent, fold)
-        if (~held_present).sum() < 2 or (~held_absent).sum() < 2:
+    scores_present = np.empty(len(present))
+    scores_absent = np.empty(len(absent))
+    for fold in folds:
+        held_present = np.isin(images_present, fold)  # (n,)
+        held_absent = np.isin(images_absent, fold)  # (m,)
+        train_present = present[~held_present]
+        train_absent = absent[~held_absent]
+        if len(train_present) < 2 or len(train_absent) < 2:
             raise ValueError(
                 "too few patches to train an observer on; two with lesions and two without are needed in other images"
             )
-        w = template(present[~held_present], absent[~held_absent])
+        w = template(train_present, train_absent)
         scores_present[held_present] = present[held_present] @ w
         scores_absent[held_absent] = absent[held_absent] @ w
     return scores_present, scores_absent
@@ -109,11 +124,13 @@ def auc(present: np.ndarray, absent: np.ndarray) -> float:
     """The share of pairs (one score with a lesion, one without) that are in the right order, ties counted half (Mann &
     Whitney)."""
     # For each score with a lesion: how many without lie below it, and how many below or level with it.
-    # The mean of the two counts ties half.
     ordered = np.sort(absent)
-    below = np.searchsorted(ordered, present, side="left")
-    not_above = np.searchsorted(ordered, present, side="right")
-    return float((below + not_above).mean() / (2 * len(absent)))
+    below = np.searchsorted(ordered, present, side="left")  # (n,)
+    not_above = np.searchsorted(ordered, present, side="right")  # (n,)
+
+    # The mean of the two counts ties half; divided by m it is a share.
+    twice_in_order = (below + not_above).mean()
+    return float(twice_in_order / (2 * len(absent)))
 
 
 def compare(
@@ -125,18 +142,29 @@ def compare(
     names = np.unique(np.concatenate([images_present, images_absent]))
     rows_present = [np.flatnonzero(images_present == name) for name in names]
     rows_absent = [np.flatnonzero(images_absent == name) for name in names]
+
+    # Both observers see the same resample, so the interval is that of a paired difference.
+    before_present, before_absent = before
+    after_present, after_absent = after
     random = np.random.default_rng(seed)
     differences = []
-    # Both observers see the same resample, so the interval is that of a paired difference.
     while len(differences) < RESAMPLES:
         drawn = random.integers(len(names), size=len(names))
-        rows_of_lesions = np.concatenate([rows_present[index] for index in drawn])
-        rows_of_normals = np.concatenate([rows_absent[index] for index in drawn])
-        if len(rows_of_lesions) and len(rows_of_normals):  # a sample of images may hold no lesion
-            old = auc(before[0][rows_of_lesions], before[1][rows_of_normals])
-            new = auc(after[0][rows_of_lesions], after[1][rows_of_normals])
-            differences.append(new - old)
+        lesions = np.concatenate([rows_present[index] for index in drawn])
+        normals = np.concatenate([rows_absent[index] for index in drawn])
+        if len(lesions) == 0 or len(normals) == 0:  # a sample of images may hold no lesion
+            continue
+        resampled_before = auc(before_present[lesions], before_absent[normals])
+        resampled_after = auc(after_present[lesions], after_absent[normals])
+        differences.append(resampled_after - resampled_before)
     low, high = np.quantile(differences, (0.025, 0.975))
-    first = auc(*before)
-    second = auc(*after)
-    return Comparison(first, second, second - first, float(low), float(high))
+
+    auc_before = auc(before_present, before_absent)
+    auc_after = auc(after_present, after_absent)
+    return Comparison(
+        before=auc_before,
+        after=auc_after,
+        difference=auc_after - auc_before,
+        low=float(low),
+        high=float(high),
+    )

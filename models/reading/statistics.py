@@ -29,11 +29,19 @@ def mcnemar(a: Sequence[bool], b: Sequence[bool]) -> tuple[int, int, float]:
 
     A binomial test of the pairs that differ; p is NaN where no pair differs.
     """
-    only_a = sum(1 for first, second in zip(a, b) if first and not second)
-    only_b = sum(1 for first, second in zip(a, b) if second and not first)
-    if only_a + only_b == 0:
+    only_a = 0
+    only_b = 0
+    for yes_a, yes_b in zip(a, b):
+        if yes_a and not yes_b:
+            only_a += 1
+        if yes_b and not yes_a:
+            only_b += 1
+
+    differing = only_a + only_b
+    if differing == 0:
         return 0, 0, math.nan
-    return only_a, only_b, float(stats.binomtest(only_a, only_a + only_b, 0.5).pvalue)
+    test = stats.binomtest(only_a, differing, 0.5)
+    return only_a, only_b, float(test.pvalue)
 
 
 def weighted_kappa(a: Sequence[int], b: Sequence[int], levels: Sequence[int]) -> float:
@@ -42,18 +50,29 @@ def weighted_kappa(a: Sequence[int], b: Sequence[int], levels: Sequence[int]) ->
 
     O: how often each two levels met; E: how often they would by chance. NaN where both always gave one level.
     """
+    # O: a row for each level of the first reader, a column for each of the second
     place = {level: number for number, level in enumerate(levels)}
     observed = np.zeros((len(levels), len(levels)))
-    for first, second in zip(a, b):
-        observed[place[first], place[second]] += 1
+    for rating_a, rating_b in zip(a, b):
+        observed[place[rating_a], place[rating_b]] += 1
     total = observed.sum()
     if total == 0:
         return math.nan
-    expected = np.outer(observed.sum(1), observed.sum(0)) / total
-    numbers = np.arange(len(levels))
-    weights = (numbers[:, None] - numbers[None, :]) ** 2
+
+    # E, and w = (i - j)^2, (levels, levels) both
+    ratings_a = observed.sum(1)
+    ratings_b = observed.sum(0)
+    expected = np.outer(ratings_a, ratings_b) / total
+    i = np.arange(len(levels))[:, None]
+    j = np.arange(len(levels))[None, :]
+    weights = (i - j) ** 2
+
+    # kappa = 1 - sum of w O / sum of w E
+    disagreement = float((weights * observed).sum())
     by_chance = float((weights * expected).sum())
-    return 1 - float((weights * observed).sum()) / by_chance if by_chance else math.nan
+    if by_chance == 0:
+        return math.nan
+    return 1 - disagreement / by_chance
 
 
 def afroc_area(lesions: Sequence[float], images: Sequence[float]) -> float:
@@ -62,12 +81,15 @@ def afroc_area(lesions: Sequence[float], images: Sequence[float]) -> float:
 
     lesions: the highest rating of each lesion; images: of each image without lesion; -inf where there is no mark.
     """
-    if not len(lesions) or not len(images):
+    if len(lesions) == 0 or len(images) == 0:
         return math.nan
-    found = np.asarray(lesions, float)[:, None]
-    false = np.asarray(images, float)[None, :]
-    # compared rather than subtracted: -inf equals -inf
-    return float((found > false).mean() + 0.5 * (found == false).mean())
+    lesion_ratings = np.asarray(lesions, float)[:, None]  # (lesions, 1)
+    false_ratings = np.asarray(images, float)[None, :]  # (1, images)
+
+    # All pairs, compared rather than subtracted: -inf equals -inf
+    above = (lesion_ratings > false_ratings).mean()
+    equal = (lesion_ratings == false_ratings).mean()
+    return float(above + 0.5 * equal)
 
 
 def interval(
@@ -81,9 +103,10 @@ def interval(
     """
     if patients < 2:
         return math.nan, math.nan
-    values = statistic(random.integers(patients, size=(RESAMPLES, patients)))
+    drawn = random.integers(patients, size=(RESAMPLES, patients))
+    values = statistic(drawn)  # (RESAMPLES,)
     defined = values[np.isfinite(values)]
-    if not len(defined):
+    if len(defined) == 0:
         return math.nan, math.nan
     tail = (1 - CONFIDENCE) / 2
     low, high = np.quantile(defined, (tail, 1 - tail))
@@ -92,4 +115,5 @@ def interval(
 
 def quotient(parts: np.ndarray, wholes: np.ndarray) -> np.ndarray:
     """parts / wholes, NaN where there is no whole."""
-    return np.divide(parts, wholes, out=np.full(parts.shape, math.nan), where=wholes != 0)
+    undefined = np.full(parts.shape, math.nan)
+    return np.divide(parts, wholes, out=undefined, where=wholes != 0)

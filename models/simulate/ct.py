@@ -28,6 +28,7 @@ SEEN = 0.88  # share of the lower half that rays through the back and the front 
 FINE = 0.4  # cm of tissue that a vessel of the lungs is thicker than what surrounds it
 GRAIN = 0.3  # growth of noise with the log exposure
 ELASTIC_WAVES = 4
+TONES = (0.22, 0.36, 0.60, 0.81, 0.91, 0.95)  # typical grey levels of the quantiles xray.TONE_AT
 
 
 @dataclass(frozen=True)
@@ -60,31 +61,42 @@ class Draw:
 def draw(seed: int) -> Draw:
     """What pair `seed` is drawn with; the order of the draws is part of the pair."""
     random = detail_generator(seed, "ct")
-    tones = (
-        np.array([0.22, 0.36, 0.60, 0.81, 0.91, 0.95]) + random.normal(0, 0.03) + np.cumsum(random.normal(0, 0.012, 6))
-    )
+
+    def log_uniform(low: float, high: float) -> float:
+        return float(np.exp(random.uniform(np.log(low), np.log(high))))
+
+    def in_half_of_pairs(low: float, high: float) -> float:
+        value = random.uniform(low, high)
+        return float(random.choice([0, value]))
+
+    # Grey levels: lighter or darker as a whole, and each a little on its own; they rise from quantile to quantile.
+    brightness = random.normal(0, 0.03)
+    steps = random.normal(0, 0.012, len(TONES))
+    tones = np.array(TONES) + brightness + np.cumsum(steps)
+    rising_tones = np.maximum.accumulate(tones)
+
     return Draw(
         turn=(random.uniform(-0.16, 0.16), random.normal(0, 0.035), random.normal(0, 0.02)),
         deep=random.uniform(0.85, 1.15),
         tall=random.uniform(0.94, 1.05),
         air=random.uniform(1.0, 1.06),
-        bone=float(np.exp(random.uniform(np.log(1.7), np.log(3.3)))),
+        bone=log_uniform(1.7, 3.3),
         girdle=random.uniform(0.6, 1.1),
         cage=bool(random.random() < 0.4),
         bend=random.uniform(0.002, 0.005),
         vessels=random.uniform(0.0, 1.0),
         branches=random.uniform(0.1, 0.6),
         kilovolts=random.uniform(0.3, 1),
-        shift=float(random.choice([0, random.uniform(0, 0.0002)])),
-        beat=float(random.choice([0, random.uniform(0.0003, 0.0015)])),
+        shift=in_half_of_pairs(0, 0.0002),
+        beat=in_half_of_pairs(0.0003, 0.0015),
         scatter=random.uniform(0.1, 0.6),
-        noise=float(np.exp(random.uniform(np.log(0.002), np.log(0.008)))),
+        noise=log_uniform(0.002, 0.008),
         subtraction=random.uniform(0, 0.25),
         local=random.uniform(0.2, 1.2),
         unsharp=random.uniform(0.1, 1.0),
         sharp=random.uniform(0.0003, 0.0009),
         dark=random.uniform(0.01, 0.06),
-        tones=tuple(np.clip(np.maximum.accumulate(tones), 0.05, 0.99)),
+        tones=tuple(np.clip(rising_tones, 0.05, 0.99)),
     )
 
 
@@ -130,21 +142,26 @@ def integrals(part: Parts, drawn: Draw, seed: int, size: int) -> tuple[np.ndarra
     pose = fit(part, drawn, around.chest, size)
 
     # The CT's own integrals; those of body and lungs are smooth, and half the size does.
-    water, bone = np.moveaxis(xray.project(part.fine, pose, size), -1, 0)
-    body, lung = (
-        cv2.resize(layer, (size, size)) for layer in np.moveaxis(xray.project(part.coarse, pose, size // 2), -1, 0)
-    )
-    water, bone, body, lung = (_mirror_below(layer, part, pose) for layer in (water, bone, body, lung))
-    chest, inside = windows(lung, part, pose)
+    fine = xray.project(part.fine, pose, size)  # (size, size, 2)
+    coarse = xray.project(part.coarse, pose, size // 2)  # (size / 2, size / 2, 2)
+    water = _mirror_below(fine[..., 0], part, pose)
+    bone = _mirror_below(fine[..., 1], part, pose)
+    body = _mirror_below(cv2.resize(coarse[..., 0], (size, size)), part, pose)
+    lung = _mirror_below(cv2.resize(coarse[..., 1], (size, size)), part, pose)
 
+    # Joined with the phantom's
+    chest, inside = windows(lung, part, pose)
     water = _tissue(water, body, lung, chest, inside, around, drawn)
     bone = _mineral(bone, chest, around, drawn, seed)
+    lung = lung * chest
+
+    # Bent together
     across, down = field.elastic_maps(seed, ELASTIC_WAVES, drawn.bend, size)
-    water, bone, lung = (
-        cv2.remap(layer.astype(np.float32), across, down, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-        for layer in (water, bone, lung * chest)
-    )
-    return water, bone, lung
+
+    def bent(layer: np.ndarray) -> np.ndarray:
+        return cv2.remap(layer.astype(np.float32), across, down, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+
+    return bent(water), bent(bone), bent(lung)
 
 
 def _tissue(
@@ -157,42 +174,67 @@ def _tissue(
     drawn: Draw,
 ) -> np.ndarray:
     """cm of tissue as water: the CT's, with more vessels in the lungs, in the chest's window; the phantom's outside."""
-    # Detail of the lungs alone: what differs more from its surroundings is the outline of heart or diaphragm.
-    airy = blur((lung / 10).clip(0, 1), 0.01)
+    # More vessels in the lungs. Their detail alone: what differs more from its surroundings is the outline of heart or
+    # diaphragm.
+    airy = blur((lung / 10).clip(0, 1), 0.01)  # share, 1 from 10 cm of lung on
     detail = (water - blur(water, 0.01)).clip(-FINE, FINE)
-    water = water + airy * (drawn.vessels * detail + drawn.branches * around.vessels)
+    vessels = drawn.vessels * detail + drawn.branches * around.vessels
+    water = water + airy * vessels
 
-    water = chest * (body - drawn.air * (body - water)) + (1 - chest) * around.body
+    # More or less air in the CT's body; outside of the window the phantom's body
+    air = body - water
+    own_body = body - drawn.air * air
+    water = chest * own_body + (1 - chest) * around.body
+
+    # The phantom's arms, joined by the 4-norm (water^4 + arms^4)^(1/4), which leaves no crease
     arms = (1 - inside) * around.arms
-    return np.sqrt(np.sqrt(water.clip(0) ** 4 + arms**4)) + around.devices  # 4-norm: joined without a crease
+    joined = np.sqrt(np.sqrt(water.clip(0) ** 4 + arms**4))
+    return joined + around.devices
 
 
 def _mineral(bone: np.ndarray, chest: np.ndarray, around: Surroundings, drawn: Draw, seed: int) -> np.ndarray:
     """cm of compact bone: the CT's or the phantom's chest, and the phantom's shoulders."""
+    # The CT's bone, with a texture that its slices blur
     size = len(bone)
-    grain = 1 + 0.10 * texture(seed, "trabeculae", size, 512) + 0.06 * texture(seed, "density", size, 128)
-    own = chest * bone * grain.clip(0.3)
-    phantoms = around.spine + around.cage if drawn.cage else around.spine * (1 - chest)
-    return drawn.bone * (DRAWN_BONE * phantoms + own * (not drawn.cage) + drawn.girdle * around.girdle)
+    trabeculae = 0.10 * texture(seed, "trabeculae", size, 512)
+    density = 0.06 * texture(seed, "density", size, 128)
+    grain = (1 + trabeculae + density).clip(0.3)
+    own = chest * bone * grain
+
+    # The phantom's spine continues the CT's, or its whole rib cage stands for it.
+    if drawn.cage:
+        phantoms = around.spine + around.cage
+        own_share = 0
+    else:
+        phantoms = around.spine * (1 - chest)
+        own_share = 1
+    return drawn.bone * (DRAWN_BONE * phantoms + own_share * own + drawn.girdle * around.girdle)
 
 
 def fit(part: Parts, drawn: Draw, chest: tuple[float, float, float, float], size: int) -> xray.Pose:
     """The pose in which the CT's lungs fill the box `chest` (right, left, top, bottom in pixels)."""
-    right, left, top, bottom = part.lungs
+    right, left, top, bottom = part.lungs  # mm
     chest_right, chest_left, chest_top, chest_bottom = chest
-    mm = 10 * phantom.SIDE / size
+    side_mm = 10 * phantom.SIDE
+    mm = side_mm / size  # of a pixel
+
     # Scales across and along the body; the second is kept between 0.9 and 1.4 times the first.
     wide = (chest_left - chest_right) * mm / (left - right)
-    tall = np.clip(drawn.tall * (chest_bottom - chest_top) * mm / (bottom - top), 0.9 * wide, 1.4 * wide)
+    tall = drawn.tall * (chest_bottom - chest_top) * mm / (bottom - top)
+    tall = np.clip(tall, 0.9 * wide, 1.4 * wide)
+
     # The middles of both boxes coincide across; along the body their tops do.
-    centre_x = (chest_right + chest_left - size) / 2 * mm - wide * (right + left) / 2
+    chest_middle = (chest_right + chest_left - size) / 2 * mm
+    lungs_middle = wide * (right + left) / 2
+    centre_x = chest_middle - lungs_middle
     centre_y = (chest_top - size / 2) * mm - tall * top
-    return xray.Pose(drawn.turn, (wide, tall, drawn.deep), (centre_x, centre_y), 10 * phantom.SIDE)
+    return xray.Pose(drawn.turn, (wide, tall, drawn.deep), (centre_x, centre_y), side_mm)
 
 
 def _half_height(part: Parts, pose: xray.Pose) -> float:
     """mm from the CT's middle to its upper and lower ends, as they are seen."""
-    return pose.stretch[1] * part.fine.spacing[1] * part.fine.values.shape[1] / 2
+    rows = part.fine.values.shape[1]
+    return pose.stretch[1] * part.fine.spacing[1] * rows / 2
 
 
 def windows(lung: np.ndarray, part: Parts, pose: xray.Pose) -> tuple[np.ndarray, np.ndarray]:
@@ -209,12 +251,17 @@ def windows(lung: np.ndarray, part: Parts, pose: xray.Pose) -> tuple[np.ndarray,
     hull = cv2.fillConvexPoly(np.zeros((THUMB, THUMB), np.uint8), cv2.convexHull(points), 1)
     far = cv2.distanceTransform(1 - hull, cv2.DIST_L2, 5) / THUMB
 
-    # The two windows, smooth at their ends.
-    y = ((np.arange(THUMB) + 0.5) / THUMB)[:, None]
-    top, bottom = np.flatnonzero(hull.any(1))[[0, -1]] / THUMB
+    # Around the lungs and below the CT's upper end; and all that is below the armpits. Smooth at their ends.
+    y = ((np.arange(THUMB) + 0.5) / THUMB)[:, None]  # (THUMB, 1)
     upper_end = 0.5 + (pose.centre[1] - _half_height(part, pose)) / pose.field
-    inside = smooth_step(far, 0.085, 0.03) * smooth_step(y, upper_end + 0.01, upper_end + 0.06)
-    below = smooth_step(y, top + 0.35 * (bottom - top), top + 0.75 * (bottom - top))
+    near_lungs = smooth_step(far, 0.085, 0.03)
+    below_upper_end = smooth_step(y, upper_end + 0.01, upper_end + 0.06)
+    inside = near_lungs * below_upper_end
+
+    lung_rows = np.flatnonzero(hull.any(1))
+    top = lung_rows[0] / THUMB
+    height = lung_rows[-1] / THUMB - top
+    below = smooth_step(y, top + 0.35 * height, top + 0.75 * height)
     chest = np.maximum(inside, below)
 
     def enlarged(layer: np.ndarray) -> np.ndarray:
@@ -226,10 +273,15 @@ def windows(lung: np.ndarray, part: Parts, pose: xray.Pose) -> tuple[np.ndarray,
 
 def _mirror_below(layer: np.ndarray, part: Parts, pose: xray.Pose) -> np.ndarray:
     """The layer (S, S), mirrored where rays meet the CT's lower end."""
+    # The CT's lower end in mm below its middle, higher where it is turned and rays cross it from front to back
+    depth_mm = part.fine.spacing[0]
+    slices = len(part.fine.values)
+    lean = abs(np.sin(pose.turn[0])) * pose.stretch[2] * depth_mm * slices / 2
+    lower_end = pose.centre[1] + SEEN * _half_height(part, pose) - lean
+
+    # Rows below it show what lies as far above it.
     size = len(layer)
-    half = _half_height(part, pose)
-    lean = abs(np.sin(pose.turn[0])) * pose.stretch[2] * part.fine.spacing[0] * len(part.fine.values) / 2
-    edge = int(size * (0.5 + (pose.centre[1] + SEEN * half - lean) / pose.field))
+    edge = int(size * (0.5 + lower_end / pose.field))
     rows = np.arange(size)
     source = np.where(rows > edge, 2 * edge - rows, rows)
     return layer[source.clip(0)]
@@ -241,28 +293,37 @@ def lung_field(lung: np.ndarray, water: np.ndarray) -> np.ndarray:
     The air in front of and behind heart and diaphragm is thin; so is that at the chest wall, which is added from there
     outwards.
     """
+    # The cores: much lung, and more of it than of tissue
     size = len(lung)
-    most = np.quantile(lung[lung > 1], 0.95)
+    most = np.quantile(lung[lung > 1], 0.95)  # cm
     thick = (lung > 0.35 * most) & (lung > 0.8 * water)
     thick = cv2.morphologyEx(thick.astype(np.uint8), cv2.MORPH_OPEN, disc(size / 60))
-
-    mask = np.zeros((size, size), bool)
     _, labels, numbers, centres = cv2.connectedComponentsWithStats(thick)
-    large = np.flatnonzero(numbers[1:, cv2.CC_STAT_AREA] > 0.01 * size * size)
+    areas = numbers[1:, cv2.CC_STAT_AREA]  # without the background
+    large = np.flatnonzero(areas > 0.01 * size * size)
+
+    # Each core with the thinner air between it and the chest wall, and with its apex
+    mask = np.zeros((size, size), bool)
     for label in 1 + large:
         core = labels == label
         outwards = 1 if centres[label, 0] > size / 2 else -1
         begun = _swept(core, outwards)  # at or beyond the core's inner side
         not_ended = ~_swept(core, -outwards)  # beyond its outer side
+        at_wall = (lung > 0.3 * most) & begun & not_ended
         above = core.any(0) & ~np.logical_or.accumulate(core, 0)
-        mask |= core | (lung > 0.3 * most) & begun & not_ended | (lung > 0.12 * most) & above
-    mask = cv2.morphologyEx(mask.astype(np.uint8), cv2.MORPH_CLOSE, disc(size / 50))
-    return cv2.morphologyEx(mask, cv2.MORPH_OPEN, disc(size / 80)).astype(bool)
+        apex = (lung > 0.12 * most) & above
+        mask |= core | at_wall | apex
+
+    # Smooth outlines
+    closed = cv2.morphologyEx(mask.astype(np.uint8), cv2.MORPH_CLOSE, disc(size / 50))
+    return cv2.morphologyEx(closed, cv2.MORPH_OPEN, disc(size / 80)).astype(bool)
 
 
 def _swept(mask: np.ndarray, direction: int) -> np.ndarray:
     """bool (S, S): the mask and all that lies to its right (direction 1) or left (-1) in its rows."""
-    return np.logical_or.accumulate(mask[:, ::direction], 1)[:, ::direction]
+    along = mask[:, ::direction]
+    swept = np.logical_or.accumulate(along, 1)
+    return swept[:, ::direction]
 
 
 # --- The images -------------------------------------------------------------------------------------------------------
@@ -282,19 +343,29 @@ def expose(water: np.ndarray, bone: np.ndarray, drawn: Draw, seed: int) -> tuple
 
 def _motion_maps(drawn: Draw, seed: int, size: int) -> tuple[np.ndarray, np.ndarray]:
     """Maps of cv2.remap from one exposure to the other: the body moves a little, heart and diaphragm more."""
-    random = detail_generator(seed, "motion")
+    # Heart and diaphragm: a Gaussian hill around their middle, in units of the side
     index = np.arange(size, dtype=np.float32)
     centre_x, centre_y, half_width, half_height = HEART
-    heart = np.exp(
-        -(((index[None] / size - centre_x) / half_width) ** 2) - ((index[:, None] / size - centre_y) / half_height) ** 2
-    )
-    across = size * (drawn.shift * random.normal() + drawn.beat * random.normal() * heart)
-    down = size * (drawn.shift * random.normal() + drawn.beat * random.normal() * heart)
+    x = index[None] / size  # (1, size)
+    y = index[:, None] / size  # (size, 1)
+    x_squared = ((x - centre_x) / half_width) ** 2
+    y_squared = ((y - centre_y) / half_height) ** 2
+    heart = np.exp(-x_squared - y_squared)  # (size, size)
+
+    # The order of the draws is part of the pair.
+    random = detail_generator(seed, "motion")
+    body_x = drawn.shift * random.normal()
+    heart_x = drawn.beat * random.normal()
+    body_y = drawn.shift * random.normal()
+    heart_y = drawn.beat * random.normal()
+    across = size * (body_x + heart_x * heart)  # pixels
+    down = size * (body_y + heart_y * heart)
     return (index[None] + across).astype(np.float32), (index[:, None] + down).astype(np.float32)
 
 
 def show(cxr: np.ndarray, soft: np.ndarray, drawn: Draw, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Grey images (S, S) in [0, 1] of two log images: the same scatter, detector and display for both."""
+    # Scatter: primary radiation exp(-log), spread wide
     size = len(cxr)
     veil = drawn.scatter * blur(np.exp(-cxr), 0.08).clip(0)
 
@@ -302,19 +373,24 @@ def show(cxr: np.ndarray, soft: np.ndarray, drawn: Draw, seed: int) -> tuple[np.
     # most of it.
     shared, own = detail_generator(seed, f"noise {size}").standard_normal((2, size, size), np.float32)
     grain = drawn.noise * np.exp(GRAIN * np.minimum(cxr, 5))
+    subtraction_noise = shared + drawn.subtraction * (2 * shared + 3 * own)
 
     def detect(log: np.ndarray, noise: np.ndarray) -> np.ndarray:
-        return blur(-np.log((np.exp(-log) + veil) / (1 + drawn.scatter)), drawn.sharp) + grain * noise
+        exposure = (np.exp(-log) + veil) / (1 + drawn.scatter)
+        return blur(-np.log(exposure), drawn.sharp) + grain * noise
 
     cxr = detect(cxr, shared)
-    soft = detect(soft, shared + drawn.subtraction * (2 * shared + 3 * own))
+    soft = detect(soft, subtraction_noise)
 
     # Local contrast against the soft-tissue image for both: bone leaves no halo, and tissue keeps its grey.
     wide = blur(soft, 0.08)
 
     def enhance(log: np.ndarray) -> np.ndarray:
-        return log + drawn.unsharp * (2 * log - blur(log, 0.003) - blur(log, 0.012)) + drawn.local * (log - wide)
+        fine_detail = 2 * log - blur(log, 0.003) - blur(log, 0.012)
+        local_contrast = log - wide
+        return log + drawn.unsharp * fine_detail + drawn.local * local_contrast
 
+    # One tone curve for both, from the CXR's quantiles
     cxr = enhance(cxr)
     soft = enhance(soft)
     tone = xray.tone_curve(cxr, drawn.dark, drawn.tones)

@@ -9,6 +9,7 @@ bone.
 A volume is (D, H, W) with axes as in `xray`: volume[:, row] is an axial slice (D, W).
 """
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,12 +29,17 @@ TISSUE = 40.0  # of muscle
 AIR = -1000  # all around the body
 COMPACT = 1620.0  # of cortical bone (1.92 * 0.265 / 0.194 at 70 keV, `xray`'s tables)
 BRIGHTEST = 70.0  # of soft tissue without contrast medium
-METAL = (
-    1100  # above it a patch of METAL_SIDE voxels squared is metal; cortical bone never averages that over such an area
-)
+# Above METAL a patch of METAL_SIDE voxels squared is metal; cortical bone never averages that over such an area.
+METAL = 1100
 METAL_SIDE = 5
 SOLID = -400  # above it there is body
 AIRY = -450  # below it there is air in the lungs
+MARROW = -50  # above it is all that a bone holds
+DENSE = 180  # above it there may be bone
+DENSE_BESIDE_LABELS = 130  # above it there is bone, next to voxels that an organ mask calls bone
+DENSE_ARM = 100  # above it there is bone in the raised arms
+HARD = 350  # above it is some of each bone
+CONTRAST = 110  # above it is the mean of contrast medium
 
 UNIT = 1e-4  # of the values of the volumes
 SHARPEN = 0.3  # gain along the body of what half a slice blurs
@@ -71,42 +77,60 @@ def parts(
 
     ValueError where the volume does not show two lungs in a body.
     """
-    # The part of the CT around the lungs
+    # Of the CT only what lies around the lungs
     body, lungs = body_and_lungs(hounsfield, spacing)
-    keep = _crop(body, lungs, spacing)
-    hounsfield, body, lungs = (np.ascontiguousarray(volume[keep]) for volume in (hounsfield, body, lungs))
+    crop = _crop(body, lungs, spacing)
+    hounsfield = np.ascontiguousarray(hounsfield[crop])
+    body = np.ascontiguousarray(body[crop])
+    lungs = np.ascontiguousarray(lungs[crop])
 
     # Bone, and what of it belongs to the raised arms, which a radiograph does not show so
-    if labels is not None:
-        bone, arms = labelled_bone(hounsfield, labels[keep], names or {})
-    else:
+    if labels is None:
         bone, arms = guessed_bone(hounsfield, body, lungs, spacing)
+    else:
+        bone, arms = labelled_bone(hounsfield, labels[crop], names or {})
 
     # Fine volumes have as many rows along the body as a slice has across it.
+    depth_mm, height_mm, width_mm = spacing
     height = hounsfield.shape[1]
-    rows = round(height * spacing[1] / spacing[2])
-    water = _tissue(hounsfield, body, bone | arms, rows)
-    compact = sharp_bone(hounsfield, bone & ~arms, spacing, rows)
-    count = 2 if spacing[0] < 1.0 else 1  # rays run along the depth, where a millimetre more makes no difference
-    fine = np.stack([_mean_slices(volume, count) for volume in (water, compact)], -1)
-    fine_spacing = (spacing[0] * count, height * spacing[1] / rows, spacing[2])
+    rows = round(height * height_mm / width_mm)
+    row_mm = height * height_mm / rows
+    water = _tissue(hounsfield, body, bone | arms, rows)  # (D, rows, W)
+    compact = sharp_bone(hounsfield, bone & ~arms, spacing, rows)  # (D, rows, W)
 
-    coarse = np.stack([_shrink(volume, max(1, round(COARSE / spacing[2]))) for volume in (body, lungs)], -1)
-    coarse_spacing = np.multiply(spacing, hounsfield.shape) / coarse.shape[:3]
+    # Rays run along the depth, where a millimetre more makes no difference.
+    count = 2 if depth_mm < 1.0 else 1
+    fine = np.stack([_mean_slices(water, count), _mean_slices(compact, count)], -1)  # (D / count, rows, W, 2)
+    fine_spacing = (depth_mm * count, row_mm, width_mm)
+
+    # Coarse volumes cover the same box in millimetres.
+    coarse_count = max(1, round(COARSE / width_mm))
+    coarse = np.stack([_shrink(body, coarse_count), _shrink(lungs, coarse_count)], -1)  # (d, h, w, 2)
+    box_mm = np.multiply(spacing, hounsfield.shape)
+    coarse_spacing = tuple((box_mm / coarse.shape[:3]).tolist())
+
     return Parts(
-        Volume(fine, fine_spacing, UNIT), Volume(coarse, tuple(coarse_spacing.tolist()), UNIT), _box(lungs, spacing)
+        fine=Volume(fine, fine_spacing, UNIT),
+        coarse=Volume(coarse, coarse_spacing, UNIT),
+        lungs=_box(lungs, spacing),
     )
 
 
 def _tissue(hounsfield: np.ndarray, body: np.ndarray, bone: np.ndarray, rows: int) -> np.ndarray:
     """Tissue as water (D, rows, W), muscle in the place of bone; thick slices blur it along the body alone, which is
     mended a little."""
+    # No bone, no contrast medium, no table
     soft = np.where(bone, TISSUE, np.minimum(hounsfield, BRIGHTEST)).astype(np.float32)
-    soft = _between(np.where(body, soft, AIR), rows)
-    half_slice = rows / hounsfield.shape[1] / 2
+    soft = np.where(body, soft, AIR)
+
+    # An unsharp mask along the body: soft + SHARPEN (soft - blurred)
+    soft = _between(soft, rows)  # (D, rows, W)
+    half_slice = rows / hounsfield.shape[1] / 2  # rows
     soft += SHARPEN * (soft - ndimage.gaussian_filter1d(soft, half_slice, axis=1))
+
     # Hounsfield's scale: water is 0, air -1000, so mu / mu_water = 1 + HU / 1000.
-    return np.clip((soft + 1000) / 1000, 0, 1 + BRIGHTEST / 1000)
+    brightest = 1 + BRIGHTEST / 1000
+    return np.clip((soft + 1000) / 1000, 0, brightest)
 
 
 # --- Body, lungs, bone ------------------------------------------------------------------------------------------------
@@ -116,57 +140,86 @@ def body_and_lungs(hounsfield: np.ndarray, spacing: Spacing) -> tuple[np.ndarray
     """bool (D, H, W) each: the body without table and clothes but with its air, and the air of the lungs."""
     # At about 2 mm, which is enough for both
     step = tuple(max(1, round(2.0 / length)) for length in spacing)
-    small = hounsfield[:: step[0], :: step[1], :: step[2]]
+    small = hounsfield[:: step[0], :: step[1], :: step[2]]  # (d, h, w)
     litres_a_voxel = np.prod(np.multiply(spacing, step)) / 1e6
 
-    # The body: the largest solid thing once thin things (table, clothes) are opened away, closed and filled in each
-    # axial slice
-    solid = small > SOLID
-    tool = np.ones((3, 3), np.uint8)
-    for row in range(solid.shape[1]):
-        solid[:, row] = cv2.morphologyEx(solid[:, row].astype(np.uint8), cv2.MORPH_OPEN, tool, iterations=2)
-    solid = _largest(solid)
-    for row in range(solid.shape[1]):
-        padded = np.pad(solid[:, row].astype(np.uint8), 8)
-        closed = cv2.morphologyEx(padded, cv2.MORPH_CLOSE, tool, iterations=4)[8:-8, 8:-8]
-        solid[:, row] = _holes_filled(closed)
+    body = _body(small)
+    lungs = _lungs(small, body, litres_a_voxel)
+    litres = lungs.sum() * litres_a_voxel
+    if not LITRES[0] <= litres <= LITRES[1]:
+        raise ValueError(
+            f"no lungs of {LITRES[0]:g} to {LITRES[1]:g} litres in it, but {litres:.2f}; is it a chest CT?"
+        )
+    return _enlarge(body, hounsfield.shape), _enlarge(lungs, hounsfield.shape)
 
-    # The lungs: the largest one or two airs inside it
-    air = ndimage.binary_opening(solid & (small < AIRY), iterations=2)
-    number, count = _components(air)
-    litres = np.bincount(number.ravel(), minlength=count + 1)[1:] * litres_a_voxel
+
+def _body(hounsfield: np.ndarray) -> np.ndarray:
+    """bool (d, h, w): the largest solid thing once thin things (table, clothes) are opened away, closed and filled in
+    each axial slice."""
+    square = np.ones((3, 3), np.uint8)
+    solid = hounsfield > SOLID
+    for row in range(solid.shape[1]):
+        solid[:, row] = cv2.morphologyEx(solid[:, row].astype(np.uint8), cv2.MORPH_OPEN, square, iterations=2)
+    body = _largest(solid)
+
+    # Closed with a margin of air, since the body may reach the border of the slice
+    margin = 8
+    for row in range(body.shape[1]):
+        padded = np.pad(body[:, row].astype(np.uint8), margin)
+        closed = cv2.morphologyEx(padded, cv2.MORPH_CLOSE, square, iterations=4)
+        body[:, row] = _holes_filled(closed[margin:-margin, margin:-margin])
+    return body
+
+
+def _lungs(hounsfield: np.ndarray, body: np.ndarray, litres_a_voxel: float) -> np.ndarray:
+    """bool (d, h, w): the largest one or two airs inside the body."""
+    # The opening parts the lungs from airways and bowel.
+    airy = hounsfield < AIRY
+    opened = ndimage.binary_opening(body & airy, iterations=2)
+    number, count = _components(opened)
+    voxels = np.bincount(number.ravel(), minlength=count + 1)[1:]  # (count,), without the outside
+    litres = voxels * litres_a_voxel
+
+    # None below 0.2 litres, nor a second one that is small against the first
     kept = []
     if count:
-        kept = [index + 1 for index in np.argsort(-litres)[:2] if litres[index] > max(0.25 * litres.max(), 0.2)]
+        least = max(0.25 * litres.max(), 0.2)
+        for index in np.argsort(-litres)[:2]:
+            if litres[index] > least:
+                kept.append(index + 1)
+
+    # What the opening took from their rims is given back.
     grown = np.asarray(ndimage.binary_dilation(np.isin(number, kept), iterations=2), bool)
-    lungs = grown & (small < AIRY) & solid
-    total = lungs.sum() * litres_a_voxel
-    if not LITRES[0] <= total <= LITRES[1]:
-        raise ValueError(f"no lungs of {LITRES[0]:g} to {LITRES[1]:g} litres in it, but {total:.2f}; is it a chest CT?")
-    return _enlarge(solid, hounsfield.shape), _enlarge(lungs, hounsfield.shape)
+    return grown & airy & body
 
 
 def _metal(plane: np.ndarray) -> np.ndarray:
     """uint8 (D, W): the patches of metal in an axial slice of Hounsfield units."""
-    return cv2.morphologyEx(
-        (plane > METAL).astype(np.uint8), cv2.MORPH_OPEN, np.ones((METAL_SIDE, METAL_SIDE), np.uint8)
-    )
+    square = np.ones((METAL_SIDE, METAL_SIDE), np.uint8)
+    return cv2.morphologyEx((plane > METAL).astype(np.uint8), cv2.MORPH_OPEN, square)
 
 
 def labelled_bone(hounsfield: np.ndarray, labels: np.ndarray, names: dict[int, str]) -> tuple[np.ndarray, np.ndarray]:
     """bool (D, H, W) each: bone, and those of the raised arms, from an organ mask that is coarser than the CT."""
 
     def of(starts: tuple[str, ...]) -> np.ndarray:
-        return np.isin(labels, [number for number, name in names.items() if name.startswith(starts)])
+        numbers = [number for number, name in names.items() if name.startswith(starts)]
+        return np.isin(labels, numbers)
 
     bone = of(BONES)
     gristle = of(GRISTLE)
     arms = of(ARMS)
     for row in range(bone.shape[1]):
-        plane = hounsfield[:, row]
-        dense_nearby = (_grown(bone[:, row], 2) | gristle[:, row]) & (plane > 130) & ~_grown(_metal(plane), 3)
-        bone[:, row] = bone[:, row] & (plane > -50) | dense_nearby
-        arms[:, row] = _grown(arms[:, row], 3) & (plane > 100)
+        plane = hounsfield[:, row]  # (D, W)
+        labelled = bone[:, row]
+
+        # The mask's bone, and what is dense next to it or in gristle, but no metal
+        near = _grown(labelled, 2) | gristle[:, row]
+        near_metal = _grown(_metal(plane), 3)
+        dense_nearby = near & (plane > DENSE_BESIDE_LABELS) & ~near_metal
+        bone[:, row] = (labelled & (plane > MARROW)) | dense_nearby
+
+        arms[:, row] = _grown(arms[:, row], 3) & (plane > DENSE_ARM)
     return bone, arms
 
 
@@ -179,67 +232,96 @@ def guessed_bone(
     a bone.
     """
     chest, spine, beside = _regions(lungs, spacing)
-    small_disc = disc(4 / spacing[2])  # 4 and 8 mm
-    large_disc = disc(8 / spacing[2])
-
-    # What is dense, but neither even (contrast medium) nor metal
-    window_side = 2 * round(2.5 / spacing[2]) + 1
-    dense = np.zeros(hounsfield.shape, bool)
+    dense = np.empty(hounsfield.shape, bool)
     for row in range(hounsfield.shape[1]):
-        plane = hounsfield[:, row]
-        quiet = cv2.GaussianBlur(plane.astype(np.float32), (0, 0), 0.7 / spacing[2])  # less noise
-        mean = cv2.blur(quiet, (window_side, window_side))
-        spread = np.sqrt(np.maximum(cv2.blur(quiet * quiet, (window_side, window_side)) - mean * mean, 0))
-        even = (mean > 110) & (spread < np.where(spine[:, row], 16, 40))
-        contrast = cv2.morphologyEx(even.astype(np.uint8), cv2.MORPH_OPEN, small_disc)
-        no_bone = cv2.dilate(np.maximum(contrast, _metal(plane)), small_disc).astype(bool)
-        dense[:, row] = body[:, row] & (plane > 180) & ~no_bone
+        dense[:, row] = body[:, row] & _dense(hounsfield[:, row], spine[:, row], spacing[2])
+    bone = _in_the_wall(dense, hounsfield, chest, spacing)
 
-    # Of that, what is large, reaches out of the chest and is hard somewhere
-    number, count = _components(dense)
-    voxels = np.bincount(number.ravel(), None, count + 1)
-    outside = np.bincount(number.ravel(), ~chest.ravel(), count + 1)
-    hard = np.bincount(number.ravel(), (hounsfield > 350).ravel(), count + 1)
-    kept = (voxels * np.prod(spacing) > 200) & (outside > 0.3 * voxels) & (hard > 0)  # mm^3
-    kept[0] = False
-    bone = kept[number]
-
-    # Closed and filled in each axial slice. Kidneys take up contrast medium; no bone beside the spine is as thick.
-    lowest = np.flatnonzero(lungs.any((0, 2))).mean()
+    # Closed and filled in each axial slice
+    small_disc = disc(4 / spacing[2])  # 4 mm
+    large_disc = disc(8 / spacing[2])
+    middle_of_lungs = np.flatnonzero(lungs.any((0, 2))).mean()
     for row in range(bone.shape[1]):
         closed = cv2.morphologyEx(bone[:, row].astype(np.uint8), cv2.MORPH_CLOSE, small_disc)
-        bone[:, row] = _holes_filled(closed) & (hounsfield[:, row] > -50)
-        if row > lowest:
-            thick = cv2.morphologyEx(bone[:, row].astype(np.uint8), cv2.MORPH_OPEN, large_disc) & ~spine[:, row]
-            bone[:, row] &= ~cv2.dilate(thick.astype(np.uint8), large_disc).astype(bool)
+        filled = _holes_filled(closed) & (hounsfield[:, row] > MARROW)
+
+        # Kidneys take up contrast medium; no bone beside the spine is as thick.
+        if row > middle_of_lungs:
+            opened = cv2.morphologyEx(filled.astype(np.uint8), cv2.MORPH_OPEN, large_disc)
+            thick = opened & ~spine[:, row]
+            kidney = cv2.dilate(thick.astype(np.uint8), large_disc).astype(bool)
+            filled &= ~kidney
+        bone[:, row] = filled
     return bone, bone & beside
+
+
+def _dense(plane: np.ndarray, spine: np.ndarray, pixel_mm: float) -> np.ndarray:
+    """bool (D, W): what of an axial slice of Hounsfield units is dense, but neither even (contrast medium) nor metal.
+
+    spine: bool (D, W), where bone itself is more even.
+    """
+    # Mean and spread in a window of 5 mm: variance = mean of the squares - square of the mean
+    quiet = cv2.GaussianBlur(plane.astype(np.float32), (0, 0), 0.7 / pixel_mm)  # less noise
+    side = 2 * round(2.5 / pixel_mm) + 1
+    mean = cv2.blur(quiet, (side, side))
+    mean_square = cv2.blur(quiet * quiet, (side, side))
+    variance = mean_square - mean * mean
+    spread = np.sqrt(np.maximum(variance, 0))  # HU
+
+    # Patches of contrast medium and of metal, with a rim of 4 mm that they blur into
+    rim = disc(4 / pixel_mm)
+    even = (mean > CONTRAST) & (spread < np.where(spine, 16, 40))
+    contrast = cv2.morphologyEx(even.astype(np.uint8), cv2.MORPH_OPEN, rim)
+    no_bone = cv2.dilate(np.maximum(contrast, _metal(plane)), rim).astype(bool)
+    return (plane > DENSE) & ~no_bone
+
+
+def _in_the_wall(dense: np.ndarray, hounsfield: np.ndarray, chest: np.ndarray, spacing: Spacing) -> np.ndarray:
+    """bool (D, H, W): the dense components that are large, reach out of the chest and are hard somewhere."""
+    number, count = _components(dense)
+    number_of_each = number.ravel()
+    voxels = np.bincount(number_of_each, None, count + 1)  # (count + 1,), the outside first
+    voxels_outside = np.bincount(number_of_each, ~chest.ravel(), count + 1)
+    voxels_hard = np.bincount(number_of_each, (hounsfield > HARD).ravel(), count + 1)
+
+    large = voxels * np.prod(spacing) > 200  # mm^3
+    reaches_out = voxels_outside > 0.3 * voxels
+    kept = large & reaches_out & (voxels_hard > 0)
+    kept[0] = False
+    return kept[number]
 
 
 def _regions(lungs: np.ndarray, spacing: Spacing) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """bool (D, H, W) each: the space inside the ribs; where the spine is; what lies beside the rib cage, above the
     lungs' middle."""
-    chest = np.zeros(lungs.shape, bool)
-    spine = np.zeros(lungs.shape, bool)
-    beside = np.zeros(lungs.shape, bool)
-    rows, columns, slices = (np.flatnonzero(lungs.any(axes)) for axes in ((0, 2), (0, 1), (1, 2)))
+    depth_mm, _, width_mm = spacing
+    depth, height, width = lungs.shape
+    slices = np.flatnonzero(lungs.any((1, 2)))  # along the depth, from front to back
+    rows = np.flatnonzero(lungs.any((0, 2)))
+    columns = np.flatnonzero(lungs.any((0, 1)))
 
-    # The spine: in the middle, and not more than 6 cm in front of the lungs' rear end
-    off_middle = np.abs(np.arange(lungs.shape[2]) - columns.mean()) * spacing[2]  # mm
-    behind = np.arange(lungs.shape[0]) > slices[-1] - 60 / spacing[0]
-    spine[:] = (behind[:, None] & (off_middle < 32))[:, None]
+    # The spine: in the middle, and not more than 6 cm in front of the lungs' rear end. The same in all axial slices.
+    off_middle = np.abs(np.arange(width) - columns.mean()) * width_mm  # (W,), mm
+    behind = np.arange(depth) > slices[-1] - 60 / depth_mm  # (D,)
+    spine_plane = behind[:, None] & (off_middle < 32)  # (D, W)
+    spine = np.zeros(lungs.shape, bool)
+    spine[:] = spine_plane[:, None]
 
     # The chest: the convex hull of the lungs in each axial slice, 4 mm smaller; 25 mm outside of it the arms begin
-    inner = disc(4 / spacing[2])
-    wall = disc(25 / spacing[2])
-    for row in range(lungs.shape[1]):
-        points = np.argwhere(lungs[:, row])[:, ::-1].astype(np.int32)
-        far = np.ones(lungs[:, row].shape, bool)
+    chest = np.zeros(lungs.shape, bool)
+    beside = np.zeros(lungs.shape, bool)
+    inner = disc(4 / width_mm)
+    wall = disc(25 / width_mm)
+    middle_row = (rows[0] + rows[-1]) / 2
+    for row in range(height):
+        points = np.argwhere(lungs[:, row])[:, ::-1].astype(np.int32)  # (n, 2): x, y
+        outside = np.ones((depth, width), bool)
         if len(points) > 50:
-            hull = cv2.fillConvexPoly(np.zeros(far.shape, np.uint8), cv2.convexHull(points), 1)
+            hull = cv2.fillConvexPoly(np.zeros((depth, width), np.uint8), cv2.convexHull(points), 1)
             chest[:, row] = cv2.erode(hull, inner)
-            far = cv2.dilate(hull, wall) == 0
-        if row < (rows[0] + rows[-1]) / 2:
-            beside[:, row] = far & (off_middle > 60)
+            outside = cv2.dilate(hull, wall) == 0
+        if row < middle_row:
+            beside[:, row] = outside & (off_middle > 60)
     return chest, spine, beside
 
 
@@ -249,21 +331,29 @@ def sharp_bone(hounsfield: np.ndarray, bone: np.ndarray, spacing: Spacing, rows:
     inside = np.empty(bone.shape, np.float32)
     for row in range(bone.shape[1]):
         mask = bone[:, row].astype(np.uint8)
-        inside[:, row] = cv2.distanceTransform(mask, cv2.DIST_L2, 5) - cv2.distanceTransform(1 - mask, cv2.DIST_L2, 5)
-    inside = _smooth(_between(np.clip(inside, -8, 8), rows), 0.6) * spacing[2]
+        depth_inside = cv2.distanceTransform(mask, cv2.DIST_L2, 5)  # voxels
+        distance_outside = cv2.distanceTransform(1 - mask, cv2.DIST_L2, 5)
+        inside[:, row] = depth_inside - distance_outside
+    inside = _between(np.clip(inside, -8, 8), rows)  # (D, rows, W)
+    inside = _smooth(inside, 0.6) * spacing[2]
 
-    # The bone of a healthy adult behind that surface, then as much of it as the CT has
+    # The bone of a healthy adult behind that surface: spongy, and compact in the shell.
     # Logistic steps of 8 per mm rise from 10 to 90 % within 0.55 mm, less than a voxel of most CTs.
     edge = expit(8 * inside)
     shell = edge * expit(8 * (CORTEX - inside))
-    made = SPONGY * edge + (1 - SPONGY) * shell
+    healthy = SPONGY * edge + (1 - SPONGY) * shell
+
+    # The CT's amount: 0 in muscle, 1 in compact bone
     amount = np.clip((hounsfield - TISSUE) / (COMPACT - TISSUE), 0, 1.2) * bone
-    amount = _between(amount.astype(np.float32), rows)
-    wide = AROUND / spacing[2]
-    share = np.clip(_smooth(amount, wide) / (_smooth(made, wide) + 1e-3), *SHARE)
+    amount = _between(amount.astype(np.float32), rows)  # (D, rows, W)
+
+    # As much of the healthy bone as the CT has round about; the 1e-3 is for where there is no bone.
+    sigma = AROUND / spacing[2]  # voxels
+    share = _smooth(amount, sigma) / (_smooth(healthy, sigma) + 1e-3)
+    share = np.clip(share, *SHARE)
 
     # A fifth is the CT's own bone, which keeps its texture.
-    return 0.8 * made * share + 0.2 * amount * edge
+    return 0.8 * healthy * share + 0.2 * amount * edge
 
 
 # --- Files ------------------------------------------------------------------------------------------------------------
@@ -323,24 +413,29 @@ def _largest(mask: np.ndarray) -> np.ndarray:
 def _enlarge(mask: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """bool (d, h, w) -> bool (D, H, W) = shape, smooth inside the axial slices."""
     depth, height, width = shape
-    short = mask.shape[1]
-    source_rows = np.minimum(np.arange(height) * short // height, short - 1)
+    small_height = mask.shape[1]
+    nearest_row = np.arange(height) * small_height // height
+    nearest_row = np.minimum(nearest_row, small_height - 1)
     large = np.empty(shape, bool)
-    for row, source in enumerate(source_rows):
-        plane = mask[:, source].astype(np.float32)
+    for row in range(height):
+        plane = mask[:, nearest_row[row]].astype(np.float32)  # (d, w)
         large[:, row] = cv2.resize(plane, (width, depth), interpolation=cv2.INTER_LINEAR) > 0.5
     return large
 
 
 def _crop(body: np.ndarray, lungs: np.ndarray, spacing: Spacing) -> tuple[slice, slice, slice]:
     """Slices of the part around the lungs, as wide as the body is there."""
-    rows = np.flatnonzero(lungs.any((0, 2)))
-    first = max(0, rows[0] - round(ABOVE / spacing[1]))
-    last = rows[-1] + 1 + round(BELOW / spacing[1])
-    around = body[:, first:last]
-    deep = np.flatnonzero(around.any((1, 2)))
-    wide = np.flatnonzero(around.any((0, 1)))
-    return slice(deep[0], deep[-1] + 1), slice(first, last), slice(wide[0], wide[-1] + 1)
+    lung_rows = np.flatnonzero(lungs.any((0, 2)))
+    top = max(0, lung_rows[0] - round(ABOVE / spacing[1]))
+    bottom = lung_rows[-1] + 1 + round(BELOW / spacing[1])
+    along = slice(top, bottom)
+
+    around = body[:, along]
+    slices = np.flatnonzero(around.any((1, 2)))
+    columns = np.flatnonzero(around.any((0, 1)))
+    deep = slice(slices[0], slices[-1] + 1)
+    across = slice(columns[0], columns[-1] + 1)
+    return deep, along, across
 
 
 def _smooth(volume: np.ndarray, sigma: float) -> np.ndarray:
@@ -351,24 +446,29 @@ def _smooth(volume: np.ndarray, sigma: float) -> np.ndarray:
 
 def _between(volume: np.ndarray, rows: int) -> np.ndarray:
     """(D, H, W) -> float32 (D, rows, W): cubic between the axial slices."""
-    shape = (volume.shape[2], rows)
-    return np.stack([cv2.resize(plane.astype(np.float32), shape, interpolation=cv2.INTER_CUBIC) for plane in volume])
+    planes = []
+    for plane in volume:
+        size = (plane.shape[1], rows)  # width first, as OpenCV has it
+        planes.append(cv2.resize(plane.astype(np.float32), size, interpolation=cv2.INTER_CUBIC))
+    return np.stack(planes)
 
 
 def _mean_slices(volume: np.ndarray, count: int) -> np.ndarray:
     """Mean of each `count` slices along D, as uint16 in UNIT."""
-    padded = np.pad(volume, ((0, -len(volume) % count), (0, 0), (0, 0)))
-    means = padded.reshape(-1, count, *padded.shape[1:]).mean(1)
-    return np.rint(np.clip(means, 0, 6) / UNIT).astype(np.uint16)
+    missing = -len(volume) % count
+    padded = np.pad(volume, ((0, missing), (0, 0), (0, 0)))
+    grouped = padded.reshape(-1, count, *padded.shape[1:])  # (D / count, count, rows, W)
+    means = np.clip(grouped.mean(1), 0, 6)  # 6 / UNIT still fits uint16
+    return np.rint(means / UNIT).astype(np.uint16)
 
 
 def _shrink(mask: np.ndarray, count: int) -> np.ndarray:
-    """bool (D, H, W) -> uint16 shares, about `count` voxels in one along front-back and left-right."""
+    """bool (D, H, W) -> uint16 shares (d, H, w), about `count` voxels in one along front-back and left-right."""
     depth, height, width = mask.shape
-    shape = (-(-width // count), -(-depth // count))
+    size = (math.ceil(width / count), math.ceil(depth / count))  # width first, as OpenCV has it
     planes = []
     for row in range(height):
-        share = cv2.resize(mask[:, row].astype(np.float32), shape, interpolation=cv2.INTER_AREA)
+        share = cv2.resize(mask[:, row].astype(np.float32), size, interpolation=cv2.INTER_AREA)
         planes.append(np.rint(share / UNIT))
     return np.stack(planes, 1).astype(np.uint16)
 
@@ -378,16 +478,19 @@ def _box(lungs: np.ndarray, spacing: Spacing) -> tuple[float, float, float, floa
 
     The bottom is where the diaphragm hides the lungs: where an axial slice has half of the largest one's air.
     """
-    of_rows = lungs.sum((0, 2))
-    of_columns = lungs.sum((0, 1))
-    row_shares = np.cumsum(of_rows) / of_rows.sum()
-    column_shares = np.cumsum(of_columns) / of_columns.sum()
+    air_of_rows = lungs.sum((0, 2))
+    air_of_columns = lungs.sum((0, 1))
+    row_shares = np.cumsum(air_of_rows) / air_of_rows.sum()
+    column_shares = np.cumsum(air_of_columns) / air_of_columns.sum()
+
     right = np.searchsorted(column_shares, 0.004)
     left = np.searchsorted(column_shares, 0.996)
     top = np.searchsorted(row_shares, 0.004)
-    bottom = np.flatnonzero(of_rows > 0.5 * of_rows.max())[-1]
+    full_rows = np.flatnonzero(air_of_rows > 0.5 * air_of_rows.max())
+    bottom = full_rows[-1]
 
     def mm(index, axis: int) -> float:
-        return float((index + 0.5 - lungs.shape[axis] / 2) * spacing[axis])
+        middle = lungs.shape[axis] / 2
+        return float((index + 0.5 - middle) * spacing[axis])
 
     return mm(right, 2), mm(left, 2), mm(top, 1), mm(bottom, 1)
