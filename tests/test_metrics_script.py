@@ -133,7 +133,9 @@ def test_missing_folder_ends_in_one_line_with_status_2(folder, run_here):
 def test_all_done_is_status_0_and_resizing_is_said(folder, monkeypatch, capsys):
     images.write(folder / "two" / "1.png", np.full((2 * SIDE, 2 * SIDE), 0.5))
     assert main(monkeypatch, *arguments(folder, "two")) == 0
-    assert f"3 images at {SIDE} x {SIDE}, 1 of them resized to that (area average" in capsys.readouterr().out
+    shown, told = capsys.readouterr()
+    assert f"3 images at {SIDE} x {SIDE}, 1 of them resized to that (area average" in shown
+    assert "scoring: 100%" in told  # also where nobody watches: 20,000 images take minutes
     tree = json.loads((folder / "out" / "metrics.json").read_text())
     assert set(tree["summary"]) == {scores.REFERENCE, "two"} and math.isfinite(tree["summary"]["two"]["LPIPS"]["mean"])
     assert len(tree["tests"]) == len(tree["summary"]["two"]) and {(test["a"], test["b"]) for test in tree["tests"]} == {

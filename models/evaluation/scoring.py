@@ -10,11 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from .. import images, scores
 from ..data import checks, lists
 from ..runtime.files import UserError
+from ..runtime.progress import Bar
 from .record import UNFINISHED, read_summary, recorded_names
 
 MOST_THREADS = 16  # that work on images beside each other, each with at most 0.3 GB at 1024 x 1024 and one method
@@ -164,7 +164,7 @@ def score_folders(
     if files:
         lpips = scores.Lpips("alex", features, device)
         futures = _ahead(lambda image: _score(image, size, lpips), files.values())
-        for name, future in tqdm(zip(files, futures), total=len(files), desc="scoring", unit="image", disable=None):
+        for name, future in Bar(zip(files, futures), total=len(files), desc="scoring", unit="image"):
             try:
                 found = future.result()
             # one bad file costs its own image, not the whole table
