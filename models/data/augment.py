@@ -24,9 +24,7 @@ WIDE_SHRINK = 8  # a wide blur is computed on an image that is so many times sma
 # Multi-scale contrast, as X-ray units show images
 COARSEST_SIDE = 8  # pixels; an image is halved until it would be smaller
 KEPT_CONTRAST = 0.1  # grey scale: contrast of a band that the power law leaves as it is
-LEAST_CONTRAST = (
-    0.01  # grey scale: below it the power law goes over into a factor, so that noise is not enlarged at will
-)
+LEAST_CONTRAST = 0.01  # grey scale: below it the power law goes over into a factor, which bounds how noise grows
 BASE_FADES = 0.5  # of the display's amount, by which the coarsest structures fade at most
 
 

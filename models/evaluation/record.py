@@ -433,7 +433,7 @@ class Record:
                 except OSError:
                     self.stamps[case.name] = ""
                     continue
-                self.stamps[case.name] = f"{status.st_size}.{status.st_mtime_ns}"
+                self.stamps[case.name] = stamp_of([status])
                 numbers.add(status.st_ino)
                 continue
             statuses = case.statuses()

@@ -433,7 +433,7 @@ def main() -> None:
         "--precision",
         choices=("auto", "bf16", "float32"),
         default="auto",
-        help="of ours; auto is bf16 on a GPU, and on a CPU that has instructions for it (lscpu: avx512_bf16, amx_bf16)",
+        help="of ours; auto is bf16 on a GPU, and on a CPU that is faster with it (models/runtime/device.py)",
     )
     parser.add_argument(
         "--processor",
