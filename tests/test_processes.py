@@ -142,6 +142,11 @@ def distances_from_ties():
 CASES = {"uneven": (4, 1), "fewer_than_processes": (5, 1), "in_micro_batches": (5, 2)}
 
 
+def join_and_train_networks(folder: Path) -> None:
+    with processes.joined():
+        train_networks(folder)
+
+
 def train_networks(folder: Path) -> None:
     """Each case of CASES; every process leaves what its networks and log hold."""
     for name, (batch_size, micro_batches) in CASES.items():
@@ -188,14 +193,15 @@ def train_networks(folder: Path) -> None:
 def run_scripts(commands: Path) -> None:
     """The scripts of a file, one after the other; each joins and leaves a group of its own."""
     os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "False"
-    entry.alone = lambda: True  # as far as leaving goes: after a script comes the next one
     for script, *arguments in json.loads(commands.read_text()):
         os.environ["MASTER_PORT"] = str(int(os.environ.get("MASTER_PORT", 0)) + 1)
         sys.argv = [script, *arguments]
-        try:
-            runpy.run_path(str(ROOT / script), run_name="__main__")
-        except SystemExit as end:
-            assert not end.code, f"{script} ended with {end.code}"
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(entry, "alone", lambda: True)  # as far as leaving goes: after a script comes the next one
+            try:
+                runpy.run_path(str(ROOT / script), run_name="__main__")
+            except SystemExit as end:
+                assert not end.code, f"{script} ended with {end.code}"
 
 
 def leave(file: Path) -> int:
@@ -410,10 +416,6 @@ def test_signalled_or_killed_in_one_process_all_stop_and_any_number_goes_on(chai
 if __name__ == "__main__":
     torch.set_num_threads(1)
     what, path = sys.argv[1:]
-    if what == "networks":
-        with processes.joined():
-            train_networks(Path(path))
-    elif what == "scripts":
-        run_scripts(Path(path))
-    else:
-        entry.run(lambda: leave(Path(path)))
+    work = {"networks": join_and_train_networks, "scripts": run_scripts, "leave": leave}[what]
+    # as a script leaves: Python's own end, where a library's thread now and then aborts the process, is not run
+    entry.run(lambda: work(Path(path)))
