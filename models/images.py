@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from . import dicom, raster
+from . import dicom, dicom_results, raster
 from .raster import Limits, Scale
 from .runtime.files import UserError, replacing
 
@@ -398,7 +398,7 @@ def _chunk(name: bytes, data: bytes) -> bytes:
 
 def require_dicom_source(path) -> None:
     """Raise UserError for a DICOM file that no result can be derived from; reads the header only."""
-    dicom.require_source(Path(path))
+    dicom_results.require_source(Path(path))
 
 
 def write_dicom(
@@ -420,7 +420,7 @@ def write_dicom(
     try:
         with warnings.catch_warnings(), np.errstate(all="ignore"):
             warnings.simplefilter("ignore")
-            content = dicom.derive(Path(source), pixels, description, software, limits)
+            content = dicom_results.derive(Path(source), pixels, description, software, limits)
     except UserError:
         raise
     except Exception as error:  # pydicom raises anything on headers that its reader let pass

@@ -17,6 +17,7 @@ FIRST = (
     "images",
     "raster",
     "dicom",
+    "dicom_results",
 )  # of the hall: settings and image files, which the method builds on
 # what each part of the house may import, beside itself
 ALLOWED = {
