@@ -25,32 +25,38 @@ def elastic_maps(seed: int, waves: int, bend: float, size: int) -> tuple[np.ndar
     `bend` in units of the side.
     """
     random = detail_generator(seed, "elastic")
-    index = np.arange(size, dtype=np.float32)
 
-    # d(x, y) = sum over m, n of c_mn sin(pi m x) sin(pi n y): the sines are 0 at the borders, so the frame stays.
-    m = np.arange(1, waves + 1)[:, None]
-    sines = np.sin(np.pi * m * (index + 0.5) / size)  # (waves, size)
+    # sin(pi m x) for x from 0 to 1 along a side: 0 at the borders, so the frame stays.
+    index = np.arange(size, dtype=np.float32)
+    m = np.arange(1, waves + 1)[:, None]  # (waves, 1)
+    phase = np.pi * m * (index + 0.5) / size  # (waves, size)
+    sines = np.sin(phase)
+
+    # d(x, y) = sum over m, n of c_mn sin(pi m y) sin(pi n x), a table c for each direction
     across_coefficients = random.normal(0, bend, (waves, waves))
     down_coefficients = random.normal(0, bend, (waves, waves))
-    across = size * (sines.T @ across_coefficients @ sines)  # (size, size), pixels
-    down = size * (sines.T @ down_coefficients @ sines)
+    across_share = sines.T @ across_coefficients @ sines  # (size, size), in units of the side
+    down_share = sines.T @ down_coefficients @ sines
 
     # cv2.remap wants the place that each pixel is taken from.
-    from_x = index[None, :] + across
-    from_y = index[:, None] + down
+    from_x = index[None, :] + size * across_share
+    from_y = index[:, None] + size * down_share
     return from_x.astype(np.float32), from_y.astype(np.float32)
 
 
 def disc(radius: float) -> np.ndarray:
     """A round structuring element of OpenCV's morphology; its radius in pixels, rounded, is at least 1."""
     # Odd, so that it has a middle and moves nothing.
-    side = 2 * max(1, round(radius)) + 1
+    whole_radius = max(1, round(radius))
+    side = 2 * whole_radius + 1
     return cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (side, side))
 
 
 def smooth_step(value: np.ndarray, start: float, end: float) -> np.ndarray:
     """0 up to `start`, 1 from `end` on, and a cubic without kinks between."""
-    share = np.clip((value - start) / (end - start), 0, 1)
+    # Smoothstep 3 s^2 - 2 s^3 of the share s of the way
+    way = end - start
+    share = np.clip((value - start) / way, 0, 1)
     return share * share * (3 - 2 * share)
 
 

@@ -55,7 +55,9 @@ def project(pose: Pose, points: np.ndarray, size: int) -> np.ndarray:
     # and do not turn with it.
     if points.shape[-1] == 3:
         z = points[..., 2]
-        x = x * np.cos(pose.yaw) + z * np.sin(pose.yaw)
+        cos_yaw = np.cos(pose.yaw)
+        sin_yaw = np.sin(pose.yaw)
+        x = x * cos_yaw + z * sin_yaw
 
     # Turn and zoom about the image's middle, and shift: u, v in units of the side, from the image's middle.
     shift_u, shift_v = pose.shift
@@ -66,16 +68,19 @@ def project(pose: Pose, points: np.ndarray, size: int) -> np.ndarray:
 
     # To pixels; -0.5: pixel centres lie at whole numbers.
     place = np.stack([u, v], -1)  # (..., 2)
-    return (size * (place + 0.5) - 0.5).astype(np.float32)
+    from_corner = place + 0.5
+    pixels = size * from_corner - 0.5
+    return pixels.astype(np.float32)
 
 
 def patient_grid(pose: Pose, size: int) -> tuple[np.ndarray, np.ndarray]:
     """Patient coordinates x and y, float32 (size, size) each, of the pixel centres: the inverse of `project`."""
     # The pixel centres in units of the side, from the image's middle; the shift taken back.
     shift_u, shift_v = pose.shift
-    centre = (np.arange(size) + 0.5) / size - 0.5
-    u = centre[None, :] - shift_u  # (1, size)
-    v = centre[:, None] - shift_v  # (size, 1)
+    from_corner = (np.arange(size) + 0.5) / size
+    from_middle = from_corner - 0.5
+    u = from_middle[None, :] - shift_u  # (1, size)
+    v = from_middle[:, None] - shift_v  # (size, 1)
 
     # Turn and zoom taken back.
     cos = np.cos(pose.turn) / pose.zoom
@@ -90,7 +95,10 @@ def splat(total: np.ndarray, px: np.ndarray, py: np.ndarray, mass: np.ndarray) -
     pixels."""
     # What would touch a pixel outside is left out as a whole.
     size = len(total)
-    inside = (px > 0) & (px < size - 1) & (py > 0) & (py < size - 1)
+    last = size - 1
+    inside_columns = (px > 0) & (px < last)
+    inside_rows = (py > 0) & (py < last)
+    inside = inside_columns & inside_rows
     px = px[inside]
     py = py[inside]
     mass = mass[inside]
@@ -103,18 +111,23 @@ def splat(total: np.ndarray, px: np.ndarray, py: np.ndarray, mass: np.ndarray) -
     from_column = px - column
     from_row = py - row
 
-    # The rows that are touched, as a flat window: one bincount adds up what falls on each of the four pixels.
+    # The rows that are touched, as a flat window, and the places of the upper pixels in it
     top = row.min()
     bottom = row.max() + 2
-    upper_left = (row - top) * size + column
     window = np.zeros((bottom - top) * size)
+    upper_left = (row - top) * size + column
+    upper_right = upper_left + 1
+
+    # A mass's share of a pixel is the larger the nearer it lies: first between left and right, then between upper and
+    # lower. One bincount for each of the four pixels adds up what falls on it.
     right_mass = mass * from_column
     left_mass = mass - right_mass
-    for upper, column_mass in ((upper_left, left_mass), (upper_left + 1, right_mass)):
+    for upper, column_mass in ((upper_left, left_mass), (upper_right, right_mass)):
+        lower = upper + size
         lower_mass = column_mass * from_row
         upper_mass = column_mass - lower_mass
         window += np.bincount(upper, upper_mass, len(window))
-        window += np.bincount(upper + size, lower_mass, len(window))
+        window += np.bincount(lower, lower_mass, len(window))
     total[top:bottom] += window.reshape(-1, size)
 
 
@@ -143,7 +156,8 @@ def both_sides(points) -> np.ndarray:
     # Only x changes its sign.
     same = np.ones_like(SIDES)
     signs = np.stack([SIDES, same, same], 1)  # (2, 3)
-    return np.asarray(points) * signs[:, None]
+    left = np.asarray(points)  # (k, 3)
+    return left * signs[:, None]
 
 
 def make_tubes(path: np.ndarray, thin, wide, cortex, marrow, normal=(0, 0, 1)) -> Tubes:
@@ -153,13 +167,16 @@ def make_tubes(path: np.ndarray, thin, wide, cortex, marrow, normal=(0, 0, 1)) -
 
     def profile(values) -> np.ndarray:
         if np.ndim(values) == 1:
+            # Knots at even distances along the path
             knots = np.linspace(0, 1, np.size(values))
             values = np.interp(along, knots, values)
-        return np.broadcast_to(np.asarray(values, np.float32), (count, points))
+        single = np.asarray(values, np.float32)
+        return np.broadcast_to(single, (count, points))
 
+    normals = np.asarray(normal, np.float32)
     return Tubes(
         path=path.astype(np.float32),
-        normal=np.broadcast_to(np.asarray(normal, np.float32), path.shape),
+        normal=np.broadcast_to(normals, path.shape),
         thin=profile(thin),
         wide=profile(wide),
         cortex=profile(cortex),
@@ -171,7 +188,8 @@ def join(groups: list[Tubes]) -> Tubes:
     """One Tubes of several with the same k."""
     joined = {}
     for field in fields(Tubes):
-        joined[field.name] = np.concatenate([getattr(group, field.name) for group in groups])
+        values = [getattr(group, field.name) for group in groups]
+        joined[field.name] = np.concatenate(values)
     return Tubes(**joined)
 
 
@@ -180,13 +198,15 @@ def resample(values: np.ndarray, count: int) -> np.ndarray:
     # The place of each sample in steps of the input, and the input point before it. The last sample belongs to the
     # last interval, so the point before it is the last but one.
     intervals = values.shape[1] - 1
-    place = np.arange(count) * (intervals / (count - 1))
+    step = intervals / (count - 1)
+    place = np.arange(count) * step
     before = np.minimum(place.astype(int), intervals - 1)
+    after = before + 1
 
     # The weight of the point after it, with as many axes as the values.
     further_axes = [1] * (values.ndim - 2)
     weight = (place - before).reshape(1, count, *further_axes).astype(np.float32)
-    return values[:, before] * (1 - weight) + values[:, before + 1] * weight
+    return values[:, before] * (1 - weight) + values[:, after] * weight
 
 
 def _sample_count(path: np.ndarray) -> int:
@@ -211,10 +231,14 @@ def shell(tubes: Tubes, weight: np.ndarray, scale: float, pose: Pose, size: int)
     # The two half axes of each cross-section, at right angles to the path: along the normal, without its component
     # along the path, and across it.
     along_component = (along * tubes.normal).sum(-1, keepdims=True)  # (B, k, 1)
-    normal = tubes.normal - along * along_component
-    normal *= scale * (tubes.thin / np.linalg.norm(normal, axis=-1))[..., None]
-    across = np.cross(along, tubes.normal)
-    across *= scale * (tubes.wide / np.linalg.norm(across, axis=-1))[..., None]
+    normal = tubes.normal - along * along_component  # (B, k, 3)
+    across = np.cross(along, tubes.normal)  # (B, k, 3)
+
+    # Each as long as the half axis in its direction
+    normal_factor = tubes.thin / np.linalg.norm(normal, axis=-1)  # (B, k)
+    across_factor = tubes.wide / np.linalg.norm(across, axis=-1)
+    normal *= scale * normal_factor[..., None]
+    across *= scale * across_factor[..., None]
 
     # Path and half axes as they are seen, in pixels: differences of projected points.
     path = project(pose, tubes.path, size)  # (B, k, 2)
@@ -246,7 +270,8 @@ def _rings(path, normal, across, slant, thin, wide, size: int) -> np.ndarray:
         # At most about a pixel between neighbours, along the tubes and around them: fewer points would show as dots.
         samples = _sample_count(path[group])
         largest_radius = max(thin[group].max(), wide[group].max())
-        ring = int(np.clip(2 * np.pi * largest_radius, 8, 1024))
+        circumference = 2 * np.pi * largest_radius
+        ring = int(np.clip(circumference, 8, 1024))
 
         # Everything at these samples, with an axis for the points of a ring.
         middle = resample(path[group], samples)[:, :, None]  # (tubes, samples, 1, 2), as the two that follow
@@ -257,7 +282,8 @@ def _rings(path, normal, across, slant, thin, wide, size: int) -> np.ndarray:
         b = resample(wide[group], samples)[:, :, None]
 
         # A ring is the ellipse middle + cos * (half axis a) + sin * (half axis b).
-        angle = (2 * np.pi / ring * np.arange(ring)).astype(np.float32)
+        angle_step = 2 * np.pi / ring
+        angle = (angle_step * np.arange(ring)).astype(np.float32)
         cos = np.cos(angle)
         sin = np.sin(angle)
         px = middle[..., 0] + cos * cos_axis[..., 0] + sin * sin_axis[..., 0]  # (tubes, samples, ring)
@@ -266,7 +292,7 @@ def _rings(path, normal, across, slant, thin, wide, size: int) -> np.ndarray:
         # A point's mass: arc length of the ellipse per angle, sqrt(a^2 sin^2 + b^2 cos^2), times the angle between
         # points, times the shell's thickness, times the step along the tube's surface.
         arc_per_angle = np.sqrt((a * sin) ** 2 + (b * cos) ** 2)
-        angle_and_step = 2 * np.pi / ring / (samples - 1)
+        angle_and_step = angle_step / (samples - 1)
         mass = arc_per_angle * surface * angle_and_step
         splat(total, px, py, mass)
     return total
@@ -279,24 +305,35 @@ def ribbon(path: np.ndarray, radius, pose: Pose, size: int) -> np.ndarray:
     radius = np.broadcast_to(np.asarray(radius, np.float32), path.shape[:2])  # (B, k)
     path = project(pose, path, size)  # (B, k, 2), pixels
 
-    # Samples about a pixel apart. steps: from sample to sample, so the derivative is scaled to the finer spacing.
+    # Samples about a pixel apart
     samples = _sample_count(path)
     middle = resample(path, samples)  # (B, samples, 2)
     radius = resample(radius, samples)[..., None]  # (B, samples, 1)
+
+    # The way from sample to sample: the derivative from point to point, scaled to the finer spacing
     finer = (path.shape[1] - 1) / (samples - 1)
-    steps = resample(np.gradient(path, axis=1), samples) * finer  # (B, samples, 2)
+    derivative = np.gradient(path, axis=1)  # (B, k, 2)
+    steps = resample(derivative, samples) * finer  # (B, samples, 2)
     length = np.linalg.norm(steps, axis=-1, keepdims=True)  # (B, samples, 1), pixels
 
-    # Points on a line across the tube, at u in (-1, 1) of its radius: (-y, x) is at right angles to (x, y).
-    count = int(np.clip(2 * pixel * radius.max(), 3, 400))
-    u = ((np.arange(count) + 0.5) / count * 2 - 1).astype(np.float32)
-    radius_along = steps / np.maximum(length, 1e-9) * radius * pixel  # (B, samples, 2)
-    px = middle[..., :1] - u * radius_along[..., 1:]  # (B, samples, count)
-    py = middle[..., 1:] + u * radius_along[..., :1]
+    # Points on a line across the tube, about a pixel apart, at u in (-1, 1) of its radius
+    largest_diameter = 2 * pixel * radius.max()
+    count = int(np.clip(largest_diameter, 3, 400))
+    share = (np.arange(count) + 0.5) / count  # of the line
+    u = (share * 2 - 1).astype(np.float32)
+
+    # A radius along the path, in pixels; (-y, x) is at right angles to (x, y).
+    direction = steps / np.maximum(length, 1e-9)  # (B, samples, 2), of length 1
+    radius_along = direction * radius * pixel
+    x_along = radius_along[..., :1]  # (B, samples, 1)
+    y_along = radius_along[..., 1:]
+    px = middle[..., :1] - u * y_along  # (B, samples, count)
+    py = middle[..., 1:] + u * x_along
 
     # A point's mass: the chord 2 r sqrt(1 - u^2) of the circle, times the point's share of the width, 2 r / count,
     # times its length along the path.
-    mass = np.sqrt(1 - u * u) * length * radius**2 * (4 * pixel / count)
+    half_chord = np.sqrt(1 - u * u)  # (count,), in radii
+    mass = half_chord * length * radius**2 * (4 * pixel / count)
     total = np.zeros((size, size), np.float32)
     splat(total, px, py, mass)
     return total
@@ -317,24 +354,31 @@ def rows(x: np.ndarray, y: np.ndarray, knots, power: float = 0.5) -> np.ndarray:
 
     # Each pixel's row of it; above the first and below the last knot that knot's row goes on.
     step = table_y[1] - table_y[0]
-    index = np.clip((y - table_y[0]) / step, 0, TABLE - 1).astype(np.int32)
+    steps_from_top = (y - table_y[0]) / step
+    index = np.clip(steps_from_top, 0, TABLE - 1).astype(np.int32)
     centre, half_width, depth = table[:, index]  # each of y's shape
 
     # depth (1 - u^2)^power, where u is -1 and 1 at the two ends of the row.
     u = (x - centre) / half_width
-    return depth * np.maximum(1 - u**2, 0) ** power
+    inside = np.maximum(1 - u**2, 0)
+    return depth * inside**power
 
 
 def ellipsoid(x: np.ndarray, y: np.ndarray, centre, radii, depth, tilt: float = 0.0, power: float = 0.5) -> np.ndarray:
     """Thickness of an ellipsoid, `depth` in its middle; tilt in radians, clockwise in the image."""
     # u, v: along the two axes, from the middle, in units of the radii.
-    dx = x - centre[0]
-    dy = y - centre[1]
+    centre_x, centre_y = centre
+    radius_u, radius_v = radii
+    dx = x - centre_x
+    dy = y - centre_y
     cos = np.cos(tilt)
     sin = np.sin(tilt)
-    u = (cos * dx + sin * dy) / radii[0]
-    v = (cos * dy - sin * dx) / radii[1]
-    return depth * np.maximum(1 - u * u - v * v, 0) ** power
+    u = (cos * dx + sin * dy) / radius_u
+    v = (cos * dy - sin * dx) / radius_v
+
+    # depth (1 - u^2 - v^2)^power
+    inside = np.maximum(1 - u * u - v * v, 0)
+    return depth * inside**power
 
 
 def filled(outline: np.ndarray, pose: Pose, size: int) -> np.ndarray:

@@ -17,7 +17,14 @@ from ..runtime.seeding import detail_generator
 from .field import blur
 
 # Rates of the shapes
-SHAPES = {"round": 0.26, "lobulated": 0.24, "spiculated": 0.2, "part-solid": 0.12, "cavitated": 0.08, "calcified": 0.1}
+SHAPES = {
+    "round": 0.26,
+    "lobulated": 0.24,
+    "spiculated": 0.2,
+    "part-solid": 0.12,
+    "cavitated": 0.08,
+    "calcified": 0.1,
+}
 COUNT = (3, 9)  # nodules and masses per patient, from and to
 DIAMETER = (0.4, 4.0)  # cm, from and to; drawn uniformly in the logarithm
 DENSITY = (0.55, 0.95)  # of the lesion's tissue, less that of the lung that it displaces, relative to water
@@ -65,40 +72,55 @@ def draw(lung: np.ndarray, bone: np.ndarray, seed: int, side: float) -> tuple[np
 def thickness(shape: str, diameter: float, pixel: float, random: np.random.Generator) -> np.ndarray:
     """One lesion in the middle of a square, float32 (2 h + 1, 2 h + 1): cm of water that it adds. diameter, pixel:
     cm."""
+    # x and y of the square's pixels, cm from its middle; 2 pixels more for the blur of the margin.
     radius = diameter / 2
-    half = int(np.ceil(REACH * radius / pixel)) + 2
-    index = np.arange(-half, half + 1) * pixel
-    x = np.broadcast_to(index[None, :], (len(index), len(index)))
-    y = np.broadcast_to(index[:, None], x.shape)
+    reach = REACH * radius / pixel  # pixels
+    half = int(np.ceil(reach)) + 2
+    offsets = np.arange(-half, half + 1) * pixel
+    square = (len(offsets), len(offsets))
+    x = np.broadcast_to(offsets[None, :], square)
+    y = np.broadcast_to(offsets[:, None], square)
 
-    # The solid body, in cm of tissue along the ray.
-    if shape == "lobulated":
-        body = _lobes(x, y, radius, random)
-    else:
-        body = _ball(x, y, radius, random)
-
-    # What the other shapes change in it.
-    if shape == "spiculated":
-        body = body + _spicules(x, y, radius, random)
-    elif shape == "part-solid":
-        core = _ball(x, y, radius * random.uniform(0.3, 0.65), random)
-        body = random.uniform(0.25, 0.5) * body + 0.6 * core
-    elif shape == "cavitated":
-        hollow_x = x - random.normal(0, 0.1) * radius
-        hollow_y = y - random.normal(0, 0.1) * radius
-        hollow = _ball(hollow_x, hollow_y, radius * random.uniform(0.5, 0.8), random)
-        body = np.maximum(body - hollow, 0)
-    elif shape == "calcified":
-        core_x = x - random.normal(0, 0.2) * radius
-        core_y = y - random.normal(0, 0.2) * radius
-        core = _ball(core_x, core_y, radius * random.uniform(0.3, 0.7), random)
-        body = body + random.uniform(0.5, 2.0) * core
+    body = _body(shape, x, y, radius, random)
 
     # A lesion's margin is not a step; at least 0.3 pixels: in a small image EDGE alone would be no blur at all.
     sigma = random.uniform(*EDGE) / pixel  # pixels
     density = random.uniform(*DENSITY)
     water = (density * body).astype(np.float32)
     return cv2.GaussianBlur(water, (0, 0), max(sigma, 0.3))
+
+
+def _body(shape: str, x: np.ndarray, y: np.ndarray, radius: float, random: np.random.Generator) -> np.ndarray:
+    """A lesion's tissue along each ray, cm. x, y: from its middle, cm."""
+    if shape == "lobulated":
+        return _lobes(x, y, radius, random)
+
+    # All other shapes change one solid body.
+    body = _ball(x, y, radius, random)
+    if shape == "spiculated":
+        return body + _spicules(x, y, radius, random)
+
+    if shape == "part-solid":
+        # Thin ground glass around a dense core
+        core_radius = radius * random.uniform(0.3, 0.65)
+        core = _ball(x, y, core_radius, random)
+        thinning = random.uniform(0.25, 0.5)
+        return thinning * body + 0.6 * core
+
+    if shape == "cavitated":
+        hollow_x, hollow_y = _moved(x, y, 0.1, radius, random)
+        hollow_radius = radius * random.uniform(0.5, 0.8)
+        hollow = _ball(hollow_x, hollow_y, hollow_radius, random)
+        return np.maximum(body - hollow, 0)
+
+    if shape == "calcified":
+        core_x, core_y = _moved(x, y, 0.2, radius, random)
+        core_radius = radius * random.uniform(0.3, 0.7)
+        core = _ball(core_x, core_y, core_radius, random)
+        gain = random.uniform(0.5, 2.0)
+        return body + gain * core
+
+    return body
 
 
 def add(total: np.ndarray, piece: np.ndarray, x: int, y: int) -> None:
@@ -116,8 +138,9 @@ def add(total: np.ndarray, piece: np.ndarray, x: int, y: int) -> None:
     # The same as rows and columns of the piece, whose first pixel lies at (y - half, x - half).
     first_row = y - half
     first_column = x - half
-    inside = piece[top - first_row : bottom - first_row, left - first_column : right - first_column]
-    total[top:bottom, left:right] += inside
+    piece_rows = slice(top - first_row, bottom - first_row)
+    piece_columns = slice(left - first_column, right - first_column)
+    total[top:bottom, left:right] += piece[piece_rows, piece_columns]
 
 
 def over_ribs(bone: np.ndarray) -> np.ndarray:
@@ -135,12 +158,15 @@ def _place(lung: np.ndarray, bone: np.ndarray, random: np.random.Generator, pixe
 
     least, most = COUNT
     smallest, largest = np.log(DIAMETER)
+    names = list(SHAPES)
+    rates = list(SHAPES.values())
     placed: list[Lesion] = []
-    for _ in range(random.integers(least, most + 1)):
+    count = random.integers(least, most + 1)
+    for _ in range(count):
         # What the lesion is like; drawn even where there is no place for it, so that the next ones do not change.
         over_bone = bool(random.random() < OVER_BONE)
         diameter = float(np.exp(random.uniform(smallest, largest)))
-        shape = str(random.choice(list(SHAPES), p=list(SHAPES.values())))
+        shape = str(random.choice(names, p=rates))
         places = places_over_bone if over_bone else places_between
         if len(places) == 0:
             continue
@@ -168,8 +194,10 @@ def _ball(x: np.ndarray, y: np.ndarray, radius: float, random: np.random.Generat
     # The ellipse: a turned coordinate system, in which it is a circle of this radius.
     turn = random.uniform(0, np.pi)
     flat = random.uniform(0.75, 1.0)
-    along = np.cos(turn) * x + np.sin(turn) * y
-    across = (np.cos(turn) * y - np.sin(turn) * x) / flat
+    cos = np.cos(turn)
+    sin = np.sin(turn)
+    along = cos * x + sin * y
+    across = (cos * y - sin * x) / flat
 
     # The bumps: r(angle) = radius (1 + sum over k of c_k cos(k angle + phase_k)), k = 2, 3, 5, c_k about 5 %.
     angle = np.arctan2(across, along)
@@ -181,9 +209,20 @@ def _ball(x: np.ndarray, y: np.ndarray, radius: float, random: np.random.Generat
     outline = radius * (1 + bumps)
 
     # The chord 2 radius sqrt(1 - (d / r)^2) of a ball, a little thinner or thicker.
-    inside = 1 - (along**2 + across**2) / outline**2
+    distance_squared = along**2 + across**2
+    inside = 1 - distance_squared / outline**2
     thicker = random.uniform(0.8, 1.1)
-    return 2 * radius * thicker * np.sqrt(np.maximum(inside, 0))
+    diameter = 2 * radius * thicker
+    return diameter * np.sqrt(np.maximum(inside, 0))
+
+
+def _moved(
+    x: np.ndarray, y: np.ndarray, deviation: float, radius: float, random: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """x and y from a middle that is moved by normal amounts; their deviation is in radii."""
+    moved_x = x - random.normal(0, deviation) * radius
+    moved_y = y - random.normal(0, deviation) * radius
+    return moved_x, moved_y
 
 
 def _lobes(x: np.ndarray, y: np.ndarray, radius: float, random: np.random.Generator) -> np.ndarray:
@@ -191,10 +230,11 @@ def _lobes(x: np.ndarray, y: np.ndarray, radius: float, random: np.random.Genera
     between."""
     # The 4-norm of the balls is nearly their maximum, without its creases.
     fourth_powers = np.zeros(x.shape)
-    for _ in range(random.integers(3, 6)):
+    count = random.integers(3, 6)
+    for _ in range(count):
         # The smaller a ball, the further it can lie from the lesion's middle.
         share = random.uniform(0.45, 0.75)  # of the lesion's radius
-        distance = random.uniform(0.3, 1.0) * (1 - share) * radius / 0.7
+        distance = random.uniform(0.3, 1.0) * (1 - share) * radius / 0.7  # cm
         angle = random.uniform(0, 2 * np.pi)
         ball_x = x - distance * np.cos(angle)
         ball_y = y - distance * np.sin(angle)
@@ -207,17 +247,25 @@ def _spicules(x: np.ndarray, y: np.ndarray, radius: float, random: np.random.Gen
     """Thin strands of tissue that run outwards from the lesion and thin out."""
     distance = np.hypot(x, y)
     strands = np.zeros(x.shape)
-    for _ in range(random.integers(7, 20)):
+    count = random.integers(7, 20)
+    for _ in range(count):
         angle = random.uniform(0, 2 * np.pi)
-        along = np.cos(angle) * x + np.sin(angle) * y
-        across = np.cos(angle) * y - np.sin(angle) * x
-        end = radius * random.uniform(1.2, 2.0)
+        cos = np.cos(angle)
+        sin = np.sin(angle)
+        along = cos * x + sin * y
+        across = cos * y - sin * x
+        end = radius * random.uniform(1.2, 2.0)  # cm
         width = random.uniform(0.03, 0.08)  # cm
 
-        # To one side only, and fainter the farther out; a Gaussian across.
-        fading = np.clip((end - distance) / end, 0, 1) * (along > 0)
-        profile = np.exp(-((across / width) ** 2) / 2)
-        strands += random.uniform(0.1, 0.3) * fading * profile
+        # To one side only, and fainter the farther out
+        to_end = (end - distance) / end
+        fading = np.clip(to_end, 0, 1) * (along > 0)
+
+        # A Gaussian across
+        u = across / width
+        profile = np.exp(-(u**2) / 2)
+        depth = random.uniform(0.1, 0.3)  # cm
+        strands += depth * fading * profile
     return np.minimum(strands, 0.6)
 
 
@@ -239,7 +287,8 @@ def _patch(lung: np.ndarray, random: np.random.Generator, pixel: float) -> np.nd
 
     # Made uneven by coarse noise; multiplied by the lung, so that it ends where the lung does.
     noise = random.standard_normal((48, 48), np.float32)
-    grain = cv2.resize(noise, (size, size), interpolation=cv2.INTER_CUBIC)
-    uneven = np.maximum(paraboloid * (1 + 0.5 * grain), 0) * lung
+    smooth_noise = cv2.resize(noise, (size, size), interpolation=cv2.INTER_CUBIC)
+    grain = 1 + 0.5 * smooth_noise
+    uneven = np.maximum(paraboloid * grain, 0) * lung
     soft_edged = blur(uneven.astype(np.float32), 0.006)
     return (depth * soft_edged).astype(np.float32)

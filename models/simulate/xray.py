@@ -60,7 +60,10 @@ class Pose:
 def rotation(turn: tuple[float, float, float]) -> np.ndarray:
     """(3, 3): about x (left-right), then y (head-foot), then z (front-back)."""
     about_x, about_y, about_z = turn
-    return _plane_rotation(0, 1, about_z) @ _plane_rotation(2, 0, about_y) @ _plane_rotation(1, 2, about_x)
+    turned_x = _plane_rotation(1, 2, about_x)
+    turned_y = _plane_rotation(2, 0, about_y)
+    turned_z = _plane_rotation(0, 1, about_z)
+    return turned_z @ turned_y @ turned_x
 
 
 def _plane_rotation(first: int, second: int, angle: float) -> np.ndarray:
@@ -86,26 +89,40 @@ def project(volume: Volume, pose: Pose, size: int) -> np.ndarray:
     # From mm in the plane through the volume's middle to pixels; -0.5: pixel centres lie at whole numbers.
     pixels_per_mm = size / pose.field
     middle = size / 2 - 0.5
-    to_pixels = np.array([[pixels_per_mm, 0, middle], [0, pixels_per_mm, middle], [0, 0, 1]])
+    to_pixels = np.array(
+        [
+            [pixels_per_mm, 0, middle],
+            [0, pixels_per_mm, middle],
+            [0, 0, 1],
+        ]
+    )
+
+    # In space, mm: where the volume's middle is, and the ways from a voxel to the next column and row
+    volume_middle = [*pose.centre, 0]
+    column_step = placing[:, 0] * dx  # (3,)
+    row_step = placing[:, 1] * dy
+
+    # The first voxel of a slice from the volume's middle, mm along the volume's axes
+    first_x = (0.5 - width / 2) * dx
+    first_y = (0.5 - height / 2) * dy
 
     # A slice after the other, as it is seen from the source.
     total = np.zeros((size, size, channels), np.float32)
     for index in range(depth):
-        if not volume.values[index].any():
+        values = volume.values[index]  # (H, W, C)
+        if not values.any():
             continue
 
         # Where its voxel (column, row) lies: (column, row, 1) -> x, y, z in mm.
-        first_x = (0.5 - width / 2) * dx
-        first_y = (0.5 - height / 2) * dy
         first_z = (index + 0.5 - depth / 2) * dz
-        corner = placing @ [first_x, first_y, first_z] + [*pose.centre, 0]
-        column_step = placing[:, 0] * dx
-        row_step = placing[:, 1] * dy
-        homography = np.column_stack([column_step, row_step, corner])  # (3, 3)
+        first_voxel = placing @ [first_x, first_y, first_z] + volume_middle  # (3,)
+        to_space = np.column_stack([column_step, row_step, first_voxel])  # (3, 3)
 
         # A homography divides x and y by its third row: the distance from the source over that of the middle.
-        homography[2] = [0, 0, 1] - homography[2] / source_distance
-        seen = cv2.warpPerspective(volume.values[index], to_pixels @ homography, (size, size), flags=cv2.INTER_LINEAR)
+        to_plane = to_space.copy()
+        to_plane[2] = [0, 0, 1] - to_space[2] / source_distance
+        homography = to_pixels @ to_plane
+        seen = cv2.warpPerspective(values, homography, (size, size), flags=cv2.INTER_LINEAR)
         cv2.accumulate(seen.reshape(size, -1), total.reshape(size, -1))
 
     # Times the way of each ray through a slice; a tenth of it is in cm.
@@ -116,9 +133,14 @@ def project(volume: Volume, pose: Pose, size: int) -> np.ndarray:
 
 def _ray_lengths(placing: np.ndarray, dz: float, pose: Pose, size: int, source_distance: float) -> np.ndarray:
     """Length of the ray of each pixel (size, size) between two slices, mm; arguments as in `project`."""
+    # Each pixel's place in the plane through the volume's middle, mm from the image's middle
+    share = (np.arange(size) + 0.5) / size  # of the side
+    mm = (share - 0.5) * pose.field
+
     # The direction of each ray, of length 1: from the source, which lies over the image's middle, to the pixel.
-    mm = ((np.arange(size) + 0.5) / size - 0.5) * pose.field
-    ray = np.stack(np.broadcast_arrays(mm[None, :], mm[:, None], -source_distance), -1)  # (size, size, 3)
+    x = mm[None, :]
+    y = mm[:, None]
+    ray = np.stack(np.broadcast_arrays(x, y, -source_distance), -1)  # (size, size, 3)
     ray /= np.linalg.norm(ray, axis=-1, keepdims=True)
 
     # How far it gets along the volume's first axis in 1 mm: the last row of the inverse maps mm in space to z.
@@ -136,19 +158,26 @@ def attenuation(water, bone, spectrum: np.ndarray) -> np.ndarray:
 
     water, bone: numbers or arrays that broadcast. spectrum: shares of the signal at ENERGIES.
     """
+    # In single precision, as the images are
+    shares = (spectrum / spectrum.sum()).astype(np.float32)
+    of_water = WATER.astype(np.float32)
+    of_bone = BONE.astype(np.float32)
+
+    # The signal behind both against that of the unattenuated beam, energy by energy
     shape = np.broadcast_shapes(np.shape(water), np.shape(bone))
     signal = np.zeros(shape, np.float32)
-    shares = spectrum / spectrum.sum()
-    for share, mu_water, mu_bone in zip(shares.astype(np.float32), WATER.astype(np.float32), BONE.astype(np.float32)):
+    for share, mu_water, mu_bone in zip(shares, of_water, of_bone):
         if share:
-            signal += share * np.exp(-mu_water * water - mu_bone * bone)
-    return -np.log(np.maximum(signal, 1e-30))
+            log_signal = -mu_water * water - mu_bone * bone
+            signal += share * np.exp(log_signal)
+    return -np.log(np.maximum(signal, 1e-30))  # the least signal keeps the logarithm finite
 
 
 def bone_weight(low: np.ndarray, high: np.ndarray) -> float:
     """The share of the low-energy log image whose subtraction cancels bone, at REFERENCE."""
+    # What bone adds to the log image of each energy
     water, bone = REFERENCE
-    bone_high = attenuation(water, bone, high) - attenuation(water, 0.0, high)  # what bone adds to the log image
+    bone_high = attenuation(water, bone, high) - attenuation(water, 0.0, high)
     bone_low = attenuation(water, bone, low) - attenuation(water, 0.0, low)
     return float(bone_high / bone_low)
 
@@ -183,7 +212,8 @@ def tone_curve(log: np.ndarray, air: float, tones: tuple[float, ...]) -> Callabl
     """
     # The log exposures that get a given grey: below none, none, the body's quantiles, and beyond them.
     sample = log[::4, ::4]  # a sixteenth of the pixels is enough
-    quantiles = np.quantile(sample[sample > BODY], TONE_AT)
+    of_body = sample[sample > BODY]
+    quantiles = np.quantile(of_body, TONE_AT)
     beyond = quantiles[-1] + 2.0
     levels = np.concatenate([[-1.0, 0.0], quantiles, [beyond]])
     greys = np.maximum.accumulate([0, air, *tones, 1.0])
