@@ -14,7 +14,7 @@ from test_augment import augmentation
 from models import config, images, losses, pipelines, schedulers
 from models.data import datasets, lists
 from models.runtime.files import UserError
-from models.simulate import anatomy, ct, folder, lesions, phantom
+from models.simulate import anatomy, ct, folder, lesions, opacities, phantom
 from models.training import noise_estimator
 
 SIDE = 40.0  # cm
@@ -93,6 +93,61 @@ def test_what_leaves_the_image_is_cut_off():
     assert total.sum() == 6 * 5 and total[15:, :6].all()
     lesions.add(total, np.ones((9, 9), np.float32), -30, 5)
     assert total.sum() == 30
+
+
+# --- Wide opacities ---------------------------------------------------------------------------------------------------
+
+
+def two_lungs() -> np.ndarray:
+    """Two lungs side by side, bool (SIZE, SIZE); the image is SIDE wide."""
+    lung = np.zeros((SIZE, SIZE), bool)
+    lung[20:160, 30:90] = True
+    lung[20:160, 110:170] = True
+    return lung
+
+
+def test_fluid_lies_at_the_base_of_one_lung_and_rises_towards_the_chest_wall():
+    lung = two_lungs()
+    for seed in range(8):
+        water = opacities.effusion(lung, np.random.default_rng(seed), SIDE / SIZE)
+        assert water.dtype == np.float32 and water.min() >= 0
+        left, right = water[:, :95].sum(), water[:, 105:].sum()
+        assert min(left, right) < 1e-3 * max(left, right)
+        wall, mediastinum = (35, 85) if left > right else (165, 115)  # columns
+        assert np.all(np.diff(water[20:150, wall]) > -1e-4)  # thicker the lower
+        deepest = water.max()
+        assert opacities.EFFUSION_DEPTH[0] * 0.9 < deepest < opacities.EFFUSION_DEPTH[1] * 1.01
+        surface = [np.argmax(water[:, column] > 0.05 * deepest) for column in (wall, mediastinum)]
+        assert surface[0] < surface[1]
+
+
+def test_a_plate_is_a_thin_band_low_in_a_lung():
+    lung = two_lungs()
+    pixel = SIDE / SIZE
+    for seed in range(8):
+        water = opacities.plate(lung, np.random.default_rng(seed), pixel)
+        assert not water[~lung].any() and water.max() > 0
+        rows, columns = np.nonzero(water > 0.2 * water.max())
+        # as long as a plate may be, and covering far less than a square of that length
+        length = np.hypot(np.ptp(rows), np.ptp(columns)) * pixel
+        assert length <= opacities.PLATE_LENGTH[1] * 1.1
+        assert len(rows) * pixel**2 < 0.8 * (length + 1)
+
+
+def test_opacities_come_at_their_rates_and_a_patient_is_always_the_same():
+    lung = two_lungs()
+    drawn = [opacities.draw(lung, np.random.default_rng(seed), SIDE / SIZE) for seed in range(150)]
+    expected = 1 - (1 - opacities.EFFUSIONS) * (1 - opacities.PLATES)
+    assert np.mean([water.any() for water in drawn]) == pytest.approx(expected, abs=0.08)
+    assert np.array_equal(drawn[7], opacities.draw(lung, np.random.default_rng(7), SIDE / SIZE))
+    assert not opacities.draw(np.zeros_like(lung), np.random.default_rng(7), SIDE / SIZE).any()
+
+
+def test_lesions_contain_the_wide_opacities(chest, monkeypatch):
+    lung, bone = chest
+    without = lesions.draw(lung, bone, 3, SIDE)[0]
+    monkeypatch.setattr(opacities, "draw", lambda lung, random, pixel: np.full(lung.shape, 0.5, np.float32))
+    assert np.allclose(lesions.draw(lung, bone, 3, SIDE)[0] - without, 0.5, atol=1e-6)
 
 
 # --- Twins ------------------------------------------------------------------------------------------------------------

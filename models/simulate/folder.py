@@ -16,7 +16,7 @@ from ..config import Simulate
 from ..data import lists
 from ..runtime import workers
 from ..runtime.files import UserError
-from . import ct, phantom, separate, volumes
+from . import ct, lesions, phantom, separate, volumes
 
 RECORD = "simulated.json"  # in the data folder: what made it
 # in the data folder: CTs taken apart, until all pairs are there; hidden, so no folder of the user's
@@ -207,6 +207,8 @@ def _describe(settings: Simulate, size: int, scans: list[Scan]) -> dict:
     version = {"phantom": phantom.VERSION}
     if scans:
         version["ct"] = ct.VERSION
+    if settings.lesions:
+        version["lesions"] = lesions.VERSION
     fingerprints = [scan.fingerprint for scan in scans]
     return {
         "seed": settings.seed,

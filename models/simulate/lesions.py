@@ -1,5 +1,5 @@
-"""Drawn lung lesions: nodules, masses and patches of consolidation, as thickness maps that both images of a pair
-contain.
+"""Drawn lung lesions: nodules and masses, as thickness maps that both images of a pair contain; wide opacities are
+drawn by `opacities`.
 
     added, found = lesions.draw(lung, bone, seed=0, side=43.0)
 
@@ -14,7 +14,10 @@ import cv2
 import numpy as np
 
 from ..runtime.seeding import detail_generator
+from . import opacities
 from .field import blur
+
+VERSION = 2  # of what `draw` draws; patients of two versions are never mixed
 
 # Rates of the shapes
 SHAPES = {
@@ -30,9 +33,6 @@ DIAMETER = (0.4, 4.0)  # cm, from and to; drawn uniformly in the logarithm
 DENSITY = (0.55, 0.95)  # of the lesion's tissue, less that of the lung that it displaces, relative to water
 EDGE = (0.02, 0.10)  # cm; sigma of the blur of a lesion's outline
 OVER_BONE = 0.5  # share of the lesions whose centre lies over bone
-PATCH = 0.15  # share of the patients who also have a patch of consolidation
-PATCH_WIDTH = (3.0, 10.0)  # cm
-PATCH_DEPTH = (0.5, 3.0)  # cm of water
 RIB = 0.02  # sigma, in units of the side, of the blur that bone is compared with to find ribs
 REACH = 2.2  # half the side of the square that a lesion is drawn in, in radii: spicules reach out
 APART = 0.7  # two centres are at least this share of the sum of the two radii apart
@@ -64,8 +64,10 @@ def draw(lung: np.ndarray, bone: np.ndarray, seed: int, side: float) -> tuple[np
     for lesion in placed:
         piece = thickness(lesion.shape, lesion.diameter, pixel, random)
         add(total, piece, lesion.x, lesion.y)
-    if random.random() < PATCH:
-        total += _patch(lung, random, pixel)
+    # Wide opacities. The patch's draws follow those of the nodules, the others are of their own.
+    if random.random() < opacities.PATCHES:
+        total += opacities.patch(lung, random, pixel)
+    total += opacities.draw(lung, detail_generator(seed, "opacities"), pixel)
     return total, placed
 
 
@@ -267,28 +269,3 @@ def _spicules(x: np.ndarray, y: np.ndarray, radius: float, random: np.random.Gen
         depth = random.uniform(0.1, 0.3)  # cm
         strands += depth * fading * profile
     return np.minimum(strands, 0.6)
-
-
-def _patch(lung: np.ndarray, random: np.random.Generator, pixel: float) -> np.ndarray:
-    """A patch of consolidation: wide, uneven, with a soft outline, inside the lung. float32 (S, S), cm of water."""
-    size = len(lung)
-    places = np.argwhere(lung)
-    if len(places) == 0:
-        return np.zeros(lung.shape, np.float32)
-    y, x = random.choice(places)
-    half_width, half_height = random.uniform(*PATCH_WIDTH, 2) / 2 / pixel  # pixels
-    depth = random.uniform(*PATCH_DEPTH)
-
-    # A paraboloid, 1 in its middle.
-    index = np.arange(size)
-    u = (index[None, :] - x) / half_width
-    v = (index[:, None] - y) / half_height
-    paraboloid = np.maximum(1 - u**2 - v**2, 0)
-
-    # Made uneven by coarse noise; multiplied by the lung, so that it ends where the lung does.
-    noise = random.standard_normal((48, 48), np.float32)
-    smooth_noise = cv2.resize(noise, (size, size), interpolation=cv2.INTER_CUBIC)
-    grain = 1 + 0.5 * smooth_noise
-    uneven = np.maximum(paraboloid * grain, 0) * lung
-    soft_edged = blur(uneven.astype(np.float32), 0.006)
-    return (depth * soft_edged).astype(np.float32)
