@@ -16,7 +16,7 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
 from models import images
 from models.runtime.files import UserError
-from models.simulate import ct, separate, volumes, xray
+from models.simulate import ct, ct_bone, separate, volumes, xray
 
 SPACING = (3.0, 4.0, 3.0)  # mm along front-back, head-foot, right-left
 SIZE = 96
@@ -307,7 +307,7 @@ def test_body_and_lungs(chest):
 def test_bone_without_labels_is_the_bone_and_no_contrast_medium(chest):
     volume, labels, heart = chest
     body, lungs = separate.body_and_lungs(volume, SPACING)
-    bone, arms = separate.guessed_bone(volume, body, lungs, SPACING)
+    bone, arms = ct_bone.guessed_bone(volume, body, lungs, SPACING)
     truth = np.isin(labels, (40, 92))
     inner = np.s_[:, 16:60]
     found = bone & ~arms
@@ -318,7 +318,7 @@ def test_bone_without_labels_is_the_bone_and_no_contrast_medium(chest):
 
 def test_labels_say_what_bone_is(chest):
     volume, labels, heart = chest
-    bone, arms = separate.labelled_bone(volume, labels, NAMES)
+    bone, arms = ct_bone.labelled_bone(volume, labels, NAMES)
     assert bone[labels > 0].mean() > 0.99 and not bone[heart & (labels == 0)].any()
     assert arms[labels == 69].mean() > 0.99 and not arms[labels == 40].any()
 

@@ -1,4 +1,4 @@
-"""What drawn patients and CTs share: textures, warps and discs; blurs and steps."""
+"""What drawn patients and CTs share: textures, warps, blurs and steps; the morphology of masks in a plane."""
 
 import cv2
 import numpy as np
@@ -44,12 +44,9 @@ def elastic_maps(seed: int, waves: int, bend: float, size: int) -> tuple[np.ndar
     return from_x.astype(np.float32), from_y.astype(np.float32)
 
 
-def disc(radius: float) -> np.ndarray:
-    """A round structuring element of OpenCV's morphology; its radius in pixels, rounded, is at least 1."""
-    # Odd, so that it has a middle and moves nothing.
-    whole_radius = max(1, round(radius))
-    side = 2 * whole_radius + 1
-    return cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (side, side))
+def blur(picture: np.ndarray, sigma: float) -> np.ndarray:
+    """Gaussian blur of (S, S) by a sigma in units of the side; a wide one at reduced size."""
+    return images.blur(picture, sigma, SMALL, LEAST_SIGMA)
 
 
 def smooth_step(value: np.ndarray, start: float, end: float) -> np.ndarray:
@@ -60,6 +57,50 @@ def smooth_step(value: np.ndarray, start: float, end: float) -> np.ndarray:
     return share * share * (3 - 2 * share)
 
 
-def blur(picture: np.ndarray, sigma: float) -> np.ndarray:
-    """Gaussian blur of (S, S) by a sigma in units of the side; a wide one at reduced size."""
-    return images.blur(picture, sigma, SMALL, LEAST_SIGMA)
+# --- Masks, bool (H, W) each; an element is a structuring element of OpenCV -------------------------------------------
+
+
+def disc(radius: float) -> np.ndarray:
+    """A round structuring element of OpenCV's morphology; its radius in pixels, rounded, is at least 1."""
+    # Odd, so that it has a middle and moves nothing.
+    whole_radius = max(1, round(radius))
+    side = 2 * whole_radius + 1
+    return cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (side, side))
+
+
+def square(side: int) -> np.ndarray:
+    """A square structuring element of OpenCV's morphology."""
+    return np.ones((side, side), np.uint8)
+
+
+def grown(mask: np.ndarray, element: np.ndarray) -> np.ndarray:
+    """The mask with a rim as wide as the element reaches."""
+    result = cv2.dilate(mask.astype(np.uint8), element)
+    return result.astype(bool)
+
+
+def eroded(mask: np.ndarray, element: np.ndarray) -> np.ndarray:
+    """The mask without a rim as wide as the element reaches."""
+    result = cv2.erode(mask.astype(np.uint8), element)
+    return result.astype(bool)
+
+
+def opened(mask: np.ndarray, element: np.ndarray, iterations: int = 1) -> np.ndarray:
+    """The mask without what is thinner than the element."""
+    result = cv2.morphologyEx(mask.astype(np.uint8), cv2.MORPH_OPEN, element, iterations=iterations)
+    return result.astype(bool)
+
+
+def closed(mask: np.ndarray, element: np.ndarray, iterations: int = 1) -> np.ndarray:
+    """The mask with its gaps that are thinner than the element."""
+    result = cv2.morphologyEx(mask.astype(np.uint8), cv2.MORPH_CLOSE, element, iterations=iterations)
+    return result.astype(bool)
+
+
+def convex_hull(mask: np.ndarray) -> np.ndarray:
+    """The smallest convex shape around a mask that is not empty."""
+    rows_and_columns = np.argwhere(mask)
+    points = rows_and_columns[:, ::-1].astype(np.int32)  # (n, 2): x, y
+    corners = cv2.convexHull(points)
+    hull = cv2.fillConvexPoly(np.zeros(mask.shape, np.uint8), corners, 1)
+    return hull.astype(bool)
