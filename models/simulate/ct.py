@@ -16,7 +16,7 @@ import numpy as np
 
 from ..runtime.seeding import detail_generator
 from . import field, lesions, phantom, xray
-from .field import blur, disc, smooth_step, texture
+from .field import blur, closed, convex_hull, disc, opened, smooth_step, texture
 from .phantom import Phantom, Surroundings
 from .separate import Parts
 
@@ -63,7 +63,8 @@ def draw(seed: int) -> Draw:
     random = detail_generator(seed, "ct")
 
     def log_uniform(low: float, high: float) -> float:
-        return float(np.exp(random.uniform(np.log(low), np.log(high))))
+        log = random.uniform(np.log(low), np.log(high))
+        return float(np.exp(log))
 
     def in_half_of_pairs(low: float, high: float) -> float:
         value = random.uniform(low, high)
@@ -144,10 +145,12 @@ def integrals(part: Parts, drawn: Draw, seed: int, size: int) -> tuple[np.ndarra
     # The CT's own integrals; those of body and lungs are smooth, and half the size does.
     fine = xray.project(part.fine, pose, size)  # (size, size, 2)
     coarse = xray.project(part.coarse, pose, size // 2)  # (size / 2, size / 2, 2)
+    large_body = cv2.resize(coarse[..., 0], (size, size))
+    large_lung = cv2.resize(coarse[..., 1], (size, size))
     water = _mirror_below(fine[..., 0], part, pose)
     bone = _mirror_below(fine[..., 1], part, pose)
-    body = _mirror_below(cv2.resize(coarse[..., 0], (size, size)), part, pose)
-    lung = _mirror_below(cv2.resize(coarse[..., 1], (size, size)), part, pose)
+    body = _mirror_below(large_body, part, pose)
+    lung = _mirror_below(large_lung, part, pose)
 
     # Joined with the phantom's
     chest, inside = windows(lung, part, pose)
@@ -159,7 +162,8 @@ def integrals(part: Parts, drawn: Draw, seed: int, size: int) -> tuple[np.ndarra
     across, down = field.elastic_maps(seed, ELASTIC_WAVES, drawn.bend, size)
 
     def bent(layer: np.ndarray) -> np.ndarray:
-        return cv2.remap(layer.astype(np.float32), across, down, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+        single = layer.astype(np.float32)
+        return cv2.remap(single, across, down, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
 
     return bent(water), bent(bone), bent(lung)
 
@@ -184,11 +188,12 @@ def _tissue(
     # More or less air in the CT's body; outside of the window the phantom's body
     air = body - water
     own_body = body - drawn.air * air
-    water = chest * own_body + (1 - chest) * around.body
+    trunk = chest * own_body + (1 - chest) * around.body
 
-    # The phantom's arms, joined by the 4-norm (water^4 + arms^4)^(1/4), which leaves no crease
+    # The phantom's arms, joined by the 4-norm (trunk^4 + arms^4)^(1/4), which leaves no crease
     arms = (1 - inside) * around.arms
-    joined = np.sqrt(np.sqrt(water.clip(0) ** 4 + arms**4))
+    fourth_powers = trunk.clip(0) ** 4 + arms**4
+    joined = np.sqrt(np.sqrt(fourth_powers))
     return joined + around.devices
 
 
@@ -208,7 +213,11 @@ def _mineral(bone: np.ndarray, chest: np.ndarray, around: Surroundings, drawn: D
     else:
         phantoms = around.spine * (1 - chest)
         own_share = 1
-    return drawn.bone * (DRAWN_BONE * phantoms + own_share * own + drawn.girdle * around.girdle)
+
+    # All of them with the mineral that is drawn for this pair
+    girdle = drawn.girdle * around.girdle
+    usual = DRAWN_BONE * phantoms + own_share * own + girdle
+    return drawn.bone * usual
 
 
 def fit(part: Parts, drawn: Draw, chest: tuple[float, float, float, float], size: int) -> xray.Pose:
@@ -223,12 +232,18 @@ def fit(part: Parts, drawn: Draw, chest: tuple[float, float, float, float], size
     tall = drawn.tall * (chest_bottom - chest_top) * mm / (bottom - top)
     tall = np.clip(tall, 0.9 * wide, 1.4 * wide)
 
-    # The middles of both boxes coincide across; along the body their tops do.
+    # The middles of both boxes coincide across; along the body their tops do. mm from the image's middle
     chest_middle = (chest_right + chest_left - size) / 2 * mm
     lungs_middle = wide * (right + left) / 2
     centre_x = chest_middle - lungs_middle
-    centre_y = (chest_top - size / 2) * mm - tall * top
-    return xray.Pose(drawn.turn, (wide, tall, drawn.deep), (centre_x, centre_y), side_mm)
+    upper_border = (chest_top - size / 2) * mm
+    centre_y = upper_border - tall * top
+    return xray.Pose(
+        turn=drawn.turn,
+        stretch=(wide, tall, drawn.deep),
+        centre=(centre_x, centre_y),
+        field=side_mm,
+    )
 
 
 def _half_height(part: Parts, pose: xray.Pose) -> float:
@@ -247,12 +262,13 @@ def windows(lung: np.ndarray, part: Parts, pose: xray.Pose) -> tuple[np.ndarray,
 
     # How far each pixel of a thumbnail lies from the lungs' convex hull, in units of the side.
     small = cv2.resize(lung, (THUMB, THUMB), interpolation=cv2.INTER_AREA)
-    points = np.argwhere(small > 1)[:, ::-1].astype(np.int32)  # 1 cm of lung
-    hull = cv2.fillConvexPoly(np.zeros((THUMB, THUMB), np.uint8), cv2.convexHull(points), 1)
-    far = cv2.distanceTransform(1 - hull, cv2.DIST_L2, 5) / THUMB
+    hull = convex_hull(small > 1)  # cm of lung
+    outside = (~hull).astype(np.uint8)
+    far = cv2.distanceTransform(outside, cv2.DIST_L2, 5) / THUMB
 
     # Around the lungs and below the CT's upper end; and all that is below the armpits. Smooth at their ends.
-    y = ((np.arange(THUMB) + 0.5) / THUMB)[:, None]  # (THUMB, 1)
+    centres = (np.arange(THUMB) + 0.5) / THUMB
+    y = centres[:, None]  # (THUMB, 1)
     upper_end = 0.5 + (pose.centre[1] - _half_height(part, pose)) / pose.field
     near_lungs = smooth_step(far, 0.085, 0.03)
     below_upper_end = smooth_step(y, upper_end + 0.01, upper_end + 0.06)
@@ -276,7 +292,9 @@ def _mirror_below(layer: np.ndarray, part: Parts, pose: xray.Pose) -> np.ndarray
     # The CT's lower end in mm below its middle, higher where it is turned and rays cross it from front to back
     depth_mm = part.fine.spacing[0]
     slices = len(part.fine.values)
-    lean = abs(np.sin(pose.turn[0])) * pose.stretch[2] * depth_mm * slices / 2
+    about_left_right = pose.turn[0]
+    _, _, stretch_deep = pose.stretch
+    lean = abs(np.sin(about_left_right)) * stretch_deep * depth_mm * slices / 2
     lower_end = pose.centre[1] + SEEN * _half_height(part, pose) - lean
 
     # Rows below it show what lies as far above it.
@@ -297,16 +315,17 @@ def lung_field(lung: np.ndarray, water: np.ndarray) -> np.ndarray:
     size = len(lung)
     most = np.quantile(lung[lung > 1], 0.95)  # cm
     thick = (lung > 0.35 * most) & (lung > 0.8 * water)
-    thick = cv2.morphologyEx(thick.astype(np.uint8), cv2.MORPH_OPEN, disc(size / 60))
-    _, labels, numbers, centres = cv2.connectedComponentsWithStats(thick)
-    areas = numbers[1:, cv2.CC_STAT_AREA]  # without the background
+    thick = opened(thick, disc(size / 60))
+    _, labels, statistics, centres = cv2.connectedComponentsWithStats(thick.astype(np.uint8))
+    areas = statistics[1:, cv2.CC_STAT_AREA]  # without the background
     large = np.flatnonzero(areas > 0.01 * size * size)
 
     # Each core with the thinner air between it and the chest wall, and with its apex
     mask = np.zeros((size, size), bool)
     for label in 1 + large:
         core = labels == label
-        outwards = 1 if centres[label, 0] > size / 2 else -1
+        centre_x, _ = centres[label]
+        outwards = 1 if centre_x > size / 2 else -1
         begun = _swept(core, outwards)  # at or beyond the core's inner side
         not_ended = ~_swept(core, -outwards)  # beyond its outer side
         at_wall = (lung > 0.3 * most) & begun & not_ended
@@ -315,8 +334,8 @@ def lung_field(lung: np.ndarray, water: np.ndarray) -> np.ndarray:
         mask |= core | at_wall | apex
 
     # Smooth outlines
-    closed = cv2.morphologyEx(mask.astype(np.uint8), cv2.MORPH_CLOSE, disc(size / 50))
-    return cv2.morphologyEx(closed, cv2.MORPH_OPEN, disc(size / 80)).astype(bool)
+    without_gaps = closed(mask, disc(size / 50))
+    return opened(without_gaps, disc(size / 80))
 
 
 def _swept(mask: np.ndarray, direction: int) -> np.ndarray:
@@ -331,10 +350,13 @@ def _swept(mask: np.ndarray, direction: int) -> np.ndarray:
 
 def expose(water: np.ndarray, bone: np.ndarray, drawn: Draw, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """The log images (S, S) of the high energy and of the subtraction, free of noise."""
+    # The radiograph's spectrum, from that of 80 kV to that of 120 kV
     size = len(water)
     hard = (1 - drawn.kilovolts) * xray.MIDDLE + drawn.kilovolts * xray.HIGH
     of_high = xray.attenuation(water, bone, hard)
     of_low = xray.attenuation(water, bone, xray.LOW)
+
+    # The patient moves between the two exposures.
     if drawn.shift or drawn.beat:
         across, down = _motion_maps(drawn, seed, size)
         of_low = cv2.remap(of_low, across, down, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
@@ -360,24 +382,31 @@ def _motion_maps(drawn: Draw, seed: int, size: int) -> tuple[np.ndarray, np.ndar
     heart_y = drawn.beat * random.normal()
     across = size * (body_x + heart_x * heart)  # pixels
     down = size * (body_y + heart_y * heart)
-    return (index[None] + across).astype(np.float32), (index[:, None] + down).astype(np.float32)
+
+    # cv2.remap wants the place that each pixel is taken from.
+    from_x = index[None, :] + across
+    from_y = index[:, None] + down
+    return from_x.astype(np.float32), from_y.astype(np.float32)
 
 
 def show(cxr: np.ndarray, soft: np.ndarray, drawn: Draw, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Grey images (S, S) in [0, 1] of two log images: the same scatter, detector and display for both."""
     # Scatter: primary radiation exp(-log), spread wide
     size = len(cxr)
-    veil = drawn.scatter * blur(np.exp(-cxr), 0.08).clip(0)
+    primary = np.exp(-cxr)
+    veil = drawn.scatter * blur(primary, 0.08).clip(0)
 
     # Quantum noise grows with what absorbs; the subtraction weights the noise of both exposures up, and filters take
     # most of it.
-    shared, own = detail_generator(seed, f"noise {size}").standard_normal((2, size, size), np.float32)
+    random = detail_generator(seed, f"noise {size}")
+    shared, own = random.standard_normal((2, size, size), np.float32)
     grain = drawn.noise * np.exp(GRAIN * np.minimum(cxr, 5))
     subtraction_noise = shared + drawn.subtraction * (2 * shared + 3 * own)
 
     def detect(log: np.ndarray, noise: np.ndarray) -> np.ndarray:
         exposure = (np.exp(-log) + veil) / (1 + drawn.scatter)
-        return blur(-np.log(exposure), drawn.sharp) + grain * noise
+        blurred = blur(-np.log(exposure), drawn.sharp)
+        return blurred + grain * noise
 
     cxr = detect(cxr, shared)
     soft = detect(soft, subtraction_noise)
