@@ -270,7 +270,7 @@ def pseudo_huber(prediction: Tensor, target: Tensor, c: float) -> Tensor:
 def autoencoder_objective(hybrid: HybridLoss) -> Callable:
     """The update of ML-VQGAN: lower a reconstruction's hybrid loss; teach the discriminator to tell it from the image.
 
-    The result is an objective of models/training/loop.py, called with networks {"vqgan", "discriminator"}, batch
+    The result is an objective (models/training/interfaces.py), called with networks {"vqgan", "discriminator"}, batch
     {"image": (B, 1, H, W) in [-1, 1]} and a source of noise, which it does not use. With an adversarial weight of 0
     there is no update of the discriminator.
     """
@@ -319,8 +319,8 @@ def denoising_objective(
     where z_t - z_t' = sqrt(alpha_bar_t) (z_0 - z_0') holds the lesions alone, and c - c' them and nothing else either:
     the second term is 0 for an estimator that leaves every lesion in z_0 as it is, see `lesion_loss`.
 
-    The result is an objective of models/training/loop.py, called with networks {"unet"}, batch {"soft", "cxr": latents
-    (B, C, h, w)}, with twins also {"twin_soft", "twin_cxr"}, and a source of noise.
+    The result is an objective (models/training/interfaces.py), called with networks {"unet"}, batch {"soft", "cxr":
+    latents (B, C, h, w)}, with twins also {"twin_soft", "twin_cxr"}, and a source of noise.
     """
 
     def objective(networks: dict, batch: dict[str, Tensor], noise) -> tuple[dict, dict]:

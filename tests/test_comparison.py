@@ -18,7 +18,7 @@ from models.data import datasets, lists
 from models.evaluation import operations
 from models.runtime.files import UserError
 from models.training import comparison as training
-from models.training import loop
+from models.training import interfaces, loop, rates
 from models.unet import ConditionalUNet
 from models.vqgan import MLVQGAN
 
@@ -113,7 +113,7 @@ def test_bs_diff_has_its_published_size():
 def test_a_network_keeps_the_size_and_every_weight_gets_a_gradient(method):
     torch.manual_seed(0)
     network = training.build(method, small(method))
-    noise = loop.Noise(0, 0, 2, [0, 1], torch.device("cpu"))
+    noise = interfaces.Noise(0, 0, 2, [0, 1], torch.device("cpu"))
     cxr = 0.5 * noise.normal("cxr", 1, 64, 64)
     soft, latent = network(cxr, noise.normal)
     assert soft.shape == cxr.shape and latent.shape == ()
@@ -424,7 +424,7 @@ def test_rates_fall_on_plateaus_as_torchs_do():
         rows.append({"epoch": epoch, "loss": 0.0, "validation_loss": value})
         scheduler.step(value)
         # torch falls after more than its patience, so 1 there is 2 here
-        assert 0.5 ** loop.plateaus(rows, 2) == optimizer.param_groups[0]["lr"], epoch
+        assert 0.5 ** rates.plateaus(rows, 2) == optimizer.param_groups[0]["lr"], epoch
 
 
 def test_shifted_moves_by_whole_pixels_and_fills_with_black():

@@ -13,7 +13,7 @@ from conftest import ROOT, TINY, run_script
 from models import config, images, losses, pipelines, sampling, schedulers
 from models.runtime.device import pick_device
 from models.runtime.files import UserError
-from models.training import loop, noise_estimator
+from models.training import interfaces, noise_estimator, states
 from models.unet import ConditionalUNet
 
 SHAPE = (2, 4, 8, 8)
@@ -51,7 +51,7 @@ def test_training_scales_the_cxr_or_leaves_it(method, condition):
         return torch.zeros_like(x)
 
     objective = losses.denoising_objective(alpha_bar, 0.1, condition=condition)
-    objective({"unet": unet}, batch, loop.Noise(0, 0, 2, [0, 1], pick_device("cpu")))
+    objective({"unet": unet}, batch, interfaces.Noise(0, 0, 2, [0, 1], pick_device("cpu")))
     # the published line: noise (soft, CXR) with (eps, 0) at once
     factor = alpha_bar[seen["t"]].sqrt()[:, None, None, None] if condition == "scaled" else torch.ones(2, 1, 1, 1)
     assert factor.min() < 0.9 or condition == "plain"
@@ -173,14 +173,13 @@ def test_all_three_pairings_run_and_are_told_apart(chain, tmp_path):
 
 
 def test_a_state_of_an_earlier_version_goes_on_as_it_was_trained(tmp_path):
-    trainer = object.__new__(loop.Trainer)
-    trainer.folder, trainer.facts, trainer.fixed = tmp_path, {}, ("unet",)
-    state = {**dict.fromkeys(loop.STATE_ENTRIES, {}), "settings": {"unet.width": 32}}
-    trainer.settings = {"unet.width": 32, "unet.condition": "plain", "ldm.condition": "plain"}
-    trainer.check_state(state, tmp_path / "state_1.pt")
-    trainer.settings = {"unet.width": 32, "unet.condition": "scaled"}
+    state = {**dict.fromkeys(states.STATE_ENTRIES, {}), "settings": {"unet.width": 32}}
+    path = tmp_path / "state_1.pt"
+    settings = {"unet.width": 32, "unet.condition": "plain", "ldm.condition": "plain"}
+    states.check(state, path, settings, facts={}, fixed=("unet",))
+    settings = {"unet.width": 32, "unet.condition": "scaled"}
     with pytest.raises(UserError, match="trained with unet.condition=plain, now it is scaled"):
-        trainer.check_state(state, tmp_path / "state_1.pt")
+        states.check(state, path, settings, facts={}, fixed=("unet",))
 
 
 def test_the_experiments_table_has_a_row_for_each_pairing_and_the_spread_over_seeds(tmp_path):

@@ -12,7 +12,7 @@ from models import config, images, schedulers, weights
 from models.pipelines import BSLDM, GLLCM
 from models.runtime import checkpoint
 from models.runtime.files import UserError
-from models.training import distillation, loop
+from models.training import distillation, interfaces, loop
 from models.unet import ConditionalUNet
 from models.vqgan import MLVQGAN
 
@@ -90,7 +90,7 @@ def test_the_loss_is_zero_for_the_student_that_is_consistent_along_the_teachers_
     # all of them at once: every timestep of the grid, and first those next to its ends
     shape = (32, 4, 4, 4)
     cxr = draw("cxr", shape)
-    noise = loop.Noise(0, 0, len(cxr), list(range(len(cxr))), torch.device("cpu"))
+    noise = interfaces.Noise(0, 0, len(cxr), list(range(len(cxr))), torch.device("cpu"))
     masked = torch.full((len(cxr),), alpha != 1)
     batch = {"cxr": cxr, "soft": cxr + SPREAD * draw("deviation", shape), "whole": cxr / 2, "masked": masked}
 
@@ -106,7 +106,7 @@ def test_the_loss_is_zero_for_the_student_that_is_consistent_along_the_teachers_
 def test_without_a_teacher_the_next_point_is_the_true_latent_with_the_same_noise():
     alpha_bar = schedulers.SCHEDULES[BSLDM.schedule]()
     cxr = draw("cxr", (32, 4, 4, 4))
-    noise = loop.Noise(0, 0, len(cxr), list(range(len(cxr))), torch.device("cpu"))
+    noise = interfaces.Noise(0, 0, len(cxr), list(range(len(cxr))), torch.device("cpu"))
     batch = {"cxr": cxr, "soft": cxr, "whole": cxr, "masked": torch.zeros(len(cxr), dtype=torch.bool)}
     calls = []
 

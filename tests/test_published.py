@@ -17,9 +17,9 @@ from safetensors.torch import load_file
 from models import config, fusion, images, pipelines, scores
 from models.data import checks, convert, datasets, lists
 from models.evaluation import results
+from models.runtime import checkpoint
 from models.runtime.files import UserError
 from models.simulate import phantom
-from models.training import loop
 from models.unet import ConditionalUNet
 from models.vqgan import MLVQGAN, PatchDiscriminator
 
@@ -139,7 +139,7 @@ def test_source_marks_say_what_the_scripts_and_papers_have():
 
 def test_the_demo_starts_from_the_shipped_autoencoder_and_gllcm_from_bsldm():
     settings = profile("demo")
-    loop.init_from(MLVQGAN(**asdict(settings.vqgan.network)), settings.vqgan.start)  # UserError if it did not fit
+    checkpoint.init_from(MLVQGAN(**asdict(settings.vqgan.network)), settings.vqgan.start)  # UserError if it did not fit
     assert settings.lcm.start == "runs/demo/ldm/weights.safetensors"
     assert settings.ldm.qkv_by_head == settings.lcm.qkv_by_head
     assert settings.unet.prior > 0 and settings.unet.condition == "plain" and settings.eval.residual

@@ -15,10 +15,11 @@ import pytest
 import torch
 
 from models import config, losses, schedulers
+from models.runtime import checkpoint
 from models.runtime.checkpoint import Network
 from models.runtime.device import pick_device, pick_precision
 from models.runtime.files import UserError
-from models.training import autoencoder, loop, ownership
+from models.training import autoencoder, batches, interfaces, loop, ownership, rates, states
 from models.unet import ConditionalUNet
 from models.vqgan import MLVQGAN
 
@@ -189,22 +190,22 @@ def test_killed_at_any_step_it_ends_as_if_it_had_not_been(tmp_path, killed_at):
 
 
 def test_the_order_is_a_function_of_seed_and_epoch():
-    first, second = loop.data_order(14, 0, 1), loop.data_order(14, 0, 2)
+    first, second = batches.data_order(14, 0, 1), batches.data_order(14, 0, 2)
     assert (
         sorted(first) == list(range(14))
         and first != second
-        and first == loop.data_order(14, 0, 1) != loop.data_order(14, 1, 1)
+        and first == batches.data_order(14, 0, 1) != batches.data_order(14, 1, 1)
     )
 
 
 def test_noise_is_a_function_of_seed_step_and_name_and_of_the_place_in_the_batch():
     cpu = torch.device("cpu")
-    whole = loop.Noise(0, 5, 6, list(range(6)), cpu)
-    mine = loop.Noise(0, 5, 6, [1, 3, 5], cpu)
+    whole = interfaces.Noise(0, 5, 6, list(range(6)), cpu)
+    mine = interfaces.Noise(0, 5, 6, [1, 3, 5], cpu)
     assert torch.equal(whole.normal("a", 2, 3)[1::2], mine.normal("a", 2, 3))
     assert torch.equal(mine.integers("t", 1000), whole.integers("t", 1000)[[1, 3, 5]])
     assert not torch.equal(whole.normal("a"), whole.normal("b"))
-    assert not torch.equal(whole.normal("a"), loop.Noise(0, 6, 6, list(range(6)), cpu).normal("a"))
+    assert not torch.equal(whole.normal("a"), interfaces.Noise(0, 6, 6, list(range(6)), cpu).normal("a"))
 
 
 @pytest.mark.slow
@@ -487,10 +488,10 @@ def test_micro_batches_add_up_to_the_whole(tmp_path):
 
 @pytest.mark.slow
 def test_learning_rate_falls_at_its_milestones(tmp_path):
-    assert [loop.learning_rate(1.0, epoch, (2, 4), 0.1) for epoch in (0, 1, 2, 4)] == pytest.approx([1, 1, 0.1, 0.01])
+    assert [rates.learning_rate(1.0, epoch, (2, 4), 0.1) for epoch in (0, 1, 2, 4)] == pytest.approx([1, 1, 0.1, 0.01])
     make(tmp_path).run()
-    rates = [float(row["learning_rate"]) for row in csv.DictReader((tmp_path / "log.csv").open())]
-    assert rates == pytest.approx([0.1] * 4 + [0.01] * 2)
+    logged = [float(row["learning_rate"]) for row in csv.DictReader((tmp_path / "log.csv").open())]
+    assert logged == pytest.approx([0.1] * 4 + [0.01] * 2)
 
 
 @pytest.mark.slow
@@ -517,7 +518,7 @@ def test_the_denoising_objective_is_the_mean_squared_error_of_the_offset_noise()
         name: torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(i))
         for i, name in enumerate(("soft", "cxr"))
     }
-    noise = loop.Noise(0, 0, 3, [0, 1, 2], device)
+    noise = interfaces.Noise(0, 0, 3, [0, 1, 2], device)
     seen = {}
 
     def unet(x, t):
@@ -547,8 +548,8 @@ class Foreign:
             {"identity": {}, "plan": {}, "networks": {}, "average": None, "optimizers": {}, "progress": {}},
             "an earlier version",
         ),
-        ({name: {} for name in loop.STATE_ENTRIES}, "does not fit this training's networks"),
-        ({name: 5 for name in loop.STATE_ENTRIES}, "does not fit this training's networks"),
+        ({name: {} for name in states.STATE_ENTRIES}, "does not fit this training's networks"),
+        ({name: 5 for name in states.STATE_ENTRIES}, "does not fit this training's networks"),
     ],
 )
 def test_a_foreign_state_is_refused_in_one_line_and_stays(tmp_path, content, words):
@@ -564,10 +565,10 @@ def test_a_foreign_state_is_refused_in_one_line_and_stays(tmp_path, content, wor
 def test_the_first_weights_must_be_finite(tmp_path):
     line = Line(3.0)
     line.save(tmp_path / "good.safetensors")
-    assert loop.init_from(Line(), str(tmp_path / "good.safetensors")).a == 3
+    assert checkpoint.init_from(Line(), str(tmp_path / "good.safetensors")).a == 3
     Line(math.nan).save(tmp_path / "bad.safetensors")
     with pytest.raises(UserError, match="bad.safetensors holds numbers that are not finite, in a"):
-        loop.init_from(Line(), str(tmp_path / "bad.safetensors"))
+        checkpoint.init_from(Line(), str(tmp_path / "bad.safetensors"))
 
 
 @pytest.mark.slow
@@ -634,14 +635,14 @@ def test_a_training_can_start_from_weights(tmp_path):
     network, other = (ConditionalUNet(width=32, multipliers=(1,), blocks=1, heads=4, attention=()) for _ in range(2))
     torch.nn.init.ones_(network.out[2].weight)
     network.save(tmp_path / "unet.safetensors")
-    assert loop.init_from(other, None) is other and not other.out[2].weight.any()
-    started = loop.init_from(other, str(tmp_path / "unet.safetensors"))
+    assert checkpoint.init_from(other, None) is other and not other.out[2].weight.any()
+    started = checkpoint.init_from(other, str(tmp_path / "unet.safetensors"))
     assert (
         all(torch.equal(a, b) for a, b in zip(network.parameters(), started.parameters()))
         and next(started.parameters()).requires_grad
     )
     wider = ConditionalUNet(width=64, multipliers=(1,), blocks=1, heads=4, attention=())
     with pytest.raises(UserError, match="unet.safetensors holds weights of another architecture"):
-        loop.init_from(wider, str(tmp_path / "unet.safetensors"))
+        checkpoint.init_from(wider, str(tmp_path / "unet.safetensors"))
     with pytest.raises(UserError, match="no weights at"):
-        loop.init_from(wider, str(tmp_path / "none.safetensors"))
+        checkpoint.init_from(wider, str(tmp_path / "none.safetensors"))

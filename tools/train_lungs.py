@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from models import config, lungs
 from models.runtime.files import replacing
 from models.simulate import phantom
-from models.training import loop
+from models.training import interfaces, loop
 from tools.lung_samples.sample import SIZE, sample
 
 FIRST_SEED = 10_000  # of the patients, far from those of the tests
@@ -114,7 +114,7 @@ class ExportedLungNet(lungs.LungNet):
             save_file(half, temporary)
 
 
-def objective(networks: dict, batch: dict[str, Tensor], noise: loop.Noise) -> tuple[dict, dict]:
+def objective(networks: dict, batch: dict[str, Tensor], noise: interfaces.Noise) -> tuple[dict, dict]:
     """Cross entropy plus 1 - Dice of each image."""
     image = batch["image"].contiguous(memory_format=torch.channels_last)  # (B, 2, C, C)
     target = batch["target"]  # (B, 1, C, C)

@@ -26,10 +26,11 @@ from models import config, images, pipelines
 from models.data import augment, lists
 from models.evaluation import insertion
 from models.refinement import SIZE, BoneRefiner, unlike_lines
+from models.runtime import checkpoint
 from models.runtime.files import UserError, replacing
 from models.runtime.seeding import place_generator
 from models.simulate import lesions
-from models.training import loop
+from models.training import interfaces, loop
 
 OUT = config.ROOT / "weights" / "refiner.safetensors"
 VERSIONS = (0.7, 0.0)  # least flattening of bone, of each version of the patients; the most is 1
@@ -235,7 +236,7 @@ class Samples:
         return layers, moved[-1:], LESION_WEIGHTS[kind]
 
 
-def objective(networks: dict, batch: dict[str, Tensor], noise: loop.Noise) -> tuple[dict, dict]:
+def objective(networks: dict, batch: dict[str, Tensor], noise: interfaces.Noise) -> tuple[dict, dict]:
     """The error of the refined soft tissue, of its detail, and of what the lesions add to it."""
     layers = batch["layers"]  # (B, 2, 4, S, S): patient with lesions, without
     cxr, soft, bone, unlike = layers.flatten(0, 1).split(1, dim=1)  # (2 B, 1, S, S) each
@@ -284,7 +285,7 @@ class Trainer(loop.Trainer):
 def train(files: list[Path], steps: int, folder: Path, start: Path | None) -> BoneRefiner:
     """The averaged network after `steps`, rounded up to whole epochs; goes on from the states in the folder."""
     torch.manual_seed(0)
-    network = loop.init_from(BoneRefiner(), start)
+    network = checkpoint.init_from(BoneRefiner(), start)
     steps_an_epoch = min(steps, STEPS_AN_EPOCH)
     course = config.Course(
         epochs=math.ceil(steps / steps_an_epoch),

@@ -21,7 +21,8 @@ METHODS = COMPARISON_METHODS  # names of the files, which are the sections of th
 UNIVERSAL = "Universal Method"  # the groups of the papers' tables
 TASK_SPECIFIC = "Task-Specific Method"
 
-Draw = Callable[..., Tensor]  # draw(name, *shape) -> standard normal numbers (B, *shape), as loop.Noise.normal gives
+# draw(name, *shape) -> standard normal numbers (B, *shape), as training.interfaces.Noise.normal gives
+Draw = Callable[..., Tensor]
 
 
 class Translator(Network):

@@ -14,7 +14,7 @@ import re
 import zipfile
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Self
+from typing import Self, TypeVar
 
 import safetensors
 import torch
@@ -41,6 +41,8 @@ LONGEST_LIST = 32  # entries
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 # What the libraries raise for a damaged file.
 READ_ERRORS = (OSError, RuntimeError, EOFError, ValueError, KeyError, AttributeError, zipfile.BadZipFile)
+
+AnyNetwork = TypeVar("AnyNetwork", bound=nn.Module)  # init_from returns the class that it is given
 
 
 class Network(nn.Module):
@@ -94,7 +96,7 @@ class Network(nn.Module):
             reason = _first_line(error)
             raise UserError(f"no {cls.__name__} can be built from the settings in {path}: {reason}") from None
 
-        # a network for inference; a training builds its own and takes only the weights (loop.init_from)
+        # a network for inference; a training builds its own and takes only the weights (init_from)
         fill(network, state, path)
         network.notes = {key: value for key, value in (header or {}).items() if key not in ("network", "settings")}
         return network.eval().requires_grad_(False)
@@ -155,6 +157,18 @@ def fill(network: nn.Module, state: dict, path: str | Path) -> None:
     memory = [tensor.untyped_storage().data_ptr() for tensor in network.state_dict().values()]
     if len(set(memory)) < len(memory):
         network.load_state_dict({name: tensor.clone() for name, tensor in network.state_dict().items()}, assign=True)
+
+
+def init_from(network: AnyNetwork, path: str | None) -> AnyNetwork:
+    """Give a fresh network the weights of a file, from which its training starts; None leaves it as it is.
+
+    Returns the network. Raises UserError if the file is missing or damaged, or its weights do not fit.
+    """
+    if path is not None:
+        state, *_ = read_weights(path)
+        fit(network, state, path)  # load_state_dict would take weights that are not finite
+        network.load_state_dict(state)
+    return network
 
 
 def _own(tensor: torch.Tensor) -> torch.Tensor:

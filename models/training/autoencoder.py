@@ -8,11 +8,11 @@ import torch
 
 from .. import config, layers, losses
 from ..data import augment, checks, datasets, lists
-from ..runtime import compiling, processes
+from ..runtime import checkpoint, compiling, processes
 from ..runtime.device import pick_device, pick_precision
 from ..runtime.files import UserError
 from ..vqgan import MLVQGAN, PatchDiscriminator
-from . import loop, ownership, pictures
+from . import batches, loop, ownership, pictures
 
 PICTURES = 4  # validation images in a sample picture
 # settings that weights and images belong to: a training that goes on must have the same
@@ -41,7 +41,7 @@ def train(settings: config.Settings, reads: tuple[str, ...]) -> int:
         precision = pick_precision(settings.precision, device)
         hybrid = losses.HybridLoss(**asdict(section.loss), features=settings.features).to(device)
         torch.manual_seed(settings.train.seed)
-        vqgan = loop.init_from(MLVQGAN(**asdict(section.network)), section.start).to(device)
+        vqgan = checkpoint.init_from(MLVQGAN(**asdict(section.network)), section.start).to(device)
         discriminator = PatchDiscriminator(**asdict(section.discriminator)).to(device)
         # neither changes the names of the weights, so that files and states are the same with and without
         layers.checkpoint_activations(vqgan, settings.train.checkpointing)
@@ -133,7 +133,7 @@ def compile_networks(vqgan: MLVQGAN, settings: config.Settings, device: torch.de
     if not compiling.should_compile(settings.compile, device):
         return False
     # One shape is compiled: that of a full micro-batch.
-    count = loop.micro_batch_size(settings.vqgan.batch_size, settings.train.accumulate)
+    count = batches.micro_batch_size(settings.vqgan.batch_size, settings.train.accumulate)
     side = settings.vqgan.crop or settings.data.image_size
     example = torch.zeros(count, 1, side, side, device=device)  # (B, 1, H, W)
     # the codebook between them stays plain: its moving average and restarts depend on the data

@@ -18,7 +18,7 @@ from ..data import checks, datasets, lists
 from ..runtime import checkpoint, processes
 from ..runtime.device import autocast, pick_device, pick_precision
 from ..runtime.files import UserError, replacing
-from . import loop, ownership, pictures
+from . import interfaces, loop, ownership, pictures
 
 PICTURES = 4  # validation images in a sample picture
 # keys of a method's section that are keywords of its network; None and absent ones are left to the network itself
@@ -63,7 +63,7 @@ def train(settings: config.Settings, reads: tuple[str, ...]) -> int:
         features = settings.features
         perceptual = losses.Perceptual("vgg", features).to(device) if section.perceptual else None
         torch.manual_seed(settings.train.seed)
-        network = loop.init_from(build(name, section), section.start).to(device)
+        network = checkpoint.init_from(build(name, section), section.start).to(device)
         network.notes = {"method": network.title, "image_size": section.image_size}
         discriminator = type(network).discriminator(section.discriminator_channels) if section.adversarial else None
 
@@ -122,16 +122,18 @@ def own_augmentation(settings: config.Settings, section: config.ComparisonMethod
 # --- The update -------------------------------------------------------------------------------------------------------
 
 
-def objective(name: str, section: config.ComparisonMethod, perceptual: losses.Perceptual | None) -> loop.Objective:
+def objective(
+    name: str, section: config.ComparisonMethod, perceptual: losses.Perceptual | None
+) -> interfaces.Objective:
     """The update of a translator: lower the weighted terms of its section; teach the discriminator, if there is one.
 
-    The result is an objective of loop.py, called with networks {name} and, where the adversarial weight is not 0,
+    The result is an objective of interfaces.py, called with networks {name} and, where the adversarial weight is not 0,
     {"discriminator"}, and batches {"cxr", "soft": (B, 1, S, S) in [-1, 1]}.
     """
     method = comparison.find(name)
     adversary = ADVERSARIES[method.adversary]
 
-    def update(networks: dict, batch: dict[str, Tensor], noise: loop.Noise) -> tuple[dict, dict]:
+    def update(networks: dict, batch: dict[str, Tensor], noise: interfaces.Noise) -> tuple[dict, dict]:
         cxr = batch["cxr"]
         target = batch["soft"]
         result, latent = networks[name](cxr, noise.normal)
@@ -196,8 +198,8 @@ class Run:
     folder: Path
     pairs: dict[str, lists.Pair]
     validation_pairs: dict[str, lists.Pair]
-    data: loop.Source
-    validation_data: loop.Source | None
+    data: interfaces.Source
+    validation_data: interfaces.Source | None
     device: torch.device
     facts: dict[str, object] = field(default_factory=dict)  # beside the images, what must not change
 
@@ -209,7 +211,7 @@ class Run:
         self,
         networks: dict[str, nn.Module],
         discriminator: nn.Module | None,
-        update: loop.Objective,
+        update: interfaces.Objective,
         suppress: Suppress,
         finish: Callable[[Any], nn.Module] | None = None,
     ) -> int:
@@ -279,7 +281,7 @@ def recorded(reads: tuple[str, ...], name: str) -> list[str]:
 # --- BS-Diff's two stages ---------------------------------------------------------------------------------------------
 
 
-def train_both_stages(run: Run, network: BSDiff, discriminator: nn.Module | None, update: loop.Objective) -> int:
+def train_both_stages(run: Run, network: BSDiff, discriminator: nn.Module | None, update: interfaces.Objective) -> int:
     """First the diffusion, into <folder>/first_stage; then the autoencoder on its results. The exit status."""
     seed = run.settings.train.seed
     section: Any = run.section
@@ -314,7 +316,7 @@ def train_both_stages(run: Run, network: BSDiff, discriminator: nn.Module | None
     def enhance(networks: dict, cxr: Tensor, names: list[str]) -> Tensor:
         return both(networks["enhancer"]).suppress(cxr, image_noise(seed, names, cxr))
 
-    def update_enhancer(networks: dict, batch: dict, noise: loop.Noise) -> tuple[dict, dict]:
+    def update_enhancer(networks: dict, batch: dict, noise: interfaces.Noise) -> tuple[dict, dict]:
         def second_stage(first: Tensor, draw) -> tuple[Tensor, Tensor]:
             soft = networks["enhancer"](first)
             return soft, no_latent_loss(soft)

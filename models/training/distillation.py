@@ -26,7 +26,7 @@ from ..pipelines import GLLCM, Pipeline
 from ..runtime import checkpoint, compiling, processes
 from ..runtime.device import pick_device, pick_precision
 from ..runtime.files import UserError
-from . import loop, noise_estimator, ownership
+from . import interfaces, noise_estimator, ownership
 
 GUIDANCES = ("leg", "vanilla")  # whose estimates are functions of the noisy latent and the X-rays alone
 # settings of the noise estimators' own trainings, which a distillation does not read
@@ -51,7 +51,7 @@ class GuidedSource(datasets.LatentSource):
 
 
 class Distillation:
-    """The update of a student, an objective of loop.py for networks {"unet"} and the batches of GuidedSource.
+    """The update of a student, an objective of interfaces.py for networks {"unet"} and the batches of GuidedSource.
 
     teacher: its noise estimator, frozen. method, sampling: whose schedule is used, and the keywords of its sampler; the
     teacher is distilled as this sampler would walk with it. skip: timesteps of the teacher's one step. huber: constant
@@ -105,7 +105,7 @@ class Distillation:
             bounds.append([schedulers.threshold(step.position, start, sampling["clip_rate"], lag) for step in walk])
         self.bounds = torch.tensor(bounds, device=device)  # (2, 1000)
 
-    def __call__(self, networks: dict, batch: dict[str, torch.Tensor], noise: loop.Noise) -> tuple[dict, dict]:
+    def __call__(self, networks: dict, batch: dict[str, torch.Tensor], noise: interfaces.Noise) -> tuple[dict, dict]:
         student = networks["unet"]
         cxr = batch["cxr"]
         masked = batch["masked"]
@@ -214,7 +214,7 @@ def train(
 
         # student: the teacher's copy; the teacher itself needs no gradients and, in bf16, no float32
         student = copy.deepcopy(loaded.unet).requires_grad_(True)
-        loop.init_from(student, distill.start)
+        checkpoint.init_from(student, distill.start)
         teacher = compiling.prepare_for_inference(loaded.unet, device, precision, compiled=False)
         teacher_digest = checkpoint.digest(str(section.teacher))
         student.notes = method.notes(settings, loaded.vqgan)

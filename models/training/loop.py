@@ -1,4 +1,4 @@
-"""The one loop of all trainings: precision, micro-batches, weight average (EMA), log, states, resume.
+"""The one loop of all trainings: steps, weight average (EMA), validation, log, save, load and resume.
 
 A training hands over its networks, its optimisers and an objective. Everything random in it is a function of (seed,
 step, name), and the order of the images one of (seed, epoch). A training that was killed and goes on from its last
@@ -8,13 +8,11 @@ state therefore does, to the bit, what it would have done.
 import copy
 import csv
 import math
-import signal
 import time
-from collections.abc import Callable, Generator, Iterator
-from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Generator
+from contextlib import closing
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,128 +21,21 @@ from tqdm import tqdm
 
 from .. import config, images
 from ..data import datasets
-from ..runtime import checkpoint, processes, seeding
+from ..runtime import checkpoint, processes
 from ..runtime.device import autocast
 from ..runtime.files import UserError, replacing
 from ..runtime.processes import say
+from ..runtime.signals import stop_signals
+from . import states
+from .batches import data_order, in_order, micro_batches, own_indices
+from .interfaces import Noise, Objective, Source
 from .pictures import draw_curves
+from .rates import learning_rate, plateaus
+from .states import Progress
+from .validation import validate
 
 MOST_BAD_BATCHES = 10  # batches in a row with a loss or gradient that is not finite, before a training stops
 STEPS_A_NOTE = 10  # steps between two updates of the loss that the progress bar shows
-# settings that states of earlier versions do not name, with what those versions did
-EARLIER = {
-    "unet.condition": "plain",
-    "ldm.condition": "plain",
-    "lcm.condition": "plain",
-    "distill.path": "teacher",
-}
-AnyNetwork = TypeVar("AnyNetwork", bound=nn.Module)  # init_from returns the class that it is given
-STATE_ENTRIES = {"settings", "facts", "progress", "networks", "ema", "optimizers"}  # what a state_<step>.pt holds
-
-
-class Source(Protocol):
-    """Training or validation data: items by index, in batches."""
-
-    names: list[str]
-
-    def batches(self, index_lists: list[list[int]], epoch: int = 0) -> Iterator[dict[str, torch.Tensor]]:
-        """For each list of indices its items, stacked on the first axis, as they are in this epoch."""
-        ...
-
-
-@dataclass
-class Progress:
-    """Where a training stands. All of it is stored in its states."""
-
-    step: int = 0  # updates done or skipped
-    epoch: int = 0  # epochs finished
-    offset: int = 0  # images of the running epoch already seen
-    skipped: int = 0  # batches that were not finite
-    best: float = math.inf  # lowest validation loss
-    sums: dict = field(default_factory=dict)  # name -> sum over this epoch of the batch's loss times its images
-    counted: int = 0  # images in those sums
-    rows: list = field(default_factory=list)  # of log.csv, one per epoch
-
-
-class Noise:
-    """Random numbers for some images of a batch, as a function of (seed, step, name).
-
-    They are drawn for the whole batch, and those of `places` are picked: an image's noise does not depend on how the
-    batch is divided among processes and micro-batches.
-    """
-
-    def __init__(self, seed: int, step: int | str, batch_size: int, places: list[int], device: torch.device):
-        self.key = f"{seed}/{step}"
-        self.batch_size = batch_size
-        self.places = places
-        self.device = device
-
-    def normal(self, name: str, *shape: int) -> torch.Tensor:
-        """Standard normal numbers (len(places), *shape)."""
-        # the name keeps apart the draws of one step, such as timestep, noise and offset
-        drawn = torch.randn(self.batch_size, *shape, generator=seeding.generator(f"{self.key}/{name}"))
-        return drawn[self.places].to(self.device)
-
-    def integers(self, name: str, high: int) -> torch.Tensor:
-        """Uniform integers 0 to high - 1, (len(places),)."""
-        drawn = torch.randint(high, (self.batch_size,), generator=seeding.generator(f"{self.key}/{name}"))
-        return drawn[self.places].to(self.device)
-
-
-# objective(networks, batch, noise) -> (phase -> loss to minimise, name -> value to log); all are means over the batch
-Objective = Callable[[dict, dict, Noise], tuple[dict, dict]]
-
-
-def data_order(count: int, seed: int, epoch: int) -> list[int]:
-    """The order of an epoch's images: a permutation of 0 to count - 1."""
-    # NumPy mixes both numbers into one seed, so that neighbouring epochs and seeds have unrelated orders
-    return np.random.default_rng((seed, epoch)).permutation(count).tolist()
-
-
-def learning_rate(start: float, epoch: int, milestones: tuple[int, ...], gamma: float) -> float:
-    """start * gamma ** (number of milestones that the epoch has reached)."""
-    # torch's MultiStepLR, computed instead of counted: no scheduler's state to save, no way to step it too often
-    reached = sum(epoch >= milestone for milestone in milestones)
-    return start * gamma**reached
-
-
-def plateaus(rows: list[dict], patience: int) -> int:
-    """How often the validation loss has gone `patience` epochs without gain, by the rows of log.csv.
-
-    Each such plateau begins anew after `patience` epochs, as with torch's ReduceLROnPlateau. Without validation losses
-    the training loss counts.
-    """
-    # computed from the log, which every state holds, so that a resumed training falls when an unbroken one would
-    key = "validation_loss" if any("validation_loss" in row for row in rows) else "loss"
-    best = math.inf
-    since = 0
-    found = 0
-    for row in rows:
-        if row.get(key, math.inf) < best:
-            best = row[key]
-            since = row["epoch"]
-        elif row["epoch"] - since >= patience:
-            since = row["epoch"]
-            found += 1
-    return found
-
-
-def micro_batch_size(batch_size: int, micro_batches: int) -> int:
-    """How many images one process has of one micro-batch, at most."""
-    images_of_all = -(-batch_size // micro_batches)  # rounded up
-    return -(-images_of_all // processes.world_size())  # the longest shard is the first process's, see processes.shard
-
-
-def init_from(network: AnyNetwork, path: str | None) -> AnyNetwork:
-    """Give a fresh network the weights of a file, from which its training starts; None leaves it as it is.
-
-    Returns the network. Raises UserError if the file is missing or damaged, or its weights do not fit.
-    """
-    if path is not None:
-        state, *_ = checkpoint.read_weights(path)
-        checkpoint.fit(network, state, path)  # load_state_dict would take weights that are not finite
-        network.load_state_dict(state)
-    return network
 
 
 class Trainer:
@@ -299,37 +190,11 @@ class Trainer:
         """(this process's share of a batch, the names of all its images), from where the epoch stands."""
         # the batches still to come: a resumed epoch begins with the first image that it has not seen
         order = data_order(len(self.data.names), self.train.seed, self.progress.epoch)
-        index_lists = []
-        for start in range(self.progress.offset, len(order), self.course.batch_size):
-            index_lists.append(order[start : start + self.course.batch_size])
+        index_lists = in_order(order[self.progress.offset :], self.course.batch_size)
         # every process computes the same lists and loads its own images of them
-        own_lists = [self.own_indices(indices) for indices in index_lists]
+        own_lists = [own_indices(indices, self.train.accumulate) for indices in index_lists]
         for batch, indices in zip(self.data.batches(own_lists, self.progress.epoch), index_lists):
             yield batch, [self.data.names[index] for index in indices]
-
-    def own_indices(self, indices: list[int]) -> list[int]:
-        """Those images of a batch that this process computes, micro-batch after micro-batch."""
-        own: list[int] = []
-        # the order in which `gradients` cuts the loaded batch up again
-        for places, _ in self.micro_batches(len(indices)):
-            own += [indices[place] for place in places]
-        return own
-
-    def micro_batches(self, size: int) -> list[tuple[list[int], float]]:
-        """For each micro-batch of a batch: this process's places in the batch, and their weight, 1 or 0.
-
-        The weight is 0 if there are fewer images than processes and this one only repeats another's (see
-        processes.shard).
-        """
-        count = self.train.accumulate
-        # as equal as whole images allow; with fewer images than micro-batches, some are empty and left out
-        bounds = [round(i * size / count) for i in range(count + 1)]
-        found = []
-        for start, stop in zip(bounds, bounds[1:]):
-            if start < stop:
-                places, shard_weight = processes.shard(stop - start)
-                found.append(([start + place for place in places], shard_weight))
-        return found
 
     # --- one step -----------------------------------------------------------------------------------------------------
 
@@ -390,7 +255,7 @@ class Trainer:
         # micro-batches: each adds its share of the batch's mean to the gradients
         totals: dict[str, torch.Tensor] = {}
         start = 0
-        for places, shard_weight in self.micro_batches(size):
+        for places, shard_weight in micro_batches(size, self.train.accumulate):
             micro_batch = {}
             for name, tensor in batch.items():
                 micro_batch[name] = tensor[start : start + len(places)].to(self.device, non_blocking=True)
@@ -473,7 +338,16 @@ class Trainer:
 
         # validation, and the best epoch so far by its loss
         if due and self.validation_data is not None:
-            row.update(self.validate(self.validation_data))
+            means = validate(
+                {**self.networks, self.main: self.exported()},  # the weights that are exported are the ones judged
+                self.objective,
+                self.validation_data,
+                batch_size=self.course.batch_size,
+                seed=self.train.seed,
+                device=self.device,
+                precision=self.precision,
+            )
+            row.update(means)
             if row["validation_loss"] < progress.best:
                 progress.best = row["validation_loss"]
                 self.export("best.safetensors")
@@ -494,37 +368,6 @@ class Trainer:
         if self.ema is not None:
             return self.ema
         return self.networks[self.main]
-
-    @torch.no_grad()
-    def validate(self, data: Source) -> dict[str, float]:
-        """The objective's means over the validation images, with the exported weights and noise that stays the same."""
-        # the weights that are exported are the ones that are judged
-        networks = {**self.networks, self.main: self.exported()}
-        for network in networks.values():
-            network.eval()
-
-        # whole batches go to the processes in turn: validation has no layer that needs the others' images
-        count = len(data.names)
-        size = self.course.batch_size
-        index_lists = [list(range(start, min(start + size, count))) for start in range(0, count, size)]
-        own_lists = index_lists[processes.rank() :: processes.world_size()]
-
-        totals: dict[str, float] = {}
-        # The noise goes by an image's place in the whole set: the same in every epoch, for any number of processes.
-        # Each batch adds its share of the mean over the set.
-        for indices, batch in zip(own_lists, data.batches(own_lists)):
-            on_device = {name: tensor.to(self.device) for name, tensor in batch.items()}
-            noise = Noise(self.train.seed, "validation", count, indices, self.device)
-            with autocast(self.device, self.precision):
-                _, logged = self.objective(networks, on_device, noise)
-            for name, value in logged.items():
-                totals[name] = totals.get(name, 0.0) + float(value) * len(indices) / count
-
-        gathered = processes.all_gather_objects(totals)  # the first process always has a batch, others may have none
-        means = {}
-        for name in gathered[0]:
-            means[f"validation_{name}"] = sum(shard.get(name, 0.0) for shard in gathered)
-        return means
 
     @torch.no_grad()
     def draw_sample(self) -> None:
@@ -608,7 +451,7 @@ class Trainer:
         # whatever does not fit, settings or tensors, ends in one line that names the file
         state, path = found
         try:
-            self.check_state(state, path)
+            states.check(state, path, self.settings, self.facts, self.fixed)
             self.load(state)
         except torch.OutOfMemoryError:  # a RuntimeError as well, but no fault of the file
             raise
@@ -649,72 +492,3 @@ class Trainer:
             networks.append(self.ema)
         for network in networks:
             processes.broadcast(network.state_dict().values())
-
-    def check_state(self, state: dict, path: Path) -> None:
-        """Raise UserError if a state is not of this training; report the settings that have changed since, and may."""
-        # first whether it is a state of this version at all
-        if isinstance(state, dict) and "identity" in state:
-            raise UserError(
-                f"{path} was written by an earlier version, which this one does not go on from; finish it "
-                f"there, or train into another folder (runs=...), "
-                f"with {self.folder / 'weights.safetensors'} as its start"
-            )
-        if not isinstance(state, dict) or STATE_ENTRIES - state.keys():
-            raise UserError(
-                f"{path} is not a state of these trainings; move it away, or train into another folder (runs=...)"
-            )
-
-        # settings and facts are compared alike; every refusal comes before the first report of a change
-        before = {**state["settings"], **state["facts"]}
-        now = {**self.settings, **self.facts}
-        for key, value in EARLIER.items():
-            if key in now:
-                before.setdefault(key, value)
-        changed = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
-        for key in changed:
-            if self.is_fixed(key) or key in state["facts"] or key in self.facts:
-                raise UserError(
-                    f"{path} was trained with {key}={shown(before.get(key))}, now it is "
-                    f"{shown(now.get(key))}; set it back, or train into another folder (runs=...)"
-                )
-        for key in changed:
-            say(f"{key} changed from {shown(before.get(key))} to {shown(now.get(key))}")
-
-    def is_fixed(self, key: str) -> bool:
-        """Whether a dotted key is one of `fixed`, or lies below one."""
-        return any(key == prefix or key.startswith(f"{prefix}.") for prefix in self.fixed)
-
-
-def shown(value: object) -> str:
-    """A setting's value as it is typed: null, true, [1, 2]."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, (list, tuple)):
-        return f"[{', '.join(shown(item) for item in value)}]"
-    return str(value)
-
-
-@contextmanager
-def stop_signals() -> Iterator[list[int]]:
-    """A list that is empty until SIGINT or SIGTERM arrives and then holds its number; a second Ctrl-C stops at once.
-
-    Under torchrun a second one does not: there each Ctrl-C arrives twice, from the terminal and from torchrun, which
-    kills after 30 seconds.
-    """
-    received: list[int] = []
-
-    # noted only: run_epoch finishes the step, saves and returns
-    def note(number, frame):
-        received.append(number)
-        if processes.world_size() == 1:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield received
-    finally:
-        # a notebook's or a test's own handlers go on after this
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -16,7 +16,7 @@ from ..runtime.device import pick_device, pick_precision
 from ..runtime.files import UserError
 from ..unet import ConditionalUNet
 from ..vqgan import MLVQGAN
-from . import loop, ownership, pictures
+from . import batches, interfaces, loop, ownership, pictures
 
 PICTURES = 4  # validation images in a sample picture
 SCHEDULE_STRIDE = 333  # timesteps between the values by which a state remembers its noise schedule
@@ -155,8 +155,8 @@ def latent_trainer(
     folder: Path,
     unet: ConditionalUNet,
     optimizer: torch.optim.Optimizer,
-    objective: loop.Objective,
-    data: tuple[loop.Source, loop.Source | None],
+    objective: interfaces.Objective,
+    data: tuple[interfaces.Source, interfaces.Source | None],
     pairs: Pairs,
     settings: config.Settings,
     *,
@@ -225,7 +225,7 @@ def build_network(
     unet = ConditionalUNet(
         channels, channels, **asdict(settings.unet), qkv_by_head=section.qkv_by_head, schedule=method.schedule
     )
-    loop.init_from(unet, section.start).to(device)
+    checkpoint.init_from(unet, section.start).to(device)
     note_other_latents(section.start, vqgan)
     unet.notes = method.notes(settings, vqgan)  # its weights say what they were trained for
     layers.checkpoint_activations(unet, settings.train.checkpointing)
@@ -301,7 +301,7 @@ def compile_network(
     if not compiling.should_compile(settings.compile, device):
         return False
     # One shape is compiled, that of a full micro-batch. Any numbers do, so zeros.
-    count = shape[0] * loop.micro_batch_size(batch_size, settings.train.accumulate)
+    count = shape[0] * batches.micro_batch_size(batch_size, settings.train.accumulate)
     latents = torch.zeros(count, *shape[1:], device=device)  # (n B, C, h, w)
     timesteps = torch.zeros(count, dtype=torch.long, device=device)  # (n B,)
     return compiling.compile_for_training([unet], unet, (latents, timesteps), precision, processes.say)

@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_leaves
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from models import config, layers, losses, pipelines  # noqa: E402
 from models.runtime import compiling  # noqa: E402
-from models.training import loop  # noqa: E402
+from models.training import interfaces  # noqa: E402
 from models.training.distillation import Distillation  # noqa: E402
 from models.unet import ConditionalUNet  # noqa: E402
 from models.vqgan import MLVQGAN, PatchDiscriminator  # noqa: E402
@@ -152,7 +152,7 @@ def distillation(checkpointing: bool, scale: Scale, precision: str) -> Iterator:
         batch = {"masked": torch.zeros(scale.batch, dtype=torch.bool)}
         for name in ("soft", "cxr", "whole"):
             batch[name] = torch.rand(latent)
-        noise = loop.Noise(0, step, scale.batch, list(range(scale.batch)), torch.device("cpu"))
+        noise = interfaces.Noise(0, step, scale.batch, list(range(scale.batch)), torch.device("cpu"))
         minimised, _ = objective({"unet": student}, batch, noise)
         minimised["unet"].backward()
         optimizer.step()
