@@ -13,7 +13,7 @@ import scipy.ndimage
 import torch
 from golden_draws import SHARED
 
-from models import blur, config, fusion, images, pipelines, sampling
+from models import blur, config, fusion, images, pipelines, residual, sampling
 from models.runtime.files import UserError
 from models.simulate import phantom
 from models.unet import ConditionalUNet
@@ -353,7 +353,7 @@ def test_the_residual_form_adds_what_the_decoder_says_changed(networks, patients
             method.unet, latent, method.draw(["a", "b", "c"], latent.shape), steps=2, sampler="ddim"
         )
         seen, suppressed = method.decode(latent), method.decode(soft)
-        share = pipelines.bone_share(seen - suppressed, suppressed)
+        share = residual.bone_share(seen - suppressed, suppressed)
     assert torch.allclose(
         method(cxr, ["a", "b", "c"]), (suppressed + (1 - share) * (cxr - seen)).clamp(-1, 1), atol=1e-5
     )
@@ -366,7 +366,7 @@ def test_the_share_of_bone_in_the_finest_detail_is_that_of_its_energy():
     """
     grain = torch.from_numpy(np.random.default_rng(0).standard_normal((2, 1, 64, 64)).astype(np.float32))
     bone, soft = 0.02 * grain[:1], 0.05 * grain[1:] + 0.3
-    found = pipelines.bone_share(bone, soft)[0, 0].numpy()
+    found = residual.bone_share(bone, soft)[0, 0].numpy()
 
     def energy(part):
         image = part[0, 0].numpy().astype(float)
@@ -375,16 +375,16 @@ def test_the_share_of_bone_in_the_finest_detail_is_that_of_its_energy():
         )
 
     assert np.allclose(found, energy(bone) / (energy(bone) + energy(soft)), atol=2e-3)
-    assert not pipelines.bone_share(0 * bone, soft).any() and pipelines.bone_share(bone, 0 * soft).min() > 0.99
-    assert torch.allclose(pipelines.bone_share(2 * soft, soft), torch.full_like(soft, 0.8), atol=1e-4)
+    assert not residual.bone_share(0 * bone, soft).any() and residual.bone_share(bone, 0 * soft).min() > 0.99
+    assert torch.allclose(residual.bone_share(2 * soft, soft), torch.full_like(soft, 0.8), atol=1e-4)
 
 
 def test_the_share_of_bone_is_float32_whatever_runs_around_it():
     """In bf16 it agreed to 36 dB."""
     bone, soft = torch.randn(2, 1, 1, 40, 40, generator=torch.Generator().manual_seed(0))
     with torch.autocast("cpu", torch.bfloat16):
-        found = pipelines.bone_share(bone, soft)
-    assert torch.equal(found, pipelines.bone_share(bone, soft))
+        found = residual.bone_share(bone, soft)
+    assert torch.equal(found, residual.bone_share(bone, soft))
 
 
 @pytest.mark.parametrize("separable", [False, True])
