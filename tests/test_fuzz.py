@@ -6,11 +6,14 @@ from pathlib import Path
 
 import cv2
 import fuzz
+import fuzz_inputs
 import numpy as np
+import pydicom
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from image_files import GREY8, make_dicom
+from PIL import Image
 
 from models import config, images
 from models.data import lists
@@ -48,7 +51,7 @@ def test_the_campaign_sees_what_it_looks_for(tmp_path, monkeypatch):
         raise UserError("x\ny")
 
     def change(folder, out, rng):
-        path = fuzz.picture_file(folder, rng)
+        path = fuzz_inputs.picture_file(folder, rng)
         images.read(path)
         path.write_bytes(b"x")
         return "result"
@@ -103,7 +106,7 @@ def whole_file(folder: Path, kind: str) -> Path:
         elif kind == "npy":
             np.save(path, GREY8)
         else:
-            cv2.imwrite(str(path), GREY8) if kind not in ("gif", "webp") else fuzz.Image.fromarray(GREY8).save(path)
+            cv2.imwrite(str(path), GREY8) if kind not in ("gif", "webp") else Image.fromarray(GREY8).save(path)
     return path
 
 
@@ -123,13 +126,13 @@ def test_an_unchanged_image_is_written_as_it_was_read(
     """16-bit grey values of any range and orientation: the result has the same numbers in the same places."""
     folder = tmp_path_factory.getbasetemp()
     levels = np.random.default_rng(seed).integers(0, white + 1, (height, width)).astype(np.uint16)
-    picture = fuzz.Image.fromarray(levels)
-    exif = fuzz.Image.Exif()
+    picture = Image.fromarray(levels)
+    exif = Image.Exif()
     exif[274] = orientation
     picture.save(folder / "in.png", exif=exif)
     read = images.read(folder / "in.png", limits)
     images.write_like(folder / "out.png", read.pixels, read)
-    written = np.asarray(fuzz.Image.open(folder / "out.png"))
+    written = np.asarray(Image.open(folder / "out.png"))
     assert written.dtype == np.uint16 and np.array_equal(written, levels)
     assert np.array_equal(images.read(folder / "out.png").pixels, read.pixels)
 
@@ -162,7 +165,7 @@ def test_an_unchanged_dicom_is_written_as_it_was_read(
     )
     pixels = images.read(folder / "in.dcm").pixels
     images.write_dicom(folder / "out.dcm", pixels, folder / "in.dcm", "x")
-    derived = fuzz.pydicom.dcmread(folder / "out.dcm")
+    derived = pydicom.dcmread(folder / "out.dcm")
     assert np.array_equal(derived.pixel_array, stored)
     np.testing.assert_allclose(images.read(folder / "out.dcm").pixels, pixels, atol=1e-6)
 
@@ -202,5 +205,5 @@ def test_any_value_of_a_setting_is_taken_or_refused_in_one_line(key, value):
 
 
 def test_inputs_are_functions_of_seed_and_number():
-    first, again = (fuzz.damaged(bytes(range(200)), random.Random("0/1/image")) for _ in range(2))
+    first, again = (fuzz_inputs.damaged(bytes(range(200)), random.Random("0/1/image")) for _ in range(2))
     assert first == again != bytes(range(200))
