@@ -34,12 +34,10 @@ from pathlib import Path
 import numpy as np
 import torch
 import yaml
-
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-from fuzz_inputs import (  # noqa: E402
+from fuzz_inputs import (  # puts the project on the path
     ODD_NUMBERS,
     ODD_TEXTS,
+    ROOT,
     damaged,
     dicom_file,
     odd_name,
@@ -48,13 +46,13 @@ from fuzz_inputs import (  # noqa: E402
     with_odd_header,
 )
 
-from models import config, images  # noqa: E402
-from models.data import lists  # noqa: E402
-from models.evaluation.cases import find_cases  # noqa: E402
-from models.runtime import checkpoint  # noqa: E402
-from models.runtime.files import UserError  # noqa: E402
-from models.unet import ConditionalUNet  # noqa: E402
-from models.vqgan import MLVQGAN  # noqa: E402
+from models import config, images
+from models.data import lists
+from models.evaluation.cases import find_cases
+from models.runtime import checkpoint
+from models.runtime.files import UserError
+from models.unet import ConditionalUNet
+from models.vqgan import MLVQGAN
 
 LIMIT_SECONDS = 30  # of one input; of a script it is SCRIPT_SECONDS
 SCRIPT_SECONDS = 300  # a busy machine takes a minute to import torch alone
