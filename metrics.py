@@ -37,7 +37,7 @@ def main() -> int:
     # torch is imported only after the settings: --help and a mistyped key answer at once
     with garbage.importing():
         from models.data import lists
-        from models.evaluation import findings, report, scoring
+        from models.evaluation import findings, findings_tables, report, scoring
         from models.runtime.device import pick_device
 
     # predictions
@@ -51,7 +51,7 @@ def main() -> int:
     # a place that cannot be written, or holds other files of these names, is refused before the work
     output = Path(settings.metrics.output)
     inputs = [Path(settings.metrics.findings)] if found else []
-    report.refuse_foreign(output, list(folders), inputs, "metrics.output", findings.FILES if found else ())
+    report.refuse_foreign(output, list(folders), inputs, "metrics.output", findings_tables.FILES if found else ())
 
     # said, not refused: a person may have put the predictions together on purpose
     for line in scoring.doubtful(folders):
@@ -83,7 +83,7 @@ def main() -> int:
             seed=settings.metrics.seed,
         )
         # findings may fail for images that were scored, and the other way round: both kinds of fault are told
-        print(findings.write(measured, output))
+        print(findings_tables.write(measured, output))
         scored.faults.extend(measured.faults)
     print(f"written to {settings.metrics.output}; intervals and paired tests are in metrics.txt")
     for fault in scored.faults:

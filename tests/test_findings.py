@@ -5,7 +5,7 @@ import pytest
 from scipy.special import ndtr
 
 from models import images
-from models.evaluation import findings, observer
+from models.evaluation import findings, findings_tables, observer
 from models.runtime.files import UserError
 
 SIZE = 256
@@ -156,12 +156,12 @@ def test_a_result_that_halves_everything_keeps_half_in_tables_and_files(folders)
     untouched, half = result.rows[findings.UNTOUCHED][0], result.rows["half"][0]
     assert half.noise_after == pytest.approx(untouched.noise_before, rel=0.02)  # noise is halved as well
 
-    contrasts, observers = findings.tables(result)
+    contrasts, observers = findings_tables.tables(result)
     assert [row[1] for row in contrasts.rows] == ["1.000", "0.500"] and contrasts.rows[1][3] == "100 %"
     comparison = result.observers["half"]
     assert comparison.before > 0.95 and abs(comparison.difference) < 0.02  # an observer does not mind a scale
 
-    text = findings.write(result, folder / "out")
+    text = findings_tables.write(result, folder / "out")
     assert "0.500" in text and (folder / "out" / "findings.txt").read_text() == text
     assert len((folder / "out" / "findings.csv").read_text().splitlines()) == 1 + 2 * len(found)
     assert images.read(folder / "out" / "findings.png").pixels.size
@@ -175,7 +175,7 @@ def test_an_image_that_a_folder_lacks_is_named_and_the_rest_measured(folders):
     assert len(result.rows["half"]) == 6 and len(result.faults) == 1 and "half" in result.faults[0]
     assert all(np.isnan(row.slope) for row in result.rows["half"])
     alone = measured(folder, found[:2])  # two findings of one X-ray
-    assert not alone.faults and "no model observer" in findings.tables(alone)[0].notes[0]
+    assert not alone.faults and "no model observer" in findings_tables.tables(alone)[0].notes[0]
     with pytest.raises(UserError, match="no finding"):
         measured(folder, [findings.Finding("elsewhere", 1, 1, 5)])
 
@@ -208,7 +208,7 @@ def test_the_worst_finding_comes_first_in_the_picture(folders):
     distance = np.hypot(np.arange(SIZE)[None, :] - lost.x, np.arange(SIZE)[:, None] - lost.y)
     images.write(folder / "half" / "1.png", np.where(distance < 20, np.float32(0.4), image), 16)
     result = measured(folder, found)
-    first = findings.crops_worst_first(result)[0]
+    first = findings_tables.crops_worst_first(result)[0]
     np.testing.assert_array_equal(first["CXR"], result.crops["CXR"][3])
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 import metrics
 from models import features, images, scores
-from models.evaluation import findings, report, scoring
+from models.evaluation import findings_tables, report, scoring
 from models.runtime.files import UserError
 
 SIDE = 64
@@ -270,7 +270,7 @@ def test_known_findings_are_measured_beside_the_scores(folder, monkeypatch, caps
     assert main(monkeypatch, *asked) == 1  # 9 is no image
     shown = capsys.readouterr()
     assert "Findings (2)" in shown.out and "9: its 1 findings are left out" in shown.err
-    for name in findings.FILES:
+    for name in findings_tables.FILES:
         assert (folder / "out" / name).is_file()
 
     # neither the list itself nor a file that no record names is written over
