@@ -246,7 +246,7 @@ def _look_up(values: np.ndarray, item, dataset) -> np.ndarray:
 def _between(values: np.ndarray, black: float, white: float) -> tuple[np.ndarray, tuple[float, float]]:
     """(values with black as 0 and white as 1, the DICOM window (centre, width) that shows the same)."""
     span = white - black
-    if span <= 0:  # one value only; `images.check` refuses such an image
+    if span <= 0:  # one value only; `plausibility.check` refuses such an image
         return np.zeros(values.shape), (black + 0.5, 1)
     # DICOM's LINEAR window has black at c - 1/2 - (w - 1)/2 and white at c - 1/2 + (w - 1)/2; solved for c and w.
     return (values - black) / span, ((black + white + 1) / 2, span + 1)

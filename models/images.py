@@ -9,7 +9,6 @@ padded to a square, never squeezed, and cut back afterwards. The decoders of the
 import os
 import re
 import warnings
-import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +16,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
-from PIL import Image
 
-from . import dicom, dicom_results, raster
+from . import dicom, dicom_results, png, raster
 from .raster import Limits, Scale
 from .runtime.files import UserError, replacing
 
@@ -75,11 +73,6 @@ FOREIGN = {
 DIGITS = str.maketrans("123456789", "000000000")  # for the eye that does not care which
 MAX_BYTES = 2**31  # of a file, packed or unpacked
 ASPECT_SLACK = 0.02  # relative difference of two aspect ratios that resizing by whole pixels may leave
-LEAST_SIDE = 32  # smaller images are doubted, pixels
-EXTREME = 0.02  # grey values so close to black or white count as such
-MOST_EXTREME = 0.97  # share of such pixels above which an image is doubted
-LEAST_CONTRAST = 0.05  # between the first and the last hundredth of the grey values
-THUMB = 64  # side at which polarity is judged, pixels
 
 
 @dataclass(frozen=True, eq=False)
@@ -361,39 +354,7 @@ def _write_png(path: Path, pixels: np.ndarray, scale: Scale, orientation: int = 
     encoded, content = cv2.imencode(".png", levels)
     if not encoded:
         raise ValueError(f"{path}: OpenCV cannot encode an array of shape {levels.shape}")
-    write_file(path, _with_chunks(content.tobytes(), scale, orientation))
-
-
-def _with_chunks(png: bytes, scale: Scale, orientation: int) -> bytes:
-    """A PNG that declares its range and its orientation, so that no reader has to guess them from the content.
-
-    sBIT says how many bits are used; other limits stand in a text that `read` knows. Plain 8-bit files stay as they
-    are.
-    """
-    chunks = []
-    # A range that ends at 2^bits - 1 is said by sBIT, which other readers know; any other only by this project's text.
-    # At 8 bits sBIT would not be read back, so a shallower range needs the text as well.
-    bits = int(scale.white).bit_length()
-    whole_bits = scale.black == 0 and scale.white == 2**bits - 1
-    if scale.container > 8:
-        chunks.append((b"sBIT", bytes([bits if whole_bits else 16])))
-    if not whole_bits or bits < scale.container == 8:
-        text = f"{scale.black:.0f}..{scale.white:.0f}".encode()
-        chunks.append((b"tEXt", raster.RANGE_KEYWORD + b"\0" + text))
-    if orientation != 1:
-        # A PNG's EXIF chunk begins after JPEG's marker "Exif".
-        exif = Image.Exif()
-        exif[raster.TIFF_ORIENTATION] = orientation
-        chunks.append((b"eXIf", exif.tobytes().removeprefix(b"Exif\0\0")))
-    end_of_header = 33  # signature and IHDR, behind which all of these may stand
-    added = b"".join(_chunk(name, data) for name, data in chunks)
-    return png[:end_of_header] + added + png[end_of_header:]
-
-
-def _chunk(name: bytes, data: bytes) -> bytes:
-    # PNG's layout: length of the data, name, data, checksum of name and data; big-endian.
-    checksum = zlib.crc32(name + data)
-    return len(data).to_bytes(4, "big") + name + data + checksum.to_bytes(4, "big")
+    write_file(path, png.with_chunks(content.tobytes(), scale, orientation))
 
 
 def require_dicom_source(path) -> None:
@@ -526,59 +487,3 @@ def _pad(pixels: np.ndarray) -> np.ndarray:
     square = np.zeros((side, side), pixels.dtype)
     square[top : top + height, left : left + width] = pixels
     return square
-
-
-# --- Plausibility -----------------------------------------------------------------------------------------------------
-
-
-def constant(pixels: np.ndarray) -> bool:
-    """Whether all pixels are the same: no radiograph."""
-    return bool(np.min(pixels) == np.max(pixels))
-
-
-def check(picture: Picture) -> Picture:
-    """The picture itself; UserError where it is constant."""
-    if constant(picture.pixels):
-        raise UserError(f"{picture.path} is no X-ray: all its pixels are the same")
-    return picture
-
-
-def doubt(pixels: np.ndarray) -> str:
-    """What speaks against an image (H, W) in [0, 1] being an X-ray, as a note; "" if nothing does."""
-    if min(pixels.shape) < LEAST_SIDE:
-        return f"hardly an X-ray: it is only {pixels.shape[1]} x {pixels.shape[0]} pixels"
-    # a window that is too narrow also leaves much black or white, but an X-ray has grey lungs or a grey mediastinum
-    step = max(1, min(pixels.shape) // THUMB)
-    sample = pixels[::step, ::step]  # enough to judge by; all of 16 million pixels would take a second
-    extreme = (sample < EXTREME) | (sample > 1 - EXTREME)
-    if extreme.mean() > MOST_EXTREME:
-        return "hardly an X-ray: nearly all of it is black or white, as in a mask"
-    low, high = np.quantile(sample, (0.01, 0.99))
-    if high - low < LEAST_CONTRAST:
-        return f"hardly an X-ray: its grey values span {high - low:.1%} of the range (eval.range= forces another)"
-    return ""
-
-
-def inverted(pixels: np.ndarray) -> bool:
-    """Whether a frontal chest X-ray (H, W) has bright air and dark bones.
-
-    Spine and mediastinum must be brighter than the lungs beside them, the abdomen brighter than the lungs above it, and
-    the air beside the neck and the trunk darker than the middle. Each is a difference, so an image and its inverse get
-    opposite answers.
-    """
-    thumb = resize(pixels, (THUMB, THUMB))
-
-    def mean(top: int, bottom: int, left: int, right: int) -> float:
-        """Mean grey value of a rectangle that is given in hundredths of the sides."""
-        rows = slice(top * THUMB // 100, bottom * THUMB // 100)
-        columns = slice(left * THUMB // 100, right * THUMB // 100)
-        return thumb[rows, columns].mean()
-
-    # Where these lie in a frontal X-ray that fills its frame, in hundredths; the polarity needs no better.
-    lungs = (mean(25, 60, 20, 38) + mean(25, 60, 62, 80)) / 2
-    spine = mean(30, 75, 42, 58)
-    abdomen = mean(80, 95, 30, 70)
-    # Beside the neck and beside the trunk; the median, since a corner may hold a marker, an arm or a collimator's edge.
-    air = np.median([mean(0, 10, 2, 12), mean(0, 10, 88, 98), mean(80, 95, 0, 6), mean(80, 95, 94, 100)])
-    # The spine counts most and the air least, since what lies beside the trunk is the least certain.
-    return bool(2 * (spine - lungs) + (abdomen - lungs) + (thumb.mean() - air) / 2 < 0)

@@ -14,7 +14,7 @@ import pydicom
 import pytest
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
-from models import images
+from models import images, plausibility
 from models.runtime.files import UserError
 from models.simulate import ct, ct_bone, separate, volumes, xray
 
@@ -393,7 +393,7 @@ def test_bone_is_bright_and_all_else_the_same(parts):
                 and np.ptp(image) > 0.6
             )
         assert (pair.cxr < pair.soft - 0.05).mean() < 0.05 and (pair.cxr - pair.soft).mean() > 0.01, seed
-        assert not images.inverted(pair.cxr)
+        assert not plausibility.inverted(pair.cxr)
 
 
 def test_without_bone_and_motion_both_images_are_one(parts):

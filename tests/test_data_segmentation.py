@@ -16,7 +16,7 @@ import pytest
 from pydicom.uid import DigitalXRayImageStorageForPresentation, ExplicitVRLittleEndian, generate_uid
 
 import dataSegmentation
-from models import images
+from models import images, plausibility
 from models.data import lists, masks
 from models.runtime import entry, workers
 from models.simulate import phantom
@@ -419,8 +419,8 @@ def test_jsrt_is_matched_by_name_and_turned(simulated, tmp_path):
     assert "trainset.txt: 1 images" in out
     for name, pair in images.find(tmp_path / "set" / "CXR").items():
         picture = images.read(pair)
-        assert picture.bits == 16 and picture.pixels.shape == (128, 128) and not images.inverted(picture.pixels)
-        assert not images.inverted(images.read(tmp_path / "set" / "BS" / f"{name}.png").pixels)
+        assert picture.bits == 16 and picture.pixels.shape == (128, 128) and not plausibility.inverted(picture.pixels)
+        assert not plausibility.inverted(images.read(tmp_path / "set" / "BS" / f"{name}.png").pixels)
     (tmp_path / "jsrt" / "JPCNN" / "jpcnn002.png").unlink()
     assert "JPCNN002.IMG has no PNG" in refused(tmp_path, f"data.source={tmp_path / 'jsrt'}", "data.image_size=128")[0]
 

@@ -10,7 +10,7 @@ from pydicom.data import get_testdata_file
 from pydicom.pixels import apply_modality_lut, apply_windowing
 from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, RLELossless, generate_uid
 
-from models import images
+from models import images, plausibility
 from models.runtime.files import UserError
 
 RNG = np.random.default_rng(2)
@@ -62,7 +62,7 @@ def test_without_window_the_images_own_range_is_shown(tmp_path):
         assert images.read(tmp_path / f"{name}.dcm").note == ""
     make_dicom(tmp_path / "flat.dcm", np.full_like(levels, 700))
     with pytest.raises(UserError, match="all its pixels are the same"):
-        images.check(images.read(tmp_path / "flat.dcm"))
+        plausibility.check(images.read(tmp_path / "flat.dcm"))
 
 
 def test_limits_of_a_dicom(tmp_path):
@@ -198,7 +198,7 @@ def test_dicom_refusals_come_before_unpacking(tmp_path):
 
 def test_pydicoms_own_files():
     plain, packed = (images.read(get_testdata_file(name)).pixels for name in ("MR_small.dcm", "MR_small_RLE.dcm"))
-    assert np.array_equal(plain, packed) and not images.constant(plain)
+    assert np.array_equal(plain, packed) and not plausibility.constant(plain)
     images.read(get_testdata_file("image_dfl.dcm"))  # deflated
     check_refused(get_testdata_file("rtplan.dcm"), "no pixel data")
     check_refused(get_testdata_file("MR_truncated.dcm"))

@@ -13,7 +13,7 @@ import torch
 from image_files import GREY8, GREY12, GREY16, check_refused, close, make_dicom, save_any
 from PIL import Image, ImageOps
 
-from models import images
+from models import images, plausibility
 from models.runtime.files import UserError
 
 SZCH = Path(__file__).resolve().parents[2] / "shared" / "szch"
@@ -574,9 +574,9 @@ def test_ranges_are_inverse():
 def test_constant_images_are_refused(tmp_path):
     images.write(tmp_path / "flat.png", np.full((9, 9), 0.5))
     with pytest.raises(UserError, match="flat.png"):
-        images.check(images.read(tmp_path / "flat.png"))
+        plausibility.check(images.read(tmp_path / "flat.png"))
     images.write(tmp_path / "fine.png", GREY8 / 255)
-    assert not images.constant(images.check(images.read(tmp_path / "fine.png")).pixels)
+    assert not plausibility.constant(plausibility.check(images.read(tmp_path / "fine.png")).pixels)
 
 
 @pytest.mark.slow
@@ -584,12 +584,16 @@ def test_polarity_of_simulated_patients():
     phantom = pytest.importorskip("models.simulate.phantom")
     for seed in range(6):
         cxr = phantom.simulate(seed, 96).cxr
-        assert not images.inverted(cxr) and images.inverted(1 - cxr)
+        assert not plausibility.inverted(cxr) and plausibility.inverted(1 - cxr)
 
 
 @pytest.mark.skipif(not SZCH.is_dir(), reason=f"no real pairs in {SZCH}")
 def test_polarity_of_real_patients():
     for path in images.find(SZCH / "CXR").values():
         picture = images.read(path)
-        assert picture.bits == 8 and not images.inverted(picture.pixels) and images.inverted(1 - picture.pixels)
-        assert not images.inverted(picture.pixels[:, 100:-100])  # collimated
+        assert (
+            picture.bits == 8
+            and not plausibility.inverted(picture.pixels)
+            and plausibility.inverted(1 - picture.pixels)
+        )
+        assert not plausibility.inverted(picture.pixels[:, 100:-100])  # collimated

@@ -18,6 +18,8 @@ FIRST = (
     "raster",
     "dicom",
     "dicom_results",
+    "png",
+    "plausibility",
 )  # of the hall: settings and image files, which the method builds on
 # what each part of the house may import, beside itself
 ALLOWED = {

@@ -46,7 +46,7 @@ from fuzz_inputs import (  # puts the project on the path
     with_odd_header,
 )
 
-from models import config, images
+from models import config, images, plausibility
 from models.data import lists
 from models.evaluation.cases import find_cases
 from models.runtime import checkpoint
@@ -91,7 +91,7 @@ def read_and_write(path: Path, out: Path, rng: random.Random) -> str:
     if images.is_dicom(path):
         images.write_dicom(out / "x.dcm", result, path, "fuzz", ("fuzz",), limits)
         images.read(out / "x.dcm")
-    images.check(picture)
+    plausibility.check(picture)
     return "result"
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from .. import images
+from .. import images, plausibility
 from ..runtime import processes, workers
 from ..runtime.files import UserError
 from . import duplicates, lists, patients
@@ -63,7 +63,7 @@ def examine(pair: Pair) -> Findings:
                 "blanks at the ends, valid Unicode)"
             )
         try:
-            pictures.append(images.check(images.read(path)))
+            pictures.append(plausibility.check(images.read(path)))
         except UserError as error:
             faults.append(str(error))
 
@@ -81,7 +81,7 @@ def examine(pair: Pair) -> Findings:
         [],
         (_digest(cxr), _digest(soft)),
         (duplicates.sketch(cxr), duplicates.sketch(soft)),
-        images.inverted(cxr),
+        plausibility.inverted(cxr),
         look_exchanged(cxr, soft),
         guessed_bits(pictures[0]),
         pictures[0].stretched and pictures[1].stretched,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .. import images
+from .. import images, plausibility
 from ..runtime import workers
 from ..runtime.files import MachineError, UserError
 from . import checks, lists
@@ -226,7 +226,7 @@ def convert_image(job: Job, place: int, pictures: Sequence[images.Picture] = ())
 
     # The networks expect bright bones (JSRT's raw files have dark ones). Judged for each image of a pair by itself.
     picture = pictures[place] if pictures else images.read(path, job.limits)
-    dark = images.inverted(picture.pixels)
+    dark = plausibility.inverted(picture.pixels)
     pixels = 1 - picture.pixels if dark else picture.pixels
     # As many bits as the source: 12-bit JSRT stays finer than 8.
     return images.resize(pixels, _within(pixels.shape, job.size)), picture.bits, dark

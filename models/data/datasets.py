@@ -14,7 +14,7 @@ import torch
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from .. import images, lungs
+from .. import images, lungs, plausibility
 from ..config import Augment
 from ..runtime import checkpoint, seeding
 from ..runtime.files import MachineError, UserError, replacing
@@ -44,7 +44,7 @@ def load(pair: Pair, variant: str, size: int) -> torch.Tensor:
     """
     cxr, soft, mask = pair
     path = soft if variant.endswith("soft") else cxr
-    pixels = images.check(images.read(path)).pixels
+    pixels = plausibility.check(images.read(path)).pixels
     if variant in WHOLE:
         return images.to_network(pixels, size)
 

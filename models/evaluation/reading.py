@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from tqdm import tqdm
 
-from .. import images
+from .. import images, plausibility
 from ..data import checks, lists
 from ..runtime import processes, workers
 from ..runtime.files import MachineError, UserError
@@ -186,9 +186,9 @@ def load(case: Case, targets: bool = True, dicom: bool = False) -> Loaded:
         raise UserError(f"cannot read {error.filename or case.path}: {error.strerror or error}") from None
     if dicom and is_dicom:
         images.require_dicom_source(case.path)
-    scan = images.check(images.read(case.path, case.limits))
-    notes = [note for note in (scan.note, images.doubt(scan.pixels)) if note]
-    if images.inverted(scan.pixels):
+    scan = plausibility.check(images.read(case.path, case.limits))
+    notes = [note for note in (scan.note, plausibility.doubt(scan.pixels)) if note]
+    if plausibility.inverted(scan.pixels):
         notes.append(DARK)
 
     # at the X-ray's size; a mask of another shape belongs to another image
