@@ -12,11 +12,15 @@ def gaussian_blur(x: torch.Tensor, sigma: float, separable: bool = False) -> tor
     # Not torchvision's, to the bit the same: importing torchvision takes two seconds, PyTorch's compiler with it.
     reach = round(4 * sigma)
     offsets = torch.arange(-reach, reach + 1, device=x.device, dtype=x.dtype)
-    profile = torch.exp(-0.5 * (offsets / sigma).square())
+    exponent = -0.5 * (offsets / sigma).square()
+    profile = torch.exp(exponent)
     profile = profile / profile.sum()  # (side,)
 
     padded = F.pad(x, (reach, reach, reach, reach), mode="reflect")
     if separable:
-        along_rows = F.conv2d(padded, profile[None, None, None, :])
-        return F.conv2d(along_rows, profile[None, None, :, None])
-    return F.conv2d(padded, torch.outer(profile, profile)[None, None])
+        row_kernel = profile[None, None, None, :]  # (1, 1, 1, side)
+        column_kernel = profile[None, None, :, None]  # (1, 1, side, 1)
+        along_rows = F.conv2d(padded, row_kernel)
+        return F.conv2d(along_rows, column_kernel)
+    kernel = torch.outer(profile, profile)[None, None]  # (1, 1, side, side)
+    return F.conv2d(padded, kernel)

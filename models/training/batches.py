@@ -3,6 +3,8 @@
 The order of the images is a function of (seed, epoch); all processes compute the same, and load their own images of it.
 """
 
+import math
+
 import numpy as np
 
 from ..runtime import processes
@@ -11,12 +13,14 @@ from ..runtime import processes
 def data_order(count: int, seed: int, epoch: int) -> list[int]:
     """The order of an epoch's images: a permutation of 0 to count - 1."""
     # NumPy mixes both numbers into one seed, so that neighbouring epochs and seeds have unrelated orders
-    return np.random.default_rng((seed, epoch)).permutation(count).tolist()
+    random = np.random.default_rng((seed, epoch))
+    return random.permutation(count).tolist()
 
 
 def in_order(indices: list[int], batch_size: int) -> list[list[int]]:
     """The indices in batches of a size, the last one with what is left."""
-    return [indices[start : start + batch_size] for start in range(0, len(indices), batch_size)]
+    starts = range(0, len(indices), batch_size)
+    return [indices[start : start + batch_size] for start in starts]
 
 
 def micro_batches(size: int, count: int) -> list[tuple[list[int], float]]:
@@ -27,12 +31,14 @@ def micro_batches(size: int, count: int) -> list[tuple[list[int], float]]:
     processes.shard).
     """
     # as equal as whole images allow; with fewer images than micro-batches, some are empty and left out
-    bounds = [round(i * size / count) for i in range(count + 1)]
+    bounds = [round(number * size / count) for number in range(count + 1)]
     found = []
     for start, stop in zip(bounds, bounds[1:]):
-        if start < stop:
-            places, shard_weight = processes.shard(stop - start)
-            found.append(([start + place for place in places], shard_weight))
+        if start == stop:
+            continue
+        places_in_micro_batch, shard_weight = processes.shard(stop - start)
+        places = [start + place for place in places_in_micro_batch]
+        found.append((places, shard_weight))
     return found
 
 
@@ -47,5 +53,6 @@ def own_indices(indices: list[int], micro_batch_count: int) -> list[int]:
 
 def micro_batch_size(batch_size: int, count: int) -> int:
     """How many images one process has of one of `count` micro-batches, at most."""
-    images_of_all = -(-batch_size // count)  # rounded up
-    return -(-images_of_all // processes.world_size())  # the longest shard is the first process's, see processes.shard
+    images_of_all = math.ceil(batch_size / count)
+    # the longest shard is the first process's, see processes.shard
+    return math.ceil(images_of_all / processes.world_size())
