@@ -4,6 +4,7 @@ Sources: [B] BS-LDM, JBHI 2025; [G] GL-LCM, MICCAI 2025; [S] the published scrip
 """
 
 import math
+import sys
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -185,7 +186,8 @@ def pixel_scores(
         inside = _ratios(cxr_inside, gt_inside, pred_inside)
         inside |= _errors(gt_inside, pred_inside)
         for key, value in inside.items():
-            row[f"{key}_lungs"] = value
+            # one text for all images, of which there may be a hundred thousand
+            row[sys.intern(f"{key}_lungs")] = value
         values[method] = row
     return values
 
@@ -344,7 +346,7 @@ def _by_width(bone_bands: list[np.ndarray], residue: np.ndarray) -> dict[str, fl
     for name, bone, band_residue in zip(BANDS, bone_bands, residue_bands):
         bone_energy = float(np.sum(bone**2))
         residue_energy = float(np.sum(band_residue**2))
-        scores[f"BSR_{name}"] = 1 - residue_energy / bone_energy if bone_energy > 0 else math.nan
+        scores[sys.intern(f"BSR_{name}")] = 1 - residue_energy / bone_energy if bone_energy > 0 else math.nan
     return scores
 
 

@@ -9,7 +9,7 @@ import torch
 
 from models import images, pipelines
 from models.data import lists
-from models.evaluation import record, run, shards
+from models.evaluation import record, record_lines, run, shards
 from models.evaluation.cases import find_cases
 from models.evaluation.reading import Reader
 from models.evaluation.results import Form, Output
@@ -163,6 +163,43 @@ def test_going_on_asks_once_for_each_file_and_lists_each_folder_once(tree, monke
     xrays = [path for path in asked if path.endswith(".png")]
     assert sorted(xrays) == sorted(case.file for case in cases)
     assert len(listed) == len(set(listed)) and not [path for path in listed if "snapshots" in path]
+
+
+def test_what_is_taken_of_a_record_is_what_its_json_says(tmp_path):
+    """Most lines are read by their text, which must not take a torn line for a whole one, or letters for others."""
+    entry = record_lines.Entry("0123456789abcdef", 1e-05, True, {}, "1124.179598")
+    notes = {"psnr": 31.5, "ssim": float("inf")}
+    trees = [{"about": {"date": "now"}}, {"writing": ["p1/a", "p1/b"]}, {"writing": ["c"]}, {"writing": ['"]}\n']}]
+    for name in ("p1/a", "p1/b", "c", "ä", 'a"b', "back\\slash", '", "stamp": "9'):
+        trees += [{"writing": [name]}, {"name": name, **entry._asdict()}]
+    changed = entry._replace(stamp="1.2/3.4", notes=notes)
+    trees += [{"name": "c", **changed._asdict()}, {"failed": "d", "reason": '"name": "d"'}, {"costs": {"x": 1}}]
+    lines = [json.dumps(tree) for tree in trees]
+    torn = json.dumps({"name": "torn", **entry._asdict()})
+    lines += [torn[:cut] for cut in range(1, len(torn))]
+    path = tmp_path / "unfinished_3of4_0.jsonl"
+    path.write_text("\n\n".join(lines))
+
+    whole = [tree for tree in trees if "content" in tree]
+    read = record_lines.read(path)
+    assert read.stamps == {tree["name"]: tree["stamp"] for tree in whole}
+    assert read.others == {'"]}\n'}
+    assert read.names == {"p1/a", "p1/b", "c", '"]}\n', "ä", 'a"b', "back\\slash", '", "stamp": "9'}
+    assert read.entries == {tree["name"]: record_lines.Entry(*list(tree.values())[1:]) for tree in whole}
+    assert (read.about, read.costs, read.shards) == ({"date": "now"}, {"x": 1}, 4)
+    assert read.failed == {"d": '"name": "d"'}
+
+
+def test_to_go_on_no_entry_is_made_before_the_first_image(tree, monkeypatch):
+    """The objects of 100 000 would take half a second; those of the summary are made at the end."""
+    evaluate(tree, shard=(1, 1))
+    parsed = []
+    loads = json.loads
+    monkeypatch.setattr(json, "loads", lambda text: (parsed.append(text), loads(text))[1])
+    cases = find_cases(tree / "in", tree, None)
+    opened = record.Record(Output.at(tree / "out", 6), {"image_size": SIZE}, cases)
+    assert len(opened.done) == 6 and not [text for text in parsed if '"content"' in text]
+    assert list(opened.finish({})["seconds_per_image"]) == [case.name for case in cases]
 
 
 @pytest.mark.parametrize("link", [os.link, os.symlink])

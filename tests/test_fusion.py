@@ -3,6 +3,7 @@
 import cv2
 import numpy as np
 import pytest
+from scipy.fft import dst
 from scipy.ndimage import gaussian_filter
 
 from models import fusion
@@ -116,3 +117,10 @@ def test_what_does_not_fit_is_refused(case):
     ):
         with pytest.raises(ValueError, match="expected two images|unknown fusion"):
             fusion.fuse(*arguments)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (5, 8), (30, 31)])
+def test_the_sine_transform_is_scipys(shape):
+    image = np.random.default_rng(0).standard_normal(shape)
+    for axis in (0, 1):
+        assert np.allclose(fusion._sine_transform(image, axis), dst(image, type=1, axis=axis), rtol=1e-12, atol=1e-12)

@@ -400,8 +400,13 @@ def test_the_blur_is_torchvisions(sigma, separable):
 
 
 @pytest.mark.slow
-def test_pipelines_import_neither_torchvision_nor_scipy_nor_the_compiler():
+def test_pipelines_import_and_use_neither_torchvision_nor_scipy_nor_the_compiler():
     names = "{'torchvision', 'scipy', 'torch._dynamo', 'matplotlib', 'lpips'}"
-    code = f"import sys, models.pipelines, models.evaluation.run; print(sorted({names} & sys.modules.keys()))"
+    code = (
+        "import sys, numpy, torch, models.evaluation.run; from models import fusion, pipelines, vqgan; "
+        "fusion.poisson(numpy.eye(99), numpy.ones((99, 99)), numpy.ones((99, 99), bool)); "
+        "vqgan.Codebook(300, 4, 0.9, 0.25, False).eval().nearest(torch.rand(999, 4)); "
+        f"print(sorted({names} & sys.modules.keys()))"
+    )
     done = subprocess.run([sys.executable, "-c", code], cwd=WEIGHTS.parent, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -26,9 +26,13 @@ from safetensors.torch import load_file
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-from models import config, images, losses  # noqa: E402
+from models import config, images, losses, pipelines  # noqa: E402
+from models.evaluation import record, run  # noqa: E402
+from models.evaluation.cases import find_cases  # noqa: E402
+from models.evaluation.results import Output  # noqa: E402
 from models.runtime import entry, processes  # noqa: E402
 from models.training import loop  # noqa: E402
+from models.unet import ConditionalUNet  # noqa: E402
 from models.vqgan import MLVQGAN, BatchNorm, Codebook, PatchDiscriminator  # noqa: E402
 
 TINY = [
@@ -93,6 +97,7 @@ def finish(process: subprocess.Popen, status: int | None = 0) -> tuple[str, str]
 # --- The worker -----------------------------------------------------------------------------------------------------
 
 SIDE = 12  # of the images, pixels
+XRAY_SIDE = 32  # of the X-rays that are evaluated
 SEED = 2  # of networks that stay FAR from ties
 RATE = 0.01  # of learning; a faster one blows up what a single activation does
 
@@ -142,9 +147,10 @@ def distances_from_ties():
 CASES = {"uneven": (4, 1), "fewer_than_processes": (5, 1), "in_micro_batches": (5, 2)}
 
 
-def join_and_train_networks(folder: Path) -> None:
+def join_and_use_networks(folder: Path) -> None:
     with processes.joined():
         train_networks(folder)
+        make_pictures(folder)
 
 
 def train_networks(folder: Path) -> None:
@@ -190,6 +196,17 @@ def train_networks(folder: Path) -> None:
         torch.save(left, folder / name / f"rank{processes.rank()}.pth")
 
 
+def make_pictures(folder: Path) -> None:
+    """GL-LCM, with random networks, over the seven X-rays of data/ beside the folder, two at a time."""
+    torch.manual_seed(SEED)
+    vqgan = MLVQGAN(channels=(4, 8), residual_channels=4, residual_layers=1, codes=6).eval()
+    unet = ConditionalUNet(width=32, multipliers=(1, 1), blocks=1, heads=4, attention=(2,)).eval()
+    method = pipelines.GLLCM(vqgan, unet, steps=2)
+    cases = find_cases(folder.parent / "data" / "CXR", folder, None)
+    opened = record.Record(Output.at(folder / "pictures", len(cases)), {"image_size": XRAY_SIDE}, cases)
+    run.evaluate(method, opened, batch_size=2)
+
+
 def run_scripts(commands: Path) -> None:
     """The scripts of a file, one after the other; each joins and leaves a group of its own."""
     os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "False"
@@ -218,11 +235,19 @@ def leave(file: Path) -> int:
 
 @pytest.fixture(scope="module")
 def networks(tmp_path_factory):
-    """Folders of the same trainings in one and in three processes."""
+    """Folders of the same trainings, and of the same evaluation, in one and in three processes."""
     folder = tmp_path_factory.mktemp("networks")
+    random = np.random.default_rng(SEED)
+    for number in range(7):
+        images.write(folder / "data" / "CXR" / f"{number}.png", random.random((XRAY_SIDE, XRAY_SIDE)), 16)
+        images.write(folder / "data" / "Mask" / f"{number}.png", np.eye(XRAY_SIDE))
     pair = folder / "one", folder / "three"
     running = launch(__file__, "networks", pair[1], count=3, folder=folder)
     train_networks(pair[0])
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as the three have, for the same sums
+    make_pictures(pair[0])
+    torch.set_num_threads(threads)
     finish(running)
     return pair
 
@@ -255,6 +280,19 @@ def test_three_processes_train_what_one_trains_and_all_hold_the_same(networks, c
         assert list(row.values()) == pytest.approx(list(expected.values()), rel=1e-3)
     assert one["rows"][-1]["loss"] != pytest.approx(one["rows"][0]["loss"], rel=1e-3)  # it trains at all
     assert (one["tensors"]["vqgan.quantizer.quantizer.ema_cluster_size"] > 1).sum() > 2  # and uses several codes
+
+
+@pytest.mark.slow
+def test_three_processes_make_the_very_same_pictures(networks):
+    """Of seven X-rays in batches of two: no process has as many as another."""
+    one, three = (folder / "pictures" for folder in networks)
+    files = sorted(path.relative_to(one) for path in one.rglob("*.png"))
+    assert len([file for file in files if len(file.parts) == 1]) == 7
+    assert files == sorted(path.relative_to(three) for path in three.rglob("*.png"))
+    assert not [file for file in files if (one / file).read_bytes() != (three / file).read_bytes()]
+    summaries = [json.loads((folder / "summary.json").read_text()) for folder in (one, three)]
+    assert [summary["processes"] for summary in summaries] == [1, 3]
+    assert list(summaries[0]["seconds_per_image"]) == list(summaries[1]["seconds_per_image"])
 
 
 def test_batch_norm_in_one_process_is_pytorchs():
@@ -416,6 +454,6 @@ def test_signalled_or_killed_in_one_process_all_stop_and_any_number_goes_on(chai
 if __name__ == "__main__":
     torch.set_num_threads(1)
     what, path = sys.argv[1:]
-    work = {"networks": join_and_train_networks, "scripts": run_scripts, "leave": leave}[what]
+    work = {"networks": join_and_use_networks, "scripts": run_scripts, "leave": leave}[what]
     # as a script leaves: Python's own end, where a library's thread now and then aborts the process, is not run
     entry.run(lambda: work(Path(path)))

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -47,6 +48,25 @@ def scored(folders, lpips):
         masks=folders / "Mask",
         size=SIDE,
     )
+
+
+def test_the_record_is_json_and_writing_it_takes_little_memory(tmp_path):
+    columns = [column.key for column in scoring.Scored({"1": {}}, {}, [], SIDE, 0, 1).columns]
+    values = {}
+    for number in range(400):
+        row = {key: number + place / 7 for place, key in enumerate(columns)}
+        values[f'{number} "ä"'] = {"untouched CXR": {**row, "PSNR": math.inf}, "method\n": {**row, "BSR": math.nan}}
+    scored = scoring.Scored(values, {}, [], SIDE, 0, 1)
+    tree = {"settings": "x", "cost": {"m": {"seconds": [1.5, math.nan]}}}
+    tracemalloc.start()
+    report.write_record(tmp_path / "a.json", tree, scored)
+    report.write_csv(tmp_path / "a.csv", scored)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 800 * len(values)  # the text of an image alone is longer
+    expected = json.dumps(report._finite({**tree, "images": values}), indent=1, allow_nan=False)
+    assert (tmp_path / "a.json").read_text() == expected
+    assert len((tmp_path / "a.csv").read_text().splitlines()) > 2 * len(values)
 
 
 @pytest.mark.slow

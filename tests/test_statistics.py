@@ -2,9 +2,11 @@
 
 import itertools
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from models.evaluation import statistics
 
@@ -46,6 +48,26 @@ def test_the_interval_covers_the_mean_as_often_as_it_says(monkeypatch):
     draws = np.random.default_rng(0).gamma(4, 0.5, (200, 40))  # mean 2, skewed
     inside = [low <= 2 <= high for low, high in (statistics.bootstrap(sample) for sample in draws)]
     assert 0.88 <= np.mean(inside) <= 0.99
+
+
+@pytest.mark.parametrize("count", [2, 3, 7, 60])
+def test_the_interval_is_scipys(count):
+    values = np.random.default_rng(count).exponential(size=count)
+    expected = stats.bootstrap(
+        (values,), np.mean, n_resamples=statistics.RESAMPLES, method="BCa", rng=np.random.default_rng(5)
+    ).confidence_interval
+    assert statistics.bootstrap(values, seed=5) == pytest.approx((expected.low, expected.high), rel=1e-9)
+
+
+def test_the_interval_of_many_images_takes_little_memory(monkeypatch):
+    """And no time that grows with their square, as all means of all but one would."""
+    monkeypatch.setattr(statistics, "RESAMPLES", 600)
+    values = np.random.default_rng(0).normal(30, 2, 20_000)
+    tracemalloc.start()
+    low, high = statistics.bootstrap(values)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert low < 30 < high and peak < 40 * 2**20
 
 
 def test_interval_is_seeded_close_to_the_normal_one_and_sane_at_its_ends():

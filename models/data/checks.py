@@ -282,35 +282,35 @@ def find_duplicates(pairs: dict[str, Pair], results: dict[str, Findings]) -> dic
 
     The simulated twins of one patient, with and without lesions, are meant to be nearly equal.
     """
+    # Equal images, found by their digests. CXRs are compared with CXRs only, soft tissue with soft tissue.
     lines: dict[str, str] = {}
-    first_of: dict[
-        tuple[int, str], str
-    ] = {}  # {(0 for the CXR or 1 for the soft tissue, digest): name of the first that has it}
-    finders = (duplicates.Finder(), duplicates.Finder())
+    first_of: dict[tuple[int, str], str] = {}  # {(0: CXR or 1: soft tissue, digest): name of the first that has it}
+    sketches_of = {}  # {name: sketches} of those that have no equal before them
     for name, findings in results.items():
         if findings.digests is None or findings.sketches is None:
             continue
-
-        # Equal images, found by their digests. CXRs are compared with CXRs only, soft tissue with soft tissue.
-        paths = pairs[name][:2]
-        for place, path in enumerate(paths):
+        for place, path in enumerate(pairs[name][:2]):
             first = first_of.setdefault((place, findings.digests[place]), name)
             if first != name:
                 lines.setdefault(name, f"{path} is the same image as {pairs[first][place]}")
-        if name in lines:
-            continue
-
-        # Nearly equal ones, found by their sketches.
-        twins = (name + TWIN, name.removesuffix(TWIN))
-        for place, path in enumerate(paths):
-            near = finders[place].find(path, findings.sketches[place], ignored=twins)
-            if near is not None:
-                lines.setdefault(name, f"{path} is nearly the same image as {pairs[near][place]}")
-        # Only faultless ones are remembered, so that each copy is reported against the original.
         if name not in lines:
-            for place, path in enumerate(paths):
-                finders[place].add(name, path, findings.sketches[place])
-    return lines
+            sketches_of[name] = findings.sketches
+
+    # Nearly equal ones: their sketches tell which images are looked at again.
+    single = list(sketches_of)
+    near = []
+    for place in (0, 1):
+        near.append(duplicates.near_pairs([sketches[place] for sketches in sketches_of.values()]))
+    for number, name in enumerate(single):
+        twins = (name + TWIN, name.removesuffix(TWIN))
+        for place, path in enumerate(pairs[name][:2]):
+            earlier = [single[other] for other in near[place].get(number, [])]
+            # Only with faultless ones, so that each copy is reported against the original.
+            others = [other for other in earlier if other not in lines and other not in twins]
+            match = duplicates.first_equal(path, {other: pairs[other][:2][place] for other in others})
+            if match is not None:
+                lines.setdefault(name, f"{path} is nearly the same image as {pairs[match][place]}")
+    return {name: lines[name] for name in results if name in lines}
 
 
 def refuse_or_skip(

@@ -5,8 +5,7 @@ The sketch of an image has one bit for each place of a coarse grid: whether it g
 brightness, contrast and size leave it nearly as it is; two chests differ in a tenth of the bits or more.
 """
 
-from array import array
-from collections.abc import Iterable
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +15,9 @@ from .. import images
 GRID = 16  # rows and columns of a sketch
 LEAST_STEP = 0.004  # a grey level of 8 bits: what rises by less, such as noise on black, does not rise
 MAX_BITS = 7  # in which the sketches of two candidates differ
-BANDS = MAX_BITS + 1  # so many bands cannot all differ by then: two candidates share one of them
-ROOM = 1024  # sketches for which a Finder has room at first
+SHARED = 3  # blocks of bits in which two candidates agree at least, and by which they are found
+BLOCKS = MAX_BITS + SHARED  # of them all but SHARED can differ by then
+MIXING = 0x9E3779B1  # a large odd number
 WORD = 64  # bits of a sketch that are compared at once
 SIDE = 128  # at which two candidates are compared, pixels
 LEAST_CORRELATION = (
@@ -44,54 +44,65 @@ def nearly_equal(one: np.ndarray, other: np.ndarray) -> bool:
     return bool(np.corrcoef(first, second)[0, 1] >= LEAST_CORRELATION)
 
 
-class Finder:
-    """Finds, of images that come one after another, an earlier one that is nearly equal; `add` and `find` by name."""
+def near_pairs(sketches: list[np.ndarray]) -> dict[int, list[int]]:
+    """{place: earlier places, in their order} of N sketches, bool (GRID * GRID,), that differ in MAX_BITS bits or
+    fewer.
 
-    def __init__(self):
-        self.paths: dict[str, Path] = {}
-        self.names: list[str] = []
-        self.sketches = np.zeros((ROOM, GRID * GRID // WORD), np.uint64)  # packed; of self.names, then room for more
-        self.places_of: dict[tuple[int, bytes], array[int]] = {}  # {(band, its bits): places in self.names}
+    The bits are dealt out into BLOCKS blocks. Two sketches that are near differ in MAX_BITS of them at most, so that
+    they agree in SHARED others: for each choice of so many blocks, sorting by their bits brings those together. Few
+    others agree in so many bits, so that the time grows with N log N (Manku et al., Detecting near-duplicates for web
+    crawling, WWW 2007, section 3).
+    """
+    bits = np.array(sketches, bool).reshape(-1, GRID * GRID)
+    words = np.packbits(bits, axis=1).view(np.uint64)  # (N, GRID * GRID / WORD)
+    # each block is spread over the whole image, so that none lies in the black border alone
+    blocks = [_number(bits[:, block::BLOCKS]) for block in range(BLOCKS)]
+    near = np.zeros(0, np.int64)  # later place * N + earlier place
+    for group in combinations(blocks, SHARED):
+        # one number of all their bits; where it is by chance that of others, these are compared in vain
+        keys = np.zeros(len(bits), np.int64)
+        for block in group:
+            keys = keys * MIXING + block
+        near = np.union1d(near, _near_of_equal_keys(keys, words))
 
-    def add(self, name: str, path: Path, bits: np.ndarray) -> None:
-        """Remember an image and its sketch."""
-        place = len(self.names)
-        if place == len(self.sketches):
-            self.sketches = np.concatenate([self.sketches, np.zeros_like(self.sketches)])
-        self.paths[name] = path
-        self.names.append(name)
-        self.sketches[place] = _packed(bits)
-        for band in _bands(bits):
-            if band not in self.places_of:
-                self.places_of[band] = array("I")
-            self.places_of[band].append(place)
-
-    def find(self, path: Path, bits: np.ndarray, ignored: Iterable[str] = ()) -> str | None:
-        """The first remembered image that is nearly equal to this one, or None."""
-        sharing = []
-        for band in _bands(bits):
-            if band in self.places_of:
-                sharing.append(np.frombuffer(self.places_of[band], np.uintc))
-        if not sharing:
-            return None
-
-        # Cheap before dear: most candidates share one band by chance, and their sketches already tell them apart. All
-        # at once and as numbers from the start, since of 100 000 chests a thousand share a band with each. What shares
-        # several bands comes several times.
-        places = np.concatenate(sharing)
-        differing = np.bitwise_count(self.sketches[places] ^ _packed(bits)).sum(1)
-        near = {self.names[place] for place in places[differing <= MAX_BITS]}
-        for name in sorted(near.difference(ignored), key=images.natural):
-            if nearly_equal(images.read(self.paths[name]).pixels, images.read(path).pixels):
-                return name
-        return None
+    earlier_of: dict[int, list[int]] = {}
+    for later, earlier in zip(*divmod(near, max(1, len(sketches)))):
+        earlier_of.setdefault(int(later), []).append(int(earlier))
+    return earlier_of
 
 
-def _packed(bits: np.ndarray) -> np.ndarray:
-    """bool (GRID * GRID,) -> uint64 (GRID * GRID / WORD,)."""
-    return np.packbits(bits).view(np.uint64)
+def _number(bits: np.ndarray) -> np.ndarray:
+    """int64 (N,) with the bits (N, B), bool."""
+    return bits @ (1 << np.arange(bits.shape[1]))
 
 
-def _bands(bits: np.ndarray) -> list[tuple[int, bytes]]:
-    """The bits dealt out into bands, each spread over the whole image, so that none lies in the black border alone."""
-    return [(band, bits[band::BANDS].tobytes()) for band in range(BANDS)]
+def _near_of_equal_keys(keys: np.ndarray, words: np.ndarray) -> np.ndarray:
+    """later place * N + earlier place, of all sketches, packed into `words` (N, W), that have the same key (N,) and are
+    near each other."""
+    count = len(keys)
+    order = np.argsort(keys, kind="stable")  # among equal keys earlier places come first
+    ordered = keys[order]
+    found = []
+    # equal keys lie in a row: each is compared with the next, with the one after that, ...
+    starts = np.arange(count)
+    step = 1
+    while True:
+        starts = starts[starts + step < count]
+        starts = starts[ordered[starts] == ordered[starts + step]]
+        if not len(starts):
+            break
+        earlier = order[starts]
+        later = order[starts + step]
+        differing = np.bitwise_count(words[earlier] ^ words[later]).sum(1)
+        is_near = differing <= MAX_BITS
+        found.append(later[is_near] * count + earlier[is_near])
+        step += 1
+    return np.concatenate(found) if found else np.zeros(0, np.int64)
+
+
+def first_equal(path: Path, others: dict[str, Path]) -> str | None:
+    """The first of other images, {name: file}, in natural order that is nearly equal to an image, or None."""
+    for name in images.in_natural_order(others):
+        if nearly_equal(images.read(others[name]).pixels, images.read(path).pixels):
+            return name
+    return None

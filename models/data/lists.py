@@ -361,23 +361,13 @@ def _walk(top: Path, left_out: list[str]) -> Iterator[tuple[Path, list[str]]]:
         folder, above = waiting.pop()
         try:
             status = os.stat(folder)
-            entries = list(os.scandir(folder))
+            files, below = _list_folder(folder)
         except OSError as error:
             raise UserError(f"cannot read the folder {folder}: {error.strerror or error}") from None
         identity = (status.st_dev, status.st_ino)
         if identity in above:
             left_out.append(f"{folder} (a link to a folder above it)")
             continue
-
-        files = []
-        below = set()
-        for entry in entries:
-            # a link that leads to itself is neither; the entry's own is_dir would raise an error
-            is_folder = os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir()
-            if is_folder and not entry.name.startswith("."):
-                below.add(entry.name)
-            elif not is_folder and images.is_file(entry):
-                files.append(entry.name)
 
         # what an evaluation has written is no input of the next one
         records = [name for name in files if name.endswith(RECORD_ENDINGS) and RECORD_FILE.fullmatch(name)]
@@ -394,6 +384,25 @@ def _walk(top: Path, left_out: list[str]) -> Iterator[tuple[Path, list[str]]]:
         # a stack: the first folder in natural order has to lie on top
         for name in sorted(below - apart, key=images.natural, reverse=True):
             waiting.append((folder / name, (*above, identity)))
+
+
+def _list_folder(folder: Path) -> tuple[list[str], set[str]]:
+    """(names of the files, names of the folders that are not hidden) in a folder; links are what they lead to."""
+    files = []
+    below = set()
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            # most are plain files, which listing the folder has told
+            if entry.is_file(follow_symlinks=False):
+                files.append(entry.name)
+                continue
+            # a link that leads to itself is neither; the entry's own is_dir would raise an error
+            is_folder = os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir()
+            if is_folder and not entry.name.startswith("."):
+                below.add(entry.name)
+            elif not is_folder and images.is_file(entry):
+                files.append(entry.name)
+    return files, below
 
 
 def _is_record(path: Path) -> bool:

@@ -42,8 +42,7 @@ class Case(NamedTuple):
     def stamp(self) -> str:
         """Sizes and times of change of the same files; "" if one is not there. What has kept them is not read again to
         know its content."""
-        statuses = self.statuses()
-        return stamp_of(statuses) if statuses else ""
+        return "/".join([stamp_of(status) for status in self.statuses()])
 
     def statuses(self) -> list[os.stat_result]:
         """What the file system says of the same files; empty if one is not there."""
@@ -54,9 +53,9 @@ class Case(NamedTuple):
             return []
 
 
-def stamp_of(statuses: list[os.stat_result]) -> str:
-    """The stamp of a case whose files are so (see Case.stamp)."""
-    return "/".join([f"{status.st_size}.{status.st_mtime_ns}" for status in statuses])
+def stamp_of(status: os.stat_result) -> str:
+    """A file's share of a stamp (see Case.stamp)."""
+    return f"{status.st_size}.{status.st_mtime_ns}"
 
 
 @without_collection()
@@ -73,17 +72,23 @@ def find_cases(source, root, masks, limits: images.Limits = "auto") -> list[Case
     given = None
     if masks:
         given = {name: Path(file) for name, file in lists.find_tree(masks).items()}
-    masks_beside: dict[str, dict[str, Path]] = {}  # folder of X-rays -> {name: mask}
-    targets_beside: dict[str, dict[str, Path]] = {}
+    beside: dict[str, tuple[dict[str, Path], dict[str, Path]]] = {}  # folder of X-rays -> {name: mask}, {name: target}
     cases = []
     for name, file in found.items():
         folder = file.rpartition("/")[0] or os.path.dirname(file)  # the second of a file in / itself
-        if folder not in targets_beside:
-            masks_beside[folder] = lists.beside(Path(folder), "Mask")
-            targets_beside[folder] = lists.beside(Path(folder), "BS")
-        stem = name.rpartition("/")[2]
-        mask = masks_beside[folder].get(stem) if given is None else given.get(name)
-        cases.append(Case(name, file, mask, targets_beside[folder].get(stem), limits))
+        if folder not in beside:
+            beside[folder] = (lists.beside(Path(folder), "Mask"), lists.beside(Path(folder), "BS"))
+        masks_there, targets_there = beside[folder]
+        mask = None
+        target = None
+        # of a hundred thousand X-rays that have nothing beside them nothing more is asked
+        if masks_there or targets_there:
+            stem = name.rpartition("/")[2]
+            mask = masks_there.get(stem)
+            target = targets_there.get(stem)
+        if given is not None:
+            mask = given.get(name)
+        cases.append(Case(name, file, mask, target, limits))
 
     # files that a person may expect to be evaluated, but that are no images
     if Path(source).is_dir():

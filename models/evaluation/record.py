@@ -12,14 +12,12 @@ unfinished_<shard>of<shards>_<process>.jsonl, and touches no others. `merge` mak
 import json
 import os
 import platform
-import re
 import resource
 import sys
 import time
 from contextlib import suppress
-from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -29,14 +27,14 @@ from ..data import lists
 from ..runtime import checkpoint, ownership, processes
 from ..runtime.files import MachineError, UserError
 from ..runtime.garbage import without_collection
-from . import insertion
+from . import insertion, record_lines
 from .cases import Case, stamp_of
+from .record_lines import Earlier, Entry
 from .results import FOLDERS, Output
 
 SUMMARY = "summary.json"
 INDEX = "index.html"  # the page on which the results are looked through
 UNFINISHED = "unfinished_{process}.jsonl"
-SHARD_FILE = re.compile(r"unfinished_(\d+)of(\d+)_\d+\.jsonl")
 RSS_UNIT = 1 if sys.platform == "darwin" else 1024  # bytes that getrusage counts memory in
 # Settings on which the results of an image do not depend; runs that differ in them share a folder.
 ANY_RESULT = {
@@ -50,37 +48,6 @@ ANY_RESULT = {
     "eval.snapshots",
     "eval.refiner",
 }
-
-
-class Entry(NamedTuple):
-    """One image that is done.
-
-    content: of the files that its result depends on. seconds: that it took. warm: whether its process had done a batch
-    before. notes: further figures of this image, {"psnr": ...}. stamp: see Case.stamp.
-    """
-
-    content: str
-    seconds: float
-    warm: bool
-    notes: dict[str, float]
-    stamp: str = ""
-
-
-@dataclass(eq=False)
-class Earlier:
-    """What the record of an earlier run says.
-
-    about: what that run was, see `describe_run`. names: the images whose files it wrote. entries: {name: entry} of a
-    run that has not ended. failed: {name: why it could not be read}. costs: what the process said at its end, see
-    `Record.finish`. shards: into how many its job array was divided; 0: no array.
-    """
-
-    about: dict
-    names: set[str] = field(default_factory=set)
-    entries: dict[str, Entry] = field(default_factory=dict)
-    failed: dict[str, str] = field(default_factory=dict)
-    costs: dict = field(default_factory=dict)
-    shards: int = 0
 
 
 class Record:
@@ -106,11 +73,12 @@ class Record:
         self.own: dict[str, Entry] = {}  # what this process has done
         self.failed: dict[str, str] = {}  # what it could not read, and why
         self.names = [case.name for case in cases]
-        self.case_of = dict(zip(self.names, cases))
+        self.known = frozenset(self.names)
         self.stamps: dict[str, str] = {}  # of the images, see Case.stamp; asked where results are there
 
         # whose files lie in the folder
-        self.stopped = self._read_unfinished()
+        # one file for each process of the stopped run, however many this run has
+        self.stopped = [record_lines.read(path) for path in self._unfinished_files()]
         self.earlier = [*self.stopped, *self._read_summary()]
         self.replaced: list[Earlier] = []  # runs whose results have to go
         self.continued: list[Earlier] = []  # runs with these settings, whose results may stay
@@ -129,7 +97,8 @@ class Record:
             if output.file is not None:
                 ownership.require_writable(output.file.parent)
 
-        # images that need not be made again, and results that stay without belonging to this run
+        # images that need not be made again, each with the run that has made it; and results that stay without
+        # belonging to this run
         self.done = self._done()
         self.beside = self._beside()
 
@@ -163,7 +132,7 @@ class Record:
         folders = {folder, *(folder / name for name in FOLDERS)}
         # in a tree they lie beside the results that were begun and never done
         for run in self.stopped:
-            for name in run.names - run.entries.keys():
+            for name in run.others:
                 folders.update(path.parent for path in self.output.files(name))
         processes.tidy(*sorted(folders))
 
@@ -177,7 +146,7 @@ class Record:
         # are known.
         names = sorted(set().union(*(run.names for run in self.earlier)))
         lines = [{"about": self.about}, {"writing": names}]
-        for name, entry in self.done.items():
+        for name, entry in self._entries_of(self.done).items():
             lines.append({"name": name, **entry._asdict()})
         # written whole under another name and then renamed, unlike later lines, which are appended
         own_file = self._unfinished_file()
@@ -223,7 +192,7 @@ class Record:
         summary but says in its record what it cost; `merge` writes it. Raises UserError if no image could be read.
         """
         # every process gets the entries of all, in the order of the images
-        everyone = dict(self.done)
+        everyone = self._entries_of(self.done)
         failed: dict[str, str] = {}
         for own, own_failed in processes.all_gather_objects((self.own, self.failed)):
             everyone |= own
@@ -256,7 +225,7 @@ class Record:
             if run not in self.continued:
                 continue
             done = self._valid(run)
-            entries |= done
+            entries |= self._entries_of(done)
             failed |= run.failed
             if done:
                 devices[str(run.about.get("device"))] = None
@@ -334,49 +303,40 @@ class Record:
                 f"{path} is there already and is not the record of an evaluation; give the results another "
                 "folder with eval.output=, or move that file away"
             )
-        return [Earlier(summary, set(recorded_names(summary)))]
+        return [Earlier(summary, others=set(recorded_names(summary)))]
 
-    def _read_unfinished(self) -> list[Earlier]:
-        # One file for each process of the stopped run, however many this run has.
-        runs = []
-        for path in self._unfinished_files():
-            # the kinds of line that `begin`, `writing`, `add`, `add_failed` and `finish` append
-            run = Earlier({})
-            match = SHARD_FILE.fullmatch(path.name)
-            if match:
-                run.shards = int(match[2])
-            for tree in _parse_lines(path.read_text(encoding="utf-8", errors="replace")):
-                try:
-                    _read_line(run, tree)
-                except (ValueError, KeyError, TypeError):  # of another program, or of a later version
-                    continue
-            # at once, which takes a third of the time of one by one
-            run.names.update(run.entries)
-            runs.append(run)
-        return runs
+    @cached_property
+    def case_of(self) -> dict[str, Case]:
+        """{name: case} of the images."""
+        return dict(zip(self.names, self.cases))
 
-    def _done(self) -> dict[str, Entry]:
+    def _entries_of(self, done: dict[str, Earlier]) -> dict[str, Entry]:
+        """{name: entry} of images, each with the run that has made it."""
+        return {name: run.entries[name] for name, run in done.items()}
+
+    def _done(self) -> dict[str, Earlier]:
         """The images that a stopped run has left, if the files that they were made from are unchanged."""
         # Only a run that was the same in everything goes on: another machine may give slightly other pixels.
-        done = {}
+        done: dict[str, Earlier] = {}
         for run in self.stopped:
             if _going_on(run.about) == _going_on(self.about):
                 done |= self._valid(run)
         return done
 
-    def _valid(self, run: Earlier) -> dict[str, Entry]:
-        """The entries of a run whose results are there and whose X-rays and masks are unchanged."""
-        valid = {}
-        for name, entry in run.entries.items():
-            if name not in self.present:
-                continue
-            # the cheap question first: case.content reads the whole X-ray
-            if entry.stamp and entry.stamp == self.stamps[name]:
-                valid[name] = entry
-                continue
-            with suppress(OSError):  # an X-ray that has gone has no valid result
-                if entry.content == self.case_of[name].content:
-                    valid[name] = entry
+    def _valid(self, run: Earlier) -> dict[str, Earlier]:
+        """The images of a run whose results are there and whose X-rays and masks are unchanged, each with the run."""
+        # the cheap question first: case.content reads the whole X-ray
+        stamps = self.stamps
+        unchanged = [name for name, stamp in run.stamps.items() if stamp and stamps.get(name) == stamp]
+        valid = dict.fromkeys([name for name in unchanged if name in self.present], run)
+        if len(valid) == len(run.stamps):
+            return valid
+
+        for name in run.stamps:
+            if name in self.present and name not in valid:
+                with suppress(OSError):  # an X-ray that has gone has no valid result
+                    if run.entries[name].content == self.case_of[name].content:
+                        valid[name] = run
         return valid
 
     def _beside(self) -> list[str]:
@@ -384,18 +344,19 @@ class Record:
         # of runs with the same settings alone, as the other ones' results go
         names: set[str] = set()
         for run in self.continued:
-            names |= run.names
-        return sorted(name for name in names - set(self.names) if self.output.result(name).is_file())
+            names |= run.names - self.known
+        return sorted(name for name in names if self.output.result(name).is_file())
 
     def _refuse_foreign(self) -> None:
         # Two inputs of one name, say scan.png and scan.dcm, have one result; panels/a.png has the place of a's panel.
-        repeated = lists.repeated(self.names)
-        if repeated:
+        if len(self.known) < len(self.names):
+            repeated = lists.repeated(self.names)
             raise UserError(f"several images would have the same result: {lists.shown_names(repeated)}")
-        known = set(self.names)
         for name in self.names:
+            if "/" not in name:
+                continue
             first, _, rest = name.partition("/")
-            if first in FOLDERS and rest in known:
+            if first in FOLDERS and rest in self.known:
                 raise UserError(
                     f"the result of {name} would take the place of the file that belongs to {rest} in {first}/; "
                     "rename that folder of images"
@@ -427,21 +388,22 @@ class Record:
         numbers = set()
         for case in self.cases:
             # the plain case by itself: a hundred thousand calls more would take as long as the questions
-            if case.mask is None and case.target is None:
+            name, file, mask, target, _ = case
+            if mask is None and target is None:
                 try:
-                    status = os.stat(case.file)
+                    status = os.stat(file)
                 except OSError:
-                    self.stamps[case.name] = ""
+                    self.stamps[name] = ""
                     continue
-                self.stamps[case.name] = stamp_of([status])
+                self.stamps[name] = stamp_of(status)
                 numbers.add(status.st_ino)
                 continue
             statuses = case.statuses()
-            self.stamps[case.name] = stamp_of(statuses)
+            self.stamps[name] = "/".join([stamp_of(status) for status in statuses])
             numbers.update([status.st_ino for status in statuses])
-            if case.target is not None:
+            if target is not None:
                 with suppress(OSError):
-                    numbers.add(os.stat(case.target).st_ino)
+                    numbers.add(os.stat(target).st_ino)
         return numbers
 
     def _of_the_folder(self, with_nodules: bool) -> list[Path]:
@@ -452,7 +414,7 @@ class Record:
     def _refuse_mixture(self) -> None:
         # Results of other settings are replaced by this run's if it makes the same images; what is left over would mix.
         # A task of a job array replaces none, as its neighbours may be at work.
-        own_names = set() if self.shard else set(self.names)
+        own_names = frozenset() if self.shard else self.known
         for run in self.replaced:
             left_over = sorted(name for name in run.names - own_names if self.output.result(name).is_file())
             if left_over:
@@ -491,38 +453,6 @@ class Record:
                 file.write("\n" + json.dumps(tree))
         except OSError as error:
             raise MachineError(f"cannot write {path}: {error.strerror or error}") from error
-
-
-def _parse_lines(text: str) -> list[dict]:
-    """The lines of JSON in a text, without those that are none."""
-    # All at once is three times as fast as one by one. No torn line becomes whole by those that follow it.
-    joined = text.strip().replace("\n", ",")
-    with suppress(ValueError):
-        return json.loads(f"[{joined}]")
-    # The last line may be torn: whoever wrote it was killed. That image is made again.
-    trees = []
-    for line in text.splitlines():
-        with suppress(ValueError):
-            trees.append(json.loads(line))
-    return trees
-
-
-def _read_line(run: Earlier, tree: dict) -> None:
-    """Add what a line of an unfinished record says; the names of entries are left to the caller."""
-    # first what most lines are; of an image that was changed since and made again, the last counts
-    if "content" in tree:
-        name = tree.pop("name")
-        run.entries[name] = Entry(**tree)
-    elif "about" in tree:
-        run.about = tree["about"]
-    elif "writing" in tree:
-        run.names.update(tree["writing"])
-    elif "costs" in tree:
-        run.costs = dict(tree["costs"])
-    elif "failed" in tree:
-        run.failed[tree["failed"]] = str(tree["reason"])
-    else:
-        raise KeyError("content")
 
 
 def read_summary(folder) -> dict:

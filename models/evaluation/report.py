@@ -5,7 +5,6 @@ print(report.write(scored, "runs/guidance", seed=0))
 """
 
 import csv
-import io
 import itertools
 import json
 import math
@@ -18,6 +17,7 @@ import numpy as np
 from .. import images, pipelines, scores
 from ..comparison.base import TASK_SPECIFIC, UNIVERSAL
 from ..runtime import ownership
+from ..runtime.files import replacing
 from . import pictures, report_page, statistics
 from .findings import Finding
 from .record import read_summary
@@ -400,8 +400,8 @@ def write(
     cost = costs(folders or {})
 
     # all numbers; first, since this file is the record by which a later run knows the others as its own
-    tree = {"settings": scored.heading, "summary": summary, "tests": tests, "cost": cost, "images": scored.values}
-    images.write_file(output / RECORD, json.dumps(_finite(tree), indent=1, allow_nan=False).encode())
+    tree = {"settings": scored.heading, "summary": summary, "tests": tests, "cost": cost}
+    write_record(output / RECORD, tree, scored)
 
     # tables
     shown = quality_tables(scored, summary, method_groups(folders or {}))
@@ -476,16 +476,31 @@ def write_tables(stem, heading: str, tables: list[Table]) -> None:
     images.write_file(stem.with_suffix(".tex"), "\n".join(printed).encode())
 
 
+def write_record(path: Path, tree: dict, scored: Scored) -> None:
+    """A tree and, under "images", the scores of every image as one file of JSON."""
+    # Image by image: as one text, and as the objects from which json makes it, they would take three times the memory
+    # of the scores themselves.
+    start = json.dumps(_finite(tree), indent=1, allow_nan=False).removesuffix("\n}")
+    with replacing(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
+        file.write(f'{start},\n "images": {{')
+        separator = ""
+        for name, row in scored.values.items():
+            scores_text = json.dumps(_finite(row), indent=1, allow_nan=False).replace("\n", "\n  ")
+            file.write(f"{separator}\n  {json.dumps(name)}: {scores_text}")
+            separator = ","
+        file.write("\n }\n}")
+
+
 def write_csv(path: Path, scored: Scored) -> None:
     """A row for each image and method."""
     keys = [column.key for column in scored.columns]
-    lines = io.StringIO()
-    writer = csv.writer(lines, lineterminator="\n")
-    writer.writerow(["image", "method", *keys])
-    for name, methods in scored.values.items():
-        for method, row in methods.items():
-            writer.writerow([name, method, *(row[key] for key in keys)])
-    images.write_file(path, lines.getvalue().encode())
+    # line by line, as in `write_record`
+    with replacing(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["image", "method", *keys])
+        for name, methods in scored.values.items():
+            for method, row in methods.items():
+                writer.writerow([name, method, *(row[key] for key in keys)])
 
 
 def write_pictures(scored: Scored, output: Path) -> None:

@@ -79,30 +79,27 @@ class Output:
                     present.add(name)
             return present, found
 
-        # the images of each folder below the input
-        of_folder: dict[str, list[str]] = {}
-        for name in names:
-            folder, _, last = name.rpartition("/")
-            of_folder.setdefault(folder, []).append(last)
-
         # Each folder is listed once: ten questions to the file system for each of 100 000 images would take minutes.
         listing = Listing(self.folder)
-        for folder, lasts in of_folder.items():
+        for folder, lasts in _by_folder(names).items():
             below = f"{folder}/" if folder else ""
             for is_result, start, ending in self._places(below):
                 numbers = listing.numbers(start.rstrip("/"))
                 if not numbers:
                     continue
-                for last in lasts:
-                    file = last + ending
-                    if file not in numbers:
-                        continue
-                    name = below + last
-                    if is_result:
-                        present.add(name)
-                    number = numbers[file]
-                    if number is None or number in inputs or name not in known:
-                        found.append((name, f"{self.folder}/{start}{file}"))
+                there = [last for last in lasts if last + ending in numbers]
+                if is_result:
+                    present.update([below + last for last in there])
+                # mostly all of them are known, and the folder holds no link and none of the inputs
+                of_folder_numbers = numbers.values()
+                if None in of_folder_numbers or not inputs.isdisjoint(of_folder_numbers):
+                    suspicious = there
+                else:
+                    suspicious = [last for last in there if below + last not in known]
+                for last in suspicious:
+                    number = numbers[last + ending]
+                    if number is None or number in inputs or below + last not in known:
+                        found.append((below + last, f"{self.folder}/{start}{last}{ending}"))
         return present, found
 
     def _places(self, below: str) -> list[tuple[bool, str, str]]:
@@ -111,6 +108,17 @@ class Output:
         for folder, endings in FOLDERS.items():
             places += [(False, f"{folder}/{below}", f".{ending}") for ending in endings]
         return places
+
+
+def _by_folder(names: list[str]) -> dict[str, list[str]]:
+    """{folder below the input, "" for itself: names of its images without that folder}."""
+    of_folder = {"": [name for name in names if "/" not in name]}
+    for name in names:
+        if "/" not in name:
+            continue
+        folder, _, last = name.rpartition("/")
+        of_folder.setdefault(folder, []).append(last)
+    return of_folder
 
 
 class Listing:
@@ -133,15 +141,19 @@ def _list_folder(folder: Path) -> dict[str, int | None]:
     """{name: number} of what is in a folder, dangling links among it; nothing if the folder is not there."""
     try:
         with os.scandir(folder) as scan:
-            entries = list(scan)
+            # a hundred thousand entries are not kept
+            numbers = {entry.name: None if entry.is_symlink() else entry.inode() for entry in scan}
     except OSError:
         return {}
     # Some file systems list other numbers than they give when asked; one file of a folder shows whether this one does.
-    told = True
-    for entry in entries[:1]:
+    for name, number in numbers.items():
+        if number is None:
+            continue
         with suppress(OSError):
-            told = os.lstat(entry.path).st_ino == entry.inode()
-    return {entry.name: entry.inode() if told and not entry.is_symlink() else None for entry in entries}
+            if os.lstat(folder / name).st_ino != number:
+                return dict.fromkeys(numbers)
+        break
+    return numbers
 
 
 @dataclass(frozen=True)

@@ -65,10 +65,8 @@ def shard_cases(cases: list[Case], batch: int, number: int, count: int) -> list[
 def batches_left(record: Record, count: int) -> list[list[Case]]:
     """This process's batches of a record's images, of those that are not all done."""
     # A batch that was stopped in the middle is computed whole, since in a smaller one results round otherwise.
-    left = []
-    for batch in into_batches(record.cases, count):
-        if not all([case.name in record.done for case in batch]):
-            left.append(batch)
+    numbers = {place // count: None for place, name in enumerate(record.names) if name not in record.done}
+    left = [record.cases[number * count : (number + 1) * count] for number in numbers]
     # every n-th batch: shares differ by one batch at most
     return left[processes.rank() :: processes.world_size()]
 

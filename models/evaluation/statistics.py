@@ -5,9 +5,10 @@ from typing import Any
 
 import numpy as np
 from scipy import stats
+from scipy.special import ndtr, ndtri
 
 RESAMPLES = 9999  # of the bootstrap
-RESAMPLE_BATCH = 500  # resamples held in memory at a time
+RESAMPLE_NUMBERS = 1 << 19  # drawn at a time, so that memory does not grow with the images
 CONFIDENCE = 0.95
 LEAST_PAIRS = 6  # that differ; with 5 the smallest two-sided p-value of the signed-rank test is 2 / 2^5 = 0.06
 
@@ -38,23 +39,45 @@ def describe(values, seed: int = 0) -> dict[str, float]:
 
 def bootstrap(values: np.ndarray, seed: int = 0) -> tuple[float, float]:
     """The 95 % interval of the mean of values (n,): bias-corrected and accelerated bootstrap (Efron 1987). NaN for
-    fewer than two."""
+    fewer than two.
+
+    The equations are those of Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 14.
+    As scipy.stats.bootstrap, whose acceleration takes the mean of all values but one n times: a time that grows with
+    the square of n.
+    """
     if values.size < 2:
         return math.nan, math.nan
-    if np.ptp(values) == 0:  # equal values: scipy's acceleration would be 0 / 0
+    if np.ptp(values) == 0:  # equal values: the acceleration would be 0 / 0
         return float(values[0]), float(values[0])
+    mean = values.mean()
+    means = _resampled_means(values, seed)
+
     # BCa rather than percentiles: few images and skewed scores (BSR has an upper bound) bias the plain interval
-    result = stats.bootstrap(
-        (values,),
-        np.mean,
-        n_resamples=RESAMPLES,
-        batch=RESAMPLE_BATCH,
-        method="BCa",
-        confidence_level=CONFIDENCE,
-        rng=np.random.default_rng(seed),
-    )
-    interval = result.confidence_interval
-    return float(interval.low), float(interval.high)
+    # bias: z_0 = Phi^-1 of the share of resamples below the mean (14.14)
+    z_0 = ndtri((np.mean(means < mean) + np.mean(means <= mean)) / 2)
+    # acceleration a = sum U^3 / 6 (sum U^2)^1.5, where the influence U of a value on the mean is its distance (14.15)
+    influence = values - mean
+    a = np.sum(influence**3) / (6 * np.sum(influence**2) ** 1.5)
+
+    # the two quantiles, moved by both (14.10)
+    limits = []
+    for level in ((1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2):
+        z = z_0 + ndtri(level)
+        moved = ndtr(z_0 + z / (1 - a * z))
+        limits.append(float(np.quantile(means, moved)) if math.isfinite(moved) else math.nan)
+    return limits[0], limits[1]
+
+
+def _resampled_means(values: np.ndarray, seed: int) -> np.ndarray:
+    """(RESAMPLES,) means of as many values, drawn from these with replacement."""
+    rng = np.random.default_rng(seed)
+    batch = max(1, RESAMPLE_NUMBERS // values.size)
+    means = []
+    for start in range(0, RESAMPLES, batch):
+        count = min(batch, RESAMPLES - start)
+        places = rng.integers(0, values.size, (count, values.size))
+        means.append(values[places].mean(1))
+    return np.concatenate(means)
 
 
 def signed_rank(a, b) -> dict[str, float]:

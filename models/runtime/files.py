@@ -94,12 +94,10 @@ def sweep(folder: str | Path) -> None:
     The file of a process that runs stays, unless it is a day old: then that number is another process's by now.
     """
     try:
-        names = os.listdir(folder)
+        names = [name for name in os.listdir(folder) if name.startswith(".") and name.endswith(".part")]
     except OSError:  # no folder
         return
     for name in names:
-        if not (name.startswith(".") and name.endswith(".part")):
-            continue
         writer = re.fullmatch(r".+\.(\d+)\.part", name, re.DOTALL)  # a name may hold a line break
         if writer is None:  # somebody else's file
             continue

@@ -1,6 +1,6 @@
 """What the evaluation around the network costs an image, in a folder where much is done already.
 
-    python tools/benchmarks/record_cost.py [entries 1000 100000] [--images 200]
+    python tools/benchmarks/record_cost.py [entries 0 1000 100000] [--images 200]
 
 For each number of entries: a folder with so many X-rays, as many results, and the record of a run that was killed
 after them; then `--images` further X-rays go through a network that does nothing. Prints the seconds from the start of
@@ -53,7 +53,7 @@ class Nothing:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("entries", type=int, nargs="*", default=[1000, 100_000])
+    parser.add_argument("entries", type=int, nargs="*", default=[0, 1000, 100_000])
     parser.add_argument("--images", type=int, default=200)
     asked = parser.parse_args()
     for count in asked.entries:
@@ -104,6 +104,7 @@ def prepare(folder: Path, count: int, further: int) -> None:
         if number < count:
             os.link(result, folder / "out" / f"{number:06}.png")
             entry = record.Entry(content, 0.01, True, {}, stamp)
+            lines.append(json.dumps({"writing": [f"{number:06}"]}))
             lines.append(json.dumps({"name": f"{number:06}", **entry._asdict()}))
     (folder / "out" / "unfinished_0.jsonl").write_text("\n".join(lines))
 
