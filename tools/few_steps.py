@@ -439,7 +439,10 @@ def draw(families: dict[str, dict], path: Path) -> None:
 
 
 def draw_panel(axis, result: dict, name: str) -> None:
-    """One score of one family."""
+    """One score of one family; nothing where there is none, as of the spread with one seed."""
+    if name not in result["teacher"]["1"]:
+        axis.set_axis_off()
+        return
     for network, colour in (("teacher", "tab:blue"), ("student", "tab:orange")):
         of_network = {calls: row for calls, row in result[network].items() if name in row}
         calls = [int(number) for number in of_network]
