@@ -1,6 +1,7 @@
 """Students of few steps: what they learn, that they resume to the bit, what is refused, and how they are sampled."""
 
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -181,19 +182,24 @@ DISTIL = [
 ]
 
 
-def test_a_student_resumes_to_the_bit_and_says_what_it_is(folder, monkeypatch):
-    arguments = ["lcm.teacher=lcm.safetensors", *DISTIL]
-    run("lcm_train.py", *arguments, "runs=whole", folder=folder)
+def resumed(script, arguments, folder, monkeypatch):
+    """The weights of a student that was trained in one go, which are, to the bit, those of one that was killed in its
+    fourth step, with the state of the third, and went on."""
+    monkeypatch.setattr(loop, "draw_curves", lambda *_: None)  # takes longer than the training
+    run(script, *arguments, "runs=whole", folder=folder)
 
-    # killed in its fourth step, with the state of the third
     update = loop.Trainer.update
-    monkeypatch.setattr(loop.Trainer, "update", lambda self, *a: update(self, *a) if self.progress.step < 3 else 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        run("lcm_train.py", *arguments, "runs=killed", "train.save_every=0", folder=folder)
-    monkeypatch.undo()
-    assert "going on from" in run("lcm_train.py", *arguments, "runs=killed", folder=folder)
-    path = folder / "whole" / "lcm_student" / "weights.safetensors"
-    assert path.read_bytes() == (folder / "killed" / "lcm_student" / "weights.safetensors").read_bytes()
+    with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+        patch.setattr(loop.Trainer, "update", lambda self, *a: update(self, *a) if self.progress.step < 3 else 1 / 0)
+        run(script, *arguments, "runs=killed", "train.save_every=0", folder=folder)
+    assert "going on from" in run(script, *arguments, "runs=killed", folder=folder)
+    path = Path(f"{script.removesuffix('_train.py')}_student") / "weights.safetensors"
+    assert (folder / "whole" / path).read_bytes() == (folder / "killed" / path).read_bytes()
+    return folder / "whole" / path
+
+
+def test_a_student_resumes_to_the_bit_and_says_what_it_is(folder, monkeypatch):
+    path = resumed("lcm_train.py", ["lcm.teacher=lcm.safetensors", *DISTIL], folder, monkeypatch)
 
     # it has moved from its teacher, and its header says whose student it is and how it is sampled
     student = ConditionalUNet.load(path)
@@ -213,6 +219,14 @@ def test_a_student_resumes_to_the_bit_and_says_what_it_is(folder, monkeypatch):
     # a student's estimates are no steps of a walk
     said = run("lcm_train.py", f"lcm.teacher={path}", *DISTIL, "runs=twice", folder=folder, status=2)
     assert "is a student itself" in said.splitlines()[-1]
+
+
+def test_a_student_of_bsldm_resumes_to_the_bit(folder, monkeypatch):
+    settings = ["ldm.teacher=ldm.safetensors", *DISTIL, "distill.epochs=1", "distill.batch_size=1"]
+    path = resumed("ldm_train.py", settings, folder, monkeypatch)
+    student = ConditionalUNet.load(path)
+    teacher = ConditionalUNet.load(folder / "ldm.safetensors")
+    assert any(not torch.equal(a, b) for a, b in zip(student.parameters(), teacher.parameters()))
 
 
 def test_bsldm_has_students_too_which_may_learn_from_the_data_alone(folder):

@@ -3,6 +3,7 @@
     python tools/few_steps.py              make few-steps; docs/few_steps.md reads the result
     python tools/few_steps.py --jobs 1     on one core
     python tools/few_steps.py --families "GL-LCM" --seeds 1    one teacher and its student, the first seed of sampling
+    python tools/few_steps.py --folder runs/fresh --docs runs/fresh --first-patient 1700000 --training-seed 1
     python tools/few_steps.py --folder runs/try --docs runs/try --epochs 1 --student-epochs 1 --seeds 1    minutes
 
 The teachers are noise estimators of BS-LDM, with unet.prior, walked by DDIM, and as the papers have it, walked by DDPM,
@@ -54,8 +55,6 @@ CALLS = (1, 2, 4, 8)  # of both networks
 BATCH = 20  # images that are sampled together
 VQGAN = ROOT / "weights" / "vqgan.safetensors"
 COMMON = (
-    "data.root=runs/demo/data",
-    "data.lists=runs/demo/lists",
     f"vqgan.weights={VQGAN}",
     f"data.image_size={SIZE}",
     "device=cpu",
@@ -72,13 +71,13 @@ class Family:
     """A teacher and its student.
 
     sampler: the teacher's, of a method that has several. epochs: of the teacher's training and of the student's.
-    settings: of both.
+    student_rate: the default was chosen on validation patients, see docs/few_steps.md. settings: of both.
     """
 
     method: type[Pipeline]
     sampler: str | None
     epochs: tuple[int, int]
-    student_rate: float = 1e-4
+    student_rate: float = 3e-5
     settings: tuple[str, ...] = ()
 
     def weights(self, folder: Path, network: str) -> Path:
@@ -120,6 +119,8 @@ def main() -> None:
     parser.add_argument("--docs", type=Path, default=Path("docs"))
     parser.add_argument("--families", nargs="+", choices=FAMILIES, default=list(FAMILIES))
     parser.add_argument("--seeds", type=int, default=3, help="of the sampling noise")
+    parser.add_argument("--first-patient", type=int, default=0, help="simulate.seed; 0: the demo's own patients")
+    parser.add_argument("--training-seed", type=int, default=0, help="train.seed, of teachers and students")
     parser.add_argument("--epochs", type=int, help="of the teachers' trainings, instead of each family's own")
     parser.add_argument("--student-epochs", type=int, help="of the distillations")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="families that are worked on at once")
@@ -128,8 +129,9 @@ def main() -> None:
     torch.set_num_threads(1)
 
     # data
-    if not Path("runs/demo/lists/data_testset.txt").is_file():
-        run(ROOT / "dataSegmentation.py", "--profile", "demo", "simulate.count=200")
+    if not (patients_folder(options) / "lists" / "data_testset.txt").is_file():
+        simulated = ("simulate.count=200", f"simulate.seed={options.first_patient}")
+        run(ROOT / "dataSegmentation.py", "--profile", "demo", *data_settings(options), *simulated)
 
     # each family is the work of one process, on one core
     if options.no_summary:
@@ -141,7 +143,7 @@ def main() -> None:
         list(pool.map(lambda of_one: run(__file__, *of_one), arguments))  # the list raises what a family's run raised
 
     # what was measured
-    patients = load_patients()
+    patients = load_patients(patients_folder(options))
     lpips = scores.Lpips()
     found = [summary(name, options, patients, lpips) for name in options.families]
     result = {**found[0], "others": dict(zip(options.families[1:], found[1:]))}
@@ -158,7 +160,7 @@ def work(name: str, options: argparse.Namespace) -> None:
     family = FAMILIES[name]
     folder = options.folder / name
     train(family, folder, options)
-    patients = load_patients()
+    patients = load_patients(patients_folder(options))
     lpips = scores.Lpips()
     for seed in range(options.seeds):
         for network, calls in rows():
@@ -170,6 +172,18 @@ def rows() -> list[tuple[str, int]]:
     return [("teacher", calls) for calls in (*CALLS, FULL_STEPS)] + [("student", calls) for calls in CALLS]
 
 
+def patients_folder(options: argparse.Namespace) -> Path:
+    """Where data/ and lists/ are: the demo's, or those of the patients that --first-patient asks for."""
+    if options.first_patient == 0:
+        return Path("runs/demo")
+    return options.folder / f"patients_{options.first_patient}"
+
+
+def data_settings(options: argparse.Namespace) -> tuple[str, str]:
+    folder = patients_folder(options)
+    return f"data.root={folder / 'data'}", f"data.lists={folder / 'lists'}"
+
+
 # --- Trainings --------------------------------------------------------------------------------------------------------
 
 
@@ -177,7 +191,16 @@ def train(family: Family, folder: Path, options: argparse.Namespace) -> None:
     """Train teacher and student, as far as they are not, and write <folder>/seconds.json, {network: CPU seconds}."""
     section = family.method.section
     script = ROOT / f"{section}_train.py"
-    settings = ("--profile", "demo", f"runs={folder}", *COMMON, *family.settings, f"{section}.steps={FULL_STEPS}")
+    settings = (
+        "--profile",
+        "demo",
+        f"runs={folder}",
+        f"train.seed={options.training_seed}",
+        *data_settings(options),
+        *COMMON,
+        *family.settings,
+        f"{section}.steps={FULL_STEPS}",
+    )
     epochs = options.epochs or family.epochs[0]
     teacher = (
         f"{section}.epochs={epochs}",
@@ -225,10 +248,10 @@ def run(script: str | Path, *arguments: str) -> None:
 # --- What is measured -------------------------------------------------------------------------------------------------
 
 
-def load_patients() -> list["Patient"]:
-    """The pairs of the demo's test list."""
-    names = Path("runs/demo/lists/data_testset.txt").read_text().split()
-    root = Path("runs/demo/data")
+def load_patients(folder: Path) -> list["Patient"]:
+    """The pairs of the test list in a folder of data/ and lists/."""
+    names = (folder / "lists" / "data_testset.txt").read_text().split()
+    root = folder / "data"
     vqgan = MLVQGAN.load(VQGAN)
     patients = []
     for name in names:
@@ -416,7 +439,10 @@ def draw(families: dict[str, dict], path: Path) -> None:
 
 
 def draw_panel(axis, result: dict, name: str) -> None:
-    """One score of one family."""
+    """One score of one family; nothing where there is none, as of the spread with one seed."""
+    if name not in result["teacher"]["1"]:
+        axis.set_axis_off()
+        return
     for network, colour in (("teacher", "tab:blue"), ("student", "tab:orange")):
         of_network = {calls: row for calls, row in result[network].items() if name in row}
         calls = [int(number) for number in of_network]
