@@ -11,7 +11,6 @@ from torch.nn import functional as F
 
 from . import config, fusion, images, sampling, schedulers
 from .pipeline import Pipeline, Trace
-from .residual import at_full_size as at_full_size  # evaluation/run.py takes it from here
 from .runtime.files import UserError
 from .schema import BsldmSampling, GllcmFusion, GllcmSampling
 from .unet import ConditionalUNet

@@ -102,7 +102,10 @@ def _near_of_equal_keys(keys: np.ndarray, words: np.ndarray) -> np.ndarray:
 
 def first_equal(path: Path, others: dict[str, Path]) -> str | None:
     """The first of other images, {name: file}, in natural order that is nearly equal to an image, or None."""
+    if not others:  # of most images; they are not read again
+        return None
+    pixels = images.read(path).pixels
     for name in images.in_natural_order(others):
-        if nearly_equal(images.read(others[name]).pixels, images.read(path).pixels):
+        if nearly_equal(images.read(others[name]).pixels, pixels):
             return name
     return None

@@ -13,6 +13,7 @@ import torch
 from tqdm import tqdm
 
 from .. import config, images, pipelines, sampling, weights
+from ..residual import at_full_size
 from ..runtime import checkpoint, compiling, processes
 from ..runtime.device import pick_device, pick_precision
 from ..runtime.files import UserError
@@ -33,7 +34,7 @@ class Method(Protocol):
 
     @property
     def residual(self) -> bool:
-        """Whether its result is the CXR less an estimate of bone (see pipelines.at_full_size)."""
+        """Whether its result is the CXR less an estimate of bone (see residual.at_full_size)."""
         ...
 
     @property
@@ -306,7 +307,7 @@ def evaluate(
                 if one.case.name in record.done:
                     continue
                 # on the input's own grid, of its own size
-                soft = pipelines.at_full_size(one.scan.pixels, drawn.cxr[i], drawn.means[i], method.residual)
+                soft = at_full_size(one.scan.pixels, drawn.cxr[i], drawn.means[i], method.residual)
                 if dicom and not _write_dicom(record, reader, one, soft):
                     continue
                 notes = _write_files(output, one, soft, drawn, i, samples, form, method.residual)
@@ -425,7 +426,7 @@ def write_trace(
     if trace.global_soft is not None and trace.local_soft is not None:
         paths = {}
         for folder, soft in (("global", trace.global_soft[i]), ("local", trace.local_soft[i])):
-            paths[folder] = pipelines.at_full_size(scan.pixels, cxr, soft, residual)
+            paths[folder] = at_full_size(scan.pixels, cxr, soft, residual)
         write_paths(output, name, scan, paths)
     if trace.steps:
         write_snapshots(output, name, {step: images.to_unit(soft[i, 0]).numpy() for step, soft in trace.steps.items()})

@@ -10,6 +10,8 @@ import numpy as np
 
 from .field import blur
 
+EDGE = 0.006  # sigma of the blur of the outlines of consolidation and fluid, in units of the side
+
 # Consolidation
 PATCHES = 0.15  # share of the patients
 PATCH_WIDTH = (3.0, 10.0)  # cm
@@ -21,7 +23,6 @@ EFFUSION_HEIGHT = (0.15, 0.6)  # of the lung's height, to which the fluid reache
 EFFUSION_DEPTH = (2.0, 9.0)  # cm of water at the lung's base
 MENISCUS = (0.3, 0.7)  # share of that height by which the fluid's outline is lower at the mediastinum
 SLOPE = 2.5  # cm below its outline after which the fluid has its full depth
-EFFUSION_EDGE = 0.006  # sigma of the blur of the outline, in units of the side
 
 # Plate-like atelectasis: a thin plate of collapsed lung, mostly above the diaphragm and nearly level.
 PLATES = 0.15  # share of the patients
@@ -71,7 +72,7 @@ def patch(lung: np.ndarray, random: np.random.Generator, pixel: float) -> np.nda
     smooth_noise = cv2.resize(noise, (size, size), interpolation=cv2.INTER_CUBIC)
     grain = 1 + 0.5 * smooth_noise
     uneven = np.maximum(paraboloid * grain, 0) * lung
-    soft_edged = blur(uneven.astype(np.float32), 0.006)
+    soft_edged = blur(uneven.astype(np.float32), EDGE)
     return (depth * soft_edged).astype(np.float32)
 
 
@@ -91,7 +92,11 @@ def effusion(lung: np.ndarray, random: np.random.Generator, pixel: float) -> np.
 
     # From 0 at the mediastinum to 1 at the chest wall; the outline rises with its square.
     middle = np.nonzero(lung)[1].mean()
-    inner, outer = sorted((columns.min(), columns.max()), key=lambda column: abs(column - middle))
+    left = columns.min()
+    right = columns.max()
+    lies_left = abs(right - middle) < abs(left - middle)
+    inner = right if lies_left else left  # column at the mediastinum
+    outer = left if lies_left else right  # and at the chest wall
     across = np.clip((np.arange(lung.shape[1]) - inner) / (outer - inner), 0, 1)  # (S,)
     outline = bottom - rises + falls * (1 - across**2)  # (S,), the row of the fluid's surface in each column
 
@@ -99,7 +104,7 @@ def effusion(lung: np.ndarray, random: np.random.Generator, pixel: float) -> np.
     below = (np.arange(lung.shape[0])[:, None] - outline[None, :]) * pixel  # (S, S), cm
     filled = np.clip(below / SLOPE, 0, 1)
     water = depth * filled * own
-    return blur(water.astype(np.float32), EFFUSION_EDGE)
+    return blur(water.astype(np.float32), EDGE)
 
 
 def plate(lung: np.ndarray, random: np.random.Generator, pixel: float) -> np.ndarray:
