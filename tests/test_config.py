@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, assume, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from models import config
+from models import config, settings_file
 from models.runtime.files import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -459,8 +459,8 @@ def test_a_key_that_the_script_does_not_read_is_noted(capsys):
 
 
 def test_every_setting_stands_in_the_file_with_a_meaning():
-    written = config.load(ROOT / "config.yaml")
-    meanings = config._read_meanings((ROOT / "config.yaml").read_text())
+    written = settings_file.load(ROOT / "config.yaml")
+    meanings = settings_file.read_meanings((ROOT / "config.yaml").read_text())
     # what a comparison method does without stays out of its section, and is 0
     left_out = set(config.KEYS) - set(written)
     assert set(written) - set(config.KEYS) == set()

@@ -14,7 +14,7 @@ from golden_draws import draw, fill
 from PIL import Image
 from safetensors.torch import load_file
 
-from models import config, fusion, images, pipelines, scores
+from models import config, fusion, images, pipelines, scores, settings_file
 from models.data import checks, convert, datasets, lists
 from models.evaluation import results
 from models.runtime import checkpoint
@@ -94,7 +94,7 @@ def test_the_discriminator_starts_as_published():
 
 
 def test_source_marks_say_what_the_scripts_and_papers_have():
-    marks = config._read_meanings((ROOT / "config.yaml").read_text())
+    marks = settings_file.read_meanings((ROOT / "config.yaml").read_text())
     assert "[G]" in marks["vqgan.loss.ms_ssim"] and "[B]" not in marks["vqgan.loss.ms_ssim"]
     assert "l1 [B, S]" in marks["vqgan.loss.pixel"]
     assert "[S]" not in marks["vqgan.milestones"] and "[S]" not in marks["vqgan.gamma"]

@@ -14,6 +14,7 @@ ROOMS = ("runtime", "viewing", "data", "comparison", "training", "evaluation", "
 FIRST = (
     "config",
     "schema",
+    "settings_file",
     "images",
     "raster",
     "dicom",

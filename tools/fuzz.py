@@ -46,7 +46,7 @@ from fuzz_inputs import (  # puts the project on the path
     with_odd_header,
 )
 
-from models import config, images, plausibility
+from models import config, images, plausibility, settings_file
 from models.data import lists
 from models.evaluation.cases import find_cases
 from models.runtime import checkpoint
@@ -187,7 +187,7 @@ def try_folder(folder: Path, out: Path, rng: random.Random) -> str:
 
 def odd_change(rng: random.Random) -> str:
     """A key=value for the command line, sometimes of a key that is not there."""
-    known = list(config.load(ROOT / "config.yaml"))
+    known = list(settings_file.load(ROOT / "config.yaml"))
     key = rng.choice(known)
     if rng.random() < 0.1:
         key = rng.choice((key[:-1], key + ".x", "", "eval", odd_name(rng)))
