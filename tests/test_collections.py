@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from models import images, pipelines
-from models.data import lists
+from models.data import inputs
 from models.evaluation import record, record_lines, run, shards
 from models.evaluation.cases import find_cases
 from models.evaluation.reading import Reader
@@ -65,12 +65,12 @@ def test_a_tree_is_walked_without_circles_and_results_mirror_it(tree, capsys):
 def test_lists_hold_relative_and_absolute_paths(tree):
     path = tree / "in" / "list.txt"
     path.write_text("p1/a.png\np2/a\n")
-    assert list(lists.read_paths(path, tree)) == ["p1/a", "p2/a"]
+    assert list(inputs.read_paths(path, tree)) == ["p1/a", "p2/a"]
     path.write_text(f"{tree}/in/p1/s1/b.png\n{tree}/in/p1/a.png\n")
-    assert list(lists.read_paths(path, tree)) == ["s1/b", "a"]
+    assert list(inputs.read_paths(path, tree)) == ["s1/b", "a"]
     path.write_text("p1/a.png\np1/gone.png\n")
     with pytest.raises(UserError, match="does not hold: p1/gone.png"):
-        lists.read_paths(path, tree)
+        inputs.read_paths(path, tree)
 
 
 def test_truth_lies_below_bs_as_the_xray_below_cxr(tmp_path):

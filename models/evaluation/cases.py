@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from .. import images
-from ..data import lists
+from ..data import inputs, lists
 from ..runtime import checkpoint, processes
 from ..runtime.files import UserError
 from ..runtime.garbage import without_collection
@@ -66,18 +66,18 @@ def find_cases(source, root, masks, limits: images.Limits = "auto") -> list[Case
     folder CXR/ of the images, as the true soft tissue is looked for in BS/. limits: see images.read. Files of kinds
     that are not read are named in a note.
     """
-    lists.forget_folders()  # files may have come since the last time
+    inputs.forget_folders()  # files may have come since the last time
     # masks of their own folder replace those beside the X-rays altogether: a mixture of two sources would go unseen
-    found = lists.inputs(source, root)
+    found = inputs.find_inputs(source, root)
     given = None
     if masks:
-        given = {name: Path(file) for name, file in lists.find_tree(masks).items()}
+        given = {name: Path(file) for name, file in inputs.find_tree(masks).items()}
     beside: dict[str, tuple[dict[str, Path], dict[str, Path]]] = {}  # folder of X-rays -> {name: mask}, {name: target}
     cases = []
     for name, file in found.items():
         folder = file.rpartition("/")[0] or os.path.dirname(file)  # the second of a file in / itself
         if folder not in beside:
-            beside[folder] = (lists.beside(Path(folder), "Mask"), lists.beside(Path(folder), "BS"))
+            beside[folder] = (inputs.images_beside(Path(folder), "Mask"), inputs.images_beside(Path(folder), "BS"))
         masks_there, targets_there = beside[folder]
         mask = None
         target = None

@@ -15,13 +15,13 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from .. import images
-from ..data import lists
+from ..data.inputs import RESULT_FOLDERS
 from ..runtime.files import UserError
 from .cases import Case
 
 SERIES = "bone-suppressed, not for diagnosis"  # description of a DICOM result's series
 RESULT_KEYS = ("seed", "samples", "residual", "strength", "range")  # of eval, those that change a result
-FOLDERS = lists.RESULT_FOLDERS  # below the output folder, beside the results
+FOLDERS = RESULT_FOLDERS  # below the output folder, beside the results
 FRAME_MS = 400  # of an animation, milliseconds
 LAST_FRAME_MS = 2000  # of its last picture
 LETTERS_PER_COLUMN = 24  # of a panel's titles: so many fit into the width of an image
