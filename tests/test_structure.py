@@ -17,6 +17,7 @@ FIRST = (
     "settings_file",
     "images",
     "raster",
+    "grey_values",
     "dicom",
     "dicom_results",
     "png",
