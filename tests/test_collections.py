@@ -1,4 +1,4 @@
-"""Trees and lists of X-rays, faulty files, shares of a job array, size of results, bf16 on a CPU."""
+"""Trees and lists of X-rays, faulty files, shares of a job array, size of results, codes in float32 under bf16."""
 
 import json
 import os
@@ -13,7 +13,6 @@ from models.evaluation import record, record_lines, run, shards
 from models.evaluation.cases import find_cases
 from models.evaluation.reading import Reader
 from models.evaluation.results import Form, Output
-from models.runtime import device
 from models.runtime.files import UserError
 
 SIZE = 32
@@ -226,21 +225,6 @@ def test_results_may_be_small_of_8_bits_and_without_panels(tree):
     assert result.pixels.shape == (16, 16) and result.bits == 8 and not (tree / "out" / "panels").exists()
     mean = images.read(tree / "in" / "p1" / "a.png").pixels.reshape(16, 2, 16, 2).mean((1, 3))
     assert np.abs(result.pixels - (0.25 + mean / 2)).max() < 0.6 / 255  # half of it on [-1, 1], area average, 8 bits
-
-
-def test_auto_takes_bf16_on_a_cpu_that_has_it(monkeypatch):
-    for has_it, precision in ((True, "bf16"), (False, "float32")):
-        monkeypatch.setattr(device, "cpu_computes_bf16", lambda answer=has_it: answer)
-        assert device.pick_precision("auto", torch.device("cpu")) == precision
-        assert device.pick_precision("float32", torch.device("cpu")) == "float32"
-
-
-def test_a_cpu_whose_instructions_for_bf16_are_slow_keeps_float32():
-    """Processors with avx512_fp16 have amx_bf16 for it; where a virtual machine hides that, bf16 has half the speed."""
-    assert not device.bf16_pays({"avx2", "avx512f"})
-    assert device.bf16_pays({"avx512f", "avx512_bf16"})
-    assert not device.bf16_pays({"avx512f", "avx512_bf16", "avx512_fp16"})
-    assert device.bf16_pays({"avx512f", "avx512_bf16", "avx512_fp16", "amx_bf16"})
 
 
 def test_on_a_cpu_the_encoder_decides_the_codes_in_float32(networks):

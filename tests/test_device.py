@@ -1,4 +1,4 @@
-"""Which device a run takes, and that one which is not there is named in one line."""
+"""Which device and precision a run takes, and that a device which is not there is named in one line."""
 
 import pytest
 import torch
@@ -49,6 +49,14 @@ def test_automatic_precision_of_a_cpu_is_the_faster_one(monkeypatch, pays, preci
     cpu = torch.device("cpu")
     assert device.pick_precision("auto", cpu) == precision
     assert device.pick_precision("bf16", cpu) == "bf16"
+
+
+def test_a_cpu_whose_instructions_for_bf16_are_slow_keeps_float32():
+    """Processors with avx512_fp16 have amx_bf16 for it; where a virtual machine hides that, bf16 has half the speed."""
+    assert not device.bf16_pays({"avx2", "avx512f"})
+    assert device.bf16_pays({"avx512f", "avx512_bf16"})
+    assert not device.bf16_pays({"avx512f", "avx512_bf16", "avx512_fp16"})
+    assert device.bf16_pays({"avx512f", "avx512_bf16", "avx512_fp16", "amx_bf16"})
 
 
 def test_more_processes_than_gpus_share_them(monkeypatch):
