@@ -2,6 +2,7 @@
 
 import json
 import os
+import threading
 
 import numpy as np
 import pytest
@@ -162,6 +163,24 @@ def test_going_on_asks_once_for_each_file_and_lists_each_folder_once(tree, monke
     xrays = [path for path in asked if path.endswith(".png")]
     assert sorted(xrays) == sorted(case.file for case in cases)
     assert len(listed) == len(set(listed)) and not [path for path in listed if "snapshots" in path]
+
+
+def test_a_slow_file_system_is_asked_by_many_threads_and_answers_the_same(tree, monkeypatch):
+    evaluate(tree, shard=(1, 1))
+    os.utime(tree / "in/p2/c.png", ns=(0, 0))
+    cases = find_cases(tree / "in", tree, None)
+    one = record.Record(Output.at(tree / "out", 6), {"image_size": SIZE}, cases)
+    monkeypatch.setattr(record, "SLOW_ANSWER", 0)
+    monkeypatch.setattr(record, "ASKED_TOGETHER", 1)
+    asking = set()
+    ask = record.Record._ask_for
+    monkeypatch.setattr(
+        record.Record, "_ask_for", lambda *asked: (asking.add(threading.current_thread()), ask(*asked))[1]
+    )
+    many = record.Record(Output.at(tree / "out", 6), {"image_size": SIZE}, cases)
+    assert threading.main_thread() in asking and len(asking) > 1
+    assert many.stamps == one.stamps and many._look_at_inputs() == one._look_at_inputs()
+    assert many.done.keys() == one.done.keys()
 
 
 def test_what_is_taken_of_a_record_is_what_its_json_says(tmp_path):

@@ -11,6 +11,7 @@ import torch
 
 from models import images, scores
 from models.evaluation import pictures, report, scoring, statistics
+from models.evaluation.score_table import ScoreTable
 from models.runtime.files import UserError
 
 SIDE = 64
@@ -51,12 +52,12 @@ def scored(folders, lpips):
 
 
 def test_the_record_is_json_and_writing_it_takes_little_memory(tmp_path):
-    columns = [column.key for column in scoring.Scored({"1": {}}, {}, [], SIDE, 0, 1).columns]
+    columns = [column.key for column in scoring.Scored(ScoreTable(), {}, [], SIDE, 0, 1).columns]
     values = {}
     for number in range(400):
         row = {key: number + place / 7 for place, key in enumerate(columns)}
         values[f'{number} "ä"'] = {"untouched CXR": {**row, "PSNR": math.inf}, "method\n": {**row, "BSR": math.nan}}
-    scored = scoring.Scored(values, {}, [], SIDE, 0, 1)
+    scored = scoring.Scored(ScoreTable.of(values), {}, [], SIDE, 0, 1)
     tree = {"settings": "x", "cost": {"m": {"seconds": [1.5, math.nan]}}}
     tracemalloc.start()
     report.write_record(tmp_path / "a.json", tree, scored)
@@ -135,7 +136,7 @@ def test_the_best_is_marked_where_the_table_shows_a_tie_but_never_alone_or_undef
         values = {}
         for i in range(3):
             values[str(i)] = {name: {column.key: np.broadcast_to(row, 3)[i]} for name, row in of_methods.items()}
-        scored = scoring.Scored(values, {}, [], SIDE, 0, 0)
+        scored = scoring.Scored(ScoreTable.of(values), {}, [], SIDE, 0, 0)
         summary = {name: {column.key: statistics.describe(scored.series(name, column.key))} for name in of_methods}
         return report._best(scored, column, summary)
 
@@ -164,7 +165,7 @@ def test_paired_tests_are_corrected_over_the_pairs_of_a_score(scored, folders):
     assert [test["p"] for test in of_mse] == pytest.approx([2 / 2**COUNT] * 3)
     assert [test["p_holm"] for test in of_mse] == pytest.approx([6 / 2**COUNT] * 3)
     values = {name: {**rows, "third": rows["good"]} for name, rows in scored.values.items()}
-    three = report.compare_methods(scoring.Scored(values, scored.files, [], SIDE, 0, COUNT))
+    three = report.compare_methods(scoring.Scored(ScoreTable.of(values), scored.files, [], SIDE, 0, COUNT))
     of_mse = {(test["a"], test["b"]): test for test in three if test["score"] == "MSE"}
     assert len(of_mse) == 6 and math.isnan(of_mse.pop(("good", "third"))["p"])
     assert [test["p_holm"] for test in of_mse.values()] == pytest.approx(
@@ -242,12 +243,23 @@ def test_tables_replace_no_file_but_their_own(scored, folders, tmp_path):
         report.refuse_foreign(tmp_path, ["good"], [], "metrics.output")
 
 
+def test_there_is_no_report_of_more_images_than_a_browser_can_list(scored, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(report, "write_pictures", lambda *_: None)
+    monkeypatch.setattr(report, "MOST_IMAGES", COUNT - 1)
+    (tmp_path / "report.html").touch()  # of an earlier run, whose numbers are not these
+    (tmp_path / "metrics.json").write_text('{"summary": {}}')
+    report.write(scored, tmp_path)
+    assert not (tmp_path / "report.html").exists() and "no report.html" in capsys.readouterr().err
+
+
 def test_best_median_and_worst_are_by_mse(scored):
+    def extremes_of(*names):
+        chosen = ScoreTable.of({name: scored.values[name] for name in names})
+        return report.extremes(scoring.Scored(chosen, scored.files, [], SIDE, 0, 0), "good")
+
     assert report.extremes(scored, "good") == {"best": "0", "median": "3", "worst": "6"}
-    few = {name: scored.values[name] for name in ("4", "2")}
-    assert report.extremes(scoring.Scored(few, scored.files, [], SIDE, 0, 0), "good") == {"best": "2", "worst": "4"}
-    one = {"4": scored.values["4"]}
-    assert report.extremes(scoring.Scored(one, scored.files, [], SIDE, 0, 0), "good") == {"best": "4"}
+    assert extremes_of("4", "2") == {"best": "2", "worst": "4"}
+    assert extremes_of("4") == {"best": "4"}
 
 
 def test_faults_end_before_a_network_is_built(folders, monkeypatch):

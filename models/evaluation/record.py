@@ -15,6 +15,8 @@ import platform
 import resource
 import sys
 import time
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
@@ -30,11 +32,14 @@ from ..runtime.garbage import without_collection
 from . import insertion, record_lines
 from .cases import Case, stamp_of
 from .record_lines import Earlier, Entry
-from .results import FOLDERS, Output
+from .results import FOLDERS, Listing, Output
 
 SUMMARY = "summary.json"
 INDEX = "index.html"  # the page on which the results are looked through
 UNFINISHED = "unfinished_{process}.jsonl"
+ASKING = 16  # threads that ask a slow file system for the inputs
+ASKED_TOGETHER = 200  # inputs
+SLOW_ANSWER = 1e-4  # seconds from which a file system is slow
 RSS_UNIT = 1 if sys.platform == "darwin" else 1024  # bytes that getrusage counts memory in
 # Settings on which the results of an image do not depend; runs that differ in them share a folder.
 ANY_RESULT = {
@@ -78,7 +83,9 @@ class Record:
 
         # whose files lie in the folder
         # one file for each process of the stopped run, however many this run has
-        self.stopped = [record_lines.read(path) for path in self._unfinished_files()]
+        listing = Listing(output.folder)
+        unfinished = _unfinished_among(listing.numbers(""), output.folder)
+        self.stopped = [record_lines.read(path) for path in unfinished]
         self.earlier = [*self.stopped, *self._read_summary()]
         self.replaced: list[Earlier] = []  # runs whose results have to go
         self.continued: list[Earlier] = []  # runs with these settings, whose results may stay
@@ -90,7 +97,7 @@ class Record:
 
         # All of this leaves the disk as it is; `begin` is what changes it.
         self.present: set[str] = set()  # images whose results are there
-        self._refuse_foreign()
+        self._refuse_foreign(listing)
         self._refuse_mixture()
         if processes.rank() == 0:
             ownership.require_writable(output.folder)
@@ -347,7 +354,7 @@ class Record:
             names |= run.names - self.known
         return sorted(name for name in names if self.output.result(name).is_file())
 
-    def _refuse_foreign(self) -> None:
+    def _refuse_foreign(self, listing: Listing) -> None:
         # Two inputs of one name, say scan.png and scan.dcm, have one result; panels/a.png has the place of a's panel.
         if len(self.known) < len(self.names):
             repeated = lists.repeated(self.names)
@@ -369,7 +376,7 @@ class Record:
         own = self._of_the_folder(with_nodules=True) if self.earlier else []
         # where a run goes on or begins anew; each input is asked for once, also for what `_valid` will want to know
         numbers = self._look_at_inputs() if self.earlier else set()
-        self.present, found = self.output.existing(self.names, own_names, numbers)
+        self.present, found = self.output.existing(self.names, own_names, numbers, listing)
         for name, file in found:
             existing.append(Path(file))
             if name in own_names:
@@ -385,21 +392,37 @@ class Record:
 
     def _look_at_inputs(self) -> set[int]:
         """The numbers (st_ino) of all files that are read; notes the stamps. Each file is asked for once."""
+        first, rest = self.cases[:ASKED_TOGETHER], self.cases[ASKED_TOGETHER:]
+        start = time.perf_counter()
+        numbers = self._ask_for(first)
+        seconds = (time.perf_counter() - start) / max(1, len(first))
+        if seconds < SLOW_ANSWER:
+            return numbers | self._ask_for(rest)
+
+        # A network file system takes half a millisecond to answer: of 100 000 images a minute by one thread, a few
+        # seconds by many. On a disk of this machine threads would get in each other's way.
+        groups = [rest[place : place + ASKED_TOGETHER] for place in range(0, len(rest), ASKED_TOGETHER)]
+        with ThreadPoolExecutor(ASKING) as pool:
+            return numbers.union(*pool.map(self._ask_for, groups))
+
+    def _ask_for(self, cases: list[Case]) -> set[int]:
+        """The numbers of the files of some images that are read; notes the stamps."""
+        stamps = self.stamps
         numbers = set()
-        for case in self.cases:
+        for case in cases:
             # the plain case by itself: a hundred thousand calls more would take as long as the questions
             name, file, mask, target, _ = case
             if mask is None and target is None:
                 try:
                     status = os.stat(file)
                 except OSError:
-                    self.stamps[name] = ""
+                    stamps[name] = ""
                     continue
-                self.stamps[name] = stamp_of(status)
+                stamps[name] = stamp_of(status)
                 numbers.add(status.st_ino)
                 continue
             statuses = case.statuses()
-            self.stamps[name] = "/".join([stamp_of(status) for status in statuses])
+            stamps[name] = "/".join([stamp_of(status) for status in statuses])
             numbers.update([status.st_ino for status in statuses])
             if target is not None:
                 with suppress(OSError):
@@ -432,12 +455,9 @@ class Record:
         return self.output.folder / UNFINISHED.format(process=process)
 
     def _unfinished_files(self) -> list[Path]:
-        """The unfinished records in the folder, of any process."""
-        start, end = UNFINISHED.split("{process}")
+        """The unfinished records that are in the folder now, of any process."""
         folder = self.output.folder
-        names = os.listdir(folder) if folder.is_dir() else []
-        # not by Path.glob, which makes a path of every result first
-        return [folder / name for name in sorted(names) if name.startswith(start) and name.endswith(end)]
+        return _unfinished_among(os.listdir(folder) if folder.is_dir() else [], folder)
 
     def _remove_unfinished(self, keep: Path | None = None) -> None:
         for path in self._unfinished_files():
@@ -453,6 +473,13 @@ class Record:
                 file.write("\n" + json.dumps(tree))
         except OSError as error:
             raise MachineError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def _unfinished_among(names: Iterable[str], folder: Path) -> list[Path]:
+    """The unfinished records among the files of a folder."""
+    # not by Path.glob, which makes a path of every result first
+    start, end = UNFINISHED.split("{process}")
+    return [folder / name for name in sorted(name for name in names if name.startswith(start)) if name.endswith(end)]
 
 
 def read_summary(folder) -> dict:

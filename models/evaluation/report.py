@@ -9,7 +9,8 @@ import itertools
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from .. import images, pipelines, scores
 from ..comparison.base import TASK_SPECIFIC, UNIVERSAL
 from ..runtime import ownership
 from ..runtime.files import replacing
+from ..viewing.page import MOST_IMAGES
 from . import pictures, report_page, statistics
 from .findings import Finding
 from .record import read_summary
@@ -122,7 +124,8 @@ def method_groups(folders: Mapping[str, str | Path]) -> dict[str, str]:
 def extremes(scored: Scored, method: str) -> dict[str, str]:
     """{"best", "median", "worst": image} of a method by MSE, each image once."""
     # MSE rather than PSNR, which is infinite for equal images; the order is the same
-    order = sorted(scored.values, key=lambda name: scored.values[name][method]["MSE"])
+    names = list(scored.values)
+    order = [names[place] for place in np.argsort(scored.series(method, "MSE"), kind="stable")]
     # of few images one may have several of these ranks: the best comes first, the median last
     ranks = {"best": order[0]}
     if len(order) > 1:
@@ -384,15 +387,12 @@ def write(
 
     folders: as given to `score_folders`, for the cost that their summary.json tell. seed: of the bootstrap. Writes
     metrics.txt, .md, .tex (all tables), .csv (every image), .json (all), .png (box plots), comparison.png,
-    examples_<method>.png. page: write report.html, and the copies of the images that it shows, as well; found: the
-    findings drawn there.
+    examples_<method>.png. page: write report.html, and the copies of the images that it shows, as well, of
+    up to MOST_IMAGES images; found: the findings drawn there.
     """
     output = Path(output)
-    inputs = []
-    for files in scored.files.values():
-        inputs += [files.cxr, files.target, *files.predictions.values()]
     # asked again, now that the files that were read are known
-    refuse_foreign(output, scored.methods[1:], inputs, "metrics.output")
+    refuse_foreign(output, scored.methods[1:], _inputs(scored), "metrics.output")
 
     # numbers
     summary = summarise(scored, seed)
@@ -417,13 +417,15 @@ def write(
     write_csv(output / "metrics.csv", scored)
     write_pictures(scored, output)
     report_page.remove(output)
-    if page:
+    if page and len(scored.values) > MOST_IMAGES:
+        print(f"note: no {report_page.REPORT}, as it shows at most {MOST_IMAGES} images", file=sys.stderr)
+    elif page:
         report_page.write(scored, output, every_table, found)
     return _document(scored.heading, [text(table) for table in shown])
 
 
 def refuse_foreign(
-    output: Path, methods: list[str], inputs: list[Path], setting: str, further: Sequence[str] = ()
+    output: Path, methods: list[str], inputs: Iterable[Path], setting: str, further: Sequence[str] = ()
 ) -> None:
     """Raise UserError if `write` would replace a file that is read or that no run of metrics.py has written, or cannot
     write.
@@ -442,6 +444,14 @@ def refuse_foreign(
     results = [output / name for name in (*_file_names(methods), *further)]
     ownership.refuse_foreign(results, inputs, [output / name for name in own], setting)
     ownership.require_writable(output)
+
+
+def _inputs(scored: Scored) -> Iterator[Path]:
+    """The files that were read, but for the masks."""
+    for files in scored.files.values():
+        yield files.cxr
+        yield files.target
+        yield from files.predictions.values()
 
 
 def _file_names(methods: list[str]) -> list[str]:
@@ -518,7 +528,8 @@ def write_pictures(scored: Scored, output: Path) -> None:
 
     # the first images with every method
     rows = []
-    for files in itertools.islice(scored.files.values(), COMPARED):
+    for name in itertools.islice(scored.values, COMPARED):
+        files = scored.files[name]
         titled = {"CXR": files.cxr, **files.predictions, "truth": files.target}
         rows.append({title: _pixels(path, scored.size) for title, path in titled.items()})
     images.write_file(output / "comparison.png", pictures.side_by_side(rows))
