@@ -4,6 +4,7 @@ import io
 import zlib
 
 import numpy as np
+import pydicom
 import pytest
 from PIL import Image
 from pydicom.dataset import FileDataset, FileMetaDataset
@@ -58,6 +59,16 @@ def make_dicom(path, stored, bits=12, **tags):
         setattr(dataset, key, value)
     dataset.save_as(path, enforce_file_format=True)
     return dataset
+
+
+def dicom_table(curve, bits, announced=None):
+    """An item of a sequence of lookup tables: values from 0 on, of so many bits; announced: how many it claims."""
+    item = pydicom.Dataset()
+    item.LUTDescriptor = [announced or len(curve), 0, bits]
+    item.LUTData = curve.tolist()
+    item["LUTDescriptor"].VR = "US"
+    item["LUTData"].VR = "US"
+    return item
 
 
 def save_any(path, levels):
