@@ -149,6 +149,18 @@ def chain(tmp_path_factory, keys_read):
     return folder
 
 
+@pytest.fixture(scope="session")
+def simulated(tmp_path_factory):
+    """A folder with five simulated pairs in set/, checked and split into lists/; not to be changed."""
+    from data_preparation import call
+
+    folder = tmp_path_factory.mktemp("simulated")
+    out, errors = call(folder, "simulate.count=5")
+    assert errors == []
+    assert "set_trainset.txt: 3 images" in out
+    return folder
+
+
 @pytest.fixture
 def run_here():
     """`run_script`, for tests that import nothing of this file."""
