@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import threading
 
 import numpy as np
@@ -10,10 +11,11 @@ import torch
 
 from models import images, pipelines
 from models.data import inputs
-from models.evaluation import record, record_lines, run, shards
+from models.evaluation import cases, record, record_lines, run, shards
 from models.evaluation.cases import find_cases
 from models.evaluation.reading import Reader
 from models.evaluation.results import Form, Output
+from models.runtime import checkpoint
 from models.runtime.files import UserError
 
 SIZE = 32
@@ -140,7 +142,7 @@ def test_shares_that_are_none_are_refused():
 def test_an_unchanged_xray_is_not_read_to_go_on(tree, monkeypatch):
     evaluate(tree, shard=(1, 1))
     digests = []
-    monkeypatch.setattr(record.checkpoint, "digest", lambda path: digests.append(path) or "other")
+    monkeypatch.setattr(checkpoint, "digest", lambda path: digests.append(path) or "other")
     cases = find_cases(tree / "in", tree, None)
     opened = record.Record(Output.at(tree / "out", 6), {"image_size": SIZE}, cases)
     assert len(opened.done) == 6 and digests == []
@@ -166,21 +168,22 @@ def test_going_on_asks_once_for_each_file_and_lists_each_folder_once(tree, monke
 
 
 def test_a_slow_file_system_is_asked_by_many_threads_and_answers_the_same(tree, monkeypatch):
-    evaluate(tree, shard=(1, 1))
-    os.utime(tree / "in/p2/c.png", ns=(0, 0))
-    cases = find_cases(tree / "in", tree, None)
-    one = record.Record(Output.at(tree / "out", 6), {"image_size": SIZE}, cases)
-    monkeypatch.setattr(record, "SLOW_ANSWER", 0)
-    monkeypatch.setattr(record, "ASKED_TOGETHER", 1)
+    (tree / "in").rename(tree / "CXR")
+    (tree / "BS").mkdir()
+    shutil.copy(tree / "CXR/a.png", tree / "BS/a.png")
+    xrays = find_cases(tree / "CXR", tree, None)
+    (tree / "CXR/p2/c.png").unlink()
+    one = cases.stamps_and_numbers(xrays)
+    monkeypatch.setattr(cases, "SLOW_ANSWER", 0)
+    monkeypatch.setattr(cases, "ASKED_TOGETHER", 1)
     asking = set()
-    ask = record.Record._ask_for
-    monkeypatch.setattr(
-        record.Record, "_ask_for", lambda *asked: (asking.add(threading.current_thread()), ask(*asked))[1]
-    )
-    many = record.Record(Output.at(tree / "out", 6), {"image_size": SIZE}, cases)
+    ask = cases._ask_for
+    monkeypatch.setattr(cases, "_ask_for", lambda *asked: (asking.add(threading.current_thread()), ask(*asked))[1])
+    assert cases.stamps_and_numbers(xrays) == one
     assert threading.main_thread() in asking and len(asking) > 1
-    assert many.stamps == one.stamps and many._look_at_inputs() == one._look_at_inputs()
-    assert many.done.keys() == one.done.keys()
+    stamps, numbers = one
+    assert stamps["p2/c"] == "" and stamps["a"] == cases.stamp_of(os.stat(tree / "CXR/a.png"))
+    assert numbers == {os.stat(path).st_ino for path in tree.rglob("*.png")}
 
 
 def test_what_is_taken_of_a_record_is_what_its_json_says(tmp_path):

@@ -18,6 +18,7 @@ from models.evaluation import reading, record, results, run
 from models.evaluation.cases import find_cases
 from models.evaluation.reading import Reader
 from models.evaluation.results import Output, software
+from models.evaluation.summary import median_time, peak_memory, recorded_names
 from models.runtime.files import UserError
 from models.simulate import phantom
 
@@ -112,7 +113,7 @@ def test_what_a_run_costs(networks):
     assert pipelines.BSLDM(*networks, steps=9).describe() == {"sampler": "DDPM", "steps": 9, "parameters": count}
     assert pipelines.BSLDM(*networks, steps=9, sampler="ddim").describe()["sampler"] == "DDIM"
     assert pipelines.GLLCM(*networks, steps=4).describe()["sampler"] == "LCM"
-    found = record.median_time([9.0, 1.0, 3.0, 2.0], [1.0, 3.0, 2.0]) | record.peak_memory()
+    found = median_time([9.0, 1.0, 3.0, 2.0], [1.0, 3.0, 2.0]) | peak_memory()
     assert found["seconds"] == 2 and found["seconds_after_warm_up"]
 
 
@@ -465,7 +466,7 @@ def test_results_of_other_settings_do_not_mix_in_a_folder(xrays):
     same = {**first, "settings": moved, "weights": {"moved/w": "123"}}
     summary = evaluate(Function(darker), both[1:], xrays / "out", about=same)
     assert list(summary["seconds_per_image"]) == ["b"] and summary["results_of_earlier_runs"] == ["a"]
-    assert sorted(record.recorded_names(summary)) == ["a", "b"]
+    assert sorted(recorded_names(summary)) == ["a", "b"]
     # other settings on all of them: nothing of the first is left, not even what this run does not write
     evaluate(Function(darker), both, xrays / "out", about=same, samples=2)
     assert (xrays / "out" / "deviation" / "a.png").is_file()

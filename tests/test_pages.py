@@ -66,7 +66,7 @@ def test_a_page_is_written_image_by_image_as_it_would_be_at_once(tmp_path):
     data = {"title": "&", "layers": [1, {"a": None}]}
     for count in (0, 1, 3):
         entries = [{"name": f"<{number}>", "values": [[float("inf")]]} for number in range(count)]
-        pages.write(tmp_path / "index.html", "results", data, iter(entries))
+        images.write_text(tmp_path / "index.html", pages.pieces("results", data, iter(entries)))
         assert (tmp_path / "index.html").read_bytes() == pages.fill("results", {**data, "images": entries})
 
 

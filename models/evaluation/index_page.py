@@ -7,9 +7,10 @@ import math
 import struct
 from pathlib import Path
 
+from .. import images
 from ..viewing import page
-from .record import INDEX, recorded_names
 from .results import Output, strip_height
+from .summary import INDEX, recorded_names
 
 COLUMNS = ("CXR", "result", "truth", "taken away")  # of a panel with a truth, see results.write_result
 TAKEN_AWAY = 3  # its last; not shown, as the viewer's difference can be windowed
@@ -64,7 +65,7 @@ def write(output: Output, summary: dict) -> Path:
         "scores": [page.score(key, *description) for key, description in figures.items()],
     }
     place = output.folder / INDEX
-    page.write(place, "results", data, entries)
+    images.write_text(place, page.pieces("results", data, entries))
     return place
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from .. import images, scores
 from ..viewing import page
 from .findings import Finding
+from .report_tables import score_label
 from .results import THUMB, fitted
 from .score_table import ImageFiles
 from .scoring import Scored
@@ -38,11 +39,14 @@ def write(scored: Scored, output: Path, tables: Sequence[Table], found: Iterable
         "subtitle": scored.heading,
         "layers": layers,
         "methods": methods,
-        "scores": [page.score(column.key, _label(column), column.scale, _better(column)) for column in scored.columns],
+        "scores": [
+            page.score(column.key, score_label(column), column.scale, _better(column)) for column in scored.columns
+        ],
         "plots": True,
         "tables": [_as_data(table) for table in tables],
     }
-    page.write(output / REPORT, "results", data, _entries(scored, output / COPIES, found))
+    pieces = page.pieces("results", data, _entries(scored, output / COPIES, found))
+    images.write_text(output / REPORT, pieces)
 
 
 def _entries(scored: Scored, folder: Path, found: Iterable[Finding]) -> Iterator[dict]:
@@ -110,10 +114,6 @@ def _as_data(table: Table) -> dict:
         "best": sorted(table.best),
         "notes": table.notes,
     }
-
-
-def _label(column: scores.Score) -> str:
-    return f"lungs: {column.label}" if column in scores.IN_LUNGS else column.label
 
 
 def _better(column: scores.Score) -> str:

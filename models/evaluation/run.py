@@ -22,8 +22,9 @@ from ..viewing.page import MOST_IMAGES
 from . import index_page, insertion, operations, shards
 from .cases import Case, find_cases
 from .reading import AHEAD_BYTES, Loaded, Reader
-from .record import Entry, Record, describe_run
+from .record import Entry, Record
 from .results import Form, Output, write_deviation, write_dicom, write_paths, write_result, write_snapshots
+from .summary import describe_run
 
 # settings of eval that do not make another run: tasks of an array are one, and so is one that skips what stopped it
 ANY_TASK = ("shard", "skip_faulty")

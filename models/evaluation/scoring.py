@@ -15,8 +15,9 @@ from .. import images, scores
 from ..data import checks, lists
 from ..runtime.files import UserError
 from ..runtime.progress import Bar
-from .record import UNFINISHED, read_summary, recorded_names
+from .record import UNFINISHED
 from .score_table import FileTable, ImageFiles, Listing, Row, ScoreTable
+from .summary import read_summary, recorded_names
 
 MOST_THREADS = 16  # that work on images beside each other, each with at most 0.3 GB at 1024 x 1024 and one method
 

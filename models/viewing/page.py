@@ -1,6 +1,6 @@
 """Pages of one file: what a browser shows from a disk, without a server and without the net.
 
-    page.write(folder / "index.html", "results", data, entries)
+    images.write_text(folder / "index.html", page.pieces("results", data, entries))
 
 The data go into the page as JSON, and its scripts make texts of them, never markup: whatever a file's name holds, it is
 shown as it is. Images are named by paths relative to the page.
@@ -12,8 +12,6 @@ import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from urllib.parse import quote
-
-from ..runtime.files import replacing
 
 HERE = Path(__file__).parent
 # the scripts of each page, in their order
@@ -29,14 +27,12 @@ def fill(name: str, data: dict) -> bytes:
     return "".join(_pieces(name, data, [as_json(data)])).encode()
 
 
-def write(path: Path, name: str, data: dict, images: Iterable[dict]) -> None:
-    """The page `name` as a file, with its data and, as data["images"], what it says of each image.
+def pieces(name: str, data: dict, images: Iterable[dict]) -> Iterator[str]:
+    """The page `name`, piece by piece, with its data and, as data["images"], what it says of each image.
 
-    images: taken one by one and not kept, so that memory does not grow with their number. Raises UserError or
-    MachineError if the file cannot be written.
+    images: taken one by one and not kept, so that memory does not grow with their number.
     """
-    with replacing(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
-        file.writelines(_pieces(name, data, _with_images(data, images)))
+    return _pieces(name, data, _with_images(data, images))
 
 
 def _with_images(data: dict, images: Iterable[dict]) -> Iterator[str]:
