@@ -403,12 +403,6 @@ def write_file(path: Path, content: bytes) -> None:
         temporary.write_bytes(content)
 
 
-def write_text(path: Path, pieces: Iterable[str]) -> None:
-    """As `write_file`, of a text in UTF-8, a piece at a time."""
-    with replacing(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
-        file.writelines(pieces)
-
-
 # --- Sizes and ranges -------------------------------------------------------------------------------------------------
 
 
