@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from .. import config, images, pipelines, weights
-from ..runtime import checkpoint, compiling, processes
+from ..runtime import compiling, processes, weights_file
 from ..runtime.device import pick_device, pick_precision
 from ..runtime.files import UserError
 from . import insertion, operations, shards
@@ -87,7 +87,7 @@ def prepare(
     for name, asked in variants.items():
         # resolved now, so that the record names the file that is really used
         settings = weights.prefer_own(asked, method_class.section)
-        checkpoint.require(*weights.files(settings, method_class.section))
+        weights_file.require(*weights.files(settings, method_class.section))
         with_weights[name] = settings
         lines.append(weights.describe(settings, method_class.title, method_class.section))
     if processes.rank() == 0:
