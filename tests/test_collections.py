@@ -11,7 +11,7 @@ import torch
 
 from models import images, pipelines
 from models.data import inputs
-from models.evaluation import cases, record, record_lines, run, shards
+from models.evaluation import cases, record, record_lines, run, running, shards
 from models.evaluation import results as results_of_one
 from models.evaluation.cases import find_cases
 from models.evaluation.reading import Reader
@@ -148,6 +148,12 @@ def test_the_shares_of_an_array_are_one_process_to_the_bit(tree):
     assert json.loads((tree / "out" / "summary.json").read_text()) == merged
     assert list(merged["seconds_per_image"]) == list(whole["seconds_per_image"])
     assert results(tree / "out") == results(tree / "whole") and not list((tree / "out").glob("unfinished*"))
+
+
+def test_there_is_no_page_of_more_images_than_a_browser_can_list(tree, monkeypatch, capsys):
+    monkeypatch.setattr(running, "MOST_IMAGES", 5)
+    evaluate(tree)
+    assert not (tree / "out" / "index.html").exists() and "no index.html" in capsys.readouterr().out
 
 
 def test_shares_that_are_none_are_refused():

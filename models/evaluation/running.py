@@ -20,6 +20,7 @@ from .cases import Case
 from .reading import Loaded, Reader
 from .record import Entry, Record
 from .results import Form, Output, write_deviation, write_dicom, write_paths, write_result, write_snapshots
+from .summary import INDEX
 
 Measure = Callable[[torch.Tensor, torch.Tensor], dict[str, float]]
 
@@ -187,8 +188,12 @@ def _say_done(record: Record, summary: dict, form: Form) -> None:
 
 def write_page(output: Output, summary: dict, has_panels: bool) -> None:
     """The page on which results are looked through. What it shows are the panels."""
-    if has_panels and summary["images"] <= MOST_IMAGES:
-        print(f"to look through: {index_page.write(output, summary)}")
+    if not has_panels:
+        return
+    if summary["images"] > MOST_IMAGES:
+        print(f"note: no {INDEX}, as it lists at most {MOST_IMAGES} images")
+        return
+    print(f"to look through: {index_page.write(output, summary)}")
 
 
 def write_trace(
