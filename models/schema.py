@@ -115,6 +115,7 @@ class Simulate:
     source: Literal["phantom", "ct", "both"]
     ct: Text | None  # folder of chest CTs
     lesions: Flag  # drawn into every patient, each with a twin without them
+    devices: Flag  # of many kinds at their rates
 
 
 @dataclass(frozen=True, config=STRICT)

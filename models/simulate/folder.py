@@ -16,7 +16,7 @@ from ..config import Simulate
 from ..data import lists
 from ..runtime import workers
 from ..runtime.files import UserError
-from . import ct, lesions, phantom, separate, volumes
+from . import ct, devices, lesions, phantom, separate, volumes
 
 RECORD = "simulated.json"  # in the data folder: what made it
 # in the data folder: CTs taken apart, until all pairs are there; hidden, so no folder of the user's
@@ -34,10 +34,12 @@ class Scan:
 
 @dataclass(frozen=True)
 class Job:
-    """One patient to be simulated. parts: file with the CT, taken apart, that is shown; None: the phantom."""
+    """One patient to be simulated. parts: file with the CT, taken apart, that is shown; None: the phantom.
+    with_devices: with devices of many kinds."""
 
     index: int
     parts: Path | None
+    with_devices: bool = False
 
 
 def simulate(root: Path, settings: Simulate, size: int) -> None:
@@ -80,7 +82,10 @@ def simulate(root: Path, settings: Simulate, size: int) -> None:
         )
     if missing:
         # A pair depends on its index alone, so it does not matter which ones are missing or which process draws them.
-        jobs = [Job(index, recipe(index, settings.source, scans, prepared)) for index in missing]
+        jobs = []
+        for index in missing:
+            parts = recipe(index, settings.source, scans, prepared)
+            jobs.append(Job(index, parts, settings.devices))
         _take_apart_all(scans, prepared, needed={job.parts for job in jobs})
         images.write_file(record, json.dumps(asked | {"count": total}).encode())
         simulate_job = partial(simulate_patient, root, settings.seed, size, settings.lesions)
@@ -183,11 +188,18 @@ def simulate_patient(root: Path, seed: int, size: int, with_lesions: bool, job: 
     # The same seed and index give the same patient, whatever else is drawn. Two
     # seeds that differ by less than the count share patients.
     patient = seed + job.index
+    has_devices = job.with_devices
     if job.parts is None:
-        pairs = phantom.simulate_twins(patient, size) if with_lesions else [phantom.simulate(patient, size)]
+        if with_lesions:
+            pairs = phantom.simulate_twins(patient, size, has_devices)
+        else:
+            pairs = [phantom.simulate(patient, size, with_devices=has_devices)]
     else:
         parts = _load_parts(job.parts)
-        pairs = ct.simulate_twins(parts, patient, size) if with_lesions else [ct.simulate(parts, patient, size)]
+        if with_lesions:
+            pairs = ct.simulate_twins(parts, patient, size, has_devices)
+        else:
+            pairs = [ct.simulate(parts, patient, size, with_devices=has_devices)]
     # The order of `names`: with lesions first, its twin without them second.
     for name, pair in zip(names(job.index, with_lesions), pairs):
         for folder, pixels in zip(lists.FOLDERS, (pair.cxr, pair.soft, pair.mask.astype(np.float32))):
@@ -209,24 +221,29 @@ def _describe(settings: Simulate, size: int, scans: list[Scan]) -> dict:
         version["ct"] = ct.VERSION
     if settings.lesions:
         version["lesions"] = lesions.VERSION
+    if settings.devices:
+        version["devices"] = devices.VERSION
     fingerprints = [scan.fingerprint for scan in scans]
     return {
         "seed": settings.seed,
         "size": size,
         "source": settings.source,
         "lesions": settings.lesions,
+        "devices": settings.devices,
         "cts": fingerprints,
         "version": version,
     }
 
 
 def _read_record(path: Path) -> dict:
-    """The record of a simulation, or {}. Those of the time before there were CTs, or lesions, say nothing of them."""
+    """The record of a simulation, or {}. Those of the time before there were CTs, lesions or devices say nothing of
+    them."""
     if not path.is_file():
         return {}
     try:
         # What is read overrides these defaults; a missing seed, size or count is damage.
-        record = {"source": "phantom", "cts": [], "version": {"phantom": 1}, "lesions": False}
+        record = {"source": "phantom", "cts": [], "version": {"phantom": 1}}
+        record |= {"lesions": False, "devices": False}
         record |= json.loads(path.read_text(encoding="utf-8"))
         return record | {key: int(record[key]) for key in ("seed", "size", "count")}
     except (OSError, ValueError, KeyError, TypeError):

@@ -13,14 +13,13 @@ import cv2
 import numpy as np
 
 from ..runtime.seeding import detail_generator
-from . import field, geometry, lesions, skeleton, soft_tissue
-from .anatomy import RIB_WIDTH, THORACIC_Y, WALL, Anatomy, draw_anatomy
+from . import devices, field, geometry, lesions, skeleton, soft_tissue
+from .anatomy import RIB_WIDTH, SIDE, THORACIC_Y, WALL, Anatomy, draw_anatomy
 from .field import blur, texture
 from .xray import tone_curve
 
 VERSION = 1  # raise it with any change that changes a pair: a simulation is not continued by another version
 MIN_SIZE = 64  # pixels
-SIDE = 43.0  # of the image, cm
 SOFT_MU = 7.4  # attenuation of one unit of soft tissue, 0.17 per cm
 ELASTIC_WAVES = 3
 ELASTIC_BEND = 0.004  # of the warp that makes every patient's drawing a little different, in units of the side
@@ -68,27 +67,33 @@ class Surroundings:
     chest: tuple[float, float, float, float]
 
 
-def simulate(seed: int, size: int, with_lesions: bool = False) -> Phantom:
+def simulate(seed: int, size: int, with_lesions: bool = False, with_devices: bool = False) -> Phantom:
     """Draw patient `seed` at size x size pixels; a pure function. ValueError for a size below MIN_SIZE.
 
-    with_lesions: the same patient with drawn lesions (lesions.py), in both images.
+    with_lesions: the same patient with drawn lesions (lesions.py), in both images. with_devices: with devices of many
+    kinds at their rates (devices.py), instead of a port or a letter in some.
     """
-    return _expose_each(seed, size, [with_lesions])[0]
+    return _expose_each(seed, size, [with_lesions], with_devices)[0]
 
 
-def simulate_twins(seed: int, size: int) -> tuple[Phantom, Phantom]:
+def simulate_twins(seed: int, size: int, with_devices: bool = False) -> tuple[Phantom, Phantom]:
     """What `simulate` gives of patient `seed` with and without lesions, in half the time."""
-    with_lesions, without = _expose_each(seed, size, [True, False])
+    with_lesions, without = _expose_each(seed, size, [True, False], with_devices)
     return with_lesions, without
 
 
-def _expose_each(seed: int, size: int, with_lesions: list[bool]) -> list[Phantom]:
+def _expose_each(seed: int, size: int, with_lesions: list[bool], with_devices: bool) -> list[Phantom]:
     """Patient `seed`, drawn once, with or without lesions for each item of the list."""
     if size < MIN_SIZE:
         raise ValueError(f"size {size} is below {MIN_SIZE} pixels: ask for a larger phantom")
     anatomy = draw_anatomy(seed)
-    soft, bone, lungs = matter(anatomy, size)
+    soft, bone, lungs = matter(anatomy, size, with_port=not with_devices)
     mask = lungs > 0.5
+    metal = None
+    if with_devices:
+        drawn = devices.draw(anatomy, size)
+        soft = soft + drawn.both
+        metal = drawn.cxr_alone
     pairs = []
     for has_lesions in with_lesions:
         tissue = soft
@@ -96,14 +101,17 @@ def _expose_each(seed: int, size: int, with_lesions: list[bool]) -> list[Phantom
             added, _ = lesions.draw(mask, bone, seed, SIDE)  # cm of water
             # From cm to units of the side, as all of `matter`.
             tissue = soft + added / np.float32(SIDE)
-        cxr, without_bone = show(anatomy, draw_display(seed), tissue, bone)
+        cxr, without_bone = show(anatomy, draw_display(seed), tissue, bone, metal)
         pairs.append(Phantom(cxr, without_bone, mask))
     return pairs
 
 
-def matter(anatomy: Anatomy, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def matter(anatomy: Anatomy, size: int, with_port: bool = True) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """What rays meet, (size, size) each: soft tissue and compact bone in units of the side, and the coverage of the
-    lung fields."""
+    lung fields.
+
+    with_port: with the port and the letter that some patients have (soft_tissue.devices).
+    """
     seed = anatomy.seed
     x, y = geometry.patient_grid(anatomy, size)
 
@@ -115,9 +123,10 @@ def matter(anatomy: Anatomy, size: int) -> tuple[np.ndarray, np.ndarray, np.ndar
     blood = (soft_tissue.vessels(anatomy, size) + soft_tissue.findings(anatomy, x, y)) * fading
     grain = 1 + 0.05 * texture(seed, "lung", size, 320) + 0.07 * texture(seed, "lobe", size, 9)
     soft = body - air * (1 - anatomy.density * grain) + blood
+    port = soft_tissue.devices(anatomy, size) if with_port else np.float32(0)
     soft += (
         soft_tissue.breasts(anatomy, x, y)
-        + soft_tissue.devices(anatomy, size)
+        + port
         - soft_tissue.airways(anatomy, size)
         - soft_tissue.stomach(anatomy, x, y)
     )
@@ -133,8 +142,8 @@ def matter(anatomy: Anatomy, size: int) -> tuple[np.ndarray, np.ndarray, np.ndar
     return soft, bone, lungs
 
 
-def surroundings(seed: int, size: int) -> Surroundings:
-    """Patient `seed` as `simulate` draws him, before any warp, taken apart."""
+def surroundings(seed: int, size: int, with_port: bool = True) -> Surroundings:
+    """Patient `seed` as `simulate` draws him, before any warp, taken apart. with_port: as in `matter`."""
     anatomy = draw_anatomy(seed)
     x, y = geometry.patient_grid(anatomy, size)
 
@@ -148,11 +157,12 @@ def surroundings(seed: int, size: int) -> Surroundings:
     ends = geometry.project(anatomy, np.array([(-reach, 0.5), (reach, 0.5), (0, top), (0, bottom)]), size)
     chest = (float(ends[0, 0]), float(ends[1, 0]), float(ends[2, 1]), float(ends[3, 1]))
 
+    port = soft_tissue.devices(anatomy, size) if with_port else np.zeros((size, size), np.float32)
     return Surroundings(
         body=in_cm(soft_tissue.joined(soft_tissue.trunk(anatomy, x, y))),
         arms=in_cm(soft_tissue.joined(soft_tissue.arms(anatomy, x, y))),
         vessels=in_cm(soft_tissue.vessels(anatomy, size)),
-        devices=in_cm(soft_tissue.devices(anatomy, size)),
+        devices=in_cm(port),
         girdle=in_cm(skeleton.bone_thickness(anatomy, size, [skeleton.girdle(anatomy)])),
         spine=in_cm(skeleton.bone_thickness(anatomy, size, list(skeleton.spine(anatomy)))),
         cage=in_cm(skeleton.bone_thickness(anatomy, size, [skeleton.ribs(anatomy), skeleton.breast_bone()])),
@@ -185,16 +195,20 @@ def _log_exposure(integral: np.ndarray, display: Display) -> np.ndarray:
     return log + display.local * (log - blur(log, 0.08))
 
 
-def show(anatomy: Anatomy, display: Display, soft: np.ndarray, bone: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def show(
+    anatomy: Anatomy, display: Display, soft: np.ndarray, bone: np.ndarray, metal: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """The cxr and the soft-tissue image in [0, 1]: bone taken away but for some of its edges, all else equal but for a
     little noise.
 
-    soft, bone: (size, size) in units of the side, as `matter` gives them.
+    soft, bone: (size, size) in units of the side, as `matter` gives them. metal: what of the devices the cxr alone
+    shows, as thickness of tissue, likewise; None: none.
     """
     size = len(soft)
     # Real dual-energy images keep traces of the edges of bone; here the soft-tissue images of half the patients do.
     edges = anatomy.residue * (bone - blur(bone, 0.004))
-    cxr = _log_exposure(SOFT_MU * (soft + anatomy.bone * bone), display)
+    dense = soft if metal is None else soft + metal
+    cxr = _log_exposure(SOFT_MU * (dense + anatomy.bone * bone), display)
     without_bone = _log_exposure(SOFT_MU * (soft + anatomy.bone * edges), display)
 
     # Quantum noise grows with what absorbs; the subtraction keeps most of it and adds some of its own.
