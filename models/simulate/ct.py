@@ -15,11 +15,13 @@ import cv2
 import numpy as np
 
 from ..runtime.seeding import detail_generator
-from . import devices, field, lesions, phantom, xray
+from . import devices, field, girdle, lesions, phantom, xray
 from .anatomy import draw_anatomy
 from .field import blur, closed, convex_hull, disc, opened, smooth_step, texture
-from .phantom import Phantom, Surroundings
+from .phantom import Phantom
 from .separate import Parts
+from .shoulder_ct import Shoulders
+from .surroundings import Surroundings, surroundings
 
 THUMB = 128  # pixels at which windows are cut
 VERSION = 1  # raise it with any change that changes a pair, in `separate`, `xray` and `field` too
@@ -103,27 +105,39 @@ def draw(seed: int) -> Draw:
     )
 
 
-def simulate(part: Parts, seed: int, size: int, with_lesions: bool = False, with_devices: bool = False) -> Phantom:
+def simulate(
+    part: Parts,
+    seed: int,
+    size: int,
+    with_lesions: bool = False,
+    with_devices: bool = False,
+    shoulders: Shoulders | None = None,
+) -> Phantom:
     """Pair `seed` of a CT at size x size pixels; a pure function. ValueError for a size below phantom.MIN_SIZE.
 
     with_lesions: the same pair with drawn lesions (lesions.py), in both images. with_devices: with devices of many
-    kinds at their rates (devices.py), instead of a port or a letter in some.
+    kinds at their rates (devices.py), instead of a port or a letter in some. shoulders: those of another CT
+    (girdle.py), instead of drawn ones.
     """
-    return _expose_each(part, seed, size, [with_lesions], with_devices)[0]
+    return _expose_each(part, seed, size, [with_lesions], with_devices, shoulders)[0]
 
 
-def simulate_twins(part: Parts, seed: int, size: int, with_devices: bool = False) -> tuple[Phantom, Phantom]:
+def simulate_twins(
+    part: Parts, seed: int, size: int, with_devices: bool = False, shoulders: Shoulders | None = None
+) -> tuple[Phantom, Phantom]:
     """What `simulate` gives of pair `seed` with and without lesions, in half the time."""
-    with_lesions, without = _expose_each(part, seed, size, [True, False], with_devices)
+    with_lesions, without = _expose_each(part, seed, size, [True, False], with_devices, shoulders)
     return with_lesions, without
 
 
-def _expose_each(part: Parts, seed: int, size: int, with_lesions: list[bool], with_devices: bool) -> list[Phantom]:
+def _expose_each(
+    part: Parts, seed: int, size: int, with_lesions: list[bool], with_devices: bool, shoulders: Shoulders | None
+) -> list[Phantom]:
     """Pair `seed`, its rays computed once, with or without lesions for each item of the list."""
     if size < phantom.MIN_SIZE:
         raise ValueError(f"size {size} is below {phantom.MIN_SIZE} pixels: ask for a larger one")
     drawn = draw(seed)
-    water, bone, lung = integrals(part, drawn, seed, size, not with_devices)
+    water, bone, lung = integrals(part, drawn, seed, size, not with_devices, shoulders)
     mask = lung_field(lung, water)
     metal = None
     if with_devices:
@@ -148,13 +162,21 @@ def _expose_each(part: Parts, seed: int, size: int, with_lesions: list[bool], wi
 
 
 def integrals(
-    part: Parts, drawn: Draw, seed: int, size: int, with_port: bool = True
+    part: Parts,
+    drawn: Draw,
+    seed: int,
+    size: int,
+    with_port: bool = True,
+    shoulders: Shoulders | None = None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """cm of tissue as water, of compact bone in its place, and of lung, (size, size) each.
 
-    with_port: with the port and the letter that some patients have (soft_tissue.devices).
+    with_port: with the port and the letter that some patients have (soft_tissue.devices). shoulders: those of another
+    CT, instead of drawn ones.
     """
-    around = phantom.surroundings(seed, size, with_port)
+    around = surroundings(seed, size, with_port)
+    if shoulders is not None:
+        around = girdle.with_shoulders(around, shoulders, draw_anatomy(seed))
     pose = fit(part, drawn, around.chest, size)
 
     # The CT's own integrals; those of body and lungs are smooth, and half the size does.

@@ -1,5 +1,8 @@
 """A data folder of simulated pairs, from drawn patients or from chest CTs: which pair comes from what, and how it goes
-on."""
+on.
+
+A CT whose name contains `volumes.SHOULDERS` is one of neck and shoulders, which other patients get (girdle.py).
+"""
 
 import importlib.util
 import json
@@ -16,7 +19,7 @@ from ..config import Simulate
 from ..data import lists
 from ..runtime import workers
 from ..runtime.files import UserError
-from . import ct, devices, lesions, phantom, separate, volumes
+from . import ct, devices, girdle, lesions, phantom, separate, shoulder_ct, volumes
 
 RECORD = "simulated.json"  # in the data folder: what made it
 # in the data folder: CTs taken apart, until all pairs are there; hidden, so no folder of the user's
@@ -26,7 +29,7 @@ CTS_AT_ONCE = 4  # that are taken apart side by side: each takes 4 GB
 
 @dataclass(frozen=True)
 class Scan:
-    """A chest CT and the digest of its files."""
+    """A CT and the digest of its files."""
 
     source: volumes.Source
     fingerprint: str
@@ -35,11 +38,13 @@ class Scan:
 @dataclass(frozen=True)
 class Job:
     """One patient to be simulated. parts: file with the CT, taken apart, that is shown; None: the phantom.
-    with_devices: with devices of many kinds."""
+    with_devices: with devices of many kinds. shoulders: file with the CT of neck and shoulders, taken apart, whose
+    shoulders the patient gets; None: drawn ones."""
 
     index: int
     parts: Path | None
     with_devices: bool = False
+    shoulders: Path | None = None
 
 
 def simulate(root: Path, settings: Simulate, size: int) -> None:
@@ -51,6 +56,12 @@ def simulate(root: Path, settings: Simulate, size: int) -> None:
     if size < phantom.MIN_SIZE:
         raise UserError(f"data.image_size={size} is too small to simulate; at least {phantom.MIN_SIZE}")
     scans = [] if settings.source == "phantom" else find_scans(settings.ct)
+    chests = [scan for scan in scans if not scan.source.shows_shoulders]
+    if scans and not chests:
+        raise UserError(
+            f"{settings.ct} holds CTs of shoulders alone, such as {scans[0].source.path.name} (so their names say); "
+            f"simulate.source={settings.source} needs one of a chest as well"
+        )
 
     # A simulation that is there goes on if it is the same one; nothing else may lie in its folders.
     record = root / RECORD
@@ -84,9 +95,11 @@ def simulate(root: Path, settings: Simulate, size: int) -> None:
         # A pair depends on its index alone, so it does not matter which ones are missing or which process draws them.
         jobs = []
         for index in missing:
-            parts = recipe(index, settings.source, scans, prepared)
-            jobs.append(Job(index, parts, settings.devices))
-        _take_apart_all(scans, prepared, needed={job.parts for job in jobs})
+            parts = recipe(index, settings.source, chests, prepared)
+            shoulders = _shoulders_of(settings.seed + index, scans, prepared)
+            jobs.append(Job(index, parts, settings.devices, shoulders))
+        needed = {job.parts for job in jobs} | {job.shoulders for job in jobs}
+        _take_apart_all(scans, prepared, needed)
         images.write_file(record, json.dumps(asked | {"count": total}).encode())
         simulate_job = partial(simulate_patient, root, settings.seed, size, settings.lesions)
         workers.parallel(simulate_job, jobs, "simulating pairs")
@@ -142,6 +155,15 @@ def find_scans(folder: str | None) -> list[Scan]:
     return [Scan(source, source.fingerprint()) for source in volumes.find(place)]
 
 
+def _shoulders_of(patient: int, scans: list[Scan], folder: Path) -> Path | None:
+    """The file in `folder` with the CT, taken apart, whose shoulders a patient gets; None: drawn ones."""
+    with_shoulders = [scan for scan in scans if scan.source.shows_shoulders]
+    number = girdle.wears(patient, len(with_shoulders))
+    if number is None:
+        return None
+    return _prepared(folder, with_shoulders[number])
+
+
 def recipe(index: int, source: str, scans: list[Scan], folder: Path) -> Path | None:
     """The file in `folder` with the CT, taken apart, that pair `index` comes from; None: the phantom."""
     if source == "phantom":
@@ -171,15 +193,26 @@ def _take_apart_all(scans: list[Scan], folder: Path, needed: set[Path | None]) -
 
 
 def take_apart(job: tuple[Scan, Path]) -> None:
-    """Write one CT's tissue, bone and lungs to a file."""
+    """Write one CT's tissue, bone and lungs, or shoulders, to a file."""
     scan, path = job
     source = scan.source
     volume = volumes.read(source)
+    # Into a file, not into memory: the processes that draw the pairs read it from there.
+    if source.shows_shoulders:
+        try:
+            shoulders = shoulder_ct.parts(volume.hounsfield, volume.spacing)
+        except ValueError as error:
+            raise UserError(f"cannot use {source.path} for its shoulders, which its name promises: {error}") from None
+        shoulder_ct.save(shoulders, path)
+        return
+
     try:
         parts = separate.parts(volume.hounsfield, volume.spacing, volume.labels, volume.names)
     except ValueError as error:
-        raise UserError(f"cannot use {source.path}: {error}") from None
-    # In a file, not in memory: the processes that draw the pairs read it from there.
+        raise UserError(
+            f"cannot use {source.path}: {error} (One of neck and shoulders has to have '{volumes.SHOULDERS}' in its "
+            "name.)"
+        ) from None
     separate.save(parts, path)
 
 
@@ -189,17 +222,18 @@ def simulate_patient(root: Path, seed: int, size: int, with_lesions: bool, job: 
     # seeds that differ by less than the count share patients.
     patient = seed + job.index
     has_devices = job.with_devices
+    shoulders = None if job.shoulders is None else _load_shoulders(job.shoulders)
     if job.parts is None:
         if with_lesions:
-            pairs = phantom.simulate_twins(patient, size, has_devices)
+            pairs = phantom.simulate_twins(patient, size, has_devices, shoulders)
         else:
-            pairs = [phantom.simulate(patient, size, with_devices=has_devices)]
+            pairs = [phantom.simulate(patient, size, with_devices=has_devices, shoulders=shoulders)]
     else:
         parts = _load_parts(job.parts)
         if with_lesions:
-            pairs = ct.simulate_twins(parts, patient, size, has_devices)
+            pairs = ct.simulate_twins(parts, patient, size, has_devices, shoulders)
         else:
-            pairs = [ct.simulate(parts, patient, size, with_devices=has_devices)]
+            pairs = [ct.simulate(parts, patient, size, with_devices=has_devices, shoulders=shoulders)]
     # The order of `names`: with lesions first, its twin without them second.
     for name, pair in zip(names(job.index, with_lesions), pairs):
         for folder, pixels in zip(lists.FOLDERS, (pair.cxr, pair.soft, pair.mask.astype(np.float32))):
@@ -213,6 +247,12 @@ def _load_parts(path: Path) -> separate.Parts:
     return separate.load(path)
 
 
+@lru_cache(maxsize=1)
+def _load_shoulders(path: Path) -> shoulder_ct.Shoulders:
+    """Likewise, of a CT of neck and shoulders."""
+    return shoulder_ct.load(path)
+
+
 def _describe(settings: Simulate, size: int, scans: list[Scan]) -> dict:
     """What must stay the same for a simulation to go on: two of them are never mixed."""
     # A CT's pair has the phantom's shoulders, so the phantom's version counts for it as well.
@@ -223,7 +263,10 @@ def _describe(settings: Simulate, size: int, scans: list[Scan]) -> dict:
         version["lesions"] = lesions.VERSION
     if settings.devices:
         version["devices"] = devices.VERSION
-    fingerprints = [scan.fingerprint for scan in scans]
+    fingerprints = [scan.fingerprint for scan in scans if not scan.source.shows_shoulders]
+    of_shoulders = [scan.fingerprint for scan in scans if scan.source.shows_shoulders]
+    if of_shoulders:
+        version["shoulders"] = girdle.VERSION
     return {
         "seed": settings.seed,
         "size": size,
@@ -231,19 +274,20 @@ def _describe(settings: Simulate, size: int, scans: list[Scan]) -> dict:
         "lesions": settings.lesions,
         "devices": settings.devices,
         "cts": fingerprints,
+        "shoulders": of_shoulders,
         "version": version,
     }
 
 
 def _read_record(path: Path) -> dict:
-    """The record of a simulation, or {}. Those of the time before there were CTs, lesions or devices say nothing of
-    them."""
+    """The record of a simulation, or {}. Those of the time before there were CTs, lesions, devices or shoulders say
+    nothing of them."""
     if not path.is_file():
         return {}
     try:
         # What is read overrides these defaults; a missing seed, size or count is damage.
         record = {"source": "phantom", "cts": [], "version": {"phantom": 1}}
-        record |= {"lesions": False, "devices": False}
+        record |= {"lesions": False, "devices": False, "shoulders": []}
         record |= json.loads(path.read_text(encoding="utf-8"))
         return record | {key: int(record[key]) for key in ("seed", "size", "count")}
     except (OSError, ValueError, KeyError, TypeError):

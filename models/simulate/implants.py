@@ -15,7 +15,7 @@ TITANIUM = 24.0
 LEAD_COIL = 22.0  # the coiled conductor of a pacemaker's lead
 PLASTIC = 2.2
 CATHETER = 7.0
-LETTER = 25.0  # cm of tissue that letters of lead absorb as much as
+LETTER = 60.0  # cm of tissue that letters of lead absorb as much as
 TEXTS = ("L", "R", "PA", "AP", "R PA", "L AP", "ERECT", "SUPINE", "PORTABLE", "R 12", "L 07")  # an R lies on the right
 CANVAS = 512  # pixels of the square that text is drawn in, whatever the image's size
 

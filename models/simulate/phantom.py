@@ -13,9 +13,11 @@ import cv2
 import numpy as np
 
 from ..runtime.seeding import detail_generator
-from . import devices, field, geometry, lesions, skeleton, soft_tissue
-from .anatomy import RIB_WIDTH, SIDE, THORACIC_Y, WALL, Anatomy, draw_anatomy
+from . import devices, field, geometry, girdle, lesions, skeleton, soft_tissue
+from .anatomy import SIDE, Anatomy, draw_anatomy
 from .field import blur, texture
+from .shoulder_ct import Shoulders
+from .surroundings import surroundings
 from .xray import tone_curve
 
 VERSION = 1  # raise it with any change that changes a pair: a simulation is not continued by another version
@@ -47,47 +49,38 @@ class Display:
     tones: tuple[float, ...]  # grey levels of the quantiles xray.TONE_AT of the body
 
 
-@dataclass(frozen=True, eq=False)
-class Surroundings:
-    """A drawn patient in the image plane, around whom something else can take the chest's place; maps are float32
-    (size, size).
-
-    body: cm of tissue with neither lungs nor arms; arms, vessels, devices: cm of tissue; girdle, spine, cage: cm of
-    compact bone (collar bones, shoulder blades and arms; vertebrae; ribs and breast bone); chest: right, left, top and
-    bottom of the lungs, pixels.
-    """
-
-    body: np.ndarray
-    arms: np.ndarray
-    vessels: np.ndarray
-    devices: np.ndarray
-    girdle: np.ndarray
-    spine: np.ndarray
-    cage: np.ndarray
-    chest: tuple[float, float, float, float]
-
-
-def simulate(seed: int, size: int, with_lesions: bool = False, with_devices: bool = False) -> Phantom:
+def simulate(
+    seed: int,
+    size: int,
+    with_lesions: bool = False,
+    with_devices: bool = False,
+    shoulders: Shoulders | None = None,
+) -> Phantom:
     """Draw patient `seed` at size x size pixels; a pure function. ValueError for a size below MIN_SIZE.
 
     with_lesions: the same patient with drawn lesions (lesions.py), in both images. with_devices: with devices of many
-    kinds at their rates (devices.py), instead of a port or a letter in some.
+    kinds at their rates (devices.py), instead of a port or a letter in some. shoulders: those of a CT (girdle.py),
+    instead of drawn ones.
     """
-    return _expose_each(seed, size, [with_lesions], with_devices)[0]
+    return _expose_each(seed, size, [with_lesions], with_devices, shoulders)[0]
 
 
-def simulate_twins(seed: int, size: int, with_devices: bool = False) -> tuple[Phantom, Phantom]:
+def simulate_twins(
+    seed: int, size: int, with_devices: bool = False, shoulders: Shoulders | None = None
+) -> tuple[Phantom, Phantom]:
     """What `simulate` gives of patient `seed` with and without lesions, in half the time."""
-    with_lesions, without = _expose_each(seed, size, [True, False], with_devices)
+    with_lesions, without = _expose_each(seed, size, [True, False], with_devices, shoulders)
     return with_lesions, without
 
 
-def _expose_each(seed: int, size: int, with_lesions: list[bool], with_devices: bool) -> list[Phantom]:
+def _expose_each(
+    seed: int, size: int, with_lesions: list[bool], with_devices: bool, shoulders: Shoulders | None
+) -> list[Phantom]:
     """Patient `seed`, drawn once, with or without lesions for each item of the list."""
     if size < MIN_SIZE:
         raise ValueError(f"size {size} is below {MIN_SIZE} pixels: ask for a larger phantom")
     anatomy = draw_anatomy(seed)
-    soft, bone, lungs = matter(anatomy, size, with_port=not with_devices)
+    soft, bone, lungs = matter(anatomy, size, not with_devices, shoulders)
     mask = lungs > 0.5
     metal = None
     if with_devices:
@@ -106,11 +99,14 @@ def _expose_each(seed: int, size: int, with_lesions: list[bool], with_devices: b
     return pairs
 
 
-def matter(anatomy: Anatomy, size: int, with_port: bool = True) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def matter(
+    anatomy: Anatomy, size: int, with_port: bool = True, shoulders: Shoulders | None = None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """What rays meet, (size, size) each: soft tissue and compact bone in units of the side, and the coverage of the
     lung fields.
 
-    with_port: with the port and the letter that some patients have (soft_tissue.devices).
+    with_port: with the port and the letter that some patients have (soft_tissue.devices). shoulders: those of a CT,
+    instead of drawn ones.
     """
     seed = anatomy.seed
     x, y = geometry.patient_grid(anatomy, size)
@@ -121,6 +117,9 @@ def matter(anatomy: Anatomy, size: int, with_port: bool = True) -> tuple[np.ndar
     # Vessels fade where less than 0.10 (4 cm) of lung holds them, so that none ends at the lung's outline.
     fading = np.minimum(air / 0.10, 1)
     blood = (soft_tissue.vessels(anatomy, size) + soft_tissue.findings(anatomy, x, y)) * fading
+    bone = None
+    if shoulders is not None:
+        body, bone = _with_shoulders(anatomy, shoulders, body, lungs)
     grain = 1 + 0.05 * texture(seed, "lung", size, 320) + 0.07 * texture(seed, "lobe", size, 9)
     soft = body - air * (1 - anatomy.density * grain) + blood
     port = soft_tissue.devices(anatomy, size) if with_port else np.float32(0)
@@ -133,7 +132,8 @@ def matter(anatomy: Anatomy, size: int, with_port: bool = True) -> tuple[np.ndar
     soft = np.maximum(soft, 0) * (1 + 0.004 * texture(seed, "tissue", size, 64))
 
     # A smooth warp of all three: nobody is as straight as the control points.
-    bone = skeleton.skeleton(anatomy, size)
+    if bone is None:
+        bone = skeleton.skeleton(anatomy, size)
     across, down = field.elastic_maps(seed, ELASTIC_WAVES, ELASTIC_BEND, size)
     soft, bone, lungs = (
         cv2.remap(layer, across, down, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
@@ -142,32 +142,22 @@ def matter(anatomy: Anatomy, size: int, with_port: bool = True) -> tuple[np.ndar
     return soft, bone, lungs
 
 
-def surroundings(seed: int, size: int, with_port: bool = True) -> Surroundings:
-    """Patient `seed` as `simulate` draws him, before any warp, taken apart. with_port: as in `matter`."""
-    anatomy = draw_anatomy(seed)
-    x, y = geometry.patient_grid(anatomy, size)
+def _with_shoulders(
+    anatomy: Anatomy, shoulders: Shoulders, body: np.ndarray, lungs: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """The drawn body, and compact bone, (size, size) each in units of the side, with the shoulders of a CT.
 
-    def in_cm(layer: np.ndarray) -> np.ndarray:
-        return np.float32(SIDE) * layer.astype(np.float32)
+    body, lungs: as drawn. The body stays as it was in front of the lungs, whose air is taken out of it.
+    """
+    size = len(body)
+    around = girdle.with_shoulders(surroundings(anatomy.seed, size), shoulders, anatomy)
+    bone = (around.girdle + around.spine + around.cage) / np.float32(SIDE)
+    whole = soft_tissue.joined([around.body, around.arms]) / np.float32(SIDE)
 
-    # The box of the lungs: from rib to rib, from the apex to the middle of the diaphragm's two halves.
-    reach = RIB_WIDTH.max() * anatomy.width - WALL
-    top = THORACIC_Y[0] + 0.030
-    bottom = sum(anatomy.domes) / 2
-    ends = geometry.project(anatomy, np.array([(-reach, 0.5), (reach, 0.5), (0, top), (0, bottom)]), size)
-    chest = (float(ends[0, 0]), float(ends[1, 0]), float(ends[2, 1]), float(ends[3, 1]))
-
-    port = soft_tissue.devices(anatomy, size) if with_port else np.zeros((size, size), np.float32)
-    return Surroundings(
-        body=in_cm(soft_tissue.joined(soft_tissue.trunk(anatomy, x, y))),
-        arms=in_cm(soft_tissue.joined(soft_tissue.arms(anatomy, x, y))),
-        vessels=in_cm(soft_tissue.vessels(anatomy, size)),
-        devices=in_cm(port),
-        girdle=in_cm(skeleton.bone_thickness(anatomy, size, [skeleton.girdle(anatomy)])),
-        spine=in_cm(skeleton.bone_thickness(anatomy, size, list(skeleton.spine(anatomy)))),
-        cage=in_cm(skeleton.bone_thickness(anatomy, size, [skeleton.ribs(anatomy), skeleton.breast_bone()])),
-        chest=chest,
-    )
+    outside = (lungs < 0.5).astype(np.uint8)
+    far = cv2.distanceTransform(outside, cv2.DIST_L2, 5) / size
+    share = field.smooth_step(far, 0.0, 0.06)
+    return (body + share * (whole - body)).astype(np.float32), bone
 
 
 # --- The images -------------------------------------------------------------------------------------------------------
