@@ -6,11 +6,11 @@ None of it is bone. Both images of a pair show tubes, lines and text alike. Of d
 share (`METAL_KEPT`): where two spectra are weighted so that bone vanishes, most of what absorbs still more steeply
 vanishes too, which is why devices are looked for in the bone image (Kuhlman et al., RadioGraphics 2006; 26:79).
 
-Rates: of the 112 120 radiographs of NIH ChestX-ray14, 30 083 are those with a tube or catheter that RANZCR CLiP labels
-(Tang et al., Scientific Data 2021; 8:285), about a quarter; so are a quarter of these patients. How they divide into
-kinds, and the rates of all else, are set by eye: patients of an intensive care unit have several devices at once, and
-what patients wear is the most frequent reason for a repeated radiograph where nobody undresses them (object-CXR, JF
-Healthcare 2020). Shapes and places were drawn by eye, in the coordinates of geometry.py.
+Rates: RANZCR CLiP labels the tubes and catheters of 30 083 of the 112 120 radiographs of NIH ChestX-ray14 (Tang et al.,
+Scientific Data 2021; 8:285), about a quarter; so many of these patients have one. How they divide into kinds, and the
+rates of all else, are set by eye: patients in intensive care have several devices at once, and where nobody undresses,
+what patients wear is the largest of the reasons for which nearly a third of the radiographs are of no use (object-CXR,
+JF Healthcare 2020). Shapes and places were drawn by eye, in the coordinates of geometry.py.
 """
 
 from collections.abc import Callable

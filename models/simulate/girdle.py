@@ -27,8 +27,10 @@ FADE = 35.0  # mm over which the CT goes over into what is drawn at its sides an
 CHIN = 12.0  # mm above the apices, up to which neck and shoulders are the CT's: a chin that is not raised comes there
 EDGE = 3.0  # mm of its sides that are not shown
 MEDIAL_END = (22.0, 29.0)  # mm from the middle, between which the collar bones' inner ends come in
+THINNEST = 0.75  # of the drawn body, where the CT's is thinner
 OUTLINE = (2.0, 9.0)  # cm of drawn tissue, between which the CT's comes in
 FOLLOWS = (0.5, 0.9)  # of the way from its inner to its outer end, between which a collar bone takes the drawn course
+SLIM = (0.55, 0.85)  # breadth of the collar bones of those who get them against those of the CT
 GAIN = (0.5, 3.0)  # of the CT's mineral
 UNEVEN = 7.0  # mm, deviation of the collar bones' inner ends from where the drawn ones are
 SKIN = 2.0  # cm of tissue, at which the skin above the shoulder is looked up
@@ -80,7 +82,8 @@ def with_shoulders(around: Surroundings, part: Shoulders, anatomy: Anatomy) -> S
     gain = (drawn * across).sum() / max((collar_bones * across).sum(), 1e-3)
     gain = np.float32(np.clip(gain, *GAIN))
     own = gain * (across * _inner_ends(placing, part, size) * collar_bones + shown * blades)
-    # The outline of neck and shoulders stays the drawn one: a lying patient's are folded.
+    # The outline of neck and shoulders stays the drawn one, and no fold of a lying patient's skin shows.
+    water = np.maximum(water, THINNEST * around.body)
     inside = shown * smooth_step(around.body, *OUTLINE).astype(np.float32)
     return replace(
         around,
@@ -166,6 +169,7 @@ def _bent(seen: np.ndarray, part: Shoulders, placing: Placing, around: Surroundi
     for_others = for_bones.copy()
 
     random = detail_generator(anatomy.seed, "girdle ends")
+    slim = random.uniform(*SLIM)
     middle = (around.chest[0] + around.chest[1]) / 2
     drawn_body = np.maximum(around.body, around.arms)
     drawn_paths = geometry.project(anatomy, skeleton.collar_bones(anatomy).path, size)  # (2, k, 2), pixels
@@ -184,10 +188,15 @@ def _bent(seen: np.ndarray, part: Shoulders, placing: Placing, around: Surroundi
         way = (rows - inner[0]) / (outer[0] - inner[0])  # 0 at the inner end, 1 at the outer one
         own_side = (rows - middle) * (outer[0] - middle) > 0
         turned = (1 - way) * move_inner + way * move_outer
-        followed = _course(seen[..., 1], own_side) - lowered - np.interp(rows, path[order, 0], path[order, 1])
+        course = _course(seen[..., 1], own_side) - lowered
+        followed = course - np.interp(rows, path[order, 0], path[order, 1])
         follows = smooth_step(way, *FOLLOWS)
         turned = (1 - follows) * turned + follows * followed
-        for_bones += np.where(own_side, turned, 0)[None, :].astype(np.float32)
+
+        # Slimmer about its own course: 1 / slim rows of the CT in one of the result
+        below_course = rows[:, None] - (course - turned)[None, :]  # (S, S)
+        moved = turned[None, :] + (1 / slim - 1) * below_course
+        for_bones += np.where(own_side[None, :], moved, 0).astype(np.float32)
 
         # The rest: between skin and collar bone from the one move to the other
         below_skin = (rows - skin) / max(targets[1] - skin, 0.01 * size)
