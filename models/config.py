@@ -7,7 +7,6 @@ Therefore this module and the schema import neither torch nor NumPy.
 import argparse
 import csv
 import dataclasses
-import difflib
 import itertools
 import json
 import re
@@ -51,6 +50,7 @@ from .schema import (
     VqganLoss,
     VqganNetwork,
 )
+from .settings_file import BASE_PROFILE, as_typed, flatten, for_message, load, read_meanings, refuse_unknown
 
 if typing.TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -86,7 +86,6 @@ __all__ = (
     "check_image_size",
     "flatten",
     "keys",
-    "load",
     "parse",
     "parse_variants",
     "part",
@@ -95,10 +94,8 @@ __all__ = (
 )
 
 ROOT = Path(__file__).resolve().parent.parent  # the folder of the scripts
-BASE_PROFILE = "szch"  # the name of the settings file without a profile
 READ_BY_ALL = ("threads",)  # what `parse` itself puts into force
 NAME_IN_BRACES = re.compile(r"\{([a-z_.]+)\}")  # stands for another setting's value
-LONGEST_SHOWN = 200  # characters of a value in a message
 WORDING = {  # what is wrong with a value, by the type of pydantic's error
     "int_parsing": "should be a whole number",
     "int_type": "should be a whole number",
@@ -154,13 +151,13 @@ def parse_variants(
         raise UserError("threads takes one value, since all variants run in the same process")
     for key in varied:
         if len(set(changes[key])) < len(changes[key]):
-            raise UserError(f"{key}={_show(changes[key])} names a value twice; each makes a variant of its own")
+            raise UserError(f"{key}={for_message(changes[key])} names a value twice; each makes a variant of its own")
     # One Settings for every combination, built and checked before the first one runs.
     variants = {}
     for combination in itertools.product(*(changes[key] for key in varied)):
         variation = dict(zip(varied, combination))
         # Only the last part of each key: it becomes part of names of folders and columns.
-        name = " ".join(f"{key.rsplit('.', 1)[-1]}={_as_typed(value)}" for key, value in variation.items())
+        name = " ".join(f"{key.rsplit('.', 1)[-1]}={as_typed(value)}" for key, value in variation.items())
         variants[name] = _build({**command_line.file, **changes, **variation}, command_line.script)
         asked = asked_for(variants[name]) if asked_for else {}
         if asked:
@@ -181,7 +178,7 @@ class _CommandLine:
 class _Parser(argparse.ArgumentParser):
     # argparse would print its usage and exit with 2; here all faults are reported in one way.
     def error(self, message: str) -> typing.NoReturn:
-        raise UserError(f"{_show(message)} (see --help)")
+        raise UserError(f"{for_message(message)} (see --help)")
 
 
 def _read_command_line(description: str, reads: Sequence[str], argv: list[str] | None) -> _CommandLine:
@@ -212,7 +209,7 @@ def _read_command_line(description: str, reads: Sequence[str], argv: list[str] |
     for text in options.changes:
         key, value = _read_change(text, reads)
         changes[key] = value
-    _refuse_unknown(changes, "the command line")
+    refuse_unknown(changes, "the command line")
 
     # notes and help
     typed = {**values, **changes}
@@ -249,13 +246,13 @@ def _read_change(text: str, reads: Sequence[str]) -> tuple[str, Any]:
     """
     # A bare path is the likeliest slip with scripts that read an image, and gets a hint of its own.
     key, equals, value = text.partition("=")
-    shown = _show(text)
+    shown = for_message(text)
     if not equals or not key:
         if _is_below("eval.input", reads):
             raise UserError(f"'{shown}' is not key=value; an image or a folder is given as eval.input={shown}")
         raise UserError(f"'{shown}' is not key=value (for example lcm.batch_size=8)")
     if not value:
-        raise UserError(f"{shown} has no value (where a setting can do without one: {_show(key)}=null)")
+        raise UserError(f"{shown} has no value (where a setting can do without one: {for_message(key)}=null)")
     # A list: the items as CSV has them, so that quotes protect a comma in a file name.
     if not (value.startswith("[") and value.endswith("]")):
         return key, _none_or_text(value)
@@ -278,146 +275,16 @@ def _takes_list(key: str) -> bool:
 def _describe(values: Mapping[str, Any], config: str) -> str:
     """What --help says of some settings, and of the profiles of a settings file."""
     # --help has no text of its own: it shows the comments of the settings file, profiles' too.
-    meanings = _read_meanings(Path(config).read_text(encoding="utf-8"))
+    meanings = read_meanings(Path(config).read_text(encoding="utf-8"))
     lines = ["settings that this script reads (value in this profile, meaning):"]
     for key, value in values.items():
-        lines.append(f"  {key}={_show(value)}  {meanings.get(key, '')}".rstrip())
+        lines.append(f"  {key}={for_message(value)}  {meanings.get(key, '')}".rstrip())
     profiles = [path for path in meanings if re.fullmatch(r"profiles\.[^.]+", path)]
     if profiles:
         lines += ["", "profiles (--profile NAME):"]
     for path in profiles:
         lines.append(f"  {path.removeprefix('profiles.')}  {meanings[path]}".rstrip())
     return "\n".join(lines)
-
-
-def _read_meanings(text: str) -> dict[str, str]:
-    """The comment behind each key of a settings file, by dotted path."""
-    meanings: dict[str, str] = {}
-    sections: list[str] = []
-    for line in text.splitlines():
-        # A key, and what follows the # that has white space before it. Two blanks of indentation are one level.
-        match = re.match(r"^( *)([a-z_][a-z_0-9]*):(.*?)(?:\s#\s*(.*))?$", line)
-        if match:
-            depth = len(match[1]) // 2
-            sections = [*sections[:depth], match[2]]
-            meanings[".".join(sections)] = match[4] or ""
-    return meanings
-
-
-def _as_typed(value: Any) -> str:
-    """A value as it is typed on the command line."""
-    if value is None:
-        return "null"
-    # As YAML and the command line write it, not as Python does.
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, (list, tuple)):
-        return f"[{','.join(map(_as_typed, value))}]"
-    return str(value)
-
-
-def _show(value: Any) -> str:
-    """A value for a message: as it is typed, on one line, cut where it is very long."""
-    # Line breaks and control characters are escaped, so that a message stays one line.
-    text = _as_typed(value)
-    if len(text) > LONGEST_SHOWN:
-        text = f"{text[:LONGEST_SHOWN]}..."
-    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
-
-
-# --- The settings file -----------------------------------------------------------------------------------------------
-
-_SafeLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # by libyaml, where it is there: ten times faster
-
-
-class _Loader(_SafeLoader):
-    """YAML's safe loader, which also refuses a key given twice instead of taking the last value."""
-
-    def construct_mapping(self, node, deep=False):
-        # PyYAML keeps the last of two equal keys, so a section pasted twice would lose settings in silence.
-        seen = set()
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode) and key.value in seen:
-                raise UserError(f"'{_show(key.value)}' is given a second time in line {key.start_mark.line + 1}")
-            if isinstance(key, yaml.ScalarNode):
-                seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
-
-def load(path: str | Path, profile: str = BASE_PROFILE) -> dict[str, Any]:
-    """{dotted key: value} of a settings file with one of its profiles over it; names in braces stay as they are."""
-    tree = _read_yaml(path)
-    # The base has a name of its own, so that --profile can name it; it needs no entry in the file.
-    profiles = tree.pop("profiles", None) or {}
-    if not isinstance(profiles, dict):
-        raise UserError(f"profiles in {path} holds no profiles, but the value {_show(profiles)}")
-    if profile not in profiles and profile != BASE_PROFILE:
-        raise UserError(f"no profile '{_show(profile)}' in {path}; it has: {', '.join(map(_show, profiles))}")
-    changes = profiles.get(profile) or {}
-    if not isinstance(changes, dict):
-        raise UserError(f"profile {profile} in {path} holds no settings, but the value {_show(changes)}")
-
-    # Names are checked in both, with the place where they stand. A key of the profile replaces the base's, list by
-    # list.
-    try:
-        base = flatten(tree)
-        over = flatten(changes)
-    except RecursionError:
-        raise UserError(f"{path} is nested too deep to be read") from None
-    _refuse_unknown(base, str(path))
-    _refuse_unknown(over, f"profile {profile}")
-    return {**base, **over}
-
-
-def _read_yaml(path: str | Path) -> dict:
-    """The nested dictionary of a settings file, or UserError."""
-    try:
-        tree = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read the settings file {path}: {error}") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
-    except RecursionError:
-        raise UserError(f"{path} is nested too deep to be read") from None
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from None
-    if not isinstance(tree, dict):
-        raise UserError(f"{path} holds no settings (expected sections such as data:, vqgan:, ldm:)")
-    return tree
-
-
-def flatten(tree: Mapping, prefix: str = "") -> dict[str, Any]:
-    """{'data': {'root': 'x'}} -> {'data.root': 'x'}."""
-    flat = {}
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            flat.update(flatten(value, f"{prefix}{key}."))
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
-
-
-def _refuse_unknown(values: Mapping[str, Any], where: str) -> None:
-    """Raise UserError for the first dotted key that is no setting, with the nearest one that is."""
-    for key in values:
-        if key in KEYS:
-            continue
-        if key in SECTIONS:
-            raise UserError(f"{key} in {where} is a section, not a value; it has: {_list_names(SECTIONS[key])}")
-        # The most helpful of three hints: a similar name, else what the section has, else the sections.
-        near = difflib.get_close_matches(key, [*KEYS, *SECTIONS], 1)
-        section = key.rpartition(".")[0]
-        if near:
-            hint = f"did you mean {near[0]}?"
-        elif section in SECTIONS:
-            hint = f"{section} has: {_list_names(SECTIONS[section])}"
-        else:
-            hint = f"the top level has: {_list_names(Settings)}"
-        raise UserError(f"unknown setting {_show(key)} in {where}; {hint}")
-
-
-def _list_names(section: type) -> str:
-    return ", ".join(field.name for field in fields(section))
 
 
 # --- From values to settings -----------------------------------------------------------------------------------------
@@ -467,7 +334,7 @@ def _interpolate(values: Mapping[str, Any], script: str) -> dict[str, Any]:
         if name in within:
             raise UserError(f"the setting {name} refers to itself")
         if name in values:
-            return _as_typed(expand(values[name], (*within, name)))
+            return as_typed(expand(values[name], (*within, name)))
         if path in values:
             return Path(look_up(path, within)).expanduser().resolve().name
         raise UserError(f"{{{name}}} names no setting")
@@ -485,7 +352,7 @@ def _explain(error: ValidationError, values: Mapping[str, Any]) -> str:
     # pydantic's context fills in the bounds, such as {ge}.
     wording = WORDING.get(found["type"], found["msg"])
     bounds = {name: _show_bound(bound) for name, bound in found.get("ctx", {}).items()}
-    return f"{key}={_show(values[key])} {wording.format(**bounds)}"
+    return f"{key}={for_message(values[key])} {wording.format(**bounds)}"
 
 
 def _show_bound(bound: Any) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .raster import MAX_PIXELS, Decoded, Limits, refuse_size, to_grey
+from .grey_values import MAX_PIXELS, Decoded, Limits, refuse_size, to_grey
 
 # 256 MiB: twice the largest 16-bit grey image that is accepted.
 MAX_UNPACKED = 4 * MAX_PIXELS  # bytes of a deflated file

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from . import dicom
-from .raster import Limits
+from .grey_values import Limits
 from .runtime.files import UserError
 
 SOFTWARE = "BS-LDM / GL-LCM bone suppression (research)"  # Manufacturer of the results

@@ -24,7 +24,8 @@ def fuse(
     if method not in METHODS:
         raise ValueError(f"unknown fusion '{method}'; there are {', '.join(METHODS)}")
     same_shape = global_soft.shape == local_soft.shape == mask.shape
-    if mask.dtype != bool or mask.ndim != 2 or not same_shape:
+    is_plane_mask = mask.dtype == bool and mask.ndim == 2
+    if not is_plane_mask or not same_shape:
         raise ValueError(
             f"expected two images (H, W) and a boolean mask of their size, got {global_soft.shape}, "
             f"{local_soft.shape} and {mask.dtype} {mask.shape}"
@@ -35,7 +36,8 @@ def fuse(
     if method == "alpha":
         mean = (1 - blend) * global_soft + blend * local_soft
         return np.where(mask, mean, global_soft)
-    fused = poisson(global_soft, local_soft, drop_small_regions(mask))
+    lungs = drop_small_regions(mask)
+    fused = poisson(global_soft, local_soft, lungs)
     return np.clip(fused, 0, 1)
 
 
@@ -59,7 +61,9 @@ def poisson(global_soft: np.ndarray, local_soft: np.ndarray, mask: np.ndarray) -
     right = columns[-1]
     if bottom - top < 2 or right - left < 2:
         return fused
-    box = np.s_[top : bottom + 1, left : right + 1]
+    box_rows = slice(top, bottom + 1)
+    box_columns = slice(left, right + 1)
+    box = (box_rows, box_columns)
 
     # The mask is eroded before it is cut to the box, because cv2.erode leaves the border of an image alone.
     square = np.ones((3, 3), np.uint8)
@@ -72,9 +76,11 @@ def poisson(global_soft: np.ndarray, local_soft: np.ndarray, mask: np.ndarray) -
     # and the change is zero on the border of the box.
     global_box = global_soft[box].astype(np.float64)
     local_box = local_soft[box].astype(np.float64)
-    laplacian = _masked_divergence(local_box - global_box, inside)  # (h, w)
+    difference = local_box - global_box
+    laplacian = _masked_divergence(difference, inside)  # (h, w)
+    within_border = np.s_[1:-1, 1:-1]
     change = np.zeros_like(global_box)
-    change[1:-1, 1:-1] = _solve(laplacian[1:-1, 1:-1])
+    change[within_border] = _solve(laplacian[within_border])
 
     fused[box] += change.astype(fused.dtype)
     return fused
@@ -113,20 +119,30 @@ def _solve(laplacian: np.ndarray) -> np.ndarray:
     eigenvalues = _eigenvalues(height)[:, None] + _eigenvalues(width)  # (H, W)
 
     # In sines the equation is a division; then back.
-    coefficients = _sine_transform(_sine_transform(laplacian, axis=0), axis=1)
-    solution = _sine_transform(_sine_transform(coefficients / eigenvalues, axis=0), axis=1)
+    coefficients = _sine_transform_2d(laplacian)
+    solution = _sine_transform_2d(coefficients / eigenvalues)
     # the transform of the transform is 2 (N + 1) times the original, for each axis
-    return solution / (4 * (height + 1) * (width + 1))
+    scale = 4 * (height + 1) * (width + 1)
+    return solution / scale
+
+
+def _sine_transform_2d(image: np.ndarray) -> np.ndarray:
+    """`_sine_transform` along both axes of (H, W)."""
+    along_columns = _sine_transform(image, axis=0)
+    return _sine_transform(along_columns, axis=1)
 
 
 def _sine_transform(image: np.ndarray, axis: int) -> np.ndarray:
     """y_k = 2 sum_n x_n sin(pi (k + 1) (n + 1) / (N + 1)) along an axis: DST-I, as scipy.fft.dst, whose import takes a
     sixth of a second."""
     # The Fourier transform of a sequence that is continued as an odd one, 0, x, 0, -x backwards, is -i times this.
-    x = np.moveaxis(image, axis, -1)
-    zero = np.zeros_like(x[..., :1])
-    odd = np.concatenate([zero, x, zero, -x[..., ::-1]], axis=-1)
-    y = -np.fft.rfft(odd).imag[..., 1 : x.shape[-1] + 1]
+    x = np.moveaxis(image, axis, -1)  # (..., N)
+    count = x.shape[-1]
+    zero = np.zeros_like(x[..., :1])  # (..., 1)
+    backwards = x[..., ::-1]
+    odd = np.concatenate([zero, x, zero, -backwards], axis=-1)  # (..., 2 N + 2)
+    spectrum = np.fft.rfft(odd)  # (..., N + 2)
+    y = -spectrum.imag[..., 1 : count + 1]
     return np.moveaxis(y, -1, axis)
 
 
@@ -134,4 +150,5 @@ def _eigenvalues(count: int) -> np.ndarray:
     """(N,): eigenvalues 2 cos(pi k / (N + 1)) - 2, k = 1 ... N, of u(i - 1) - 2 u(i) + u(i + 1) on N points between
     two zeros. Its eigenvectors are sin(pi k i / (N + 1))."""
     k = np.arange(1, count + 1)
-    return 2 * np.cos(np.pi * k / (count + 1)) - 2
+    angle = np.pi * k / (count + 1)
+    return 2 * np.cos(angle) - 2

@@ -3,7 +3,8 @@ nowhere else.
 
 Reads PNG, TIFF, JPEG, BMP, GIF, WebP, JPEG 2000 and PGM (grey or colour), NumPy arrays, DICOM and JSRT's raw .IMG;
 writes 8- and 16-bit PNG, and DICOM derived from DICOM. Bit depth is kept: float32 in between. A non-square image is
-padded to a square, never squeezed, and cut back afterwards. The decoders of the formats are in raster.py and dicom.py.
+padded to a square, never squeezed, and cut back afterwards. The decoders of the formats are in raster.py and dicom.py;
+which of their values are black and white says grey_values.py.
 """
 
 import os
@@ -18,7 +19,7 @@ import numpy as np
 import torch
 
 from . import dicom, dicom_results, png, raster
-from .raster import Limits, Scale
+from .grey_values import Limits, Scale
 from .runtime.files import UserError, replacing
 
 WIDE_SIGMA = 0.02  # from this sigma on, in units of the side, a blur is wide
@@ -398,6 +399,12 @@ def write_file(path: Path, content: bytes) -> None:
     fails."""
     with replacing(path) as temporary:
         temporary.write_bytes(content)
+
+
+def write_text(path: Path, pieces: Iterable[str]) -> None:
+    """As `write_file`, of a text in UTF-8, a piece at a time."""
+    with replacing(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
+        file.writelines(pieces)
 
 
 # --- Sizes and ranges -------------------------------------------------------------------------------------------------

@@ -84,8 +84,9 @@ class Pipeline:
             if name not in self.keyword_names():
                 known = ", ".join(self.keyword_names())
                 raise TypeError(f"{type(self).__name__} has no keyword {name}; its sampler has: {known}")
-        self.vqgan = vqgan
-        self.unet = unet
+        # A codebook that is trained takes part in every call, and waits for the other processes' (see vqgan.py).
+        self.vqgan = vqgan.eval()
+        self.unet = unet.eval()
         self.seed = seed
         self.precision = precision
         self.residual = residual

@@ -13,6 +13,7 @@ from . import config, fusion, images, sampling, schedulers
 from .pipeline import Pipeline, Trace
 from .runtime.files import UserError
 from .schema import BsldmSampling, GllcmFusion, GllcmSampling
+from .settings_file import BASE_PROFILE
 from .unet import ConditionalUNet
 from .vqgan import MLVQGAN
 
@@ -177,7 +178,7 @@ METHODS = {"bsldm": BSLDM, "gllcm": GLLCM}
 
 
 def load(
-    profile: str = config.BASE_PROFILE,
+    profile: str = BASE_PROFILE,
     method: str = "gllcm",
     device: str | torch.device = "cpu",
     *,

@@ -26,17 +26,22 @@ def check(picture: Picture) -> Picture:
 
 def doubt(pixels: np.ndarray) -> str:
     """What speaks against an image (H, W) in [0, 1] being an X-ray, as a note; "" if nothing does."""
-    if min(pixels.shape) < LEAST_SIDE:
-        return f"hardly an X-ray: it is only {pixels.shape[1]} x {pixels.shape[0]} pixels"
+    height, width = pixels.shape
+    shorter_side = min(height, width)
+    if shorter_side < LEAST_SIDE:
+        return f"hardly an X-ray: it is only {width} x {height} pixels"
     # a window that is too narrow also leaves much black or white, but an X-ray has grey lungs or a grey mediastinum
-    step = max(1, min(pixels.shape) // THUMB)
+    step = max(1, shorter_side // THUMB)
     sample = pixels[::step, ::step]  # enough to judge by; all of 16 million pixels would take a second
-    extreme = (sample < EXTREME) | (sample > 1 - EXTREME)
+    black = sample < EXTREME
+    white = sample > 1 - EXTREME
+    extreme = black | white
     if extreme.mean() > MOST_EXTREME:
         return "hardly an X-ray: nearly all of it is black or white, as in a mask"
     low, high = np.quantile(sample, (0.01, 0.99))
-    if high - low < LEAST_CONTRAST:
-        return f"hardly an X-ray: its grey values span {high - low:.1%} of the range (eval.range= forces another)"
+    span = high - low
+    if span < LEAST_CONTRAST:
+        return f"hardly an X-ray: its grey values span {span:.1%} of the range (eval.range= forces another)"
     return ""
 
 
@@ -56,10 +61,19 @@ def inverted(pixels: np.ndarray) -> bool:
         return thumb[rows, columns].mean()
 
     # Where these lie in a frontal X-ray that fills its frame, in hundredths; the polarity needs no better.
-    lungs = (mean(25, 60, 20, 38) + mean(25, 60, 62, 80)) / 2
+    left_field = mean(25, 60, 20, 38)
+    right_field = mean(25, 60, 62, 80)
+    lungs = (left_field + right_field) / 2
     spine = mean(30, 75, 42, 58)
     abdomen = mean(80, 95, 30, 70)
-    # Beside the neck and beside the trunk; the median, since a corner may hold a marker, an arm or a collimator's edge.
-    air = np.median([mean(0, 10, 2, 12), mean(0, 10, 88, 98), mean(80, 95, 0, 6), mean(80, 95, 94, 100)])
-    # The spine counts most and the air least, since what lies beside the trunk is the least certain.
-    return bool(2 * (spine - lungs) + (abdomen - lungs) + (thumb.mean() - air) / 2 < 0)
+    beside_neck = [mean(0, 10, 2, 12), mean(0, 10, 88, 98)]
+    beside_trunk = [mean(80, 95, 0, 6), mean(80, 95, 94, 100)]
+    # The median, since a corner may hold a marker, an arm or a collimator's edge.
+    air = np.median(beside_neck + beside_trunk)
+
+    # All three are above 0 where bones are bright. The spine counts most and the air least, since what lies beside the
+    # trunk is the least certain.
+    spine_contrast = spine - lungs
+    abdomen_contrast = abdomen - lungs
+    air_contrast = thumb.mean() - air
+    return bool(2 * spine_contrast + abdomen_contrast + air_contrast / 2 < 0)

@@ -7,7 +7,6 @@ Called through `images.read` only. Each reader takes a path and the limits that 
 
 import io
 import re
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,14 +14,13 @@ import cv2
 import numpy as np
 from PIL import Image
 
-MAX_PIXELS = 2**26  # four times the largest detectors; a header that claims more is damaged or hostile
-GREY = (0.299, 0.587, 0.114)  # luma of red, green, blue (Rec. 601)
+from . import png
+from .grey_values import Decoded, Limits, refuse_size, scaled, scaled_between, scaled_floats, to_grey
+
 JSRT_SIDE = 2048  # the database's .IMG files are squares of this side, 16-bit big-endian, with dark bones
 JSRT_BITS = 12  # of which so many are used
 # Of Pillow's decoders; the others are not X-rays'.
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "WEBP", "JPEG2000", "PPM")
-DETECTOR_BITS = (8, 10, 12, 14)  # depths that exports put into 16 bits without saying so
-RANGE_KEYWORD = b"grey values"  # of the PNG text in which `images.write_like` says which values are black and white
 
 # Tag numbers (TIFF 6.0)
 TIFF_BITS = 258  # BitsPerSample
@@ -31,167 +29,6 @@ TIFF_ORIENTATION = 274  # EXIF's too
 TIFF_MAX = 281  # MaxSampleValue, unsigned
 TIFF_FORMAT = 339  # SampleFormat; 1: unsigned integers
 TIFF_SMAX = 341  # SMaxSampleValue, of the samples' own type
-
-Limits = str | tuple[float, float]  # "auto", "container", or the grey values of black and white
-
-
-@dataclass(frozen=True)
-class Scale:
-    """Which grey values of a file are black and white, and in how many bits it holds them (8 or 16)."""
-
-    black: float  # the file's grey value that is shown as 0
-    white: float  # the one that is shown as 1
-    container: int  # bits that a PNG needs for it
-
-
-@dataclass(frozen=True, eq=False)
-class Decoded:
-    """What a reader finds. pixels: (H, W) in [0, 1], upright; bits: the significant ones.
-
-    scale: where it is not black = 0 and white = all bits set. note: what the user should know. orientation: EXIF's, as
-    the file lies; 1: upright. stretched: shown from its own least to its own largest value, as nothing else is said.
-    """
-
-    pixels: np.ndarray
-    bits: int
-    scale: Scale | None = None
-    note: str = ""
-    orientation: int = 1
-    stretched: bool = False
-
-
-def refuse_size(height: int, width: int) -> None:
-    """Raise ValueError for a size, known from a header, that no X-ray has."""
-    if height < 1 or width < 1:
-        raise ValueError(f"it holds no pixels ({width} x {height})")
-    if height * width > MAX_PIXELS:
-        raise ValueError(f"it claims {width} x {height} pixels, more than {MAX_PIXELS}")
-    # The networks see squares: a thin image is padded to one.
-    side = max(height, width)
-    if side**2 > MAX_PIXELS:
-        raise ValueError(
-            f"it is {width} x {height}; padded to a square it has {side} x {side} pixels, more than {MAX_PIXELS}"
-        )
-
-
-def to_grey(levels: np.ndarray) -> np.ndarray:
-    """(H, W) or (H, W, 3 or 4), red first -> (H, W). Alpha is dropped."""
-    if levels.ndim == 2:
-        return levels
-    # In float64, so that 16-bit colour keeps fractions of a level.
-    return levels[..., :3].astype(np.float64) @ np.array(GREY)
-
-
-# --- Range ------------------------------------------------------------------------------------------------------------
-
-
-def scaled(
-    levels: np.ndarray,
-    container: int,
-    limits: Limits,
-    *,
-    bits: int | None = None,
-    white: int | None = None,
-    white_is_zero: bool = False,
-) -> Decoded:
-    """Grey levels (H, W) -> [0, 1].
-
-    container: bits in which the file holds them. bits, white: significant bits and the level of white, where the header
-    says so; a header is believed, and a level above its white is an error. Without, levels that stay below a quarter of
-    16 bits are read as the next of DETECTOR_BITS, with a note: to the networks such an image is black otherwise.
-    limits: as in `images.read`.
-    """
-    # What the user says needs no guess: numbers first, then the whole container.
-    full = int(2**container - 1)
-    if isinstance(limits, tuple):
-        return _forced(levels, container, limits, white_is_zero)
-    note = ""
-    if limits == "container":
-        bits = container
-        white = full
-
-    # The header is silent. A 12-bit image in 16 bits would come out almost black, so the content decides, and the user
-    # is told.
-    if white is None:
-        bits = _bits_used(levels, container)
-        white = int(2**bits - 1)
-        if bits < container:
-            note = (
-                f"no grey value is above {white} of {full}, so it is read as {bits} bits "
-                f"(eval.range=container reads all 16, eval.range={white} forces this)"
-            )
-    # A header that its own pixels contradict is wrong, and clipping would hide it.
-    if levels.max() > white:
-        raise ValueError(f"its largest value {levels.max():.0f} is above what its header declares, {white}")
-    # In int64: unsigned levels would wrap.
-    if white_is_zero:
-        levels = int(white) - levels.astype(np.int64)
-    return Decoded(levels / np.float64(white), bits or container, _unless_full(0, white, container), note)
-
-
-def _bits_used(levels: np.ndarray, container: int) -> int:
-    """The least of DETECTOR_BITS into which all levels fit, where the file holds 16; else what it holds."""
-    largest = levels.max()
-    fitting = [bits for bits in DETECTOR_BITS if largest <= 2**bits - 1]
-    # In 8-bit files a small largest value is a dark image, not a shallower detector.
-    return fitting[0] if container == 16 and fitting else container
-
-
-def _forced(levels: np.ndarray, container: int, limits: tuple[float, float], white_is_zero: bool = False) -> Decoded:
-    """Levels of any type between two that the user names; those outside are cut."""
-    black, white = limits
-    # A limit that no value can reach is a slip of the keyboard.
-    if levels.dtype.kind in "bu" and white > 2**container - 1:
-        raise ValueError(f"its {container} bits hold at most {2**container - 1}, less than the given white, {white:g}")
-
-    # What lies outside is cut, as a window does it, but never without a word.
-    unit = (levels - np.float64(black)) / (np.float64(white) - black)
-    outside = np.mean((unit < 0) | (unit > 1))
-    note = (
-        f"{outside:.1%} of the grey values lie outside the given range (eval.range, data.range) and are cut"
-        if outside
-        else ""
-    )
-    unit = np.clip(unit, 0, 1)
-    if white_is_zero:
-        unit = 1 - unit
-    # Only what fits into a PNG can be written back as it was.
-    whole = levels.dtype.kind in "bu" and black >= 0 and black == int(black) and white == int(white)
-    if not whole:
-        return Decoded(unit, 16, note=note)
-    bits = min(int(white).bit_length(), container)
-    return Decoded(unit, bits, _unless_full(black, white, container), note)
-
-
-def _unless_full(black: float, white: float, container: int) -> Scale | None:
-    """The scale in which a PNG can hold the same grey values, 8 or 16 bits; None where its whole range is the usual
-    one."""
-    container = 8 if container <= 8 else 16
-    # None is the usual case: results are then written with the container's whole range.
-    full = 2**container - 1
-    if white > full or (black == 0 and white == full):
-        return None
-    return Scale(black, white, container)
-
-
-def upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    """(H, W) as a file holds it -> as it is to be seen. orientation: EXIF's, 1 to 8."""
-    # EXIF's numbers: 2 and 4 mirror, 3 turns by half, 6 and 8 by a quarter, 5 and 7 mirror and turn.
-    turns = {
-        2: np.fliplr,
-        3: lambda image: np.rot90(image, 2),
-        4: np.flipud,
-        5: np.transpose,
-        6: lambda image: np.rot90(image, -1),
-        7: lambda image: np.rot90(image, 2).T,
-        8: np.rot90,
-    }
-    return turns[orientation](pixels) if orientation in turns else pixels
-
-
-def as_stored(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    """Inverse of `upright`: two of the quarter turns undo each other, the other orientations undo themselves."""
-    return upright(pixels, {6: 8, 8: 6}.get(orientation, orientation))
 
 
 # --- PNG, TIFF, JPEG and others ---------------------------------------------------------------------------------------
@@ -233,7 +70,7 @@ def _decode(content: bytes, picture, limits: Limits) -> Decoded:
     picture.load()
     # Pillow's modes: F is 32-bit floats, I and I;16 are whole numbers above 8 bits, all others have 8 bits a channel.
     if picture.mode == "F":
-        return _floats(np.asarray(picture), limits)
+        return scaled_floats(np.asarray(picture), limits)
     if picture.mode.startswith("I"):
         return _whole_numbers(picture, declared, limits)
     if declared.container == 16:
@@ -254,7 +91,7 @@ class _Declared:
 def _of_declared(levels: np.ndarray, declared: _Declared, limits: Limits, white_is_zero: bool = False) -> Decoded:
     # A PNG that this project wrote says which values are black and white.
     if limits == "auto" and declared.limits is not None:
-        return _forced(levels, declared.container, declared.limits)
+        return scaled_between(levels, declared.container, declared.limits)
     white = declared.white
     # Writers that put 12 bits into 16 without scaling them are common; if all fit into sBIT bits, this is one.
     if declared.bits is not None and white == 2**16 - 1 and levels.max() <= 2**declared.bits - 1:
@@ -273,7 +110,7 @@ def _whole_numbers(picture, declared: _Declared, limits: Limits) -> Decoded:
     # differently.
     if declared.container > 16 or signed:
         if isinstance(limits, tuple):
-            return _forced(levels, declared.container, limits, white_is_zero)
+            return scaled_between(levels, declared.container, limits, white_is_zero)
         raise ValueError(
             f"{declared.container}-bit or signed integers have no known range; save it as 8- or 16-bit unsigned, "
             "or give eval.range=BLACK..WHITE (of training pairs data.source=, data.range=)"
@@ -309,7 +146,7 @@ def _orientation(picture) -> int:
 def _declared(content: bytes, picture) -> _Declared:
     """What the header says of the range. It wins over the content: the images of a pair must be scaled alike."""
     if picture.format == "PNG":
-        return _declared_png(_png_chunks(content))
+        return _declared_png(png.read_chunks(content))
     if picture.format == "TIFF":
         return _declared_tiff(picture)
     if picture.format == "JPEG2000":
@@ -326,7 +163,7 @@ def _declared_png(chunks: dict[bytes, bytes]) -> _Declared:
     container = 16 if chunks[b"IHDR"][8] == 16 else 8
     keyword, _, text = chunks.get(b"tEXt", b"").partition(b"\0")
     own = re.fullmatch(rb"(\d{1,5})\.\.(\d{1,5})", text)
-    if keyword == RANGE_KEYWORD and own and int(own[1]) < int(own[2]):
+    if keyword == png.RANGE_KEYWORD and own and int(own[1]) < int(own[2]):
         return _Declared(container, limits=(float(own[1]), float(own[2])))
 
     # At 8 bits the range is the whole byte. At 16 a PNG without sBIT leaves the depth open, and the content decides.
@@ -421,27 +258,30 @@ def _float_tiff(content: bytes, limits: Limits) -> Decoded:
         if len(shape) != 2 or page.dtype is None or page.dtype.kind != "f":
             raise ValueError(f"a TIFF of {page.dtype} and shape {shape} is not supported; save it as 8- or 16-bit grey")
         refuse_size(*shape)
-        return _floats(page.asarray(), limits)
+        return scaled_floats(page.asarray(), limits)
 
 
-def _png_chunks(content: bytes) -> dict[bytes, bytes]:
-    """{type: first chunk's data}; ValueError for a wrong checksum or a missing end."""
-    chunks: dict[bytes, bytes] = {}
-    start = 8  # behind the signature
-    while b"IEND" not in chunks:
-        length = int.from_bytes(content[start : start + 4], "big")
-        name = content[start + 4 : start + 8]
-        data = content[start + 8 : start + 8 + length]
-        # A chunk is length, name, data and the checksum over name and data. Pillow does not check all of them.
-        checksum = content[start + 8 + length : start + 12 + length]
-        if len(checksum) < 4:
-            raise ValueError("the PNG is truncated")
-        if zlib.crc32(name + data) != int.from_bytes(checksum, "big"):
-            raise ValueError("the PNG is damaged (wrong checksum)")
-        # The first of a kind counts: `images.write_like` puts its text right behind the header.
-        chunks.setdefault(name, data)
-        start += 12 + length
-    return chunks
+# --- Orientation ------------------------------------------------------------------------------------------------------
+
+
+def upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """(H, W) as a file holds it -> as it is to be seen. orientation: EXIF's, 1 to 8."""
+    # EXIF's numbers: 2 and 4 mirror, 3 turns by half, 6 and 8 by a quarter, 5 and 7 mirror and turn.
+    turns = {
+        2: np.fliplr,
+        3: lambda image: np.rot90(image, 2),
+        4: np.flipud,
+        5: np.transpose,
+        6: lambda image: np.rot90(image, -1),
+        7: lambda image: np.rot90(image, 2).T,
+        8: np.rot90,
+    }
+    return turns[orientation](pixels) if orientation in turns else pixels
+
+
+def as_stored(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """Inverse of `upright`: two of the quarter turns undo each other, the other orientations undo themselves."""
+    return upright(pixels, {6: 8, 8: 6}.get(orientation, orientation))
 
 
 # --- Arrays and raw files ---------------------------------------------------------------------------------------------
@@ -474,9 +314,9 @@ def read_array(path: Path, limits: Limits) -> Decoded:
         levels = to_grey(values)
         return scaled(levels, 8, limits, bits=8, white=255) if container == 8 else scaled(levels, 16, limits)
     if letter == "f":
-        return _floats(to_grey(values), limits)
+        return scaled_floats(to_grey(values), limits)
     if letter in "iu" and isinstance(limits, tuple):
-        return _forced(to_grey(values), container, limits)
+        return scaled_between(to_grey(values), container, limits)
     raise ValueError(f"{values.dtype} has no known range; save it as uint8, uint16 or as floats from 0 to 1")
 
 
@@ -495,20 +335,3 @@ def read_jsrt(path: Path, limits: Limits) -> Decoded:
 
     # Bones are dark in the file; 1 - x makes them bright, as in the clinic.
     return Decoded(1 - levels.reshape(JSRT_SIDE, JSRT_SIDE) / np.float64(white), JSRT_BITS)
-
-
-def _floats(values: np.ndarray, limits: Limits) -> Decoded:
-    """Floats that lie in [0, 1] or between given limits; those that are not finite are refused by `images.read`."""
-    values = np.asarray(values)
-    # Left to `images.read`, whose message is clearer than that of the range below.
-    if not np.isfinite(values).all():
-        return Decoded(values, 16)
-    if isinstance(limits, tuple):
-        return _forced(values, 16, limits)
-    # Floats in other units (-1 to 1, 0 to 255, Hounsfield) cannot be told apart by their content.
-    if not 0 <= values.min() <= values.max() <= 1:
-        raise ValueError(
-            f"its floats run from {values.min():g} to {values.max():g}; expected 0 to 1 "
-            "(or eval.range=BLACK..WHITE; of training pairs data.source=, data.range=)"
-        )
-    return Decoded(values, 16)

@@ -19,11 +19,12 @@ from models.unet import ConditionalUNet
 from models.vqgan import MLVQGAN
 
 torch.set_num_threads(1)
-if (
-    signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-):  # a shell's background jobs start so, and the scripts that tests signal would inherit it
+# A shell's background jobs ignore Ctrl-C, and the scripts that tests send signals to would inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
 ROOT = Path(__file__).resolve().parent.parent
+# Settings of networks and images so small that each script takes seconds.
 TINY = [
     "--profile",
     "demo",
@@ -55,7 +56,9 @@ TINY = [
 
 def run_script(script: str, *arguments: str, folder: Path = ROOT) -> tuple[int, str, str]:
     """Run a script in a folder without starting Python and torch anew -> (exit status, stdout, stderr)."""
-    out, err = io.StringIO(), io.StringIO()
+    path = str(ROOT / script)
+    out = io.StringIO()
+    err = io.StringIO()
     with (
         pytest.MonkeyPatch.context() as patch,
         redirect_stdout(out),
@@ -63,14 +66,16 @@ def run_script(script: str, *arguments: str, folder: Path = ROOT) -> tuple[int, 
         pytest.raises(SystemExit) as stop,
     ):
         patch.chdir(folder)
-        patch.setattr(sys, "argv", [str(ROOT / script), *arguments])
-        runpy.run_path(str(ROOT / script), run_name="__main__")
-    return stop.value.code or 0, out.getvalue(), err.getvalue()
+        patch.setattr(sys, "argv", [path, *arguments])
+        runpy.run_path(path, run_name="__main__")
+    status = stop.value.code or 0
+    return status, out.getvalue(), err.getvalue()
 
 
-def run(script, *arguments, folder, status=0, tiny=True) -> str:
-    """What a script says on stderr."""
-    ended, out, err = run_script(script, *(TINY if tiny else []), *arguments, folder=folder)
+def run(script: str, *arguments: str, folder: Path, status: int = 0, tiny: bool = True) -> str:
+    """Run a script, which must end with this status -> stderr. tiny: with the settings TINY before the arguments."""
+    settings = TINY if tiny else []
+    ended, out, err = run_script(script, *settings, *arguments, folder=folder)
     assert ended == status, f"{script} ended with {ended}\n{out}\n{err}"
     return err
 
@@ -84,12 +89,17 @@ def recording(found: set[str]) -> Iterator[None]:
     writers = {config.parse.__code__, config.parse_variants.__code__, config.to_yaml.__code__, config.values.__code__}
 
     def is_written_down() -> bool:
+        """Whether one of the writers is among the callers of the recorder, which calls this."""
         frame = sys._getframe(2)
-        while frame is not None and frame.f_code not in writers:
+        while frame is not None:
+            if frame.f_code in writers:
+                return True
             frame = frame.f_back
-        return frame is not None
+        return False
 
     def recorder(section: str):
+        """A section's way of reading its attributes; section: what stands before a setting's name, such as "eval."."""
+
         def __getattribute__(self, name):
             key = f"{section}{name}"
             if key in config.KEYS and not is_written_down():
@@ -113,7 +123,7 @@ def keys_read() -> dict[str, set[str]]:
 
 @pytest.fixture(scope="session")
 def chain(tmp_path_factory, keys_read):
-    """A folder in which everything has been run once."""
+    """A folder in which every script has been run once, each on what those before it have left."""
     folder = tmp_path_factory.mktemp("chain")
 
     def run_recorded(script: str, *arguments: str) -> None:
@@ -130,6 +140,7 @@ def chain(tmp_path_factory, keys_read):
         "batch_lcm_eval.py",
     ):
         run_recorded(script)
+    # Where LPIPS has no features, metrics.py ends with an error that names them.
     try:
         run_recorded("metrics.py", "metrics.prediction=[runs/demo/ldm_eval,runs/demo/batch_lcm_eval]")
     except AssertionError as error:
@@ -138,17 +149,30 @@ def chain(tmp_path_factory, keys_read):
     return folder
 
 
+@pytest.fixture(scope="session")
+def simulated(tmp_path_factory):
+    """A folder with five simulated pairs in set/, checked and split into lists/; not to be changed."""
+    from data_preparation import call
+
+    folder = tmp_path_factory.mktemp("simulated")
+    out, errors = call(folder, "simulate.count=5")
+    assert errors == []
+    assert "set_trainset.txt: 3 images" in out
+    return folder
+
+
 @pytest.fixture
 def run_here():
+    """`run_script`, for tests that import nothing of this file."""
     return run_script
 
 
 @pytest.fixture(scope="session")
 def networks():
     """(ML-VQGAN, ConditionalUNet), small, for images of 64 x 64; not to be changed."""
-    return fill(MLVQGAN(channels=(8, 16), residual_channels=8, residual_layers=1, codes=32)), fill(
-        ConditionalUNet(width=32, multipliers=(1, 1), blocks=1, heads=4, attention=(2,))
-    )
+    vqgan = MLVQGAN(channels=(8, 16), residual_channels=8, residual_layers=1, codes=32)
+    unet = ConditionalUNet(width=32, multipliers=(1, 1), blocks=1, heads=4, attention=(2,))
+    return fill(vqgan), fill(unet)
 
 
 @pytest.fixture(scope="session")

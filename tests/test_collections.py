@@ -1,19 +1,21 @@
-"""Trees and lists of X-rays, faulty files, shares of a job array, size of results, bf16 on a CPU."""
+"""Trees and lists of X-rays, faulty files, shares of a job array, size of results, codes in float32 under bf16."""
 
 import json
 import os
+import shutil
+import threading
 
 import numpy as np
 import pytest
 import torch
 
 from models import images, pipelines
-from models.data import lists
-from models.evaluation import record, record_lines, run, shards
+from models.data import inputs
+from models.evaluation import cases, record, record_lines, run, shards
 from models.evaluation.cases import find_cases
 from models.evaluation.reading import Reader
 from models.evaluation.results import Form, Output
-from models.runtime import device
+from models.runtime import checkpoint
 from models.runtime.files import UserError
 
 SIZE = 32
@@ -65,12 +67,12 @@ def test_a_tree_is_walked_without_circles_and_results_mirror_it(tree, capsys):
 def test_lists_hold_relative_and_absolute_paths(tree):
     path = tree / "in" / "list.txt"
     path.write_text("p1/a.png\np2/a\n")
-    assert list(lists.read_paths(path, tree)) == ["p1/a", "p2/a"]
+    assert list(inputs.read_paths(path, tree)) == ["p1/a", "p2/a"]
     path.write_text(f"{tree}/in/p1/s1/b.png\n{tree}/in/p1/a.png\n")
-    assert list(lists.read_paths(path, tree)) == ["s1/b", "a"]
+    assert list(inputs.read_paths(path, tree)) == ["s1/b", "a"]
     path.write_text("p1/a.png\np1/gone.png\n")
     with pytest.raises(UserError, match="does not hold: p1/gone.png"):
-        lists.read_paths(path, tree)
+        inputs.read_paths(path, tree)
 
 
 def test_truth_lies_below_bs_as_the_xray_below_cxr(tmp_path):
@@ -140,7 +142,7 @@ def test_shares_that_are_none_are_refused():
 def test_an_unchanged_xray_is_not_read_to_go_on(tree, monkeypatch):
     evaluate(tree, shard=(1, 1))
     digests = []
-    monkeypatch.setattr(record.checkpoint, "digest", lambda path: digests.append(path) or "other")
+    monkeypatch.setattr(checkpoint, "digest", lambda path: digests.append(path) or "other")
     cases = find_cases(tree / "in", tree, None)
     opened = record.Record(Output.at(tree / "out", 6), {"image_size": SIZE}, cases)
     assert len(opened.done) == 6 and digests == []
@@ -163,6 +165,25 @@ def test_going_on_asks_once_for_each_file_and_lists_each_folder_once(tree, monke
     xrays = [path for path in asked if path.endswith(".png")]
     assert sorted(xrays) == sorted(case.file for case in cases)
     assert len(listed) == len(set(listed)) and not [path for path in listed if "snapshots" in path]
+
+
+def test_a_slow_file_system_is_asked_by_many_threads_and_answers_the_same(tree, monkeypatch):
+    (tree / "in").rename(tree / "CXR")
+    (tree / "BS").mkdir()
+    shutil.copy(tree / "CXR/a.png", tree / "BS/a.png")
+    xrays = find_cases(tree / "CXR", tree, None)
+    (tree / "CXR/p2/c.png").unlink()
+    one = cases.stamps_and_numbers(xrays)
+    monkeypatch.setattr(cases, "SLOW_ANSWER", 0)
+    monkeypatch.setattr(cases, "ASKED_TOGETHER", 1)
+    asking = set()
+    ask = cases._ask_for
+    monkeypatch.setattr(cases, "_ask_for", lambda *asked: (asking.add(threading.current_thread()), ask(*asked))[1])
+    assert cases.stamps_and_numbers(xrays) == one
+    assert threading.main_thread() in asking and len(asking) > 1
+    stamps, numbers = one
+    assert stamps["p2/c"] == "" and stamps["a"] == cases.stamp_of(os.stat(tree / "CXR/a.png"))
+    assert numbers == {os.stat(path).st_ino for path in tree.rglob("*.png")}
 
 
 def test_what_is_taken_of_a_record_is_what_its_json_says(tmp_path):
@@ -226,21 +247,6 @@ def test_results_may_be_small_of_8_bits_and_without_panels(tree):
     assert result.pixels.shape == (16, 16) and result.bits == 8 and not (tree / "out" / "panels").exists()
     mean = images.read(tree / "in" / "p1" / "a.png").pixels.reshape(16, 2, 16, 2).mean((1, 3))
     assert np.abs(result.pixels - (0.25 + mean / 2)).max() < 0.6 / 255  # half of it on [-1, 1], area average, 8 bits
-
-
-def test_auto_takes_bf16_on_a_cpu_that_has_it(monkeypatch):
-    for has_it, precision in ((True, "bf16"), (False, "float32")):
-        monkeypatch.setattr(device, "cpu_computes_bf16", lambda answer=has_it: answer)
-        assert device.pick_precision("auto", torch.device("cpu")) == precision
-        assert device.pick_precision("float32", torch.device("cpu")) == "float32"
-
-
-def test_a_cpu_whose_instructions_for_bf16_are_slow_keeps_float32():
-    """Processors with avx512_fp16 have amx_bf16 for it; where a virtual machine hides that, bf16 has half the speed."""
-    assert not device.bf16_pays({"avx2", "avx512f"})
-    assert device.bf16_pays({"avx512f", "avx512_bf16"})
-    assert not device.bf16_pays({"avx512f", "avx512_bf16", "avx512_fp16"})
-    assert device.bf16_pays({"avx512f", "avx512_bf16", "avx512_fp16", "amx_bf16"})
 
 
 def test_on_a_cpu_the_encoder_decides_the_codes_in_float32(networks):

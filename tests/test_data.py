@@ -8,7 +8,7 @@ from PIL import Image
 from test_augment import augmentation
 
 from models import images
-from models.data import checks, datasets, lists
+from models.data import checks, datasets, inputs, lists
 from models.runtime.files import UserError
 from models.simulate import phantom
 
@@ -232,23 +232,23 @@ def test_trainings_say_of_ranges_that_no_file_declares(tmp_path, capsys):
 
 
 def test_what_is_evaluated(root, tmp_path):
-    assert list(lists.inputs(root / "CXR", root)) == ["0", "1", "2"] and list(
-        lists.inputs(root / "CXR" / "1.png", root)
+    assert list(inputs.find_inputs(root / "CXR", root)) == ["0", "1", "2"] and list(
+        inputs.find_inputs(root / "CXR" / "1.png", root)
     ) == ["1"]
     lists.write_list(tmp_path / "list.txt", ["2.png", "1.png"])
-    assert list(lists.inputs(tmp_path / "list.txt", root)) == ["2", "1"]
+    assert list(inputs.find_inputs(tmp_path / "list.txt", root)) == ["2", "1"]
     lists.write_list(tmp_path / "list.txt", ["2.png", "9.png"])
     with pytest.raises(UserError, match="list.txt names images .* 9"):
-        lists.inputs(tmp_path / "list.txt", root)
+        inputs.find_inputs(tmp_path / "list.txt", root)
     with pytest.raises(UserError, match="neither an image"):
-        lists.inputs(tmp_path / "none", root)
+        inputs.find_inputs(tmp_path / "none", root)
 
 
 def test_truth_and_mask_are_looked_for_beside_a_cxr_folder_only(root, tmp_path):
-    assert lists.neighbour(root / "CXR" / "1.png", "BS") == root / "BS" / "1.png"
-    assert lists.neighbour(root / "CXR" / "2.png", "Mask") is None
+    assert inputs.images_beside(root / "CXR", "BS")["1"] == root / "BS" / "1.png"
+    assert "2" not in inputs.images_beside(root / "CXR", "Mask")
     images.write(tmp_path / "elsewhere" / "1.png", np.eye(64))
-    assert lists.neighbour(tmp_path / "elsewhere" / "1.png", "BS") is None
+    assert inputs.images_beside(tmp_path / "elsewhere", "BS") == {}
 
 
 @pytest.mark.slow

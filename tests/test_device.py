@@ -1,9 +1,10 @@
-"""Which device a run takes, and that one which is not there is named in one line."""
+"""Which device and precision a run takes, and that a device which is not there is named in one line."""
 
 import pytest
 import torch
 
-from models.runtime.device import pick_device, pick_precision
+from models.runtime import device
+from models.runtime.device import pick_device
 from models.runtime.files import UserError
 
 ABSENT = [
@@ -42,9 +43,20 @@ def test_the_devices_that_are_there():
     assert pick_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def test_automatic_precision_is_float32_on_a_cpu():
-    assert pick_precision("auto", torch.device("cpu")) == "float32"
-    assert pick_precision("bf16", torch.device("cpu")) == "bf16"
+@pytest.mark.parametrize("pays, precision", [(False, "float32"), (True, "bf16")])
+def test_automatic_precision_of_a_cpu_is_the_faster_one(monkeypatch, pays, precision):
+    monkeypatch.setattr(device, "cpu_computes_bf16", lambda: pays)
+    cpu = torch.device("cpu")
+    assert device.pick_precision("auto", cpu) == precision
+    assert device.pick_precision("bf16", cpu) == "bf16"
+
+
+def test_a_cpu_whose_instructions_for_bf16_are_slow_keeps_float32():
+    """Processors with avx512_fp16 have amx_bf16 for it; where a virtual machine hides that, bf16 has half the speed."""
+    assert not device.bf16_pays({"avx2", "avx512f"})
+    assert device.bf16_pays({"avx512f", "avx512_bf16"})
+    assert not device.bf16_pays({"avx512f", "avx512_bf16", "avx512_fp16"})
+    assert device.bf16_pays({"avx512f", "avx512_bf16", "avx512_fp16", "amx_bf16"})
 
 
 def test_more_processes_than_gpus_share_them(monkeypatch):

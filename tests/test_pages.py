@@ -10,6 +10,7 @@ from browser import chromium, drag, grey, open_page, settle, until
 from models import images, scores
 from models.evaluation import index_page, report_page, results, scoring
 from models.evaluation.findings import Finding
+from models.evaluation.score_table import ImageFiles, ScoreTable
 from models.evaluation.tables import Table
 from models.viewing import page as pages
 
@@ -59,6 +60,14 @@ def test_a_page_is_one_file_and_its_data_cannot_leave_their_element():
     assert json.loads(held) == {"title": "</title><script>", "name": "</script><!-- & \u2028", "x": None}
     assert "<title>&lt;/title&gt;&lt;script&gt;</title>" in text
     assert "http://" not in text.replace("http://www.w3.org/2000/svg", "") and "https://" not in text
+
+
+def test_a_page_is_written_image_by_image_as_it_would_be_at_once(tmp_path):
+    data = {"title": "&", "layers": [1, {"a": None}]}
+    for count in (0, 1, 3):
+        entries = [{"name": f"<{number}>", "values": [[float("inf")]]} for number in range(count)]
+        images.write_text(tmp_path / "index.html", pages.pieces("results", data, iter(entries)))
+        assert (tmp_path / "index.html").read_bytes() == pages.fill("results", {**data, "images": entries})
 
 
 def test_links_are_percent_encoded_and_keep_their_folders():
@@ -241,9 +250,9 @@ def report(tmp_path_factory) -> Path:
             values[name][method] = {column.key: 10.0 * place + number for column in columns}
         predictions = {method: folder / part / f"{number}.png" for method, part in zip(methods[1:], ("one", "two"))}
         file = f"{number}.png"
-        files[name] = scoring.ImageFiles(folder / "CXR" / file, folder / "BS" / file, None, predictions)
+        files[name] = ImageFiles(folder / "CXR" / file, folder / "BS" / file, None, predictions)
     values[NAMES[3]]["two"]["PSNR"] = float("inf")
-    scored = scoring.Scored(values, files, [], 64, 0, 0)
+    scored = scoring.Scored(ScoreTable.of(values), files, [], 64, 0, 0)
     table = Table("<i>Title</i>", ["method", "PSNR"], [["<b>one</b>", "1"], ["two", "2"]], {(1, 1)}, ["a note"])
     report_page.write(scored, folder / "out", [table], [Finding(HOSTILE, 31.5, 15.5, 20, "<u>x</u>")])
     # the page and its copies are all that it needs

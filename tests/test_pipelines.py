@@ -48,6 +48,17 @@ def test_a_result_depends_on_the_image_its_name_and_the_seed_alone(networks, pat
     assert not torch.allclose(together[:1], run(networks, patients, kind, which=slice(0, 1), names=("z",)), atol=1e-2)
 
 
+def test_networks_that_are_in_training_learn_nothing_from_an_xray(networks, patients):
+    """A codebook in training changes with every latent; under torchrun it would wait for the other processes."""
+    in_training = tuple(copy.deepcopy(network).train() for network in networks)
+    result = run(in_training, patients, pipelines.BSLDM, which=slice(0, 1), names=("a",))
+    assert torch.equal(result, run(networks, patients, pipelines.BSLDM, which=slice(0, 1), names=("a",)))
+    for network, known in zip(in_training, networks):
+        assert not network.training
+        for name, tensor in network.state_dict().items():
+            assert torch.equal(tensor, known.state_dict()[name]), name
+
+
 @pytest.mark.slow
 def test_bsldm_with_all_samplers_and_gllcm_with_all_guidances_and_fusions(networks, patients):
     results = [run(networks, patients, pipelines.BSLDM, sampler=sampler) for sampler in ("ddpm", "ddim", "dpmpp")]

@@ -14,8 +14,8 @@ from golden_draws import draw, fill
 from PIL import Image
 from safetensors.torch import load_file
 
-from models import config, fusion, images, pipelines, scores
-from models.data import checks, convert, datasets, lists
+from models import config, fusion, images, pipelines, scores, settings_file
+from models.data import checks, convert, datasets, inputs, lists
 from models.evaluation import results
 from models.runtime import checkpoint
 from models.runtime.files import UserError
@@ -94,7 +94,7 @@ def test_the_discriminator_starts_as_published():
 
 
 def test_source_marks_say_what_the_scripts_and_papers_have():
-    marks = config._read_meanings((ROOT / "config.yaml").read_text())
+    marks = settings_file.read_meanings((ROOT / "config.yaml").read_text())
     assert "[G]" in marks["vqgan.loss.ms_ssim"] and "[B]" not in marks["vqgan.loss.ms_ssim"]
     assert "l1 [B, S]" in marks["vqgan.loss.pixel"]
     assert "[S]" not in marks["vqgan.milestones"] and "[S]" not in marks["vqgan.gamma"]
@@ -239,7 +239,7 @@ def test_lists_with_further_columns_and_lists_without_a_name(tmp_path):
     # the test list without a name is found where the settings name the other
     write_pairs(tmp_path, [phantom.simulate(0, SIZE)])
     (tmp_path / "test_set.txt").write_text("0.png\t1\n")
-    assert list(lists.inputs(tmp_path / "SZCH_testset.txt", tmp_path)) == ["0"]
+    assert list(inputs.find_inputs(tmp_path / "SZCH_testset.txt", tmp_path)) == ["0"]
     # one with a name goes before it
     (tmp_path / "SZCH_trainset.txt").write_text("1\n")
     assert lists.list_path(tmp_path, "SZCH", "trainset").name == "SZCH_trainset.txt"

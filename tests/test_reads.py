@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from conftest import TINY, recording, run_script
 
-from models import config
+from models import config, settings_file
 
 pytestmark = pytest.mark.slow
 
@@ -65,7 +65,7 @@ BEFORE = {"comparison_eval.py": ("comparison_train.py", COMPARED[config.COMPARIS
 
 def list_keys(paths) -> set[str]:
     """The settings at or below dotted paths, and those whose names stand in braces in the values of such settings."""
-    values = config.load(ROOT / "config.yaml")
+    values = settings_file.load(ROOT / "config.yaml")
     return set(config.list_read(paths, values))
 
 

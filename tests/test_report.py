@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from models import images, scores
-from models.evaluation import pictures, report, scoring, statistics
+from models.evaluation import pictures, report, report_numbers, report_tables, scoring, statistics
+from models.evaluation.score_table import ScoreTable
 from models.runtime.files import UserError
 
 SIDE = 64
@@ -51,12 +52,12 @@ def scored(folders, lpips):
 
 
 def test_the_record_is_json_and_writing_it_takes_little_memory(tmp_path):
-    columns = [column.key for column in scoring.Scored({"1": {}}, {}, [], SIDE, 0, 1).columns]
+    columns = [column.key for column in scoring.Scored(ScoreTable(), {}, [], SIDE, 0, 1).columns]
     values = {}
     for number in range(400):
         row = {key: number + place / 7 for place, key in enumerate(columns)}
         values[f'{number} "ä"'] = {"untouched CXR": {**row, "PSNR": math.inf}, "method\n": {**row, "BSR": math.nan}}
-    scored = scoring.Scored(values, {}, [], SIDE, 0, 1)
+    scored = scoring.Scored(ScoreTable.of(values), {}, [], SIDE, 0, 1)
     tree = {"settings": "x", "cost": {"m": {"seconds": [1.5, math.nan]}}}
     tracemalloc.start()
     report.write_record(tmp_path / "a.json", tree, scored)
@@ -112,8 +113,8 @@ def test_images_are_read_a_few_ahead_and_no_more():
 
 
 def test_tables_hold_means_and_spreads_and_mark_the_best(scored):
-    summary = report.summarise(scored)
-    tables = report.quality_tables(scored, summary)
+    summary = report_numbers.summarise(scored)
+    tables = report_tables.quality_tables(scored, summary)
     assert [table.title for table in tables] == list(scored.groups) and "Scores inside the lungs" in scored.groups
     psnr = scored.series("good", "PSNR")
     assert tables[0].headings[3] == "PSNR (dB) ↑" and tables[0].rows[1][3] == f"{psnr.mean():.3f} ± {psnr.std():.3f}"
@@ -123,7 +124,7 @@ def test_tables_hold_means_and_spreads_and_mark_the_best(scored):
     }  # of an error the smaller is the better
     low, high = summary["good"]["MSE"]["low"], summary["good"]["MSE"]["high"]
     assert low < scored.series("good", "MSE").mean() < high
-    assert f"[{1000 * low:.3f}, {1000 * high:.3f}]" in report.interval_table(scored, summary).rows[1][2]
+    assert f"[{1000 * low:.3f}, {1000 * high:.3f}]" in report_tables.interval_table(scored, summary).rows[1][2]
 
 
 def test_the_best_is_marked_where_the_table_shows_a_tie_but_never_alone_or_undefined():
@@ -135,9 +136,9 @@ def test_the_best_is_marked_where_the_table_shows_a_tie_but_never_alone_or_undef
         values = {}
         for i in range(3):
             values[str(i)] = {name: {column.key: np.broadcast_to(row, 3)[i]} for name, row in of_methods.items()}
-        scored = scoring.Scored(values, {}, [], SIDE, 0, 0)
+        scored = scoring.Scored(ScoreTable.of(values), {}, [], SIDE, 0, 0)
         summary = {name: {column.key: statistics.describe(scored.series(name, column.key))} for name in of_methods}
-        return report._best(scored, column, summary)
+        return report_tables._best(scored, column, summary)
 
     assert best(bsr, 0.5, a=0.9, b=0.900000001, c=math.nan) == [1, 2]
     assert best(bsr, 0.5, a=0.9) == [] and best(bsr, 0.5, a=math.nan, b=math.nan) == []
@@ -152,19 +153,19 @@ def test_the_best_is_marked_where_the_table_shows_a_tie_but_never_alone_or_undef
 
 def test_results_that_all_equal_the_truth_have_an_infinite_psnr_in_the_table():
     column = scores.PUBLISHED[2]
-    assert report._mean_and_spread(np.array([math.inf, math.nan]), {"count": 0}, column) == "∞"
-    assert report._mean_and_spread(np.array([math.nan, math.nan]), {"count": 0}, column) == "—"
+    assert report_tables._mean_and_spread(np.array([math.inf, math.nan]), {"count": 0}, column) == "∞"
+    assert report_tables._mean_and_spread(np.array([math.nan, math.nan]), {"count": 0}, column) == "—"
 
 
 def test_paired_tests_are_corrected_over_the_pairs_of_a_score(scored, folders):
-    tests = report.compare_methods(scored)
+    tests = report_numbers.compare_methods(scored)
     pairs = [(scores.REFERENCE, "good"), (scores.REFERENCE, "a_b%"), ("good", "a_b%")]
     assert len(tests) == 3 * len(scored.columns) and [(test["a"], test["b"]) for test in tests[:3]] == pairs
     of_mse = [test for test in tests if test["score"] == "MSE"]
     assert [test["p"] for test in of_mse] == pytest.approx([2 / 2**COUNT] * 3)
     assert [test["p_holm"] for test in of_mse] == pytest.approx([6 / 2**COUNT] * 3)
     values = {name: {**rows, "third": rows["good"]} for name, rows in scored.values.items()}
-    three = report.compare_methods(scoring.Scored(values, scored.files, [], SIDE, 0, COUNT))
+    three = report_numbers.compare_methods(scoring.Scored(ScoreTable.of(values), scored.files, [], SIDE, 0, COUNT))
     of_mse = {(test["a"], test["b"]): test for test in three if test["score"] == "MSE"}
     assert len(of_mse) == 6 and math.isnan(of_mse.pop(("good", "third"))["p"])
     assert [test["p_holm"] for test in of_mse.values()] == pytest.approx(
@@ -194,8 +195,8 @@ def test_costs_come_from_the_evaluations_summaries(tmp_path):
     ):
         (tmp_path / name).mkdir()
         (tmp_path / name / "summary.json").write_text(json.dumps(summary))
-    found = report.costs({name: tmp_path / name for name in ("new", "old", "other", "absent")})
-    table = report.cost_table(found)
+    found = report_numbers.costs({name: tmp_path / name for name in ("new", "old", "other", "absent")})
+    table = report_tables.cost_table(found)
     assert table.rows == [
         ["new", "LCM", "50", "436.9 M", "68.2", "8.54", "3.00 GiB"],
         ["other", "—", "—", "0.010 M", "—", "1.00", "—"],
@@ -242,12 +243,23 @@ def test_tables_replace_no_file_but_their_own(scored, folders, tmp_path):
         report.refuse_foreign(tmp_path, ["good"], [], "metrics.output")
 
 
+def test_there_is_no_report_of_more_images_than_a_browser_can_list(scored, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(report, "write_pictures", lambda *_: None)
+    monkeypatch.setattr(report, "MOST_IMAGES", COUNT - 1)
+    (tmp_path / "report.html").touch()  # of an earlier run, whose numbers are not these
+    (tmp_path / "metrics.json").write_text('{"summary": {}}')
+    report.write(scored, tmp_path)
+    assert not (tmp_path / "report.html").exists() and "no report.html" in capsys.readouterr().err
+
+
 def test_best_median_and_worst_are_by_mse(scored):
-    assert report.extremes(scored, "good") == {"best": "0", "median": "3", "worst": "6"}
-    few = {name: scored.values[name] for name in ("4", "2")}
-    assert report.extremes(scoring.Scored(few, scored.files, [], SIDE, 0, 0), "good") == {"best": "2", "worst": "4"}
-    one = {"4": scored.values["4"]}
-    assert report.extremes(scoring.Scored(one, scored.files, [], SIDE, 0, 0), "good") == {"best": "4"}
+    def extremes_of(*names):
+        chosen = ScoreTable.of({name: scored.values[name] for name in names})
+        return report_numbers.extremes(scoring.Scored(chosen, scored.files, [], SIDE, 0, 0), "good")
+
+    assert report_numbers.extremes(scored, "good") == {"best": "0", "median": "3", "worst": "6"}
+    assert extremes_of("4", "2") == {"best": "2", "worst": "4"}
+    assert extremes_of("4") == {"best": "4"}
 
 
 def test_faults_end_before_a_network_is_built(folders, monkeypatch):
@@ -299,12 +311,12 @@ def test_confidence_is_what_the_table_says():
 def test_groups_and_ablations_stand_as_in_the_papers(scored, tmp_path):
     """Universal methods before task-specific ones; GL-LCM's guidances beside each other, in the paper's order."""
     methods = scored.methods[1:]
-    summary = report.summarise(scored)
+    summary = report_numbers.summarise(scored)
     groups = {methods[0]: "Task-Specific Method", methods[1]: "Universal Method"}
-    table = report.quality_tables(scored, summary, groups)[0]
+    table = report_tables.quality_tables(scored, summary, groups)[0]
     assert [row[0] for row in table.rows] == [scored.methods[0], methods[1], methods[0]]
     assert table.groups == {1: "Universal Method", 2: "Task-Specific Method"}
-    plain = report.quality_tables(scored, summary)[0]
+    plain = report_tables.quality_tables(scored, summary)[0]
     by_method = {row[0]: {j for i, j in table.best if table.rows[i] is row} for row in table.rows}
     assert by_method == {row[0]: {j for i, j in plain.best if plain.rows[i] is row} for row in plain.rows}
 
@@ -314,6 +326,6 @@ def test_groups_and_ablations_stand_as_in_the_papers(scored, tmp_path):
         folders[method].mkdir()
         settings = {"guidance": guidance, "fusion": "poisson", "eval": {"output": guidance}}
         (folders[method] / "summary.json").write_text(json.dumps({"settings": settings}))
-    [ablation] = report.ablation_tables(scored, summary, folders)
+    [ablation] = report_tables.ablation_tables(scored, summary, folders)
     assert [row[0] for row in ablation.rows] == ["Vanilla Guidance", "LEG"]
     assert ablation.headings == ["guidance", "PSNR (dB) ↑", "LPIPS ↓"]

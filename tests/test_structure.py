@@ -14,8 +14,10 @@ ROOMS = ("runtime", "viewing", "data", "comparison", "training", "evaluation", "
 FIRST = (
     "config",
     "schema",
+    "settings_file",
     "images",
     "raster",
+    "grey_values",
     "dicom",
     "dicom_results",
     "png",

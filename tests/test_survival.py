@@ -16,7 +16,7 @@ import kill_campaign
 import pytest
 import torch
 
-from models import config
+from models import settings_file
 from models.data import datasets
 from models.runtime import checkpoint, entry
 from models.runtime.files import MachineError, UserError, replacing, sweep
@@ -336,7 +336,7 @@ def test_out_of_memory_names_the_settings_that_help(capsys, error):
     assert signal.getsignal(signal.SIGTERM) == before
     line = capsys.readouterr().err.strip()
     assert end.value.code == 1 and len(line.splitlines()) == 1
-    settings = config.flatten(config.load(str(ROOT / "config.yaml")))
+    settings = settings_file.load(ROOT / "config.yaml")
     named = {key for key in settings if key in line or key.endswith(".batch_size") and "batch_size" in line}
     assert {"train.accumulate", "train.checkpointing", "vqgan.batch_size", "eval.batch_size"} <= named
 

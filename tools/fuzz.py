@@ -46,8 +46,8 @@ from fuzz_inputs import (  # puts the project on the path
     with_odd_header,
 )
 
-from models import config, images, plausibility
-from models.data import lists
+from models import config, images, plausibility, settings_file
+from models.data import inputs, lists
 from models.evaluation.cases import find_cases
 from models.runtime import checkpoint
 from models.runtime.files import UserError
@@ -132,7 +132,7 @@ def try_name(folder: Path, out: Path, rng: random.Random) -> str:
     path = picture_file(folder, rng)
     path = path.rename(folder / (odd_name(rng)[:80] + path.suffix))
     name = images.stem(path)
-    found = lists.inputs(folder, folder)
+    found = inputs.find_inputs(folder, folder)
     assert list(found) == [name] or name.startswith("."), "a folder's image has the name that its list would give it"
     images.write(out / f"{name}.png", images.read(path).pixels)
     list_file = out / "x_testset.txt"
@@ -151,7 +151,7 @@ def try_list(folder: Path, out: Path, rng: random.Random) -> str:
     (folder / "CXR").mkdir()
     picture_file(folder / "CXR", rng, "0")
     lists.read_list(path, folder / "CXR")
-    lists.inputs(path, folder)
+    inputs.find_inputs(path, folder)
     return "result"
 
 
@@ -187,7 +187,7 @@ def try_folder(folder: Path, out: Path, rng: random.Random) -> str:
 
 def odd_change(rng: random.Random) -> str:
     """A key=value for the command line, sometimes of a key that is not there."""
-    known = list(config.load(ROOT / "config.yaml"))
+    known = list(settings_file.load(ROOT / "config.yaml"))
     key = rng.choice(known)
     if rng.random() < 0.1:
         key = rng.choice((key[:-1], key + ".x", "", "eval", odd_name(rng)))
@@ -430,7 +430,7 @@ class _watched:
 # The first functions of the project that see an input.
 WATCHED = (
     (images, "read"),
-    (lists, "inputs"),
+    (inputs, "find_inputs"),
     (lists, "read_list"),
     (lists, "find_pairs"),
     (config, "parse"),

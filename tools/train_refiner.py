@@ -105,12 +105,17 @@ def estimates(data: Path, folder: Path) -> list[Path]:
             method = methods[(number // 2 + version) % len(methods)]
             # all three by one method, and with one draw of noise: they differ by the lesions alone
             key = f"{version}/{name}"
-            cxr, soft, lungs = read_changed(pairs[name + lists.TWIN], key, augmentation, method.image_size)
-            sick_cxr, sick_soft, _ = read_changed(pairs[name], key, augmentation, method.image_size)
+            side = method.image_size
+            without_lesions = pairs[name + lists.TWIN]
+            cxr, soft, lungs = read_changed(without_lesions, key, augmentation, side)
+            sick_cxr, sick_soft, _ = read_changed(pairs[name], key, augmentation, side)
             nodule_cxr, nodule_soft = add_nodules(cxr, soft, lungs, key)
-            kinds = ((cxr, soft), (sick_cxr, sick_soft), (nodule_cxr, nodule_soft))
-            layers = [estimate(*kind, lungs, key, method) for kind in kinds]
-            mask = cv2.resize(lungs.astype(np.float32), (SIZE, SIZE), interpolation=cv2.INTER_AREA) >= 0.5
+            layers = [
+                estimate(cxr, soft, lungs, key, method),
+                estimate(sick_cxr, sick_soft, lungs, key, method),
+                estimate(nodule_cxr, nodule_soft, lungs, key, method),
+            ]  # in the order of KINDS
+            mask = _at_size(lungs.astype(np.float32)) >= 0.5
             with replacing(path) as temporary, open(temporary, "wb") as file:
                 np.savez(file, layers=np.stack(layers), mask=mask)
             print(path, flush=True)
@@ -122,12 +127,17 @@ def read_changed(pair, key: str, augmentation, side: int) -> tuple[np.ndarray, n
 
     pair: the files of CXR, soft tissue and mask. key: by which both twins are changed alike.
     """
-    cxr, soft = (images.resize(images.read(path).pixels, (side, side)).astype(np.float32) for path in pair[:2])
-    mask = images.resize(images.read_mask(pair[2]).astype(np.float32), (side, side))
-    moves = replace(augmentation, contrast=0.0, gamma=0.0, sharpen=0.0, noise=0.0)  # the mask only moves
-    changed = augment.augment(augment.change_bone(cxr, soft, augmentation, key), augmentation, key)
-    lungs = augment.augment(mask, moves, key) >= 0.5
-    return np.ascontiguousarray(changed), augment.augment(soft, augmentation, key), lungs
+    cxr_path, soft_path, mask_path = pair
+    cxr = images.resize(images.read(cxr_path).pixels, (side, side))
+    soft = images.resize(images.read(soft_path).pixels, (side, side))
+    mask = images.resize(images.read_mask(mask_path), (side, side))
+
+    with_other_bone = augment.change_bone(cxr, soft, augmentation, key)
+    changed_cxr = augment.augment(with_other_bone, augmentation, key)
+    changed_soft = augment.augment(soft, augmentation, key)
+    moves_only = replace(augmentation, contrast=0.0, gamma=0.0, sharpen=0.0, noise=0.0)
+    lungs = augment.augment(mask, moves_only, key) >= 0.5
+    return np.ascontiguousarray(changed_cxr), changed_soft, lungs
 
 
 def add_nodules(cxr: np.ndarray, soft: np.ndarray, lungs: np.ndarray, key: str) -> tuple[np.ndarray, np.ndarray]:
@@ -135,50 +145,78 @@ def add_nodules(cxr: np.ndarray, soft: np.ndarray, lungs: np.ndarray, key: str) 
     random = place_generator(f"nodules/{key}")
     side = random.uniform(*SIDES)
     pixel = side / len(cxr)  # cm
-    on_ribs, between = insertion.ribs(cxr - soft, 10 * side)
-    deep = cv2.distanceTransform(lungs.astype(np.uint8), cv2.DIST_L2, 5) * pixel > INSIDE
+    on_ribs, between = insertion.ribs(cxr - soft, 10 * side)  # bool (S, S) each; the side in mm
+    depth = cv2.distanceTransform(lungs.astype(np.uint8), cv2.DIST_L2, 5) * pixel  # cm
+    deep = depth > INSIDE
+    shapes = list(NODULE_SHAPES)
+    shares = list(NODULE_SHAPES.values())
+
     water = np.zeros_like(cxr)
-    placed: list[tuple[int, int, float]] = []
-    for _ in range(random.integers(COUNT[0], COUNT[1] + 1)):
-        places = np.argwhere(deep & (on_ribs if random.random() < ON_RIBS else between))
+    placed: list[tuple[int, int, float]] = []  # x, y, diameter
+    fewest, most = COUNT
+    for _ in range(random.integers(fewest, most, endpoint=True)):
+        region = on_ribs if random.random() < ON_RIBS else between
+        places = np.argwhere(deep & region)
         diameter = float(np.clip(_log_normal(random, *DIAMETER), *DIAMETERS))
-        shape = str(random.choice(list(NODULE_SHAPES), p=list(NODULE_SHAPES.values())))
-        for _ in range(TRIES if len(places) else 0):
+        shape = str(random.choice(shapes, p=shares))
+        if len(places) == 0:
+            continue
+        for _ in range(TRIES):
             y, x = (int(value) for value in random.choice(places))
-            distances = [math.hypot(x - a, y - b) * pixel - 0.7 * (diameter + other) for a, b, other in placed]
-            if all(distance > CLEAR for distance in distances):
-                lesions.add(water, _nodule(shape, diameter, pixel, random), x, y)
+            if _is_clear(x, y, diameter, placed, pixel):
+                nodule = _nodule(shape, diameter, pixel, random)
+                lesions.add(water, nodule, x, y)
                 placed.append((x, y, diameter))
                 break
 
     # the same change of grey values in both, as the insertion test wants it kept
     with_nodules = insertion.insert(cxr, water)
-    return with_nodules, np.clip(soft + with_nodules - cxr, 0, 1)
+    soft_with_nodules = np.clip(soft + with_nodules - cxr, 0, 1)
+    return with_nodules, soft_with_nodules
+
+
+def _is_clear(x: int, y: int, diameter: float, placed: list[tuple[int, int, float]], pixel: float) -> bool:
+    """Whether a nodule of this diameter (cm) at this place (pixels) is far enough from those that are placed."""
+    for other_x, other_y, other_diameter in placed:
+        distance = math.hypot(x - other_x, y - other_y) * pixel  # cm, between the middles
+        if distance - 0.7 * (diameter + other_diameter) <= CLEAR:
+            return False
+    return True
 
 
 def _nodule(shape: str, diameter: float, pixel: float, random: np.random.Generator) -> np.ndarray:
     """One nodule, (h, h) float32: cm of water that it adds. diameter, pixel: cm."""
     thickness = lesions.thickness(shape, diameter, pixel, random)
     most = _log_normal(random, *WATER) * diameter**GROWTH
-    thickness = (thickness * (most / thickness.max())).astype(np.float32)
+    scale = most / thickness.max()
+    thickness = (thickness * scale).astype(np.float32)
     if random.random() < SOFTENED:
-        sigma = max(0.3, random.uniform(0, OUTLINE) * diameter / pixel)  # pixels
+        outline_sigma = random.uniform(0, OUTLINE) * diameter  # cm
+        sigma = max(0.3, outline_sigma / pixel)  # pixels
         thickness = cv2.GaussianBlur(thickness, (0, 0), sigma)
     return thickness
 
 
 def _log_normal(random: np.random.Generator, median: float, sigma: float) -> float:
-    return float(np.exp(random.normal(math.log(median), sigma)))
+    logarithm = random.normal(math.log(median), sigma)
+    return float(np.exp(logarithm))
 
 
 def estimate(cxr: np.ndarray, soft: np.ndarray, lungs: np.ndarray, key: str, method: pipelines.Pipeline) -> np.ndarray:
     """LAYERS of one X-ray, float16 (4, SIZE, SIZE). cxr, soft: float32 (S, S); lungs: bool (S, S); key: of its
     noise."""
-    signed = images.to_signed(torch.from_numpy(np.ascontiguousarray(cxr, dtype=np.float32)))[None, None]  # (1, 1, S, S)
-    result = images.to_unit(method(signed, [key], [lungs]))[0, 0].numpy()
-    layers = [cv2.resize(layer, (SIZE, SIZE), interpolation=cv2.INTER_AREA) for layer in (cxr, soft, cxr - result)]
-    layers.append(unlike_lines(torch.from_numpy(cxr - result)[None, None])[0, 0].numpy())
+    contiguous = np.ascontiguousarray(cxr, dtype=np.float32)
+    signed = images.to_signed(torch.from_numpy(contiguous))[None, None]  # (1, 1, S, S)
+    result = images.to_unit(method(signed, [key], [lungs]))  # (1, 1, S, S)
+    bone = cxr - result[0, 0].numpy()
+    unlike = unlike_lines(torch.from_numpy(bone)[None, None])  # (1, 1, SIZE, SIZE)
+    layers = [_at_size(cxr), _at_size(soft), _at_size(bone), unlike[0, 0].numpy()]
     return np.stack(layers).astype(np.float16)
+
+
+def _at_size(image: np.ndarray) -> np.ndarray:
+    """Float32 (S, S) -> (SIZE, SIZE)."""
+    return cv2.resize(image, (SIZE, SIZE), interpolation=cv2.INTER_AREA)
 
 
 # --- training ---------------------------------------------------------------------------------------------------------
@@ -195,66 +233,93 @@ class Samples:
         self.patients = []
         for path in files:
             with np.load(path, allow_pickle=False) as arrays:
-                self.patients.append((torch.from_numpy(arrays["layers"]), torch.from_numpy(arrays["mask"])))
+                layers = torch.from_numpy(arrays["layers"])  # (3, 4, S, S), float16; the kinds as in KINDS
+                mask = torch.from_numpy(arrays["mask"])  # (S, S), bool
+                self.patients.append((layers, mask))
         self.names = [str(number) for number in range(count)]
         self.moved = moved
 
     def batches(self, index_lists: list[list[int]], epoch: int = 0) -> Iterator[dict[str, Tensor]]:
         """The batches of an epoch; its samples follow those of the epoch before."""
         for indices in index_lists:
-            samples = [self.sample(epoch * len(self.names) + index) for index in indices]
+            first = epoch * len(self.names)
+            samples = [self.sample(first + index) for index in indices]
             layers, masks, weights = zip(*samples)
-            yield {"layers": torch.stack(layers), "mask": torch.stack(masks), "weight": torch.tensor(weights)}
+            yield {
+                "layers": torch.stack(layers),
+                "mask": torch.stack(masks),
+                "weight": torch.tensor(weights),
+            }
 
     def sample(self, number: int) -> tuple[Tensor, Tensor, float]:
         """Layers (2, 4, S, S), with lesions and without, lungs (1, S, S) and the lesions' weight of sample `number`; a
         pure function."""
         if not self.moved:
-            layers, mask = self.patients[number]
-            return layers[[KINDS.index("nodules"), 0]].float(), mask[None].float(), LESION_WEIGHTS["nodules"]
-        g = np.random.default_rng([3, number])
-        layers, mask = self.patients[g.integers(len(self.patients))]
-        kind = "nodules" if g.random() < NODULES else "lesions"
-        layers = layers[[KINDS.index(kind), 0]].float()
-        mask = mask[None].float()
-        if g.random() < 0.5:
+            layers, mask = self._twins(number, "nodules")
+            return layers, mask, LESION_WEIGHTS["nodules"]
+        random = np.random.default_rng([3, number])
+        patient = random.integers(len(self.patients))
+        kind = "nodules" if random.random() < NODULES else "lesions"
+        layers, mask = self._twins(patient, kind)
+        if random.random() < 0.5:
             layers = layers.flip(-1)
             mask = mask.flip(-1)
 
-        # one interpolation of everything; beyond the edge it is black
-        angle = g.uniform(-ANGLE, ANGLE)
-        scale = 1 / g.uniform(*SCALE)
-        aspect = g.uniform(*ASPECT)
-        shift = g.uniform(-SHIFT, SHIFT, 2)
+        # The affine map from a place in the sample to the place in the patient that it is taken from, both in [-1, 1]
+        angle = random.uniform(-ANGLE, ANGLE)
+        scale = 1 / random.uniform(*SCALE)
+        aspect = random.uniform(*ASPECT)
+        shift_x, shift_y = random.uniform(-SHIFT, SHIFT, 2)
         cosine = scale * math.cos(angle)
         sine = scale * math.sin(angle)
-        rows = [[cosine * aspect, -sine, shift[0]], [sine, cosine / aspect, shift[1]]]
-        grid = F.affine_grid(torch.tensor(rows, dtype=torch.float32)[None], [1, 1, SIZE, SIZE], align_corners=False)
+        rows = [
+            [cosine * aspect, -sine, shift_x],
+            [sine, cosine / aspect, shift_y],
+        ]
+        affine = torch.tensor(rows, dtype=torch.float32)[None]  # (1, 2, 3)
+        grid = F.affine_grid(affine, [1, 1, SIZE, SIZE], align_corners=False)
+
+        # one interpolation of everything; beyond the edge it is black
         stack = torch.cat([layers.flatten(0, 1), mask])[None]  # (1, 9, S, S)
         moved = F.grid_sample(stack, grid, align_corners=False)[0]
-        layers = moved[:-1].unflatten(0, (2, len(LAYERS))) * g.uniform(*BRIGHTNESS)
-        return layers, moved[-1:], LESION_WEIGHTS[kind]
+        moved_layers = moved[:-1].unflatten(0, layers.shape[:2])  # (2, 4, S, S)
+        moved_mask = moved[-1:]
+        brightness = random.uniform(*BRIGHTNESS)
+        return moved_layers * brightness, moved_mask, LESION_WEIGHTS[kind]
+
+    def _twins(self, patient: int, kind: str) -> tuple[Tensor, Tensor]:
+        """Layers (2, 4, S, S), with lesions of a kind and without, and lungs (1, S, S), of a patient as it is."""
+        layers, mask = self.patients[patient]
+        with_and_without = [KINDS.index(kind), KINDS.index("without")]
+        return layers[with_and_without].float(), mask[None].float()
 
 
 def objective(networks: dict, batch: dict[str, Tensor], noise: interfaces.Noise) -> tuple[dict, dict]:
     """The error of the refined soft tissue, of its detail, and of what the lesions add to it."""
-    layers = batch["layers"]  # (B, 2, 4, S, S): patient with lesions, without
-    cxr, soft, bone, unlike = layers.flatten(0, 1).split(1, dim=1)  # (2 B, 1, S, S) each
+    twins = batch["layers"].flatten(0, 1)  # (2 B, 4, S, S): patient with lesions, without
+    cxr, soft, bone, unlike = twins.split(1, dim=1)  # (2 B, 1, S, S) each
     gate, share, addition = networks["refiner"](cxr, bone, unlike)
-    error = cxr - (gate * bone - share * unlike + addition) - soft
-    weight = OUTSIDE_WEIGHT + LUNG_WEIGHT * batch["mask"].repeat_interleave(2, dim=0)
-    detail = error - F.avg_pool2d(error, DETAIL_SIDE, 1, DETAIL_SIDE // 2, count_include_pad=False)
+    refined_bone = gate * bone - share * unlike + addition
+    error = cxr - refined_bone - soft
+
+    # The error and its detail, what a local mean leaves of it, heavier in the lungs
+    local_mean = F.avg_pool2d(error, DETAIL_SIDE, 1, DETAIL_SIDE // 2, count_include_pad=False)
+    detail = error - local_mean
+    lungs = batch["mask"].repeat_interleave(2, dim=0)  # (2 B, 1, S, S)
+    weight = OUTSIDE_WEIGHT + LUNG_WEIGHT * lungs
     image = (weight * (soft_abs(error) + soft_abs(detail))).mean()
 
     # Both twins have the same bone, so the results must differ by the lesions and by nothing else.
-    with_lesions, without = error.unflatten(0, (-1, 2)).unbind(1)
-    lesion_error = (batch["weight"] * soft_abs(with_lesions - without).mean((1, 2, 3))).mean()
+    with_lesions, without = error.unflatten(0, (-1, 2)).unbind(1)  # (B, 1, S, S) each
+    difference = with_lesions - without
+    error_per_pair = soft_abs(difference).mean((1, 2, 3))  # (B,)
+    lesion_error = (batch["weight"] * error_per_pair).mean()
     loss = image + lesion_error
 
     # for the log: the share of what lesions add that the result contains, as the insertion test measures it
-    added = soft.unflatten(0, (-1, 2))
-    added = added[:, 0] - added[:, 1]
-    kept = 1 + ((with_lesions - without) * added).sum() / added.square().sum()
+    soft_with_lesions, soft_without = soft.unflatten(0, (-1, 2)).unbind(1)
+    added = soft_with_lesions - soft_without
+    kept = 1 + (difference * added).sum() / added.square().sum()
     return {"refiner": loss}, {"loss": loss, "image": image, "lesions": lesion_error, "kept": kept}
 
 
@@ -269,9 +334,11 @@ class Trainer(loop.Trainer):
     def rate(self, phase: str) -> float:
         """A short rise, then half a cosine down."""
         step = self.progress.step
-        steps = self.course.epochs * math.ceil(len(self.data.names) / self.course.batch_size)
+        steps_an_epoch = math.ceil(len(self.data.names) / self.course.batch_size)
+        steps = self.course.epochs * steps_an_epoch
         rise = min(1, (step + 1) / WARMUP)
-        fall = 0.5 + 0.5 * math.cos(math.pi * min(step, steps) / steps)
+        angle = math.pi * min(step, steps) / steps
+        fall = 0.5 + 0.5 * math.cos(angle)
         return RATE * rise * (fall + LAST_RATE)
 
     def gradients(self, batch: dict, size: int) -> tuple[dict[str, float], float]:
@@ -308,10 +375,11 @@ def train(files: list[Path], steps: int, folder: Path, start: Path | None) -> Bo
     # a patient is wholly on one side, in all its versions
     tests = [path for path in files if _is_test(path)]
     trained = [path for path in files if not _is_test(path)]
+    optimiser = torch.optim.AdamW(network.parameters(), RATE, weight_decay=WEIGHT_DECAY)
     trainer = Trainer(
         folder,
         {"refiner": network},
-        {"refiner": torch.optim.AdamW(network.parameters(), RATE, weight_decay=WEIGHT_DECAY)},
+        {"refiner": optimiser},
         objective,
         Samples(trained, steps_an_epoch * BATCH),
         Samples(tests, len(tests), moved=False) if tests else None,

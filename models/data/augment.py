@@ -68,20 +68,25 @@ def augment(pixels: np.ndarray, augmentation: Augment | None, key: str) -> np.nd
     if augmentation.flip and random.random() < 0.5:
         pixels = pixels[:, ::-1]
     if augmentation.rotate or augmentation.scale:
-        centre = ((side - 1) / 2, (side - 1) / 2)
-        matrix = cv2.getRotationMatrix2D(centre, rotation * augmentation.rotate, 1 + zoom * augmentation.scale)
+        middle = (side - 1) / 2
+        angle = rotation * augmentation.rotate  # degrees
+        enlargement = 1 + zoom * augmentation.scale
+        matrix = cv2.getRotationMatrix2D((middle, middle), angle, enlargement)
         upright = np.ascontiguousarray(pixels)  # OpenCV refuses the negative strides of a flipped view
         pixels = cv2.warpAffine(upright, matrix, (side, side), flags=cv2.INTER_LANCZOS4, borderValue=0)
 
     # Grey values: a factor, then a power whose exponent is as likely above 1 as below.
     # Clipped first, since Lanczos overshoots at edges and a negative grey value has no real power.
-    pixels = np.clip(pixels, 0, 1) * (1 + brightness * augmentation.contrast)
+    factor = 1 + brightness * augmentation.contrast
+    pixels = np.clip(pixels, 0, 1) * factor
     # (1 + gamma)^bend, with bend in [-1, 1]: from 1 / (1 + gamma) to 1 + gamma
-    exponent = np.float32(math.exp(bend * math.log1p(augmentation.gamma)))
+    logarithm = bend * math.log1p(augmentation.gamma)
+    exponent = np.float32(math.exp(logarithm))
     pixels = np.clip(pixels, 0, 1).astype(np.float32) ** exponent
 
     if augmentation.display:
-        pixels = change_display(pixels, augmentation.display, seeding.augmentation_generator(f"{key}/display"))
+        own_random = seeding.augmentation_generator(f"{key}/display")
+        pixels = change_display(pixels, augmentation.display, own_random)
     if augmentation.sharpen or augmentation.noise:
         pixels = _change_texture(pixels, augmentation, random)
     return pixels
@@ -95,16 +100,19 @@ def change_display(pixels: np.ndarray, amount: float, random: np.random.Generato
     towards its mean. p is in [1 / (1 + amount), 1], and a tilt makes fine bands stronger than coarse ones, or fainter,
     by up to 1 + amount.
     """
-    power = math.exp(-random.uniform() * math.log1p(amount))
-    tilt = random.uniform(-1, 1) * math.log1p(amount)
-    fading = random.uniform() * min(1.0, BASE_FADES * amount)
+    log_amount = math.log1p(amount)
+    power = math.exp(-random.uniform() * log_amount)
+    tilt = random.uniform(-1, 1) * log_amount
+    most_fading = min(1.0, BASE_FADES * amount)
+    fading = random.uniform() * most_fading
 
     # The pyramid: what each halving loses, finest first, and the image that is left.
     bands = []
     image = pixels.astype(np.float32)
     while min(image.shape) >= 2 * COARSEST_SIDE:
         coarser = cv2.pyrDown(image)
-        bands.append(image - cv2.pyrUp(coarser, dstsize=image.shape[::-1]))
+        enlarged = cv2.pyrUp(coarser, dstsize=image.shape[::-1])
+        bands.append(image - enlarged)
         image = coarser
 
     # The coarsest image, then the bands put back onto it with their new contrasts.
@@ -113,10 +121,18 @@ def change_display(pixels: np.ndarray, amount: float, random: np.random.Generato
         band = bands[number]
         contrast = np.sqrt(band**2 + LEAST_CONTRAST**2)
         gain = (KEPT_CONTRAST / contrast) ** (1 - power)
-        gain *= math.exp(tilt * (0.5 - number / len(bands)))
-        image = cv2.pyrUp(image, dstsize=band.shape[::-1]) + gain * band
-    # Masked images and padding are exactly 0 outside.
-    return np.clip(image * (pixels > 0), 0, 1).astype(np.float32)
+        fineness = 0.5 - number / len(bands)  # 0.5 for the finest band, falling to about -0.5
+        gain *= math.exp(tilt * fineness)
+        enlarged = cv2.pyrUp(image, dstsize=band.shape[::-1])
+        image = enlarged + gain * band
+    return _keep_black(image, pixels)
+
+
+def _keep_black(changed: np.ndarray, original: np.ndarray) -> np.ndarray:
+    """The changed image as float32 (S, S) in [0, 1], and 0 wherever the original is: masked images and padding are
+    exactly 0 outside, and no change must light them up."""
+    kept = changed * (original > 0)
+    return np.clip(kept, 0, 1).astype(np.float32)
 
 
 def _change_texture(pixels: np.ndarray, augmentation: Augment, random: np.random.Generator) -> np.ndarray:
@@ -131,8 +147,7 @@ def _change_texture(pixels: np.ndarray, augmentation: Augment, random: np.random
     detail = pixels - _blur(pixels, sigma)
     noise = random.standard_normal(pixels.shape, np.float32)
     changed = pixels + gain * detail + level * noise
-    # Masked images and padding are exactly 0 outside, and noise must not light them up.
-    return np.clip(changed * (pixels > 0), 0, 1).astype(np.float32)
+    return _keep_black(changed, pixels)
 
 
 def change_bone(cxr: np.ndarray, soft: np.ndarray, augmentation: Augment | None, key: str) -> np.ndarray:
@@ -154,19 +169,25 @@ def change_bone(cxr: np.ndarray, soft: np.ndarray, augmentation: Augment | None,
     flattening = random.uniform(least, most)
     edge_gain = random.uniform() * augmentation.bone_edge
 
-    wide = _blur(bone, _log_uniform(random, augmentation.bone_wide))
-    fine = bone - _blur(bone, _log_uniform(random, CORTEX_SIGMA))
-    # Not where the CXR is 0, which is padding.
-    changed = soft + factor * (bone - flattening * wide + edge_gain * fine) * (cxr > 0)
+    wide_sigma = _log_uniform(random, augmentation.bone_wide)
+    wide = _blur(bone, wide_sigma)
+    cortex_sigma = _log_uniform(random, CORTEX_SIGMA)
+    fine = bone - _blur(bone, cortex_sigma)
+
+    # f (b - g wide + h fine), not where the CXR is 0, which is padding
+    other_bone = factor * (bone - flattening * wide + edge_gain * fine) * (cxr > 0)
+    changed = soft + other_bone
     return np.clip(changed, 0, 1).astype(np.float32)
 
 
 def _log_uniform(random: np.random.Generator, bounds: tuple[float, ...]) -> float:
     """A number between two bounds, uniform in its logarithm."""
     low, high = bounds
-    return math.exp(random.uniform(math.log(low), math.log(high)))
+    logarithm = random.uniform(math.log(low), math.log(high))
+    return math.exp(logarithm)
 
 
 def _blur(pixels: np.ndarray, sigma: float) -> np.ndarray:
     """Gaussian blur of float32 (S, S) by a sigma in units of the side."""
-    return images.blur(pixels, sigma, max(1, len(pixels) // WIDE_SHRINK))
+    reduced_side = max(1, len(pixels) // WIDE_SHRINK)
+    return images.blur(pixels, sigma, reduced_side)

@@ -7,7 +7,7 @@ from pathlib import Path
 from .. import config, images
 from ..runtime.device import pick_device
 from ..runtime.files import UserError
-from . import report, scoring
+from . import report, report_numbers, scoring
 from .cases import Case
 from .pictures import Point
 
@@ -70,7 +70,7 @@ def compare(folders: dict[str, Path], cases: list[Case], output: Path, settings:
     # tables and pictures
     seed = settings.metrics.seed
     print(report.write(scored, output, folders, seed))
-    draw_trade_offs(report.summarise(scored, seed), report.costs(folders), output)
+    draw_trade_offs(report_numbers.summarise(scored, seed), report_numbers.costs(folders), output)
     print(f"written to {output}")
     for fault in scored.faults:
         print(fault, file=sys.stderr)

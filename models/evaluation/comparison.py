@@ -13,8 +13,8 @@ from ..runtime.device import autocast, pick_device, pick_precision
 from ..runtime.files import UserError
 from . import insertion, operations, run, shards
 from .cases import find_cases
-from .record import describe_run
 from .results import Form
+from .summary import describe_run
 
 # settings of section eval that these methods have no use for
 UNREAD = ("masks", "samples", "paths", "snapshots", "refiner")

@@ -9,13 +9,12 @@ from pathlib import Path
 
 from .. import images
 from ..viewing import page
-from .record import INDEX, recorded_names
 from .results import Output, strip_height
+from .summary import INDEX, recorded_names
 
 COLUMNS = ("CXR", "result", "truth", "taken away")  # of a panel with a truth, see results.write_result
 TAKEN_AWAY = 3  # its last; not shown, as the viewer's difference can be windowed
 SAME_SHAPE = 0.01  # difference of the logarithms of two ratios of sides that rounding to pixels explains
-MOST_IMAGES = 20_000  # a longer list would take a browser seconds to open
 PNG_HEADER = 24  # bytes up to the end of a PNG's width and height
 # what summary.json says of every image, as the list shows it: {key: (label, scale, better)}
 FIGURES = {
@@ -64,10 +63,9 @@ def write(output: Output, summary: dict) -> Path:
         "panels": "panels/",
         "methods": [{"title": "result", "layer": 1}],
         "scores": [page.score(key, *description) for key, description in figures.items()],
-        "images": entries,
     }
     place = output.folder / INDEX
-    images.write_file(place, page.fill("results", data))
+    images.write_text(place, page.pieces("results", data, entries))
     return place
 
 

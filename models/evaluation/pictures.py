@@ -22,6 +22,7 @@ TINY = 7  # size of ticks and legends, points
 BRIGHTEST = 0.995  # quantile of an overlay that gets the brightest colour
 OPACITY = 0.8  # of that colour
 LEAST_SPAN = 0.01  # of a difference's colours, grey levels of 1: less is rounding
+MOST_POINTS = 1000  # of a box plot
 JITTER = 0.15  # points of a box plot are moved sideways by up to so much, to be told apart
 
 
@@ -43,8 +44,8 @@ def png(figure: Figure) -> bytes:
 
 
 def boxes(groups: list[dict[str, dict[str, Iterable[float]]]]) -> bytes:
-    """A row of box plots for each group {title: {method: values}}: median, quartiles, and every finite value as a
-    point."""
+    """A row of box plots for each group {title: {method: values}}: median, quartiles, and the finite values
+    as points (all of them up to MOST_POINTS)."""
     # Groups may have different numbers of scores; the figure is as wide as the longest.
     columns = max(len(group) for group in groups)
     methods = list(next(iter(groups[0].values())))
@@ -63,8 +64,9 @@ def boxes(groups: list[dict[str, dict[str, Iterable[float]]]]) -> bytes:
             # Every image is a point, since the quartiles of few images say little. Outliers are among the points; the
             # box plot draws none of its own.
             for place, values in enumerate(finite, 1):
-                sideways = place + rng.uniform(-JITTER, JITTER, values.size)
-                axis.plot(sideways, values, ".", color="tab:blue", alpha=0.4, markersize=2.5)
+                points = _some(values)
+                sideways = place + rng.uniform(-JITTER, JITTER, points.size)
+                axis.plot(sideways, points, ".", color="tab:blue", alpha=0.4, markersize=2.5)
 
             # titles; the methods' names stand below the last row only
             axis.set_title(title.replace(": ", ":\n"), fontsize=TINY)
@@ -78,6 +80,14 @@ def boxes(groups: list[dict[str, dict[str, Iterable[float]]]]) -> bytes:
         for axis in axes[len(group) :]:
             axis.set_axis_off()
     return png(figure)
+
+
+def _some(values: np.ndarray) -> np.ndarray:
+    """At most MOST_POINTS of values (n,): of more, evenly chosen by rank, smallest and largest among them."""
+    if values.size <= MOST_POINTS:
+        return values
+    ranks = np.linspace(0, values.size - 1, MOST_POINTS).round().astype(int)
+    return np.sort(values)[ranks]
 
 
 def side_by_side(rows: Iterable[dict[str, np.ndarray]]) -> bytes:

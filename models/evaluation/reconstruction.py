@@ -12,8 +12,9 @@ from ..runtime.files import UserError
 from ..vqgan import MLVQGAN
 from . import run
 from .cases import Case, find_cases
-from .record import Record, describe_run
+from .record import Record
 from .results import Output
+from .summary import describe_run
 
 TITLE = "ML-VQGAN"
 LEAST_SPAN = 1e-9  # keeps a channel that is the same everywhere from being divided by 0

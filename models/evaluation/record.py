@@ -11,51 +11,42 @@ unfinished_<shard>of<shards>_<process>.jsonl, and touches no others. `merge` mak
 
 import json
 import os
-import platform
-import resource
-import sys
-import time
+from collections.abc import Iterable
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 
-import numpy as np
-import torch
-
-from .. import config, images
+from .. import images
 from ..data import lists
-from ..runtime import checkpoint, ownership, processes
+from ..runtime import ownership, processes
 from ..runtime.files import MachineError, UserError
 from ..runtime.garbage import without_collection
 from . import insertion, record_lines
-from .cases import Case, stamp_of
+from .cases import Case, stamps_and_numbers
 from .record_lines import Earlier, Entry
-from .results import FOLDERS, Output
+from .results import FOLDERS, Listing, Output
+from .summary import (
+    INDEX,
+    SUMMARY,
+    common,
+    difference,
+    going_on,
+    has_nodules,
+    median_time,
+    peak_memory,
+    read_summary,
+    recorded_names,
+)
 
-SUMMARY = "summary.json"
-INDEX = "index.html"  # the page on which the results are looked through
 UNFINISHED = "unfinished_{process}.jsonl"
-RSS_UNIT = 1 if sys.platform == "darwin" else 1024  # bytes that getrusage counts memory in
-# Settings on which the results of an image do not depend; runs that differ in them share a folder.
-ANY_RESULT = {
-    "eval.input",
-    "eval.output",
-    "eval.batch_size",
-    "eval.nodules",
-    "eval.inserted",
-    "eval.panels",
-    "eval.paths",
-    "eval.snapshots",
-    "eval.refiner",
-}
 
 
 class Record:
     """The record of one evaluation in its output folder. To make one reads what is there and refuses what would do
     harm.
 
-    about: what the run is, see `describe_run`; with "image_size". cases: the images. shard: (3, 431) for the third of
-    431 tasks, whose images these are; None: no job array.
+    about: what the run is, see `summary.describe_run`; with "image_size". cases: the images. shard: (3, 431) for the
+    third of 431 tasks, whose images these are; None: no job array.
 
     Raises UserError if a result would replace an input or a file that no record names, if the folder holds results of
     other settings that this run does not replace (metrics.py would take both for one method), or if it cannot be
@@ -78,19 +69,21 @@ class Record:
 
         # whose files lie in the folder
         # one file for each process of the stopped run, however many this run has
-        self.stopped = [record_lines.read(path) for path in self._unfinished_files()]
+        listing = Listing(output.folder)
+        unfinished = _unfinished_among(listing.numbers(""), output.folder)
+        self.stopped = [record_lines.read(path) for path in unfinished]
         self.earlier = [*self.stopped, *self._read_summary()]
         self.replaced: list[Earlier] = []  # runs whose results have to go
         self.continued: list[Earlier] = []  # runs with these settings, whose results may stay
         # Runs with the same settings may share the folder: their results could have come from one run. Others may not.
         for run in self.earlier:
-            same = _common(run.about) == _common(self.about)
+            same = common(run.about) == common(self.about)
             group = self.continued if same else self.replaced
             group.append(run)
 
         # All of this leaves the disk as it is; `begin` is what changes it.
         self.present: set[str] = set()  # images whose results are there
-        self._refuse_foreign()
+        self._refuse_foreign(listing)
         self._refuse_mixture()
         if processes.rank() == 0:
             ownership.require_writable(output.folder)
@@ -123,7 +116,7 @@ class Record:
 
     def _only_goes_on(self) -> bool:
         """Whether every record in the folder is of this very run, stopped before."""
-        same = all(_going_on(run.about) == _going_on(self.about) for run in self.stopped)
+        same = all(going_on(run.about) == going_on(self.about) for run in self.stopped)
         return bool(self.stopped) and same and len(self.earlier) == len(self.stopped)
 
     def _tidy(self) -> None:
@@ -160,7 +153,7 @@ class Record:
             for name in run.names - self.done.keys():
                 for path in self.output.files(name):
                     path.unlink(missing_ok=True)
-            if _has_nodules(run.about):
+            if has_nodules(run.about):
                 for name in insertion.FILES:
                     (folder / name).unlink(missing_ok=True)
 
@@ -319,7 +312,7 @@ class Record:
         # Only a run that was the same in everything goes on: another machine may give slightly other pixels.
         done: dict[str, Earlier] = {}
         for run in self.stopped:
-            if _going_on(run.about) == _going_on(self.about):
+            if going_on(run.about) == going_on(self.about):
                 done |= self._valid(run)
         return done
 
@@ -347,7 +340,7 @@ class Record:
             names |= run.names - self.known
         return sorted(name for name in names if self.output.result(name).is_file())
 
-    def _refuse_foreign(self) -> None:
+    def _refuse_foreign(self, listing: Listing) -> None:
         # Two inputs of one name, say scan.png and scan.dcm, have one result; panels/a.png has the place of a's panel.
         if len(self.known) < len(self.names):
             repeated = lists.repeated(self.names)
@@ -365,11 +358,13 @@ class Record:
         # What will be written and is there already. What earlier runs have written by their own record may be replaced.
         own_names = set().union(*(run.names for run in self.earlier))
         # tables of the insertion test and the page belong to the whole folder, not to an image
-        existing = [path for path in self._of_the_folder(_has_nodules(self.about)) if path.exists()]
+        existing = [path for path in self._of_the_folder(has_nodules(self.about)) if path.exists()]
         own = self._of_the_folder(with_nodules=True) if self.earlier else []
         # where a run goes on or begins anew; each input is asked for once, also for what `_valid` will want to know
-        numbers = self._look_at_inputs() if self.earlier else set()
-        self.present, found = self.output.existing(self.names, own_names, numbers)
+        numbers: set[int] = set()
+        if self.earlier:
+            self.stamps, numbers = stamps_and_numbers(self.cases)
+        self.present, found = self.output.existing(self.names, own_names, numbers, listing)
         for name, file in found:
             existing.append(Path(file))
             if name in own_names:
@@ -383,29 +378,6 @@ class Record:
             inputs += [path for path in (case.file, case.mask, case.target) if path is not None]
         ownership.refuse_foreign(existing, inputs, own, "eval.output")
 
-    def _look_at_inputs(self) -> set[int]:
-        """The numbers (st_ino) of all files that are read; notes the stamps. Each file is asked for once."""
-        numbers = set()
-        for case in self.cases:
-            # the plain case by itself: a hundred thousand calls more would take as long as the questions
-            name, file, mask, target, _ = case
-            if mask is None and target is None:
-                try:
-                    status = os.stat(file)
-                except OSError:
-                    self.stamps[name] = ""
-                    continue
-                self.stamps[name] = stamp_of(status)
-                numbers.add(status.st_ino)
-                continue
-            statuses = case.statuses()
-            self.stamps[name] = "/".join([stamp_of(status) for status in statuses])
-            numbers.update([status.st_ino for status in statuses])
-            if target is not None:
-                with suppress(OSError):
-                    numbers.add(os.stat(target).st_ino)
-        return numbers
-
     def _of_the_folder(self, with_nodules: bool) -> list[Path]:
         """The files that a run writes for all its images together, beside the summary."""
         names = [INDEX, *insertion.FILES] if with_nodules else [INDEX]
@@ -418,9 +390,9 @@ class Record:
         for run in self.replaced:
             left_over = sorted(name for name in run.names - own_names if self.output.result(name).is_file())
             if left_over:
-                difference = _difference(run.about, self.about)
+                words = difference(run.about, self.about)
                 raise UserError(
-                    f"{self.output.folder} holds results of other settings ({difference}): "
+                    f"{self.output.folder} holds results of other settings ({words}): "
                     f"{lists.shown_names(left_over)}; give this run another folder with eval.output=, "
                     "or remove that one"
                 )
@@ -432,12 +404,9 @@ class Record:
         return self.output.folder / UNFINISHED.format(process=process)
 
     def _unfinished_files(self) -> list[Path]:
-        """The unfinished records in the folder, of any process."""
-        start, end = UNFINISHED.split("{process}")
+        """The unfinished records that are in the folder now, of any process."""
         folder = self.output.folder
-        names = os.listdir(folder) if folder.is_dir() else []
-        # not by Path.glob, which makes a path of every result first
-        return [folder / name for name in sorted(names) if name.startswith(start) and name.endswith(end)]
+        return _unfinished_among(os.listdir(folder) if folder.is_dir() else [], folder)
 
     def _remove_unfinished(self, keep: Path | None = None) -> None:
         for path in self._unfinished_files():
@@ -455,109 +424,8 @@ class Record:
             raise MachineError(f"cannot write {path}: {error.strerror or error}") from error
 
 
-def read_summary(folder) -> dict:
-    """What an evaluation script left in its folder about its run; empty if there is none that can be read."""
-    try:
-        # A damaged summary counts as none: whoever needs it says so, and the scores need only the images.
-        summary = json.loads((Path(folder) / SUMMARY).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return summary if isinstance(summary, dict) else {}
-
-
-def recorded_names(summary: dict) -> list[str]:
-    """The images whose results a summary.json knows: of its run, and of earlier ones with the same settings."""
-    return [*summary.get("seconds_per_image", {}), *summary.get("results_of_earlier_runs", [])]
-
-
-def median_time(seconds: list[float], warm: list[float]) -> dict:
-    """What summary.json says of the time of an image.
-
-    seconds: of every image; warm: of those after their process's first batch, which warms up.
-    """
-    # the median, which a few slow images do not move; after warm-up if there was more than one batch
-    return {"seconds": float(np.median(warm or seconds)) if seconds else 0.0, "seconds_after_warm_up": bool(warm)}
-
-
-def peak_memory() -> dict:
-    """What summary.json says of the most memory that any process took. All processes call this together."""
-    # PyTorch counts what its tensors took on a GPU; on a CPU only the system knows, and it counts everything.
-    if torch.cuda.is_initialized():
-        devices = range(torch.cuda.device_count())
-        peak = max(torch.cuda.max_memory_allocated(device) for device in devices)
-        peak_of = "allocated on the GPU"
-    else:
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * RSS_UNIT
-        peak_of = "of the whole process"
-    return {
-        # of the process that took most: this much a machine must have for one process
-        "peak_memory": int(processes.all_reduce_max(peak)[0]),
-        "peak_memory_of": peak_of,
-    }
-
-
-def describe_run(
-    method: str,
-    device: torch.device,
-    precision: str,
-    compiled: bool,
-    settings: dict,
-    weights: list[str],
-    image_size: int,
-) -> dict:
-    """What summary.json says of a run before it begins: method, settings, machine, weights with their digests, date."""
-    # a time per image means nothing without the machine and its threads
-    machine = f"CPU, {torch.get_num_threads()} threads ({platform.machine()})"
-    if device.type == "cuda":
-        machine = torch.cuda.get_device_name(device)
-    return {
-        "method": method,
-        "settings": settings,
-        "device": machine,
-        "precision": precision,
-        "compiled": compiled,
-        "torch": torch.__version__,
-        # digests, as file names say nothing about what a training has since put there
-        "weights": {str(path): checkpoint.digest(path) for path in weights},
-        "date": time.strftime("%Y-%m-%d %H:%M:%S"),
-        "image_size": image_size,
-    }
-
-
-def _going_on(about: dict) -> dict:
-    """What must be the same for a stopped run to go on: all but the date."""
-    return {key: value for key, value in about.items() if key != "date"}
-
-
-def _common(about: dict) -> dict:
-    """What all results in one folder have in common, {dotted key: value}.
-
-    Method, settings, precision, and the weights by their digests, wherever they lie.
-    """
-    common = {key: about.get(key) for key in ("method", "precision", "image_size")}
-    # where images lie and how many go together changes no result
-    for key, value in config.flatten(about.get("settings", {})).items():
-        # a setting of which nothing is said has had no effect; records of earlier versions do not know it
-        if key not in ANY_RESULT and value is not None:
-            common[key] = value
-
-    # in the order vqgan, noise estimator; a copy in another folder is still the same weights
-    common["weights"] = list(about.get("weights", {}).values())
-    return common
-
-
-def _has_nodules(about: dict) -> bool:
-    """Whether a run put nodules into its X-rays, so that it wrote insertion.FILES."""
-    settings = config.flatten(about.get("settings", {}))
-    return bool(settings.get("eval.nodules"))
-
-
-def _difference(before: dict, now: dict) -> str:
-    """The settings in which two runs differ, in words."""
-    was = _common(before)
-    words = []
-    # seen from this run's settings: a setting that only the earlier run had gets the last phrase
-    for key, value in _common(now).items():
-        if was.get(key) != value:
-            words.append("other weights" if key == "weights" else f"{key} was {was.get(key)}, now {value}")
-    return lists.shown_names(words, "; ") or "fewer settings"
+def _unfinished_among(names: Iterable[str], folder: Path) -> list[Path]:
+    """The unfinished records among the files of a folder."""
+    # not by Path.glob, which makes a path of every result first
+    start, end = UNFINISHED.split("{process}")
+    return [folder / name for name in sorted(name for name in names if name.startswith(start)) if name.endswith(end)]

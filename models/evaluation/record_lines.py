@@ -49,7 +49,7 @@ class Entry(NamedTuple):
 class Earlier:
     """What the record of an earlier run says.
 
-    about: what that run was, see `record.describe_run`. stamps: {name: stamp of the entry} of the images that a run
+    about: what that run was, see `summary.describe_run`. stamps: {name: stamp of the entry} of the images that a run
     which has not ended has done. others: further images whose files it has written, or began to. failed: {name: why it
     could not be read}. costs: what the process said at its end, see `Record.finish`. shards: into how many its job
     array was divided; 0: no array. content: the record's.

@@ -5,14 +5,16 @@ index_page.py.
 """
 
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from .. import images, scores
 from ..viewing import page
 from .findings import Finding
+from .report_tables import score_label
 from .results import THUMB, fitted
-from .scoring import ImageFiles, Scored
+from .score_table import ImageFiles
+from .scoring import Scored
 from .tables import Table
 
 REPORT = "report.html"
@@ -26,31 +28,6 @@ def write(scored: Scored, output: Path, tables: Sequence[Table], found: Iterable
     scored: a browser would show a file of 12 bits black, and a DICOM not at all. found: findings to draw, in pixels of
     the CXRs.
     """
-    folder = output / COPIES
-
-    # a finding belongs to the image of its name
-    by_image: dict[str, list[Finding]] = {}
-    for finding in found:
-        by_image.setdefault(finding.image, []).append(finding)
-
-    # copies; their files are numbered, as no name that a system refuses may get in the way of a USB stick
-    columns = scored.columns
-    entries = []
-    for number, (name, row) in enumerate(scored.values.items()):
-        file = f"{number:06}.png"
-        shape, zoom = _write_copies(scored.files[name], folder, file, scored.size)
-        entries.append(
-            {
-                "name": name,
-                "width": shape[1],
-                "height": shape[0],
-                "file": file,
-                "thumb": f"{COPIES}/thumbs/{file}",
-                "values": [[float(row[method][column.key]) for column in columns] for method in scored.methods],
-                "findings": [_drawn(finding, zoom) for finding in by_image.get(name, ())],
-            }
-        )
-
     # CXR, truth, then the methods; the row of the untouched CXR is the CXR's layer
     layers = [{"title": "CXR", "folder": f"{COPIES}/cxr/"}, {"title": "truth", "folder": f"{COPIES}/truth/"}]
     methods = [{"title": scored.methods[0], "layer": 0}]
@@ -62,12 +39,39 @@ def write(scored: Scored, output: Path, tables: Sequence[Table], found: Iterable
         "subtitle": scored.heading,
         "layers": layers,
         "methods": methods,
-        "scores": [page.score(column.key, _label(column), column.scale, _better(column)) for column in columns],
-        "images": entries,
+        "scores": [
+            page.score(column.key, score_label(column), column.scale, _better(column)) for column in scored.columns
+        ],
         "plots": True,
         "tables": [_as_data(table) for table in tables],
     }
-    images.write_file(output / REPORT, page.fill("results", data))
+    pieces = page.pieces("results", data, _entries(scored, output / COPIES, found))
+    images.write_text(output / REPORT, pieces)
+
+
+def _entries(scored: Scored, folder: Path, found: Iterable[Finding]) -> Iterator[dict]:
+    """What the page says of each image, after its copies are written into the folder.
+
+    The copies' files are numbered, as no name that a system refuses may get in the way of a USB stick.
+    """
+    # a finding belongs to the image of its name
+    by_image: dict[str, list[Finding]] = {}
+    for finding in found:
+        by_image.setdefault(finding.image, []).append(finding)
+
+    keys = [column.key for column in scored.columns]
+    for number, (name, row) in enumerate(scored.values.items()):
+        file = f"{number:06}.png"
+        shape, zoom = _write_copies(scored.files[name], folder, file, scored.size)
+        yield {
+            "name": name,
+            "width": shape[1],
+            "height": shape[0],
+            "file": file,
+            "thumb": f"{COPIES}/thumbs/{file}",
+            "values": [[row[method][key] for key in keys] for method in scored.methods],
+            "findings": [_drawn(finding, zoom) for finding in by_image.get(name, ())],
+        }
 
 
 def remove(output: Path) -> None:
@@ -110,10 +114,6 @@ def _as_data(table: Table) -> dict:
         "best": sorted(table.best),
         "notes": table.notes,
     }
-
-
-def _label(column: scores.Score) -> str:
-    return f"lungs: {column.label}" if column in scores.IN_LUNGS else column.label
 
 
 def _better(column: scores.Score) -> str:

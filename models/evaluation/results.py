@@ -15,13 +15,13 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from .. import images
-from ..data import lists
+from ..data.inputs import RESULT_FOLDERS
 from ..runtime.files import UserError
 from .cases import Case
 
 SERIES = "bone-suppressed, not for diagnosis"  # description of a DICOM result's series
 RESULT_KEYS = ("seed", "samples", "residual", "strength", "range")  # of eval, those that change a result
-FOLDERS = lists.RESULT_FOLDERS  # below the output folder, beside the results
+FOLDERS = RESULT_FOLDERS  # below the output folder, beside the results
 FRAME_MS = 400  # of an animation, milliseconds
 LAST_FRAME_MS = 2000  # of its last picture
 LETTERS_PER_COLUMN = 24  # of a panel's titles: so many fit into the width of an image
@@ -64,11 +64,14 @@ class Output:
             files += [self.folder / folder / f"{name}.{ending}" for ending in endings]
         return files
 
-    def existing(self, names: list[str], known: set[str], inputs: set[int]) -> tuple[set[str], list[tuple[str, str]]]:
+    def existing(
+        self, names: list[str], known: set[str], inputs: set[int], listing: "Listing"
+    ) -> tuple[set[str], list[tuple[str, str]]]:
         """(the images whose results are there, [(image, file), ...] of what `files` says and is there already).
 
         Left out of the second are files of `known` images whose numbers (st_ino) are none of the inputs': they are no
-        inputs by another name. Links stay, and files whose numbers only asking for them tells.
+        inputs by another name. Links stay, and files whose numbers only asking for them tells. listing: of the folder
+        of the results.
         """
         present = set()
         found = []
@@ -80,7 +83,6 @@ class Output:
             return present, found
 
         # Each folder is listed once: ten questions to the file system for each of 100 000 images would take minutes.
-        listing = Listing(self.folder)
         for folder, lasts in _by_folder(names).items():
             below = f"{folder}/" if folder else ""
             for is_result, start, ending in self._places(below):

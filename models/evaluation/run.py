@@ -18,11 +18,13 @@ from ..runtime import checkpoint, compiling, processes
 from ..runtime.device import pick_device, pick_precision
 from ..runtime.files import UserError
 from ..runtime.progress import Bar
+from ..viewing.page import MOST_IMAGES
 from . import index_page, insertion, operations, shards
 from .cases import Case, find_cases
 from .reading import AHEAD_BYTES, Loaded, Reader
-from .record import Entry, Record, describe_run
+from .record import Entry, Record
 from .results import Form, Output, write_deviation, write_dicom, write_paths, write_result, write_snapshots
+from .summary import describe_run
 
 # settings of eval that do not make another run: tasks of an array are one, and so is one that skips what stopped it
 ANY_TASK = ("shard", "skip_faulty")
@@ -398,7 +400,7 @@ def _say_done(record: Record, summary: dict, form: Form) -> None:
 
 def _write_page(output: Output, summary: dict, has_panels: bool) -> None:
     """The page on which results are looked through. What it shows are the panels."""
-    if has_panels and summary["images"] <= index_page.MOST_IMAGES:
+    if has_panels and summary["images"] <= MOST_IMAGES:
         print(f"to look through: {index_page.write(output, summary)}")
 
 

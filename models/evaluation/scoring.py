@@ -15,33 +15,25 @@ from .. import images, scores
 from ..data import checks, lists
 from ..runtime.files import UserError
 from ..runtime.progress import Bar
-from .record import UNFINISHED, read_summary, recorded_names
+from .record import UNFINISHED
+from .score_table import FileTable, ImageFiles, Listing, Row, ScoreTable
+from .summary import read_summary, recorded_names
 
 MOST_THREADS = 16  # that work on images beside each other, each with at most 0.3 GB at 1024 x 1024 and one method
-
-
-@dataclass(frozen=True)
-class ImageFiles:
-    """The files of one image to score. target: the true soft tissue; predictions: {method: path}."""
-
-    cxr: Path
-    target: Path
-    mask: Path | None
-    predictions: dict[str, Path]
 
 
 @dataclass(frozen=True)
 class Scored:
     """What `score_folders` found.
 
-    values: {image: {method: {score's key: value}}}, the untouched CXR first; files: of these images; faults: a line for
-    each file that could not be used; size: the side at which was scored; resized: how many images were brought to it;
-    masked: how many had a lung mask. stretched: how many are DICOM pairs without a window. guessed: of how many CXR and
-    truth do not say how many of their bits are used.
+    values: {image: {method: {score's key: value}}}, the untouched CXR first. files: of these images, and of those that
+    could not be scored. faults: a line for each file that could not be used. size: the side at which was scored.
+    resized: how many images were brought to it. masked: how many had a lung mask. stretched: how many are DICOM pairs
+    without a window. guessed: of how many CXR and truth do not say how many of their bits are used.
     """
 
-    values: dict[str, dict[str, dict[str, float]]]
-    files: dict[str, ImageFiles]
+    values: ScoreTable
+    files: Mapping[str, ImageFiles]
     faults: list[str]
     size: int
     resized: int
@@ -93,12 +85,11 @@ class Scored:
     @property
     def methods(self) -> list[str]:
         """The untouched CXR, then the methods."""
-        first_image = next(iter(self.values.values()))
-        return list(first_image)
+        return list(self.values.methods)
 
     def series(self, method: str, key: str) -> np.ndarray:
-        """A score of every image, in the images' order."""
-        return np.array([row[method][key] for row in self.values.values()])  # (images,)
+        """A score of every image, float64 (images,), in their order."""
+        return self.values.series(method, key)
 
 
 @dataclass(frozen=True)
@@ -111,7 +102,7 @@ class ImageScores:
     has no scores inside the lungs, if it should.
     """
 
-    row: dict[str, dict[str, float]]
+    row: Row
     stack: np.ndarray | None
     resized: bool
     stretched: bool
@@ -148,14 +139,12 @@ def score_folders(
     # which images are complete
     # Only images that every method has are scored, so that all rows of a table are means over the same images.
     predictions = {method: _find("prediction", folder) for method, folder in folders.items()}
-    cxr_files = _find("cxr", cxr)
-    target_files = _find("target", target)
-    mask_files = _find("masks", masks) if masks else {}
-    files, faults = _match(cxr_files, target_files, mask_files, predictions, names)
+    mask_files = _find("masks", masks) if masks else None
+    files, faults = _match(_find("cxr", cxr), _find("target", target), mask_files, predictions, names)
 
     # their scores, by threads
 
-    values: dict[str, dict] = {}
+    values = ScoreTable()
     resized = 0
     masked = 0
     stretched = 0
@@ -171,11 +160,11 @@ def score_folders(
             except UserError as error:
                 faults.append(f"{name} is not scored: {error}")
                 continue
-            values[name] = found.row
-
             # on a GPU LPIPS is left to this thread, see `_score`
             if found.stack is not None:
                 scores.add_lpips(found.row, found.stack[0], found.stack[1:], lpips)
+            values.add(name, found.row)
+
             if found.resized:
                 resized += 1
             stretched += found.stretched
@@ -192,8 +181,7 @@ def score_folders(
         raise UserError(
             f"nothing to score: no prediction has a readable CXR in {cxr} and truth in {target} by its name ({reasons})"
         )
-    scored_files = {name: files[name] for name in values}
-    return Scored(values, scored_files, faults, size, resized, masked, stretched, guessed)
+    return Scored(values, files, faults, size, resized, masked, stretched, guessed)
 
 
 def name_methods(folders: Iterable[str]) -> dict[str, str]:
@@ -251,43 +239,45 @@ def masks_beside(cxr) -> Path | None:
     return folder if holds_images else None
 
 
-def _find(key: str, folder) -> dict[str, Path]:
+def _find(key: str, folder) -> Listing:
     try:
-        return images.find(folder)
+        return Listing.of(images.find(folder))
     except UserError as error:
         raise UserError(f"{error}; set metrics.{key}") from None
 
 
 def _match(
-    cxr: dict[str, Path],
-    target: dict[str, Path],
-    masks: dict[str, Path],
-    predictions: dict[str, dict[str, Path]],
+    cxr: Listing,
+    target: Listing,
+    masks: Listing | None,
+    predictions: dict[str, Listing],
     names: Iterable[str] | None,
-) -> tuple[dict[str, ImageFiles], list[str]]:
-    """({name: files} of what is complete, a line for each name that is not). names: the wanted ones; None: all with a
+) -> tuple[FileTable, list[str]]:
+    """(files of what is complete, a line for each name that is not). names: the wanted ones; None: all with a
     prediction."""
     # Without a list whatever any method has predicted is wanted, so a method that lacks an image is noticed.
     if names is None:
         names = {}
-        for folder in predictions.values():
-            names |= dict.fromkeys(folder)  # a set that keeps the order
-    complete = {}
+        for listing in predictions.values():
+            names |= dict.fromkeys(listing.endings)  # a set that keeps the order
+    method_folders = {method: listing.folder for method, listing in predictions.items()}
+    complete = FileTable(cxr.folder, target.folder, masks.folder if masks else None, method_folders)
     faults = []
 
     # Every reason is told at once: whoever adds the prediction should not learn of the missing truth only then.
     for name in names:
-        missing = [f"no prediction of {method}" for method, folder in predictions.items() if name not in folder]
-        if name not in cxr:
+        missing = [f"no prediction of {method}" for method in predictions if name not in predictions[method].endings]
+        if name not in cxr.endings:
             missing.append("no CXR")
-        if name not in target:
+        if name not in target.endings:
             missing.append("no truth")
         if missing:
             faults.append(f"{name} is not scored: {', '.join(missing)}")
-        else:
-            of_methods = {method: folder[name] for method, folder in predictions.items()}
-            # a mask is optional: without one the image counts everywhere but inside the lungs
-            complete[name] = ImageFiles(cxr[name], target[name], masks.get(name), of_methods)
+            continue
+        # a mask is optional: without one the image counts everywhere but inside the lungs
+        mask = masks.endings.get(name) if masks else None
+        of_methods = [listing.endings[name] for listing in predictions.values()]
+        complete.add(name, cxr.endings[name], target.endings[name], mask, of_methods)
     return complete, faults
 
 

@@ -20,13 +20,18 @@ def refuse_foreign(results: Iterable[Path], inputs: Iterable[Path], own: Iterabl
     they are reached. own: the files that earlier runs of the script have written by their own record; they may be
     replaced. setting: the setting that names the place of the results, for the remedy.
     """
-    # inputs by the file itself, whatever it is called here; own files by the path that the record gives
-    read = {_identity(path) for path in inputs}
+    # a link that leads nowhere is a file of somebody's too
+    existing = {path: _identity(path) for path in results if os.path.lexists(path)}
+    if not existing:
+        return
+
+    # Inputs by the file itself, whatever it is called here. Of a hundred thousand only those that are in the way are
+    # kept. Own files by the path that the record gives.
+    in_the_way = set(existing.values())
+    read = {identity for identity in map(_identity, inputs) if identity in in_the_way}
     known = {os.path.abspath(path) for path in own}
-    for path in results:
-        if not os.path.lexists(path):  # a link that leads nowhere is a file of somebody's too
-            continue
-        if _identity(path) in read:
+    for path, identity in existing.items():
+        if identity in read:
             raise UserError(
                 f"{path} is an input of this run, and its result would take that place; "
                 f"give the results another folder with {setting}="

@@ -12,7 +12,8 @@ LEAST_SIGMA = 0.35  # of a blur, pixels; OpenCV would read a smaller one as none
 
 def texture(seed: int, name: str, size: int, grains: int) -> np.ndarray:
     """Unit noise, float32 (size, size), of `grains` grains a side: the same picture at every size."""
-    noise = detail_generator(seed, name).standard_normal((grains, grains), np.float32)
+    random = detail_generator(seed, name)
+    noise = random.standard_normal((grains, grains), np.float32)
     # Grains finer than a pixel are averaged, as a detector would, instead of being sampled.
     interpolation = cv2.INTER_AREA if size < grains else cv2.INTER_CUBIC
     return cv2.resize(noise, (size, size), interpolation=interpolation)
@@ -53,7 +54,8 @@ def smooth_step(value: np.ndarray, start: float, end: float) -> np.ndarray:
     """0 up to `start`, 1 from `end` on, and a cubic without kinks between."""
     # Smoothstep 3 s^2 - 2 s^3 of the share s of the way
     way = end - start
-    share = np.clip((value - start) / way, 0, 1)
+    covered = value - start
+    share = np.clip(covered / way, 0, 1)
     return share * share * (3 - 2 * share)
 
 
@@ -75,25 +77,29 @@ def square(side: int) -> np.ndarray:
 
 def grown(mask: np.ndarray, element: np.ndarray) -> np.ndarray:
     """The mask with a rim as wide as the element reaches."""
-    result = cv2.dilate(mask.astype(np.uint8), element)
+    pixels = mask.astype(np.uint8)
+    result = cv2.dilate(pixels, element)
     return result.astype(bool)
 
 
 def eroded(mask: np.ndarray, element: np.ndarray) -> np.ndarray:
     """The mask without a rim as wide as the element reaches."""
-    result = cv2.erode(mask.astype(np.uint8), element)
+    pixels = mask.astype(np.uint8)
+    result = cv2.erode(pixels, element)
     return result.astype(bool)
 
 
 def opened(mask: np.ndarray, element: np.ndarray, iterations: int = 1) -> np.ndarray:
     """The mask without what is thinner than the element."""
-    result = cv2.morphologyEx(mask.astype(np.uint8), cv2.MORPH_OPEN, element, iterations=iterations)
+    pixels = mask.astype(np.uint8)
+    result = cv2.morphologyEx(pixels, cv2.MORPH_OPEN, element, iterations=iterations)
     return result.astype(bool)
 
 
 def closed(mask: np.ndarray, element: np.ndarray, iterations: int = 1) -> np.ndarray:
     """The mask with its gaps that are thinner than the element."""
-    result = cv2.morphologyEx(mask.astype(np.uint8), cv2.MORPH_CLOSE, element, iterations=iterations)
+    pixels = mask.astype(np.uint8)
+    result = cv2.morphologyEx(pixels, cv2.MORPH_CLOSE, element, iterations=iterations)
     return result.astype(bool)
 
 
@@ -102,5 +108,6 @@ def convex_hull(mask: np.ndarray) -> np.ndarray:
     rows_and_columns = np.argwhere(mask)
     points = rows_and_columns[:, ::-1].astype(np.int32)  # (n, 2): x, y
     corners = cv2.convexHull(points)
-    hull = cv2.fillConvexPoly(np.zeros(mask.shape, np.uint8), corners, 1)
+    empty = np.zeros(mask.shape, np.uint8)
+    hull = cv2.fillConvexPoly(empty, corners, 1)
     return hull.astype(bool)

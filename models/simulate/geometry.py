@@ -205,8 +205,11 @@ def resample(values: np.ndarray, count: int) -> np.ndarray:
 
     # The weight of the point after it, with as many axes as the values.
     further_axes = [1] * (values.ndim - 2)
-    weight = (place - before).reshape(1, count, *further_axes).astype(np.float32)
-    return values[:, before] * (1 - weight) + values[:, after] * weight
+    share = place - before  # (count,), of the interval
+    weight = share.reshape(1, count, *further_axes).astype(np.float32)
+    value_before = values[:, before]  # (B, count, ...)
+    value_after = values[:, after]
+    return value_before * (1 - weight) + value_after * weight
 
 
 def _sample_count(path: np.ndarray) -> int:
@@ -302,7 +305,8 @@ def ribbon(path: np.ndarray, radius, pose: Pose, size: int) -> np.ndarray:
     """Thickness map (size, size) of solid round tubes seen from the front: path (B, k, 2), radius a number, (k,) or (B,
     k)."""
     pixel = size * pose.zoom  # pixels for a unit of the patient's coordinates
-    radius = np.broadcast_to(np.asarray(radius, np.float32), path.shape[:2])  # (B, k)
+    radius = np.asarray(radius, np.float32)
+    radius = np.broadcast_to(radius, path.shape[:2])  # (B, k)
     path = project(pose, path, size)  # (B, k, 2), pixels
 
     # Samples about a pixel apart
@@ -333,7 +337,8 @@ def ribbon(path: np.ndarray, radius, pose: Pose, size: int) -> np.ndarray:
     # A point's mass: the chord 2 r sqrt(1 - u^2) of the circle, times the point's share of the width, 2 r / count,
     # times its length along the path.
     half_chord = np.sqrt(1 - u * u)  # (count,), in radii
-    mass = half_chord * length * radius**2 * (4 * pixel / count)
+    pixel_share = 4 * pixel / count
+    mass = half_chord * length * radius**2 * pixel_share
     total = np.zeros((size, size), np.float32)
     splat(total, px, py, mass)
     return total

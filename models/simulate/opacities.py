@@ -46,7 +46,8 @@ def draw(lung: np.ndarray, random: np.random.Generator, pixel: float) -> np.ndar
     if random.random() < EFFUSIONS:
         total += effusion(lung, random, pixel)
     if random.random() < PLATES:
-        for _ in range(random.integers(PLATE_COUNT[0], PLATE_COUNT[1] + 1)):
+        fewest, most = PLATE_COUNT
+        for _ in range(random.integers(fewest, most, endpoint=True)):
             total += plate(lung, random, pixel)
     return total
 
@@ -58,14 +59,17 @@ def patch(lung: np.ndarray, random: np.random.Generator, pixel: float) -> np.nda
     if len(places) == 0:
         return np.zeros(lung.shape, np.float32)
     y, x = random.choice(places)
-    half_width, half_height = random.uniform(*PATCH_WIDTH, 2) / 2 / pixel  # pixels
+    width, height = random.uniform(*PATCH_WIDTH, 2)  # cm
+    half_width = width / 2 / pixel  # pixels
+    half_height = height / 2 / pixel
     depth = random.uniform(*PATCH_DEPTH)
 
-    # A paraboloid, 1 in its middle.
-    index = np.arange(size)
-    u = (index[None, :] - x) / half_width
-    v = (index[:, None] - y) / half_height
-    paraboloid = np.maximum(1 - u**2 - v**2, 0)
+    # A paraboloid 1 - u^2 - v^2, 1 in its middle and 0 from its rim on.
+    column = np.arange(size)[None, :]
+    row = np.arange(size)[:, None]
+    u = (column - x) / half_width  # (1, S)
+    v = (row - y) / half_height  # (S, 1)
+    paraboloid = np.maximum(1 - u**2 - v**2, 0)  # (S, S)
 
     # Made uneven by coarse noise; multiplied by the lung, so that it ends where the lung does.
     noise = random.standard_normal((48, 48), np.float32)
@@ -73,7 +77,8 @@ def patch(lung: np.ndarray, random: np.random.Generator, pixel: float) -> np.nda
     grain = 1 + 0.5 * smooth_noise
     uneven = np.maximum(paraboloid * grain, 0) * lung
     soft_edged = blur(uneven.astype(np.float32), EDGE)
-    return (depth * soft_edged).astype(np.float32)
+    water = depth * soft_edged
+    return water.astype(np.float32)
 
 
 def effusion(lung: np.ndarray, random: np.random.Generator, pixel: float) -> np.ndarray:
@@ -85,23 +90,27 @@ def effusion(lung: np.ndarray, random: np.random.Generator, pixel: float) -> np.
     rows, columns = np.nonzero(own)
     top = rows.min()
     bottom = rows.max()
-    height = bottom - top + 1  # pixels
-    rises = random.uniform(*EFFUSION_HEIGHT) * height  # at the chest wall
-    falls = random.uniform(*MENISCUS) * rises
+    lung_height = bottom - top + 1  # pixels, as the two that follow
+    height = random.uniform(*EFFUSION_HEIGHT) * lung_height  # at the chest wall
+    drop = random.uniform(*MENISCUS) * height  # from there to the mediastinum
     depth = random.uniform(*EFFUSION_DEPTH)
 
     # From 0 at the mediastinum to 1 at the chest wall; the outline rises with its square.
-    middle = np.nonzero(lung)[1].mean()
+    _, columns_of_both = np.nonzero(lung)
+    middle = columns_of_both.mean()
     left = columns.min()
     right = columns.max()
     lies_left = abs(right - middle) < abs(left - middle)
     inner = right if lies_left else left  # column at the mediastinum
     outer = left if lies_left else right  # and at the chest wall
-    across = np.clip((np.arange(lung.shape[1]) - inner) / (outer - inner), 0, 1)  # (S,)
-    outline = bottom - rises + falls * (1 - across**2)  # (S,), the row of the fluid's surface in each column
+    size = len(lung)
+    from_inner = np.arange(size) - inner  # (S,), pixels
+    across = np.clip(from_inner / (outer - inner), 0, 1)
+    surface = bottom - height + drop * (1 - across**2)  # (S,), the row of the fluid's surface in each column
 
-    # The deeper below its outline, the thicker, up to the full depth.
-    below = (np.arange(lung.shape[0])[:, None] - outline[None, :]) * pixel  # (S, S), cm
+    # The deeper below its surface, the thicker, up to the full depth.
+    row = np.arange(size)[:, None]
+    below = (row - surface) * pixel  # (S, S), cm
     filled = np.clip(below / SLOPE, 0, 1)
     water = depth * filled * own
     return blur(water.astype(np.float32), EDGE)
@@ -112,10 +121,13 @@ def plate(lung: np.ndarray, random: np.random.Generator, pixel: float) -> np.nda
 
     Arguments as `draw`.
     """
-    rows, _ = np.nonzero(lung)
-    lowest = rows.min() + PLATE_LOW * (rows.max() - rows.min())
-    places = np.argwhere(lung)
-    places = places[places[:, 0] >= lowest]
+    # Its middle lies in the lower part of the lungs.
+    places = np.argwhere(lung)  # (n, 2): row, column
+    rows = places[:, 0]
+    top = rows.min()
+    bottom = rows.max()
+    highest = top + PLATE_LOW * (bottom - top)  # row
+    places = places[rows >= highest]
     y, x = random.choice(places)
     half = random.uniform(*PLATE_LENGTH) / 2 / pixel  # pixels
     sigma = random.uniform(*PLATE_WIDTH) / 2 / pixel  # pixels, across
@@ -123,22 +135,28 @@ def plate(lung: np.ndarray, random: np.random.Generator, pixel: float) -> np.nda
     tilt = random.normal(0, PLATE_TILT)
     arch = random.uniform(-PLATE_BEND, PLATE_BEND) * 2 * half  # pixels
 
-    # Along the plate, from -1 to 1 at its ends, and across it, measured from its arch.
-    right = np.arange(lung.shape[1])[None, :] - x
-    down = np.arange(lung.shape[0])[:, None] - y
-    along = (np.cos(tilt) * right + np.sin(tilt) * down) / half
-    across = np.cos(tilt) * down - np.sin(tilt) * right - arch * (1 - along**2)
+    # Along the plate, from -1 to 1 at its ends, and across it, in pixels from its arch: a parabola 1 - along^2.
+    size = len(lung)
+    right = np.arange(size)[None, :] - x
+    down = np.arange(size)[:, None] - y
+    cos = np.cos(tilt)
+    sin = np.sin(tilt)
+    along = (cos * right + sin * down) / half  # (S, S), as all that follow
+    parabola = 1 - along**2
+    across = cos * down - sin * right - arch * parabola
 
-    # Thinner towards its ends.
-    fading = np.maximum(1 - along**2, 0)
+    # A Gaussian across it, thinner towards its ends.
+    fading = np.maximum(parabola, 0)
     band = np.exp(-((across / sigma) ** 2) / 2)
-    return (depth * fading * band * lung).astype(np.float32)
+    water = depth * fading * band * lung
+    return water.astype(np.float32)
 
 
 def _one_lung(lung: np.ndarray, random: np.random.Generator) -> np.ndarray:
     """The right or the left lung, bool (S, S): the larger connected field of one half of the image."""
     half = np.zeros_like(lung)
-    middle = int(round(np.nonzero(lung)[1].mean()))
+    _, columns = np.nonzero(lung)
+    middle = int(round(columns.mean()))
     if random.random() < 0.5:
         half[:, :middle] = True
     else:
@@ -148,5 +166,6 @@ def _one_lung(lung: np.ndarray, random: np.random.Generator) -> np.ndarray:
     if count < 2:  # nothing of the lungs in that half
         return lung
     # label 0 is what lies outside
-    largest = 1 + int(np.argmax(statistics[1:, cv2.CC_STAT_AREA]))
+    areas = statistics[1:, cv2.CC_STAT_AREA]
+    largest = 1 + int(np.argmax(areas))
     return labels == largest

@@ -33,14 +33,17 @@ class Noise:
 
     def normal(self, name: str, *shape: int) -> torch.Tensor:
         """Standard normal numbers (len(places), *shape)."""
-        # the name keeps apart the draws of one step, such as timestep, noise and offset
-        drawn = torch.randn(self.batch_size, *shape, generator=seeding.generator(f"{self.key}/{name}"))
+        drawn = torch.randn(self.batch_size, *shape, generator=self._generator(name))
         return drawn[self.places].to(self.device)
 
     def integers(self, name: str, high: int) -> torch.Tensor:
         """Uniform integers 0 to high - 1, (len(places),)."""
-        drawn = torch.randint(high, (self.batch_size,), generator=seeding.generator(f"{self.key}/{name}"))
+        drawn = torch.randint(high, (self.batch_size,), generator=self._generator(name))
         return drawn[self.places].to(self.device)
+
+    def _generator(self, name: str) -> torch.Generator:
+        # the name keeps apart the draws of one step, such as timestep, noise and offset
+        return seeding.generator(f"{self.key}/{name}")
 
 
 # objective(networks, batch, noise) -> (phase -> loss to minimise, name -> value to log); all are means over the batch

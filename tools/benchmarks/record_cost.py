@@ -3,11 +3,11 @@
     python tools/benchmarks/record_cost.py [entries 0 1000 100000] [--images 200]
 
 For each number of entries: a folder with so many X-rays, as many results, and the record of a run that was killed
-after them; then `--images` further X-rays go through a network that does nothing. Prints the seconds from the start of
-the evaluation to its first image, the processor's seconds till then (which other programs on the machine stretch less),
-and the median milliseconds of an image after that, which do not grow with the entries. The first image comes after the
-first X-rays are read: all that are left, or 1024. They are hard links to a few files, 32 x 32. Half a minute on two
-cores.
+after them; then `--images` further X-rays go through a network that does nothing. Prints the seconds that the X-rays
+are looked for (a run that begins anew does so too), those until it is known which are left, those from the start to the
+first image, the processor's seconds till then (which other programs on the machine stretch less), and the median
+milliseconds of an image after that, which do not grow with the entries. The first image comes after the first X-rays
+are read: all that are left, or 1024. They are hard links to a few files, 32 x 32. Half a minute on two cores.
 """
 
 import argparse
@@ -20,6 +20,7 @@ import time
 from contextlib import redirect_stderr
 from io import StringIO
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -58,30 +59,45 @@ def main() -> None:
     asked = parser.parse_args()
     for count in asked.entries:
         with tempfile.TemporaryDirectory() as folder:
-            first, computed, each = measure(Path(folder), count, asked.images)
+            cost = measure(Path(folder), count, asked.images)
         load = os.getloadavg()[0]
         print(
-            f"{count} entries: first image after {first:.2f} s ({computed:.2f} s computed), then {each:.2f} ms an "
-            f"image (load {load:.1f})",
+            f"{count} entries: found after {cost.found:.2f} s, goes on after {cost.known:.2f} s, first image after "
+            f"{cost.first:.2f} s ({cost.computed:.2f} s computed), then {cost.each:.2f} ms an image (load {load:.1f})",
             flush=True,
         )
 
 
-def measure(folder: Path, count: int, further: int) -> tuple[float, float, float]:
-    """(seconds to the first image, of the processor, median milliseconds of an image) with `count` images done."""
+class Cost(NamedTuple):
+    """Seconds from the start until the X-rays are found, until it is known which are left, and to the first image;
+    computed: the last in seconds of the processor. each: median milliseconds of an image."""
+
+    found: float
+    known: float
+    first: float
+    computed: float
+    each: float
+
+
+def measure(folder: Path, count: int, further: int) -> Cost:
+    """The cost with `count` images done and `further` ones left."""
     prepare(folder, count, further)
     method = Nothing()
     began = time.perf_counter()
     computed_before = time.process_time()
     with redirect_stderr(StringIO()):
         cases = find_cases(folder / "in", folder, None)
+        found = time.perf_counter()
         opened = record.Record(Output.at(folder / "out", len(cases)), {"image_size": SIDE}, cases)
-        reader = Reader(shards.batches_left(opened, 1), targets=False)
+        left = shards.batches_left(opened, 1)
+        known = time.perf_counter()
+        reader = Reader(left, targets=False)
         reader.preload()
         run.evaluate(method, opened, batch_size=1, form=Form(panels=False), reader=reader)
     assert len(method.moments) == further
-    gaps = np.diff(method.moments) * 1000
-    return method.moments[0] - began, method.computed - computed_before, statistics.median(gaps)
+    first = method.moments[0]
+    each = statistics.median(np.diff(method.moments) * 1000)
+    return Cost(found - began, known - began, first - began, method.computed - computed_before, each)
 
 
 def prepare(folder: Path, count: int, further: int) -> None:

@@ -39,29 +39,39 @@ def heart(random: Generator, cxr: np.ndarray, mask: np.ndarray) -> Images:
     x, y = unit_grid(cxr.shape)
     u = (x - centre_x) / radius_x
     v = (y - centre_y) / radius_y
-    ellipse = (u**2 + v**2 < 1).astype(np.float32)
+    is_inside = u**2 + v**2 < 1
+    ellipse = is_inside.astype(np.float32)
     taken = ellipse * (lung > 0.5)
 
     edge_sigma = random.uniform(0.5, 1.5)  # px
     opacity = random.uniform(0.6, 1)
-    weight = cv2.GaussianBlur(taken, (0, 0), edge_sigma) * opacity
+    soft_edged = cv2.GaussianBlur(taken, (0, 0), edge_sigma)
+    weight = soft_edged * opacity
     brightness = random.uniform(0.9, 1.2)
-    return covered(cxr, weight, tissue(cxr, mask), brightness), mask * (1 - taken)
+    grey = tissue(cxr, mask)
+    with_heart = covered(cxr, weight, grey, brightness)
+    remaining_lungs = mask * (1 - taken)
+    return with_heart, remaining_lungs
 
 
 def opacities(random: Generator, cxr: np.ndarray, mask: np.ndarray) -> Images:
     """Nodules, masses, consolidations: the lungs' mask stays."""
-    for _ in range(int(random.integers(1, 6))):
+    count = int(random.integers(1, 6))
+    for _ in range(count):
         lung, (left, right, top, bottom) = one_lung(random, mask)
         size = log_uniform(random, 0.02, 0.16)
-        centre = (random.uniform(left, right), random.uniform(top, bottom))
-        radii = size * np.exp(random.normal(0, 0.25, 2))
-        shade = blob(random, cxr.shape, centre, radii, 1.0)
+        centre_x = random.uniform(left, right)
+        centre_y = random.uniform(top, bottom)
+        elongation = np.exp(random.normal(0, 0.25, 2))
+        radii = size * elongation
+        shade = blob(random, cxr.shape, (centre_x, centre_y), radii, 1.0)
 
+        # Seen in the lung only
         opacity = random.uniform(0.2, 0.9)
         weight = shade * np.clip(lung, 0, 1) * opacity
         brightness = random.uniform(0.8, 1.05)
-        cxr = covered(cxr, weight, tissue(cxr, mask), brightness)
+        grey = tissue(cxr, mask)
+        cxr = covered(cxr, weight, grey, brightness)
     return cxr, mask
 
 
@@ -70,20 +80,27 @@ def effusion(random: Generator, cxr: np.ndarray, mask: np.ndarray) -> Images:
     lung, box = one_lung(random, mask)
     left, right, top, bottom = box
     x, y = unit_grid(cxr.shape)
-    lateral = np.abs((x - medial_border(box)) / max(right - left, 0.01))  # 0 at the spine, 1 at the ribs
+    width = max(right - left, 0.01)
+    from_spine = x - medial_border(box)
+    lateral = np.abs(from_spine / width)  # 0 at the spine, 1 at the ribs
 
     # The fluid's upper border, y in each column (H, W), which mostly rises to the side
-    fluid_height = (bottom - top) * random.uniform(0.05, 0.35)
+    height = bottom - top
+    fluid_height = height * random.uniform(0.05, 0.35)
     rise = random.uniform(-0.2, 0.8)
     level = bottom - fluid_height * (1 + rise * (lateral - 0.5))
 
-    # A logistic step at that border; the exponent is bounded so that nothing overflows.
+    # A logistic step density / (1 + exp(t)) at that border
     density = random.uniform(0.4, 0.95)
     softness = random.uniform(0.004, 0.05)
-    exponent = np.clip((level - y) / softness, -30, 30)
-    weight = density / (1 + np.exp(exponent)) * np.clip(lung, 0, 1)
+    above = level - y
+    t = np.clip(above / softness, -30, 30)  # bounded, so that nothing overflows
+    opacity = density / (1 + np.exp(t))
+    weight = opacity * np.clip(lung, 0, 1)
     brightness = random.uniform(0.9, 1.1)
-    return covered(cxr, weight, tissue(cxr, mask), brightness), mask
+    grey = tissue(cxr, mask)
+    with_fluid = covered(cxr, weight, grey, brightness)
+    return with_fluid, mask
 
 
 def haze(random: Generator, cxr: np.ndarray, mask: np.ndarray) -> Images:
@@ -97,8 +114,10 @@ def haze(random: Generator, cxr: np.ndarray, mask: np.ndarray) -> Images:
     streaks = 0.3 * random.random()
     grains = int(random.choice([4, 12, 40]))
     pattern = offset + streaks * smooth(random, cxr.shape, grains)
-    weight = np.clip(pattern, -0.4, 0.9) * np.clip(lung, 0, 1)
-    brighter = weight * (tissue(cxr, mask) - cxr) * (weight > 0)
+    strength = np.clip(pattern, -0.4, 0.9)
+    weight = strength * np.clip(lung, 0, 1)
+    to_tissue = tissue(cxr, mask) - cxr
+    brighter = weight * to_tissue * (weight > 0)
     darker = weight * 0.3 * cxr * (weight < 0)
     return cxr + brighter + darker, mask
 
@@ -114,13 +133,15 @@ def breasts(random: Generator, cxr: np.ndarray, mask: np.ndarray) -> Images:
     left_x = random.uniform(0.67, 0.8)
 
     # 1 at the lower edge and below, 0 above the breast: its upper edge is no line in a radiograph.
-    fading = np.clip((y - centre_y + radius_y) / (1.2 * radius_y), 0, 1)
+    from_top = y - centre_y + radius_y
+    fading = np.clip(from_top / (1.2 * radius_y), 0, 1)
     for centre_x in (right_x, left_x):
         offset_y = random.normal(0, 0.02)
         u = (x - centre_x) / radius_x
         v = (y - centre_y - offset_y) / radius_y
         from_edge = 1 - np.hypot(u, v)  # in radii, above 0 inside
-        cxr = cxr + gain * np.clip(from_edge / 0.12, 0, 1) * fading
+        shadow = np.clip(from_edge / 0.12, 0, 1)
+        cxr = cxr + gain * shadow * fading
     return cxr, mask
 
 
@@ -129,7 +150,8 @@ def bowel(random: Generator, cxr: np.ndarray, mask: np.ndarray) -> Images:
     outside = outside_lungs(mask, 1)
     below_apex = np.cumsum(mask > 0.5, axis=0) > 0  # at or below the lungs' first row of the column
     _, y = unit_grid(cxr.shape)
-    for _ in range(int(random.integers(1, 4))):
+    count = int(random.integers(1, 4))
+    for _ in range(count):
         _, (left, right, _, bottom) = one_lung(random, mask)
         radii = np.exp(random.normal(-2.7, 0.4, 2))
         if chance(random, 0.6):
@@ -144,11 +166,13 @@ def bowel(random: Generator, cxr: np.ndarray, mask: np.ndarray) -> Images:
 
         # Fluid with a flat level below the gas
         if chance(random, 0.4):
-            level = centre_y + random.uniform(-0.3, 0.8) * radii[1]
+            _, radius_y = radii
+            level = centre_y + random.uniform(-0.3, 0.8) * radius_y
             gas = gas * (y < level)
 
         darkening = random.uniform(0.1, 0.6)
-        cxr = cxr - darkening * gas * outside * below_apex * cxr
+        removed_share = darkening * gas * outside * below_apex
+        cxr = cxr - removed_share * cxr
     return cxr, mask
 
 
@@ -163,7 +187,8 @@ def arms(random: Generator, cxr: np.ndarray, mask: np.ndarray) -> Images:
         depth = width + slant * (y - 0.5) - from_side
         if chance(random, 0.7):
             gain = random.uniform(-0.4, 0.3)
-            cxr = cxr + gain * np.clip(depth / 0.01, 0, 1) * outside
+            band = np.clip(depth / 0.01, 0, 1)
+            cxr = cxr + gain * band * outside
     return cxr, mask
 
 
@@ -172,20 +197,25 @@ def arms(random: Generator, cxr: np.ndarray, mask: np.ndarray) -> Images:
 
 def one_lung(random: Generator, mask: np.ndarray) -> tuple[np.ndarray, Box]:
     """Mask and box of one of the two largest regions; an empty mask and NO_LUNG if there is none."""
-    count, labels, stats, _ = cv2.connectedComponentsWithStats((mask > 0.5).astype(np.uint8))
+    is_lung = mask > 0.5
+    count, labels, stats, _ = cv2.connectedComponentsWithStats(is_lung.astype(np.uint8))
     if count < 2:
         return mask * 0, NO_LUNG
 
     # One of the two largest regions; label 0 is the background.
     areas = stats[1:, cv2.CC_STAT_AREA]
     from_largest = np.argsort(areas)[::-1]
-    label = random.choice(1 + from_largest[:2])
+    two_largest = 1 + from_largest[:2]
+    label = random.choice(two_largest)
 
     # Its box, from pixels to units of the sides
     left, top, width, height = stats[label, :4]
+    right = left + width
+    bottom = top + height
     image_height, image_width = mask.shape
-    box = (left / image_width, (left + width) / image_width, top / image_height, (top + height) / image_height)
-    return mask * (labels == label), box
+    box = (left / image_width, right / image_width, top / image_height, bottom / image_height)
+    lung = mask * (labels == label)
+    return lung, box
 
 
 def medial_border(box: Box) -> float:
@@ -206,10 +236,13 @@ def tissue(cxr: np.ndarray, mask: np.ndarray) -> float:
 def outside_lungs(mask: np.ndarray, margin: int) -> np.ndarray:
     """1 outside the lungs and a margin of so many pixels around them, 0 inside."""
     side = 2 * margin + 1
-    grown = cv2.dilate(mask, np.ones((side, side)))
+    square = np.ones((side, side))
+    grown = cv2.dilate(mask, square)
     return 1 - np.clip(grown, 0, 1)
 
 
 def covered(cxr: np.ndarray, weight: np.ndarray, grey: float, brightness: float) -> np.ndarray:
     """The CXR under something of one grey level, times brightness, whose opacity is weight (H, W)."""
-    return cxr * (1 - weight) + weight * grey * brightness
+    below = cxr * (1 - weight)
+    above = weight * grey * brightness
+    return below + above

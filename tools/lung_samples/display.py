@@ -18,26 +18,33 @@ def display(random: Generator, cxr: np.ndarray) -> np.ndarray:
     # Heel effect (the tube is weaker to one side), and uneven sensitivity
     if chance(random, 0.5):
         x, y = unit_grid(cxr.shape)
-        slope = 1 + random.normal(0, 0.2) * (x - 0.5) + random.normal(0, 0.2) * (y - 0.5)
+        slope_x = random.normal(0, 0.2)
+        slope_y = random.normal(0, 0.2)
+        slope = 1 + slope_x * (x - 0.5) + slope_y * (y - 0.5)
         unevenness = random.uniform(0, 0.06)
-        cxr = cxr * slope + unevenness * smooth(random, cxr.shape, 4)
+        noise = smooth(random, cxr.shape, 4)
+        cxr = cxr * slope + unevenness * noise
 
     # Local contrast, more or less
     if chance(random, 0.6):
         gain = random.uniform(-0.5, 1.2)
         sigma = log_uniform(random, 1.5, 40)  # px
-        detail = cxr - cv2.GaussianBlur(cxr, (0, 0), sigma)
+        blurred = cv2.GaussianBlur(cxr, (0, 0), sigma)
+        detail = cxr - blurred
         cxr = cxr + gain * detail
 
     # From 0 to 1, for what follows
-    cxr = (cxr - cxr.min()) / max(np.ptp(cxr), 1e-3)
+    span = max(np.ptp(cxr), 1e-3)
+    cxr = (cxr - cxr.min()) / span
     if chance(random, 0.25):
         cxr = _equalised(random, cxr)
 
     # A rising tone curve through random knots, and a gamma
-    steps = random.dirichlet(np.full(5, 3.0))  # they add up to 1
-    knots = np.cumsum(np.r_[0, steps])
-    curve = PchipInterpolator(np.linspace(0, 1, 6), knots)
+    concentration = np.full(5, 3.0)
+    steps = random.dirichlet(concentration)  # they add up to 1
+    inputs = np.linspace(0, 1, 6)
+    outputs = np.cumsum(np.r_[0, steps])
+    curve = PchipInterpolator(inputs, outputs)
     gamma = np.exp(random.normal(0, 0.35))
     cxr = curve(cxr) ** gamma
 
@@ -47,7 +54,8 @@ def display(random: Generator, cxr: np.ndarray) -> np.ndarray:
     if chance(random, 0.3):
         low = random.uniform(0, 0.25)
         high = random.uniform(0.75, 1)
-    return np.clip((cxr - low) / (high - low), 0, 1).astype(np.float32)
+    windowed = (cxr - low) / (high - low)
+    return np.clip(windowed, 0, 1).astype(np.float32)
 
 
 def _equalised(random: Generator, cxr: np.ndarray) -> np.ndarray:
@@ -56,7 +64,8 @@ def _equalised(random: Generator, cxr: np.ndarray) -> np.ndarray:
     clip_limit = random.uniform(1, 5)
     tiles = int(random.integers(2, 9))  # along each side
     if chance(random, 0.7):
-        equalised = cv2.createCLAHE(clip_limit, (tiles, tiles)).apply(grey)
+        clahe = cv2.createCLAHE(clip_limit, (tiles, tiles))
+        equalised = clahe.apply(grey)
     else:
         equalised = cv2.equalizeHist(grey)
     return equalised / np.float32(255)
@@ -66,8 +75,10 @@ def things(random: Generator, cxr: np.ndarray) -> np.ndarray:
     """Letters, plates, wires, a pacemaker, electrodes: brighter or darker than anything."""
     picture = np.uint8(255 * cxr)
     draw_functions = (_draw_letters, _draw_plate, _draw_wire, _draw_pacemaker, _draw_electrode)
-    for _ in range(int(random.integers(1, 5))):
-        draw = draw_functions[random.integers(len(draw_functions))]
+    count = int(random.integers(1, 5))
+    for _ in range(count):
+        number = random.integers(len(draw_functions))
+        draw = draw_functions[number]
         draw(random, picture)
     return picture / np.float32(255)
 
@@ -82,13 +93,15 @@ def _place(random: Generator, picture: np.ndarray) -> tuple[int, int]:
 
 def _shade(random: Generator) -> int:
     """A grey level from 0 to 255: white half of the time, else black or any."""
-    grey = random.random()
-    return int(255 * random.choice([0, 1, 1, grey]))
+    any_grey = random.random()
+    grey = random.choice([0, 1, 1, any_grey])
+    return int(255 * grey)
 
 
 def _draw_letters(random: Generator, picture: np.ndarray) -> None:
     count = int(random.integers(1, 8))
-    text = "".join(random.choice(list("LRPA0123456789SITZ"), count))
+    letters = random.choice(list("LRPA0123456789SITZ"), count)
+    text = "".join(letters)
     corner = _place(random, picture)
     scale = random.uniform(0.3, 1.3)
     shade = _shade(random)
@@ -101,13 +114,15 @@ def _draw_plate(random: Generator, picture: np.ndarray) -> None:
     width = int(random.uniform(4, 50))
     height = int(random.uniform(4, 30))
     shade = _shade(random)
-    cv2.rectangle(picture, (x, y), (x + width, y + height), shade, -1)
+    opposite_corner = (x + width, y + height)
+    cv2.rectangle(picture, (x, y), opposite_corner, shade, cv2.FILLED)
 
 
 def _draw_wire(random: Generator, picture: np.ndarray) -> None:
     # A random walk of six steps
     start = _place(random, picture)
-    steps = random.normal(0, 0.1 * picture.shape[1], (6, 2))  # px
+    step_length = 0.1 * picture.shape[1]  # px
+    steps = random.normal(0, step_length, (6, 2))
     points = np.cumsum([start, *steps], axis=0).astype(np.int32)  # (7, 2)
     shade = _shade(random)
     thickness = int(random.integers(1, 3))
@@ -120,14 +135,15 @@ def _draw_pacemaker(random: Generator, picture: np.ndarray) -> None:
     half_height = int(random.uniform(3, 14))
     angle = random.uniform(0, 180)
     shade = _shade(random)
-    cv2.ellipse(picture, centre, (half_width, half_height), angle, 0, 360, shade, -1)
+    half_axes = (half_width, half_height)
+    cv2.ellipse(picture, centre, half_axes, angle, 0, 360, shade, cv2.FILLED)
 
 
 def _draw_electrode(random: Generator, picture: np.ndarray) -> None:
     centre = _place(random, picture)
     radius = int(random.uniform(2, 6))
     shade = _shade(random)
-    thickness = int(random.choice([-1, 1]))  # -1: filled
+    thickness = int(random.choice([cv2.FILLED, 1]))
     cv2.circle(picture, centre, radius, shade, thickness)
 
 
@@ -149,7 +165,9 @@ def _padded(random: Generator, cxr: np.ndarray, mask: np.ndarray, grey: float) -
     widths = shares * (height, height, width, width) * is_added
     above, below, left, right = widths.astype(int).tolist()
     pads = ((above, below), (left, right))
-    return np.pad(cxr, pads, constant_values=grey), np.pad(mask, pads)
+    padded_cxr = np.pad(cxr, pads, constant_values=grey)
+    padded_mask = np.pad(mask, pads)
+    return padded_cxr, padded_mask
 
 
 def _framed(random: Generator, cxr: np.ndarray, grey: float) -> np.ndarray:
@@ -157,14 +175,16 @@ def _framed(random: Generator, cxr: np.ndarray, grey: float) -> np.ndarray:
     height, width = cxr.shape
     shares = random.uniform(0, 0.09, 4)
     is_cut = random.random(4) < 0.6
-    cut_left, cut_top, cut_right, cut_bottom = shares * is_cut
+    left, top, cut_right, cut_bottom = shares * is_cut
     right = 1 - cut_right
     bottom = 1 - cut_bottom
-    corners = np.float32([(cut_left, cut_top), (right, cut_top), (right, bottom), (cut_left, bottom)])
-    corners = (corners + random.normal(0, 0.01, (4, 2))) * (width, height)  # px
+    corners = np.float32([(left, top), (right, top), (right, bottom), (left, bottom)])
+    jitter = random.normal(0, 0.01, (4, 2))
+    corners = (corners + jitter) * (width, height)  # px
     corners = np.round(corners).astype(np.int32)
 
-    field = cv2.fillConvexPoly(np.zeros(cxr.shape, np.float32), corners, 1)
+    closed = np.zeros(cxr.shape, np.float32)
+    field = cv2.fillConvexPoly(closed, corners, 1)
     edge_sigma = random.uniform(0.3, 1.5)  # px
     field = cv2.GaussianBlur(field, (0, 0), edge_sigma)
     return cxr * field + grey * (1 - field)
@@ -182,7 +202,8 @@ def detector(random: Generator, cxr: np.ndarray) -> np.ndarray:
         level = random.uniform(0, 0.08)
         is_fine = chance(random, 0.7)
         if not is_fine:
-            noise = cv2.GaussianBlur(noise, (0, 0), 1) * 2
+            coarse = cv2.GaussianBlur(noise, (0, 0), 1)
+            noise = coarse * 2
         cxr = cxr + level * noise * (1.3 - cxr)  # stronger where the image is dark
 
     # Few grey levels

@@ -14,20 +14,24 @@ def chance(random: Generator, probability: float) -> bool:
 
 def log_uniform(random: Generator, low: float, high: float) -> float:
     """From low to high, uniform in the logarithm."""
-    return np.exp(random.uniform(np.log(low), np.log(high)))
+    logarithm = random.uniform(np.log(low), np.log(high))
+    return np.exp(logarithm)
 
 
 def smooth(random: Generator, shape: tuple[int, int], grains: int) -> np.ndarray:
     """Smooth noise of unit variance with about `grains` grains along a side."""
+    height, width = shape
     coarse = random.standard_normal((grains, grains)).astype(np.float32)
-    return cv2.resize(coarse, shape[::-1], interpolation=cv2.INTER_CUBIC)
+    return cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
 
 
 def unit_grid(shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
     """x and y of each pixel, in units of the image's sides."""
     height, width = shape
     rows, columns = np.mgrid[:height, :width].astype(np.float32)
-    return columns / width, rows / height
+    x = columns / width
+    y = rows / height
+    return x, y
 
 
 def blob(random: Generator, shape: tuple[int, int], centre, radii, edge: float = 0.3) -> np.ndarray:
@@ -37,17 +41,20 @@ def blob(random: Generator, shape: tuple[int, int], centre, radii, edge: float =
     """
     # Place along the two axes of an ellipse that lies at any angle, in units of its radii
     x, y = unit_grid(shape)
+    centre_x, centre_y = centre
+    radius_along, radius_across = radii
     tilt = random.uniform(0, np.pi)
     cos = np.cos(tilt)
     sin = np.sin(tilt)
-    dx = x - centre[0]
-    dy = y - centre[1]
-    along = (cos * dx + sin * dy) / radii[0]
-    across = (cos * dy - sin * dx) / radii[1]
+    dx = x - centre_x
+    dy = y - centre_y
+    along = (cos * dx + sin * dy) / radius_along
+    across = (cos * dy - sin * dx) / radius_across
     radius = np.hypot(along, across)  # 1 at the rim
 
-    # A logistic step at the rim, which is moved by smooth noise; the exponent is bounded so that nothing overflows.
+    # A logistic step 1 / (1 + exp(t)) at the rim, which is moved by smooth noise
     wobble = 0.15 * smooth(random, shape, 5)
     softness = 0.02 + edge * random.random()
-    exponent = (radius + wobble - 1) / softness
-    return 1 / (1 + np.exp(np.clip(exponent, -30, 30)))
+    outside = radius + wobble - 1  # how far, below 0 inside
+    t = np.clip(outside / softness, -30, 30)  # bounded, so that nothing overflows
+    return 1 / (1 + np.exp(t))

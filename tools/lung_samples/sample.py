@@ -60,9 +60,10 @@ def sample(index: int, pool: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     cxr = display.detector(random, cxr)
 
     # At the network's size, the image in the upper left corner, as in models/lungs.py
-    scale = CANVAS / max(cxr.shape)
-    height = max(1, round(cxr.shape[0] * scale))
-    width = max(1, round(cxr.shape[1] * scale))
+    source_height, source_width = cxr.shape
+    scale = CANVAS / max(source_height, source_width)
+    height = max(1, round(source_height * scale))
+    width = max(1, round(source_width * scale))
     cxr = cv2.resize(cxr, (width, height), interpolation=cv2.INTER_AREA)
     mask = cv2.resize(mask, (width, height), interpolation=cv2.INTER_AREA)
     target = np.zeros((1, CANVAS, CANVAS), np.float32)
@@ -112,8 +113,10 @@ def _affine(random: Generator, shape: tuple[int, int]) -> Images:
     if chance(random, 0.7):
         stretch_x = stretch_x * min(1.0, width / height)
 
-    u = stretch_x * (cos * x - sin * y) + random.normal(0, 0.05)
-    v = stretch_y * (sin * x + cos * y) + random.normal(0, 0.05)
+    shift_u = random.normal(0, 0.05)
+    shift_v = random.normal(0, 0.05)
+    u = stretch_x * (cos * x - sin * y) + shift_u
+    v = stretch_y * (sin * x + cos * y) + shift_v
     return u, v
 
 
