@@ -16,10 +16,10 @@ SIZE = 64
 APEX = 30.0  # mm below the middle of the CT
 
 
-def neck(arms_raised=False, one_lung=False):
+def neck(arms_raised=False, one_lung=False, columns=84):
     """(Hounsfield units (D, H, W), where the girdle is): neck on shoulders, two apices, spine, first ribs, collar bones
     and shoulder blades that the sides cut off."""
-    shape = (60, 64, 84)
+    shape = (60, 64, columns)
     z, y, x = np.meshgrid(*(3.0 * (np.arange(count) - (count - 1) / 2) for count in shape), indexing="ij")
     torso = (y > -45) & ((z / 80) ** 2 < 1 - (x / 190) ** 2)
     head = (np.hypot(x, z) < 62) & (y <= -20)
@@ -41,6 +41,7 @@ def neck(arms_raised=False, one_lung=False):
     volume[ribs | spine] = 600
     girdle_bone = (collar_bones | blades) & torso
     volume[girdle_bone] = 800
+    volume[(np.hypot(np.abs(x) - 165, z) < 22) & (y > 10) & torso] = 800  # upper arms
     noise = np.random.default_rng(0).normal(0, 10, shape)
     noise[ribs | spine | girdle_bone] *= 12  # spongy bone is uneven
     return (volume + noise).astype(np.int16), girdle_bone, ribs | spine
@@ -75,6 +76,15 @@ def test_shoulders_come_back_from_their_file(taken, tmp_path):
     np.testing.assert_array_equal(back.volume.values, taken.volume.values)
     np.testing.assert_array_equal(back.collar_bones, taken.collar_bones)
     assert (back.middle, back.apex, back.inlet) == (taken.middle, taken.apex, taken.inlet)
+
+
+def test_a_ct_with_both_arms_is_cut_off_before_them(taken):
+    wide = shoulder_ct.parts(neck(columns=128)[0], SPACING)
+    reach = wide.volume.spacing[2] * wide.volume.values.shape[2] / 2
+    assert reach == pytest.approx(shoulder_ct.ASIDE, abs=4)
+    assert np.abs(wide.collar_bones[:, 1, 0]) == pytest.approx(shoulder_ct.SIDE_SHARE * reach, abs=6)
+    # The collar bones lie where they do in the narrow one.
+    assert wide.collar_bones[:, 0] == pytest.approx(taken.collar_bones[:, 0], abs=4)
 
 
 @pytest.mark.parametrize(
@@ -149,7 +159,7 @@ def test_a_ct_of_shoulders_is_told_by_its_name(tmp_path):
         folder.take_apart((folder.Scan(chest, "2"), tmp_path / "2.npz"))
     chest.path.unlink()
     settings = config.parse("", ("simulate",), ["simulate.count=1", f"simulate.ct={tmp_path}", "simulate.source=both"])
-    with pytest.raises(UserError, match="CTs of shoulders alone.*neck_Shoulders.nii"):
+    with pytest.raises(UserError, match="neck_Shoulders.nii is a CT of shoulders.*chest is needed"):
         folder.simulate(tmp_path / "set", settings.simulate, SIZE)
 
 

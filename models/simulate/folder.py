@@ -56,12 +56,7 @@ def simulate(root: Path, settings: Simulate, size: int) -> None:
     if size < phantom.MIN_SIZE:
         raise UserError(f"data.image_size={size} is too small to simulate; at least {phantom.MIN_SIZE}")
     scans = [] if settings.source == "phantom" else find_scans(settings.ct)
-    chests = [scan for scan in scans if not scan.source.shows_shoulders]
-    if scans and not chests:
-        raise UserError(
-            f"{settings.ct} holds CTs of shoulders alone, such as {scans[0].source.path.name} (so their names say); "
-            f"simulate.source={settings.source} needs one of a chest as well"
-        )
+    chests = _chests(scans)
 
     # A simulation that is there goes on if it is the same one; nothing else may lie in its folders.
     record = root / RECORD
@@ -162,6 +157,15 @@ def _shoulders_of(patient: int, scans: list[Scan], folder: Path) -> Path | None:
     if number is None:
         return None
     return _prepared(folder, with_shoulders[number])
+
+
+def _chests(scans: list[Scan]) -> list[Scan]:
+    """Those of the CTs that are of a chest. UserError where all are of shoulders."""
+    chests = [scan for scan in scans if not scan.source.shows_shoulders]
+    if scans and not chests:
+        path = scans[0].source.path
+        raise UserError(f"{path} is a CT of shoulders, so its name says; one of a chest is needed beside it")
+    return chests
 
 
 def recipe(index: int, source: str, scans: list[Scan], folder: Path) -> Path | None:

@@ -2,9 +2,10 @@
 
     part = shoulder_ct.parts(hounsfield, spacing)
 
-Such a CT is taken with hanging arms, from the head to the apices of the lungs, and may be cut off at the sides. What is
-bone is told by grey values and position as in a chest CT (ct_bone.py); ribs and breast bone lie on the lungs or in the
-middle and are left out, since a patient has those of his chest.
+Such a CT is taken with hanging arms, from the head to the apices of the lungs, and is mostly cut off at the sides;
+every one is here, before the shoulder joints. What is bone is told by grey values and position as in a chest CT
+(ct_bone.py); ribs and breast bone lie on the lungs or in the middle and are left out, since a patient has those of his
+chest.
 
 A volume is (D, H, W) with axes as in `xray`: volume[:, row] is an axial slice (D, W).
 """
@@ -24,6 +25,7 @@ from .xray import Volume
 
 APEX_LITRES = 0.05  # of air that each lung's apex holds at least
 ABOVE = 130.0  # mm of the CT kept above the apices: more than a chest X-ray shows
+ASIDE = 140.0  # mm of it kept on either side of the middle: arms and shoulder joints lie beyond
 END = 12.0  # mm: what reaches so near to the CT's lower end goes on below it
 NECK = 40.0  # mm that it has to show above them
 ARMS_AT = 100.0  # mm above the apices: where hanging arms and shoulders have ended
@@ -38,6 +40,9 @@ COLLAR_BONE_HEIGHT = 25.0  # mm of its slanting shaft, in one column
 LEAST_BONE = 1500.0  # mm^3 of a piece of the girdle
 CORTEX = 1.8  # thickness of a collar bone's shell, mm: twice that of a rib
 LIMITS = (0.5, 2.5)  # of the shell and the spongy bone of a healthy adult, what the CT's own amount can ask for
+INLET = 40.0  # mm below the apices
+INNER_END = 34.0  # mm from the middle: near a collar bone's inner end
+SIDE_SHARE = 0.85  # of the way from the middle to the CT's side, at which the collar bones are looked up
 COARSE = 2.0  # mm at which distances from the lungs are measured
 
 
@@ -58,11 +63,6 @@ class Shoulders:
     collar_bones: np.ndarray  # (2, 2, 3): side, end, coordinate
 
 
-INLET = 40.0  # mm below the apices
-INNER_END = 34.0  # mm from the middle: near a collar bone's inner end
-SIDE_SHARE = 0.85  # of the way from the middle to the CT's side, at which the collar bones are looked up
-
-
 def parts(hounsfield: np.ndarray, spacing: Spacing) -> Shoulders:
     """Take a CT apart. hounsfield (D, H, W), axes as in `xray`; spacing in mm.
 
@@ -75,12 +75,16 @@ def parts(hounsfield: np.ndarray, spacing: Spacing) -> Shoulders:
     middle = (lung_columns[0] + lung_columns[-1]) / 2  # columns
     _refuse_other_views(body, lung_rows[0], middle, spacing)
 
-    # Only what a chest X-ray shows
-    first = max(0, lung_rows[0] - round(ABOVE / height_mm))
-    hounsfield = np.ascontiguousarray(hounsfield[:, first:])
-    body = np.ascontiguousarray(body[:, first:])
-    lungs = np.ascontiguousarray(lungs[:, first:])
-    apex = lung_rows[0] - first  # rows
+    # Only what a chest X-ray shows, up to the shoulder joints
+    first_row = max(0, lung_rows[0] - round(ABOVE / height_mm))
+    first_column = max(0, round(middle - ASIDE / width_mm))
+    last_column = round(middle + ASIDE / width_mm)
+    crop = np.s_[:, first_row:, first_column : last_column + 1]
+    hounsfield = np.ascontiguousarray(hounsfield[crop])
+    body = np.ascontiguousarray(body[crop])
+    lungs = np.ascontiguousarray(lungs[crop])
+    apex = lung_rows[0] - first_row
+    middle = middle - first_column
 
     bone = _bone(hounsfield, body, middle, spacing)
     girdle, axial = _divided(bone, lungs, middle, spacing)
