@@ -1,7 +1,7 @@
 """The shoulders of a CT put onto another patient: mirrored, turned and bent by seed, joined with the drawn ones at the
 sides where the CT ends.
 
-    around = girdle.with_shoulders(around, part, anatomy, seed)
+    around = girdle.with_shoulders(surroundings(seed, size), part, draw_anatomy(seed))
 
 Everything happens in the image plane, in cm along the rays. The apices of the CT's lungs are laid onto those of the
 patient; then either side is bent until its collar bone and the skin above it meet the drawn ones, as a shoulder is
@@ -27,6 +27,7 @@ FADE = 35.0  # mm over which the CT goes over into what is drawn at its sides an
 CHIN = 12.0  # mm above the apices, up to which neck and shoulders are the CT's: a chin that is not raised comes there
 EDGE = 3.0  # mm of its sides that are not shown
 MEDIAL_END = (22.0, 29.0)  # mm from the middle, between which the collar bones' inner ends come in
+THICKER = (0.6, 1.4)  # a drawn body against the CT's, from and to
 THINNEST = 0.75  # of the drawn body, where the CT's is thinner
 OUTLINE = (2.0, 9.0)  # cm of drawn tissue, between which the CT's comes in
 FOLLOWS = (0.5, 0.9)  # of the way from its inner to its outer end, between which a collar bone takes the drawn course
@@ -63,35 +64,46 @@ def with_shoulders(around: Surroundings, part: Shoulders, anatomy: Anatomy) -> S
         volume = replace(volume, values=volume.values[:, :, ::-1])
     seen = xray.project(volume, placing.pose, size)  # (size, size, 4), cm, lower than it will be by LOWERED
     water, collar_bones, blades, spine = np.moveaxis(_bent(seen, part, placing, around, anatomy), -1, 0)
-
-    # The collar bones lie wholly inside of the CT but for their outer ends.
     across, shown = _windows(part, placing, size)
-    # As thick as the drawn body where the two meet
-    seam = (shown > 0.2) & (shown < 0.8) & (water > SKIN) & (around.body > SKIN)
-    if seam.any():
-        ratio = np.median(around.body[seam] / water[seam])
-        water = water * np.float32(np.clip(ratio, 0.6, 1.4))
+
+    # The drawn girdle without its collar bones, which the CT has whole but for their outer ends
+    drawn_bones = np.float32(SIDE) * skeleton.bone_thickness(anatomy, size, [skeleton.collar_bones(anatomy)])
+    drawn_others = around.girdle - drawn_bones
+
+    # As much mineral as in the drawn collar bones, on whose scale `Draw.girdle` and `Anatomy.bone` are
+    own = (collar_bones * across).sum()
+    gain = (drawn_bones * across).sum() / max(own, 1e-3)
+    gain = np.float32(np.clip(gain, *GAIN))
+    bones_share = across * _inner_ends(placing, part, size)
+    girdle = gain * (bones_share * collar_bones + shown * blades)
+    girdle += (1 - across) * drawn_bones + (1 - shown) * drawn_others
 
     # Spine and jaw are the CT's above the apices alone; below them the chest has its own.
     apex = around.chest[2] / size
     y = (np.arange(size) + 0.5)[:, None] / size
     neck = shown * smooth_step(y, apex + 0.02, apex - 0.05).astype(np.float32)
-    drawn = np.float32(SIDE) * skeleton.bone_thickness(anatomy, size, [skeleton.collar_bones(anatomy)])
-    drawn_others = around.girdle - drawn
-    # As much mineral as in the drawn collar bones, on whose scale `Draw.girdle` and `Anatomy.bone` are
-    gain = (drawn * across).sum() / max((collar_bones * across).sum(), 1e-3)
-    gain = np.float32(np.clip(gain, *GAIN))
-    own = gain * (across * _inner_ends(placing, part, size) * collar_bones + shown * blades)
-    # The outline of neck and shoulders stays the drawn one, and no fold of a lying patient's skin shows.
-    water = np.maximum(water, THINNEST * around.body)
-    inside = shown * smooth_step(around.body, *OUTLINE).astype(np.float32)
+
     return replace(
         around,
-        body=(1 - inside) * around.body + inside * water,
+        body=_joined_body(water, around.body, shown),
         arms=(1 - shown) * around.arms,
-        girdle=own + (1 - across) * drawn + (1 - shown) * drawn_others,
+        girdle=girdle,
         spine=(1 - neck) * around.spine + neck * spine,
     )
+
+
+def _joined_body(water: np.ndarray, drawn: np.ndarray, shown: np.ndarray) -> np.ndarray:
+    """cm of tissue (S, S): the CT's where it is shown, else the drawn."""
+    # As thick as the drawn body where the two meet
+    seam = (shown > 0.2) & (shown < 0.8) & (water > SKIN) & (drawn > SKIN)
+    if seam.any():
+        ratio = np.median(drawn[seam] / water[seam])
+        water = water * np.float32(np.clip(ratio, *THICKER))
+
+    # The outline of neck and shoulders stays the drawn one, and no fold of a lying patient's skin shows.
+    water = np.maximum(water, THINNEST * drawn)
+    inside = shown * smooth_step(drawn, *OUTLINE).astype(np.float32)
+    return (1 - inside) * drawn + inside * water
 
 
 def place(part: Shoulders, chest: tuple[float, float, float, float], seed: int, size: int) -> Placing:

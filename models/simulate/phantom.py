@@ -117,18 +117,18 @@ def matter(
     # Vessels fade where less than 0.10 (4 cm) of lung holds them, so that none ends at the lung's outline.
     fading = np.minimum(air / 0.10, 1)
     blood = (soft_tissue.vessels(anatomy, size) + soft_tissue.findings(anatomy, x, y)) * fading
+    airways = soft_tissue.airways(anatomy, size)
     bone = None
     if shoulders is not None:
+        drawn_body = body
         body, bone = _with_shoulders(anatomy, shoulders, body, lungs)
+        # The CT's windpipe is not taken out once more.
+        missing = np.maximum(drawn_body - body, 0)
+        airways = np.maximum(airways - missing, 0)
     grain = 1 + 0.05 * texture(seed, "lung", size, 320) + 0.07 * texture(seed, "lobe", size, 9)
     soft = body - air * (1 - anatomy.density * grain) + blood
     port = soft_tissue.devices(anatomy, size) if with_port else np.float32(0)
-    soft += (
-        soft_tissue.breasts(anatomy, x, y)
-        + port
-        - soft_tissue.airways(anatomy, size)
-        - soft_tissue.stomach(anatomy, x, y)
-    )
+    soft += soft_tissue.breasts(anatomy, x, y) + port - airways - soft_tissue.stomach(anatomy, x, y)
     soft = np.maximum(soft, 0) * (1 + 0.004 * texture(seed, "tissue", size, 64))
 
     # A smooth warp of all three: nobody is as straight as the control points.

@@ -35,8 +35,12 @@ COLLAR_BONE = 80.0  # mm from the middle, to which the girdle reaches at least o
 OFF_LUNGS = 13.0  # mm
 OFF_MIDDLE = 22.0  # mm, in front
 OFF_SPINE = 52.0  # mm, behind the middle of the apices
+SPINE = 32.0  # mm, half its width: there bone itself is even
+PROCESSES = 40.0  # mm from the middle, to which those of the vertebrae reach
+JAW = 70.0  # mm from the middle, to which it reaches
 MEDIAL = 70.0  # mm: so near to the middle the first rib's end lies below the collar bone, nothing else
 COLLAR_BONE_HEIGHT = 25.0  # mm of its slanting shaft, in one column
+LEAST_PIECE = 200.0  # mm^3 of a piece of bone
 LEAST_BONE = 1500.0  # mm^3 of a piece of the girdle
 CORTEX = 1.8  # thickness of a collar bone's shell, mm: twice that of a rib
 LIMITS = (0.5, 2.5)  # of the shell and the spongy bone of a healthy adult, what the CT's own amount can ask for
@@ -217,7 +221,7 @@ def _bone(hounsfield: np.ndarray, body: np.ndarray, middle: float, spacing: Spac
     _, _, width_mm = spacing
     from_middle = np.abs(np.arange(hounsfield.shape[2]) - middle) * width_mm
     spine = np.zeros((hounsfield.shape[0], hounsfield.shape[2]), bool)
-    spine[:] = from_middle < 32
+    spine[:] = from_middle < SPINE
     dense = np.empty(hounsfield.shape, bool)
     for row in range(hounsfield.shape[1]):
         dense[:, row] = body[:, row] & dense_bone(hounsfield[:, row], spine, width_mm)
@@ -226,7 +230,7 @@ def _bone(hounsfield: np.ndarray, body: np.ndarray, middle: float, spacing: Spac
     number, count = components(dense)
     voxels = np.bincount(number.ravel(), None, count + 1)
     hard = np.bincount(number.ravel(), (hounsfield > HARD).ravel(), count + 1)
-    kept = (voxels * np.prod(spacing) > 200) & (hard > 0)
+    kept = (voxels * np.prod(spacing) > LEAST_PIECE) & (hard > 0)
     kept[0] = False
     bone = kept[number]
     small_disc = disc(4 / width_mm)  # 4 mm
@@ -253,10 +257,11 @@ def _divided(bone: np.ndarray, lungs: np.ndarray, middle: float, spacing: Spacin
     girdle = _large(girdle, from_middle, spacing)
 
     # Spine and jaw: near the middle, above the lungs or behind them
-    near = from_middle[None, :] < np.where(behind[:, None], OFF_SPINE, 70.0)  # (D, W)
+    near = from_middle[None, :] < np.where(behind[:, None], OFF_SPINE, JAW)  # (D, W)
     above = np.arange(bone.shape[1]) < np.flatnonzero(lungs.any((0, 2)))[0]  # (H,)
-    column = from_middle < 40  # (W,)
-    axial = bone & far & near[:, None] & (above[None, :, None] | (behind[:, None] & column[None, :])[:, None])
+    vertebrae = behind[:, None] & (from_middle < PROCESSES)[None, :]  # (D, W)
+    there = above[None, :, None] | vertebrae[:, None]  # (D, H, W)
+    axial = bone & far & near[:, None] & there
     return girdle, axial & ~girdle
 
 
