@@ -186,7 +186,7 @@ def is_dicom(path) -> bool:
     return _decoder(Path(path)) is dicom.read_dicom
 
 
-def refuse_name(path: Path) -> None:
+def refuse_name(path: str | Path) -> None:
     """Raise UserError for a name of other bytes than UTF-8, as old archives leave them."""
     try:
         # Python holds such bytes as lone surrogates, which UTF-8 cannot encode.
@@ -286,6 +286,8 @@ def natural(text: str) -> list:
 def in_natural_order(names: Iterable[str]) -> list[str]:
     """Names sorted by `natural`."""
     names = sorted(names)
+    if len(names) < 2:
+        return names
     # Names with digits in the same places, as 000001.png to 100000.png, are in order already. All are translated as
     # one text, in a seventh of the time; no file's name holds a NUL.
     forms = "\0".join(names).translate(DIGITS).split("\0")
@@ -399,12 +401,6 @@ def write_file(path: Path, content: bytes) -> None:
     fails."""
     with replacing(path) as temporary:
         temporary.write_bytes(content)
-
-
-def write_text(path: Path, pieces: Iterable[str]) -> None:
-    """As `write_file`, of a text in UTF-8, a piece at a time."""
-    with replacing(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
-        file.writelines(pieces)
 
 
 # --- Sizes and ranges -------------------------------------------------------------------------------------------------

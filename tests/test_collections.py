@@ -64,6 +64,23 @@ def test_a_tree_is_walked_without_circles_and_results_mirror_it(tree, capsys):
         find_cases(tree / "in", tree, None)
 
 
+def test_a_link_to_a_folder_above_the_top_does_not_lead_into_the_tree_again(tree, capsys):
+    images.write(tree / "beside" / "e.png", np.eye(SIZE))
+    (tree / "in" / "p10" / "all").symlink_to(tree)
+    names = [case.name for case in find_cases(tree / "in", tree, None)]
+    assert names == ["a", "p1/a", "p1/s1/b", "p2/a", "p2/c", "p10/d", "p10/all/beside/e"]
+    assert f"{tree}/in/p10/all/in (a link to a folder above it)" in capsys.readouterr().err
+
+
+def test_folders_without_links_are_listed_and_not_asked(tree, monkeypatch):
+    """Two questions to the file system for each of a hundred thousand folders would take seconds."""
+    (tree / "in" / "p1" / "up").unlink()
+    asked = []
+    stat = os.stat
+    monkeypatch.setattr(os, "stat", lambda path, *rest, **more: (asked.append(path), stat(path, *rest, **more))[1])
+    assert len(inputs.find_tree(tree / "in")) == 6 and asked == []
+
+
 def test_lists_hold_relative_and_absolute_paths(tree):
     path = tree / "in" / "list.txt"
     path.write_text("p1/a.png\np2/a\n")

@@ -12,6 +12,7 @@ from models.evaluation import index_page, report_page, results, scoring
 from models.evaluation.findings import Finding
 from models.evaluation.score_table import ImageFiles, ScoreTable
 from models.evaluation.tables import Table
+from models.runtime.files import write_text
 from models.viewing import page as pages
 
 CXR, RESULT, TRUTH = 140, 120, 110  # grey values of the test's images
@@ -66,7 +67,7 @@ def test_a_page_is_written_image_by_image_as_it_would_be_at_once(tmp_path):
     data = {"title": "&", "layers": [1, {"a": None}]}
     for count in (0, 1, 3):
         entries = [{"name": f"<{number}>", "values": [[float("inf")]]} for number in range(count)]
-        images.write_text(tmp_path / "index.html", pages.pieces("results", data, iter(entries)))
+        write_text(tmp_path / "index.html", pages.pieces("results", data, iter(entries)))
         assert (tmp_path / "index.html").read_bytes() == pages.fill("results", {**data, "images": entries})
 
 

@@ -312,11 +312,13 @@ def test_few_bits_are_written_back_as_few_bits(tmp_path, ending):
         assert np.array_equal(by_opencv, written), limits
 
 
-def test_eight_bits_are_written_back_between_given_limits(tmp_path):
+@pytest.mark.parametrize("black, white", [(20, 127), (0, 127)])  # the second is a whole number of bits
+def test_eight_bits_are_written_back_between_given_limits(tmp_path, black, white):
     Image.fromarray(GREY8).save(tmp_path / "a.png")
-    picture = images.read(tmp_path / "a.png", (20, 127))
+    picture = images.read(tmp_path / "a.png", (black, white))
     images.write_like(tmp_path / "out.png", picture.pixels, picture)
-    assert np.array_equal(np.asarray(Image.open(tmp_path / "out.png")), np.clip(GREY8, 20, 127))
+    written = np.asarray(Image.open(tmp_path / "out.png"))
+    assert np.array_equal(written, np.clip(GREY8, black, white))
     assert np.array_equal(images.read(tmp_path / "out.png").pixels, picture.pixels)
 
 

@@ -60,21 +60,23 @@ def find_tree(top: str | Path) -> dict[str, str]:
     folder, and links that lead back to a folder above them. Raises UserError where there is no image, where two have
     one name, and for names that are not UTF-8.
     """
-    top = Path(top)
+    top = str(Path(top))  # without a slash at its end
     found: dict[str, str] = {}
     left_out: list[str] = []
     clashes: list[str] = []
+    top_length = len(os.path.join(top, ""))
     for folder, files in _walk(top, left_out):
-        prefix = "" if folder == top else f"{folder.relative_to(top).as_posix()}/"
         start = os.path.join(folder, "")  # with the slash at its end
-        images.refuse_name(folder)
+        prefix = start[top_length:]
+        if not folder.isascii():
+            images.refuse_name(folder)
         for name in images.in_natural_order(files):
             # a name with a known ending is one with a stem; what is hidden or has none is looked at
             stem = images.stem_of(name)
-            if (stem == name or name.startswith(".")) and not looks_like_image(folder / name):
+            if (stem == name or name.startswith(".")) and not looks_like_image(Path(start + name)):
                 continue
             if not name.isascii():
-                images.refuse_name(folder / name)
+                images.refuse_name(start + name)
             # x.png beside x.tif: both would have the result x.png
             key = prefix + stem
             if key in found:
@@ -95,44 +97,65 @@ def find_tree(top: str | Path) -> dict[str, str]:
     return found
 
 
-def _walk(top: Path, left_out: list[str]) -> Iterator[tuple[Path, list[str]]]:
+def _walk(top: str, left_out: list[str]) -> Iterator[tuple[str, list[str]]]:
     """(folder, names of its files) of a folder and of those below it, in natural order. What is left out is named in
     `left_out`."""
-    # Each folder comes with the identities of those above it: a link to one of them would lead in a circle.
-    waiting: list[tuple[Path, tuple]] = [(top, ())]
+    # A link to a folder above it would lead in a circle, so below a link each folder comes with the identities of those
+    # above it; without a link on the way (None) none can be met twice. A hundred thousand folders are not asked.
+    waiting: list[tuple[str, tuple | None]] = [(top, None)]
     while waiting:
         folder, above = waiting.pop()
         try:
-            status = os.stat(folder)
-            files, below = _list_folder(folder)
+            here = None if above is None else (*above, _identity(folder))
+            files, below, links = _list_folder(folder)
         except OSError as error:
             raise UserError(f"cannot read the folder {folder}: {error.strerror or error}") from None
-        identity = (status.st_dev, status.st_ino)
-        if identity in above:
+        if here is not None and here[-1] in here[:-1]:
             left_out.append(f"{folder} (a link to a folder above it)")
             continue
 
         # what an evaluation has written is no input of the next one
+        start = os.path.join(folder, "")
         records = [name for name in files if name.endswith(RECORD_ENDINGS) and RECORD_FILE.fullmatch(name)]
-        holds_results = any(_is_record(folder / name) for name in records)
+        holds_results = any(_is_record(Path(start + name)) for name in records)
         if holds_results and folder != top:
             left_out.append(f"{folder} (results of an evaluation)")
             continue
         apart = set(RESULT_FOLDERS) if holds_results else set()
         if "CXR" in below:
             apart = apart | NO_XRAYS
-        left_out += [str(folder / name) for name in sorted(below & apart, key=images.natural)]
+        left_out += [start + name for name in images.in_natural_order(below & apart)]
 
         yield folder, files
         # a stack: the first folder in natural order has to lie on top
-        for name in sorted(below - apart, key=images.natural, reverse=True):
-            waiting.append((folder / name, (*above, identity)))
+        for name in reversed(images.in_natural_order(below - apart)):
+            above_it = here
+            if above_it is None and name in links:
+                above_it = _identities(top, folder)
+            waiting.append((start + name, above_it))
 
 
-def _list_folder(folder: Path) -> tuple[list[str], set[str]]:
-    """(names of the files, names of the folders that are not hidden) in a folder; links are what they lead to."""
+def _identities(top: str, folder: str) -> tuple:
+    """The identities of a folder and of those above it, from `top` on."""
+    identities = [_identity(folder)]
+    while folder != top:
+        folder = os.path.dirname(folder)
+        identities.append(_identity(folder))
+    return tuple(identities)
+
+
+def _identity(folder: str) -> tuple[int, int]:
+    """The same for two paths of one folder."""
+    status = os.stat(folder)
+    return status.st_dev, status.st_ino
+
+
+def _list_folder(folder: str) -> tuple[list[str], set[str], set[str]]:
+    """(names of the files, of the folders that are not hidden, of those that are links) in a folder; links are what
+    they lead to."""
     files = []
     below = set()
+    links = set()
     with os.scandir(folder) as entries:
         for entry in entries:
             # most are plain files, which listing the folder has told
@@ -140,12 +163,15 @@ def _list_folder(folder: Path) -> tuple[list[str], set[str]]:
                 files.append(entry.name)
                 continue
             # a link that leads to itself is neither; the entry's own is_dir would raise an error
-            is_folder = os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir()
+            is_link = entry.is_symlink()
+            is_folder = os.path.isdir(entry.path) if is_link else entry.is_dir()
             if is_folder and not entry.name.startswith("."):
                 below.add(entry.name)
+                if is_link:
+                    links.add(entry.name)
             elif not is_folder and images.is_file(entry):
                 files.append(entry.name)
-    return files, below
+    return files, below, links
 
 
 def _is_record(path: Path) -> bool:

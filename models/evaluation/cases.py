@@ -126,7 +126,10 @@ def find_cases(source, root, masks, limits: images.Limits = "auto") -> list[Case
     for name, file in found.items():
         folder = file.rpartition("/")[0] or os.path.dirname(file)  # the second of a file in / itself
         if folder not in beside:
-            beside[folder] = (inputs.images_beside(Path(folder), "Mask"), inputs.images_beside(Path(folder), "BS"))
+            beside[folder] = ({}, {})
+            # asked of the text first: the paths of a hundred thousand folders would take a minute
+            if "CXR" in folder.split("/"):
+                beside[folder] = (inputs.images_beside(Path(folder), "Mask"), inputs.images_beside(Path(folder), "BS"))
         masks_there, targets_there = beside[folder]
         mask = None
         target = None

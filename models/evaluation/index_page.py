@@ -7,7 +7,7 @@ import math
 import struct
 from pathlib import Path
 
-from .. import images
+from ..runtime.files import write_text
 from ..viewing import page
 from .results import Output, strip_height
 from .summary import INDEX, recorded_names
@@ -65,7 +65,7 @@ def write(output: Output, summary: dict) -> Path:
         "scores": [page.score(key, *description) for key, description in figures.items()],
     }
     place = output.folder / INDEX
-    images.write_text(place, page.pieces("results", data, entries))
+    write_text(place, page.pieces("results", data, entries))
     return place
 
 

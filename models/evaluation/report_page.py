@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from .. import images, scores
+from ..runtime.files import write_text
 from ..viewing import page
 from .findings import Finding
 from .report_tables import score_label
@@ -46,7 +47,7 @@ def write(scored: Scored, output: Path, tables: Sequence[Table], found: Iterable
         "tables": [_as_data(table) for table in tables],
     }
     pieces = page.pieces("results", data, _entries(scored, output / COPIES, found))
-    images.write_text(output / REPORT, pieces)
+    write_text(output / REPORT, pieces)
 
 
 def _entries(scored: Scored, folder: Path, found: Iterable[Finding]) -> Iterator[dict]:

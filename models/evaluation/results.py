@@ -83,14 +83,17 @@ class Output:
             return present, found
 
         # Each folder is listed once: ten questions to the file system for each of 100 000 images would take minutes.
+        there_are = listing.numbers("")
+        further = [(place, f".{ending}") for place in FOLDERS if place in there_are for ending in FOLDERS[place]]
         for folder, lasts in _by_folder(names).items():
             below = f"{folder}/" if folder else ""
-            for is_result, start, ending in self._places(below):
+            places = [(below, ".png"), *((f"{place}/{below}", ending) for place, ending in further)]
+            for start, ending in places:
                 numbers = listing.numbers(start.rstrip("/"))
                 if not numbers:
                     continue
                 there = [last for last in lasts if last + ending in numbers]
-                if is_result:
+                if start == below:
                     present.update([below + last for last in there])
                 # mostly all of them are known, and the folder holds no link and none of the inputs
                 of_folder_numbers = numbers.values()
@@ -103,13 +106,6 @@ class Output:
                     if number is None or number in inputs or below + last not in known:
                         found.append((below + last, f"{self.folder}/{start}{last}{ending}"))
         return present, found
-
-    def _places(self, below: str) -> list[tuple[bool, str, str]]:
-        """[(whether it is for results, folder with its slash, ending), ...] of the files for the images of a folder."""
-        places = [(True, below, ".png")]
-        for folder, endings in FOLDERS.items():
-            places += [(False, f"{folder}/{below}", f".{ending}") for ending in endings]
-        return places
 
 
 def _by_folder(names: list[str]) -> dict[str, list[str]]:
@@ -135,11 +131,11 @@ class Listing:
         if folder not in self.listed:
             above, _, last = folder.rpartition("/")
             is_there = not folder or last in self.numbers(above)
-            self.listed[folder] = _list_folder(self.top / folder) if is_there else {}
+            self.listed[folder] = _list_folder(os.path.join(self.top, folder)) if is_there else {}
         return self.listed[folder]
 
 
-def _list_folder(folder: Path) -> dict[str, int | None]:
+def _list_folder(folder: str) -> dict[str, int | None]:
     """{name: number} of what is in a folder, dangling links among it; nothing if the folder is not there."""
     try:
         with os.scandir(folder) as scan:
@@ -152,7 +148,7 @@ def _list_folder(folder: Path) -> dict[str, int | None]:
         if number is None:
             continue
         with suppress(OSError):
-            if os.lstat(folder / name).st_ino != number:
+            if os.lstat(os.path.join(folder, name)).st_ino != number:
                 return dict.fromkeys(numbers)
         break
     return numbers

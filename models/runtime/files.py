@@ -5,6 +5,7 @@ import hashlib
 import os
 import re
 import time
+from collections.abc import Iterable
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -75,6 +76,12 @@ def replacing(path: str | Path):
     finally:
         with suppress(OSError):
             temporary.unlink()
+
+
+def write_text(path: str | Path, pieces: Iterable[str]) -> None:
+    """Write pieces of text as a file in UTF-8, one after the other. It is whole or not there, see `replacing`."""
+    with replacing(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
+        file.writelines(pieces)
 
 
 def _temporary_name(name: str) -> str:

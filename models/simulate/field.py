@@ -29,7 +29,8 @@ def elastic_maps(seed: int, waves: int, bend: float, size: int) -> tuple[np.ndar
 
     # sin(pi m x) for x from 0 to 1 along a side: 0 at the borders, so the frame stays.
     index = np.arange(size, dtype=np.float32)
-    m = np.arange(1, waves + 1)[:, None]  # (waves, 1)
+    orders = np.arange(1, waves + 1)
+    m = orders[:, None]  # (waves, 1)
     phase = np.pi * m * (index + 0.5) / size  # (waves, size)
     sines = np.sin(phase)
 
@@ -106,7 +107,8 @@ def closed(mask: np.ndarray, element: np.ndarray, iterations: int = 1) -> np.nda
 def convex_hull(mask: np.ndarray) -> np.ndarray:
     """The smallest convex shape around a mask that is not empty."""
     rows_and_columns = np.argwhere(mask)
-    points = rows_and_columns[:, ::-1].astype(np.int32)  # (n, 2): x, y
+    x_and_y = rows_and_columns[:, ::-1]
+    points = x_and_y.astype(np.int32)  # (n, 2)
     corners = cv2.convexHull(points)
     empty = np.zeros(mask.shape, np.uint8)
     hull = cv2.fillConvexPoly(empty, corners, 1)

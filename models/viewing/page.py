@@ -1,6 +1,6 @@
 """Pages of one file: what a browser shows from a disk, without a server and without the net.
 
-    images.write_text(folder / "index.html", page.pieces("results", data, entries))
+    files.write_text(folder / "index.html", page.pieces("results", data, entries))
 
 The data go into the page as JSON, and its scripts make texts of them, never markup: whatever a file's name holds, it is
 shown as it is. Images are named by paths relative to the page.

@@ -123,7 +123,8 @@ def _draw_wire(random: Generator, picture: np.ndarray) -> None:
     start = _place(random, picture)
     step_length = 0.1 * picture.shape[1]  # px
     steps = random.normal(0, step_length, (6, 2))
-    points = np.cumsum([start, *steps], axis=0).astype(np.int32)  # (7, 2)
+    corners = np.cumsum([start, *steps], axis=0)  # (7, 2)
+    points = corners.astype(np.int32)
     shade = _shade(random)
     thickness = int(random.integers(1, 3))
     cv2.polylines(picture, [points], False, shade, thickness, cv2.LINE_AA)
@@ -214,7 +215,10 @@ def detector(random: Generator, cxr: np.ndarray) -> np.ndarray:
     # JPEG's blocks
     if chance(random, 0.2):
         quality = int(random.integers(20, 90))
-        grey = np.uint8(255 * np.clip(cxr, 0, 1))
-        _, encoded = cv2.imencode(".jpg", grey, [cv2.IMWRITE_JPEG_QUALITY, quality])
-        cxr = cv2.imdecode(encoded, cv2.IMREAD_GRAYSCALE) / 255
+        clipped = np.clip(cxr, 0, 1)
+        grey = np.uint8(255 * clipped)
+        options = [cv2.IMWRITE_JPEG_QUALITY, quality]
+        _, encoded = cv2.imencode(".jpg", grey, options)
+        decoded = cv2.imdecode(encoded, cv2.IMREAD_GRAYSCALE)
+        cxr = decoded / 255
     return np.clip(cxr, 0, 1).astype(np.float32)

@@ -14,7 +14,9 @@ def chance(random: Generator, probability: float) -> bool:
 
 def log_uniform(random: Generator, low: float, high: float) -> float:
     """From low to high, uniform in the logarithm."""
-    logarithm = random.uniform(np.log(low), np.log(high))
+    log_low = np.log(low)
+    log_high = np.log(high)
+    logarithm = random.uniform(log_low, log_high)
     return np.exp(logarithm)
 
 
@@ -28,7 +30,7 @@ def smooth(random: Generator, shape: tuple[int, int], grains: int) -> np.ndarray
 def unit_grid(shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
     """x and y of each pixel, in units of the image's sides."""
     height, width = shape
-    rows, columns = np.mgrid[:height, :width].astype(np.float32)
+    rows, columns = np.mgrid[:height, :width].astype(np.float32)  # (H, W) each
     x = columns / width
     y = rows / height
     return x, y
