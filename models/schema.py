@@ -323,6 +323,7 @@ class ImageAugmentation:
     contrast: Annotated[Amount, Field(le=0.9)]  # above, images may turn black
     gamma: Amount
     display: Amount
+    display_apart: Share  # of the pairs
     sharpen: Amount
     noise: Amount  # standard deviation, on grey values 0 to 1
     bone: Share
