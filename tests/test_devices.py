@@ -1,6 +1,7 @@
 """Drawn devices: their rates, what both images show of them, and the record of a simulation with them."""
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -116,4 +117,8 @@ def test_a_simulation_without_devices_is_not_continued_with_them(tmp_path):
     with pytest.raises(UserError, match="devices False, asked is devices True"):
         folder.simulate(tmp_path, dataclasses.replace(settings, devices=True), SIZE)
     folder.simulate(tmp_path / "other", dataclasses.replace(settings, devices=True), SIZE)
-    assert '"devices": 1' in (tmp_path / "other" / folder.RECORD).read_text()
+    record = json.loads((tmp_path / "other" / folder.RECORD).read_text())
+    assert record["devices"] is True
+    assert record["version"]["devices"] == devices.VERSION
+    with pytest.raises(UserError, match="devices True, asked is devices False"):
+        folder.simulate(tmp_path / "other", settings, SIZE)

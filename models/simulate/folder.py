@@ -24,6 +24,7 @@ from . import ct, devices, girdle, lesions, phantom, separate, shoulder_ct, volu
 RECORD = "simulated.json"  # in the data folder: what made it
 # in the data folder: CTs taken apart, until all pairs are there; hidden, so no folder of the user's
 PREPARED = ".simulated_cts"
+LATER = {"devices": False, "shoulders": []}  # of a record that says nothing of them, as those of most simulations
 CTS_AT_ONCE = 4  # that are taken apart side by side: each takes 4 GB
 
 
@@ -95,7 +96,8 @@ def simulate(root: Path, settings: Simulate, size: int) -> None:
             jobs.append(Job(index, parts, settings.devices, shoulders))
         needed = {job.parts for job in jobs} | {job.shoulders for job in jobs}
         _take_apart_all(scans, prepared, needed)
-        images.write_file(record, json.dumps(asked | {"count": total}).encode())
+        written = {key: value for key, value in asked.items() if key not in LATER or value != LATER[key]}
+        images.write_file(record, json.dumps(written | {"count": total}).encode())
         simulate_job = partial(simulate_patient, root, settings.seed, size, settings.lesions)
         workers.parallel(simulate_job, jobs, "simulating pairs")
     for scan in scans:
@@ -291,7 +293,7 @@ def _read_record(path: Path) -> dict:
     try:
         # What is read overrides these defaults; a missing seed, size or count is damage.
         record = {"source": "phantom", "cts": [], "version": {"phantom": 1}}
-        record |= {"lesions": False, "devices": False, "shoulders": []}
+        record |= {"lesions": False} | LATER
         record |= json.loads(path.read_text(encoding="utf-8"))
         return record | {key: int(record[key]) for key in ("seed", "size", "count")}
     except (OSError, ValueError, KeyError, TypeError):
