@@ -116,6 +116,7 @@ class Simulate:
     ct: Text | None  # folder of chest CTs
     lesions: Flag  # drawn into every patient, each with a twin without them
     devices: Flag  # of many kinds at their rates
+    cartilage: Flag  # calcified, of drawn ribs
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -19,12 +19,13 @@ from ..config import Simulate
 from ..data import lists
 from ..runtime import workers
 from ..runtime.files import UserError
-from . import ct, devices, girdle, lesions, phantom, separate, shoulder_ct, volumes
+from . import cartilage, ct, devices, girdle, lesions, phantom, separate, shoulder_ct, volumes
 
 RECORD = "simulated.json"  # in the data folder: what made it
 # in the data folder: CTs taken apart, until all pairs are there; hidden, so no folder of the user's
 PREPARED = ".simulated_cts"
-LATER = {"devices": False, "shoulders": []}  # of a record that says nothing of them, as those of most simulations
+# Of a record that says nothing of them, as those of most simulations
+LATER = {"devices": False, "cartilage": False, "shoulders": []}
 CTS_AT_ONCE = 4  # that are taken apart side by side: each takes 4 GB
 
 
@@ -40,12 +41,13 @@ class Scan:
 class Job:
     """One patient to be simulated. parts: file with the CT, taken apart, that is shown; None: the phantom.
     with_devices: with devices of many kinds. shoulders: file with the CT of neck and shoulders, taken apart, whose
-    shoulders the patient gets; None: drawn ones."""
+    shoulders the patient gets; None: drawn ones. with_cartilage: with calcified cartilage of drawn ribs."""
 
     index: int
     parts: Path | None
     with_devices: bool = False
     shoulders: Path | None = None
+    with_cartilage: bool = False
 
 
 def simulate(root: Path, settings: Simulate, size: int) -> None:
@@ -93,7 +95,7 @@ def simulate(root: Path, settings: Simulate, size: int) -> None:
         for index in missing:
             parts = recipe(index, settings.source, chests, prepared)
             shoulders = _shoulders_of(settings.seed + index, scans, prepared)
-            jobs.append(Job(index, parts, settings.devices, shoulders))
+            jobs.append(Job(index, parts, settings.devices, shoulders, settings.cartilage))
         needed = {job.parts for job in jobs} | {job.shoulders for job in jobs}
         _take_apart_all(scans, prepared, needed)
         written = {key: value for key, value in asked.items() if key not in LATER or value != LATER[key]}
@@ -227,19 +229,19 @@ def simulate_patient(root: Path, seed: int, size: int, with_lesions: bool, job: 
     # The same seed and index give the same patient, whatever else is drawn. Two
     # seeds that differ by less than the count share patients.
     patient = seed + job.index
-    has_devices = job.with_devices
     shoulders = None if job.shoulders is None else _load_shoulders(job.shoulders)
+    what = {"with_devices": job.with_devices, "shoulders": shoulders, "with_cartilage": job.with_cartilage}
     if job.parts is None:
         if with_lesions:
-            pairs = phantom.simulate_twins(patient, size, has_devices, shoulders)
+            pairs = phantom.simulate_twins(patient, size, **what)
         else:
-            pairs = [phantom.simulate(patient, size, with_devices=has_devices, shoulders=shoulders)]
+            pairs = [phantom.simulate(patient, size, **what)]
     else:
         parts = _load_parts(job.parts)
         if with_lesions:
-            pairs = ct.simulate_twins(parts, patient, size, has_devices, shoulders)
+            pairs = ct.simulate_twins(parts, patient, size, **what)
         else:
-            pairs = [ct.simulate(parts, patient, size, with_devices=has_devices, shoulders=shoulders)]
+            pairs = [ct.simulate(parts, patient, size, **what)]
     # The order of `names`: with lesions first, its twin without them second.
     for name, pair in zip(names(job.index, with_lesions), pairs):
         for folder, pixels in zip(lists.FOLDERS, (pair.cxr, pair.soft, pair.mask.astype(np.float32))):
@@ -269,6 +271,8 @@ def _describe(settings: Simulate, size: int, scans: list[Scan]) -> dict:
         version["lesions"] = lesions.VERSION
     if settings.devices:
         version["devices"] = devices.VERSION
+    if settings.cartilage:
+        version["cartilage"] = cartilage.VERSION
     fingerprints = [scan.fingerprint for scan in scans if not scan.source.shows_shoulders]
     of_shoulders = [scan.fingerprint for scan in scans if scan.source.shows_shoulders]
     if of_shoulders:
@@ -279,6 +283,7 @@ def _describe(settings: Simulate, size: int, scans: list[Scan]) -> dict:
         "source": settings.source,
         "lesions": settings.lesions,
         "devices": settings.devices,
+        "cartilage": settings.cartilage,
         "cts": fingerprints,
         "shoulders": of_shoulders,
         "version": version,

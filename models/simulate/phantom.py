@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 
 from ..runtime.seeding import detail_generator
-from . import devices, field, geometry, girdle, lesions, skeleton, soft_tissue
+from . import cartilage, devices, field, geometry, girdle, lesions, skeleton, soft_tissue
 from .anatomy import SIDE, Anatomy, draw_anatomy
 from .field import blur, texture
 from .shoulder_ct import Shoulders
@@ -55,26 +55,37 @@ def simulate(
     with_lesions: bool = False,
     with_devices: bool = False,
     shoulders: Shoulders | None = None,
+    with_cartilage: bool = False,
 ) -> Phantom:
     """Draw patient `seed` at size x size pixels; a pure function. ValueError for a size below MIN_SIZE.
 
     with_lesions: the same patient with drawn lesions (lesions.py), in both images. with_devices: with devices of many
     kinds at their rates (devices.py), instead of a port or a letter in some. shoulders: those of a CT (girdle.py),
-    instead of drawn ones.
+    instead of drawn ones. with_cartilage: with calcified cartilage of the drawn ribs (cartilage.py).
     """
-    return _expose_each(seed, size, [with_lesions], with_devices, shoulders)[0]
+    return _expose_each(seed, size, [with_lesions], with_devices, shoulders, with_cartilage)[0]
 
 
 def simulate_twins(
-    seed: int, size: int, with_devices: bool = False, shoulders: Shoulders | None = None
+    seed: int,
+    size: int,
+    with_devices: bool = False,
+    shoulders: Shoulders | None = None,
+    with_cartilage: bool = False,
 ) -> tuple[Phantom, Phantom]:
     """What `simulate` gives of patient `seed` with and without lesions, in half the time."""
-    with_lesions, without = _expose_each(seed, size, [True, False], with_devices, shoulders)
+    both = [True, False]
+    with_lesions, without = _expose_each(seed, size, both, with_devices, shoulders, with_cartilage)
     return with_lesions, without
 
 
 def _expose_each(
-    seed: int, size: int, with_lesions: list[bool], with_devices: bool, shoulders: Shoulders | None
+    seed: int,
+    size: int,
+    with_lesions: list[bool],
+    with_devices: bool,
+    shoulders: Shoulders | None,
+    with_cartilage: bool,
 ) -> list[Phantom]:
     """Patient `seed`, drawn once, with or without lesions for each item of the list."""
     if size < MIN_SIZE:
@@ -82,6 +93,8 @@ def _expose_each(
     anatomy = draw_anatomy(seed)
     soft, bone, lungs = matter(anatomy, size, not with_devices, shoulders)
     mask = lungs > 0.5
+    if with_cartilage:
+        bone = bone + cartilage.thickness(anatomy, size)
     metal = None
     if with_devices:
         drawn = devices.draw(anatomy, size)
