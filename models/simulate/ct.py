@@ -118,7 +118,7 @@ def simulate(
 
     with_lesions: the same pair with drawn lesions (lesions.py), in both images. with_devices: with devices of many
     kinds at their rates (devices.py), instead of a port or a letter in some. shoulders: those of another CT
-    (girdle.py), instead of drawn ones. with_cartilage: with calcified cartilage (cartilage.py) where the ribs are drawn.
+    (girdle.py), instead of drawn ones. with_cartilage: with calcified cartilage (cartilage.py) before drawn ribs.
     """
     return _expose_each(part, seed, size, [with_lesions], with_devices, shoulders, with_cartilage)[0]
 
