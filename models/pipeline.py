@@ -14,7 +14,7 @@ from pydantic import TypeAdapter
 from . import config, images, lungs, sampling
 from .refinement import BoneRefiner
 from .residual import at_full_size, bone_share
-from .runtime import checkpoint, compiling, processes, seeding
+from .runtime import checkpoint, compiling, processes, seeding, weights_file
 from .runtime.device import autocast
 from .runtime.files import UserError
 from .schema import ResultForm, Side
@@ -124,7 +124,7 @@ class Pipeline:
         together.
         """
         # qkv_by_head: released weights do not always say their attention's order; the method's own is the default.
-        checkpoint.require(vqgan_path, unet_path)
+        weights_file.require(vqgan_path, unet_path)
         vqgan = MLVQGAN.load(vqgan_path)
         unet = ConditionalUNet.load(unet_path, defaults={"qkv_by_head": cls.qkv_by_head})
 
@@ -157,7 +157,7 @@ class Pipeline:
         if refiner_path == AS_HEADER:
             refiner_path = cls.find_refiner(unet.notes, unet_path)
         if refiner_path is not None:
-            checkpoint.require(refiner_path)
+            weights_file.require(refiner_path)
             refiner = BoneRefiner.load(refiner_path).to(device)
         return cls(vqgan, unet, refiner=refiner, precision=precision, compiled=compiled, **keywords)
 

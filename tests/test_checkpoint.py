@@ -16,7 +16,7 @@ import torch
 from golden_draws import SHARED, draw, figures, fill
 from safetensors.torch import save_file
 
-from models.runtime import checkpoint
+from models.runtime import checkpoint, training_state, weights_file
 from models.runtime.files import UserError, replacing
 from models.unet import ConditionalUNet
 from models.vqgan import MLVQGAN, PatchDiscriminator
@@ -139,28 +139,28 @@ def test_missing_foreign_and_other_weights_are_named(tmp_path):
 
 def test_newest_whole_state_wins_and_damage_is_told(tmp_path):
     for step in (1, 2, 3):
-        checkpoint.save_state(tmp_path, step, {"step": step, "tensor": torch.full((1000,), float(step))})
+        training_state.save_state(tmp_path, step, {"step": step, "tensor": torch.full((1000,), float(step))})
     assert sorted(path.name for path in tmp_path.iterdir()) == ["state_00000002.pt", "state_00000003.pt"]
-    assert checkpoint.newest_state(tmp_path)[0]["step"] == 3
+    assert training_state.newest_state(tmp_path)[0]["step"] == 3
     newest = tmp_path / "state_00000003.pt"
     whole, told = newest.read_bytes(), []
     middle = whole.index(torch.full((1000,), 3.0).numpy().tobytes()) + 100
     for damaged in (b"", whole[:1000], whole[:middle] + b"\xff" + whole[middle + 1 :]):
         newest.write_bytes(damaged)
-        state, path = checkpoint.newest_state(tmp_path, warn=told.append)
+        state, path = training_state.newest_state(tmp_path, warn=told.append)
         assert state["step"] == 2 and path.name == "state_00000002.pt"
     assert len(told) == 3 and all("state_00000003.pt" in line for line in told)
     (tmp_path / "state_00000002.pt").write_bytes(b"")
     with pytest.raises(UserError, match="no training state .* is whole"):
-        checkpoint.newest_state(tmp_path, warn=told.append)
-    assert checkpoint.newest_state(tmp_path / "empty") is None
+        training_state.newest_state(tmp_path, warn=told.append)
+    assert training_state.newest_state(tmp_path / "empty") is None
 
 
 def test_going_on_before_a_damaged_state_keeps_two_whole_ones(tmp_path):
     for step in (10, 20, 30):
-        checkpoint.save_state(tmp_path, step, {"step": step})
+        training_state.save_state(tmp_path, step, {"step": step})
     (tmp_path / "state_00000030.pt").write_bytes(b"damaged")
-    checkpoint.save_state(tmp_path, 25, {"step": 25})
+    training_state.save_state(tmp_path, 25, {"step": 25})
     assert sorted(path.name for path in tmp_path.iterdir()) == ["state_00000020.pt", "state_00000025.pt"]
 
 
@@ -211,7 +211,7 @@ def bombed(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    "read", [MLVQGAN.load, checkpoint.read_weights, lambda path: checkpoint.newest_state(path.parent)]
+    "read", [MLVQGAN.load, weights_file.read_weights, lambda path: training_state.newest_state(path.parent)]
 )
 def test_a_bomb_is_refused_by_its_directory_and_never_unpacked(bombed, tmp_path, monkeypatch, read):
     path = tmp_path / "state_00000001.pt.pth"
@@ -225,7 +225,8 @@ def test_a_bomb_is_refused_by_its_directory_and_never_unpacked(bombed, tmp_path,
     for name in ("testzip", "read", "extract"):
         monkeypatch.setattr(zipfile.ZipFile, name, unpack)
     monkeypatch.setattr(torch, "load", unpack)
-    monkeypatch.setattr(checkpoint, "get_unsafe_globals_in_checkpoint", unpack)
+    for module in (weights_file, training_state):
+        monkeypatch.setattr(module, "get_unsafe_globals_in_checkpoint", unpack)
     with pytest.raises(UserError, match=r"has \d+ bytes, but would unpack to 67\d{6}; no checkpoint does"):
         read(path)
 
@@ -406,7 +407,7 @@ def test_a_foreign_training_state_is_refused_in_one_line_and_nothing_runs(tmp_pa
     torch.save({"step": 1}, tmp_path / "state_00000001.pt")
     torch.save(content, tmp_path / "state_00000002.pt", pickle_module=pickle)
     with pytest.raises(UserError, match=f"state_00000002.pt .*{words}") as refusal:
-        checkpoint.newest_state(tmp_path)
+        training_state.newest_state(tmp_path)
     assert "\n" not in str(refusal.value) and not (tmp_path / "executed").exists()
 
 
@@ -435,7 +436,7 @@ def test_notes_are_kept_by_save_and_load(tmp_path):
 
 
 def test_a_state_is_a_zip_whose_checksums_hold(tmp_path):
-    path = checkpoint.save_state(tmp_path, 1, {"tensor": torch.arange(5)})
+    path = training_state.save_state(tmp_path, 1, {"tensor": torch.arange(5)})
     assert zipfile.ZipFile(path).testzip() is None
 
 

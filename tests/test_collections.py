@@ -12,6 +12,7 @@ import torch
 from models import images, pipelines
 from models.data import inputs
 from models.evaluation import cases, record, record_lines, run, shards
+from models.evaluation import results as results_of_one
 from models.evaluation.cases import find_cases
 from models.evaluation.reading import Reader
 from models.evaluation.results import Form, Output
@@ -168,7 +169,9 @@ def test_an_unchanged_xray_is_not_read_to_go_on(tree, monkeypatch):
     assert len(opened.done) == 5 and len(digests) == 1
 
 
-def test_going_on_asks_once_for_each_file_and_lists_each_folder_once(tree, monkeypatch):
+@pytest.mark.parametrize("few", [0, 3])
+def test_going_on_asks_once_for_each_file_and_lists_each_folder_once(tree, few, monkeypatch):
+    monkeypatch.setattr(results_of_one, "FEW", few)
     evaluate(tree, shard=(1, 1))
     asked = []
     listed = []
@@ -240,8 +243,10 @@ def test_to_go_on_no_entry_is_made_before_the_first_image(tree, monkeypatch):
     assert list(opened.finish({})["seconds_per_image"]) == [case.name for case in cases]
 
 
+@pytest.mark.parametrize("few", [0, 3])  # images of a folder that are asked for one by one; of more it is listed
 @pytest.mark.parametrize("link", [os.link, os.symlink])
-def test_a_result_that_is_an_input_by_another_name_is_refused(tree, link):
+def test_a_result_that_is_an_input_by_another_name_is_refused(tree, link, few, monkeypatch):
+    monkeypatch.setattr(results_of_one, "FEW", few)
     evaluate(tree, shard=(1, 1))
     (tree / "out" / "p1" / "a.png").unlink()
     link(tree / "in" / "p2" / "c.png", tree / "out" / "p1" / "a.png")

@@ -18,7 +18,7 @@ import torch
 
 from models import settings_file
 from models.data import datasets
-from models.runtime import checkpoint, entry
+from models.runtime import entry, training_state
 from models.runtime.files import MachineError, UserError, replacing, sweep
 from models.vqgan import MLVQGAN
 
@@ -68,7 +68,7 @@ def test_the_comparison_of_the_campaign_sees_a_single_bit(ready, tmp_path):
             (tmp_path / name / file).write_bytes(b"same")
         state = {part: {"tensor": torch.zeros(3)} for part in ("networks", "ema", "optimizers", "progress", "facts")}
         state["optimizers"]["tensor"][1] = float(name == "b") * 1e-30
-        checkpoint.save_state(tmp_path / name, 1, state)
+        training_state.save_state(tmp_path / name, 1, state)
     assert kill_campaign.differences(tmp_path / "a", tmp_path / "b") == ["optimizers"]
 
 
@@ -99,15 +99,15 @@ def test_a_full_disk_ends_in_one_line_with_status_1_and_the_old_state_stays(read
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
 def test_no_space_left_is_named(tmp_path):
-    old = checkpoint.save_state(tmp_path, 1, {"tensor": torch.zeros(10)})
+    old = training_state.save_state(tmp_path, 1, {"tensor": torch.zeros(10)})
     with replacing(tmp_path / "state_00000002.pt") as temporary:
         pass_through = temporary.name
         temporary.write_bytes(b"")
     (tmp_path / "state_00000002.pt").unlink()
     (tmp_path / pass_through).symlink_to("/dev/full")
     with pytest.raises(MachineError, match="cannot write .*state_00000002.pt: No space left on device"):
-        checkpoint.save_state(tmp_path, 2, {"tensor": torch.zeros(100000)})
-    assert list(tmp_path.iterdir()) == [old] and checkpoint.newest_state(tmp_path)[1] == old
+        training_state.save_state(tmp_path, 2, {"tensor": torch.zeros(100000)})
+    assert list(tmp_path.iterdir()) == [old] and training_state.newest_state(tmp_path)[1] == old
 
 
 def test_weights_that_do_not_fit_are_the_machines_fault_and_a_wrong_place_is_the_persons(tmp_path):

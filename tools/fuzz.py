@@ -49,7 +49,7 @@ from fuzz_inputs import (  # puts the project on the path
 from models import config, images, plausibility, settings_file
 from models.data import inputs, lists
 from models.evaluation.cases import find_cases
-from models.runtime import checkpoint
+from models.runtime import training_state, weights_file
 from models.runtime.files import UserError
 from models.unet import ConditionalUNet
 from models.vqgan import MLVQGAN
@@ -249,7 +249,7 @@ def try_state(folder: Path, out: Path, rng: random.Random) -> str:
         torch.save(rng.choice(({"step": step, "x": torch.zeros(3)}, [], 3, {"a": np.zeros(3)}, {"a": Path("x")})), path)
         if rng.random() < 0.6:
             path.write_bytes(damaged(path.read_bytes(), rng))
-    checkpoint.newest_state(folder, warn=lambda text: None)
+    training_state.newest_state(folder, warn=lambda text: None)
     return "result"
 
 
@@ -434,8 +434,8 @@ WATCHED = (
     (lists, "read_list"),
     (lists, "find_pairs"),
     (config, "parse"),
-    (checkpoint, "read_weights"),
-    (checkpoint, "newest_state"),
+    (weights_file, "read_weights"),
+    (training_state, "newest_state"),
     (subprocess, "run"),
 )
 

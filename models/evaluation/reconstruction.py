@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from .. import config, images, sampling, scores, weights
-from ..runtime import checkpoint, compiling, processes
+from ..runtime import compiling, processes, weights_file
 from ..runtime.device import autocast, pick_device, pick_precision
 from ..runtime.files import UserError
 from ..vqgan import MLVQGAN
@@ -79,7 +79,7 @@ def main(settings: config.Settings) -> int:
         # weights
         settings = weights.prefer_own(settings, "vqgan")
         path = settings.vqgan.weights
-        checkpoint.require(path)
+        weights_file.require(path)
         if processes.rank() == 0:
             print(weights.describe(settings, TITLE, "vqgan"), flush=True)
 

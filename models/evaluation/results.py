@@ -5,6 +5,7 @@ import io
 import json
 import math
 import os
+import stat
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache
@@ -21,6 +22,7 @@ from .cases import Case
 
 SERIES = "bone-suppressed, not for diagnosis"  # description of a DICOM result's series
 RESULT_KEYS = ("seed", "samples", "residual", "strength", "range")  # of eval, those that change a result
+FEW = 3  # images of a folder that are asked for one by one
 FOLDERS = RESULT_FOLDERS  # below the output folder, beside the results
 FRAME_MS = 400  # of an animation, milliseconds
 LAST_FRAME_MS = 2000  # of its last picture
@@ -82,14 +84,18 @@ class Output:
                     present.add(name)
             return present, found
 
-        # Each folder is listed once: ten questions to the file system for each of 100 000 images would take minutes.
+        # Each folder is listed once: ten questions to the file system for each of 100 000 images would take minutes. In
+        # folders of few images these are asked for, as listing a folder takes as long as ten questions.
         there_are = listing.numbers("")
         further = [(place, f".{ending}") for place in FOLDERS if place in there_are for ending in FOLDERS[place]]
         for folder, lasts in _by_folder(names).items():
             below = f"{folder}/" if folder else ""
             places = [(below, ".png"), *((f"{place}/{below}", ending) for place, ending in further)]
             for start, ending in places:
-                numbers = listing.numbers(start.rstrip("/"))
+                if len(lasts) > FEW:
+                    numbers = listing.numbers(start.rstrip("/"))
+                else:
+                    numbers = _numbers_of([last + ending for last in lasts], f"{self.folder}/{start}")
                 if not numbers:
                     continue
                 there = [last for last in lasts if last + ending in numbers]
@@ -117,6 +123,18 @@ def _by_folder(names: list[str]) -> dict[str, list[str]]:
         folder, _, last = name.rpartition("/")
         of_folder.setdefault(folder, []).append(last)
     return of_folder
+
+
+def _numbers_of(files: list[str], start: str) -> dict[str, int | None]:
+    """{name: number, None for a link} of those files that are there. start: their folder, with its slash."""
+    numbers = {}
+    for file in files:
+        try:
+            status = os.lstat(start + file)
+        except OSError:
+            continue
+        numbers[file] = None if stat.S_ISLNK(status.st_mode) else status.st_ino
+    return numbers
 
 
 class Listing:

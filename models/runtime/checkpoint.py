@@ -1,37 +1,19 @@
-"""Network weights (safetensors), training states (.pt) and the released checkpoints (pickled modules): written and
-read.
-
-Nothing that a file contains is ever executed. Every file is written beside its final place and then moved there.
-"""
+"""Networks and their weights: a network is built from its file, whatever its form, and written with the settings that
+build it again. What a file holds is read by weights_file.py."""
 
 import hashlib
 import inspect
 import json
 import math
-import os
-import pickle
-import re
-import zipfile
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Self, TypeVar
 
-import safetensors
 import torch
 from safetensors.torch import save_file
 from torch import nn
-from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
 from .files import UserError, replacing
-
-# Modules whose classes a released checkpoint may name. They are never imported; inert stand-ins take the classes'
-# places.
-RELEASED = re.compile(r"(modules|generative\.networks|monai\.networks|torch\.nn\.modules|__main__)\.[\w.]+")
-
-# torch.save does not compress, so a file unpacks to its own size. Somebody may have compressed it, but weights are
-# noise, which no compression makes this much smaller.
-LARGEST_EXPANSION = 4
-FREE_EXPANSION = 1 << 24  # bytes: small files may be mostly zeros
+from .weights_file import disk_errors, first_line, read_weights
 
 # Counts and sizes in a header beyond any network's; they only guard against building what its tensors cannot fit.
 LARGEST_SIZE = 1 << 20  # largest absolute value of any number in the settings
@@ -39,9 +21,6 @@ LONGEST_LIST = 32  # entries
 
 # types that a file's numbers may have; in a network they are float32
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-# What the libraries raise for a damaged file.
-READ_ERRORS = (OSError, RuntimeError, EOFError, ValueError, KeyError, AttributeError, zipfile.BadZipFile)
-
 AnyNetwork = TypeVar("AnyNetwork", bound=nn.Module)  # init_from returns the class that it is given
 
 
@@ -93,7 +72,7 @@ class Network(nn.Module):
             with torch.device("meta"):
                 network = cls(**{**(defaults or {}), **settings, **keywords})
         except (LookupError, TypeError, ValueError, RuntimeError, ArithmeticError) as error:
-            reason = _first_line(error)
+            reason = first_line(error)
             raise UserError(f"no {cls.__name__} can be built from the settings in {path}: {reason}") from None
 
         # a network for inference; a training builds its own and takes only the weights (init_from)
@@ -183,61 +162,6 @@ def _own(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.clone() if is_view else tensor
 
 
-def require(*paths: str | Path) -> None:
-    """Raise UserError if one of these weights files does not exist."""
-    for path in map(Path, paths):
-        if not path.is_file():
-            raise UserError(
-                f"no weights at {path}; train them first, name the file (vqgan.weights=, ldm.weights=, "
-                "lcm.weights=), or take the shipped ones with --profile small"
-            )
-
-
-def read_weights(path: str | Path) -> tuple[dict, dict | None, dict]:
-    """The content of a weights file, whatever its form: (name -> tensor, header or None, module name -> attributes).
-
-    Only files of this project have a header, only pickled modules have attributes. Raises UserError for a missing or
-    damaged file and for one that asks for code.
-    """
-    require(path)
-    path = Path(path)
-    try:
-        # safetensors holds no code, and its library checks the tensors' places against the file's size
-        if path.suffix == ".safetensors":
-            with safetensors.safe_open(path, "pt") as file:
-                header = (file.metadata() or {}).get("header")
-                state = {name: file.get_tensor(name) for name in file.keys()}
-            return state, (_parse_header(header, path) if header else None), {}
-
-        # everything else must be a file of torch.save
-        state, modules = _read_pickled(path)
-        check_tensors(state, path)
-        return state, None, modules
-    except UserError:
-        raise
-    except (*READ_ERRORS, pickle.UnpicklingError, safetensors.SafetensorError) as error:
-        raise UserError(f"{path} is not a weights file or is damaged: {_first_line(error)}") from None
-
-
-def _parse_header(text: str, path: Path) -> dict:
-    """The header of a file of this project; UserError if it lacks what every header has."""
-    try:
-        header = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"the header of {path} is damaged: {_first_line(error)}") from None
-
-    # what `Network.load` reads; `check_settings` looks at the settings themselves
-    has_all = (
-        isinstance(header, dict) and isinstance(header.get("network"), str) and isinstance(header.get("settings"), dict)
-    )
-    if not has_all:
-        raise UserError(
-            f"the header of {path} does not say which network it holds and its settings; the file is "
-            "damaged or not of this project"
-        )
-    return header
-
-
 def check_settings(network: type[nn.Module], settings: dict, path: str | Path, tensors: int) -> None:
     """Raise UserError unless settings from a file are keywords of a network's constructor, of their defaults' types.
 
@@ -278,180 +202,6 @@ def _is_count(value, most: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= most
 
 
-def refuse_bomb(path: str | Path) -> None:
-    """Raise UserError if a zip archive, by its directory, unpacks to far more than its size. Unpacks nothing."""
-    with zipfile.ZipFile(path) as archive:
-        # sizes as the archive's directory gives them
-        unpacked = sum(entry.file_size for entry in archive.infolist())
-    packed = Path(path).stat().st_size
-    if unpacked > LARGEST_EXPANSION * packed + FREE_EXPANSION:
-        raise UserError(
-            f"{path} has {packed} bytes, but would unpack to {unpacked}; no checkpoint does, so it was not opened"
-        )
-
-
-def check_tensors(state: dict, path: str | Path) -> None:
-    """Raise UserError unless a file's content is {name: ordinary tensor}, together not much larger than the file.
-
-    Strides of zero can make a tensor of gigabytes from one number.
-    """
-    # dense and with numbers of its own, so neither sparse nor on the meta device
-    for name, tensor in state.items():
-        ordinary = isinstance(tensor, torch.Tensor) and tensor.layout == torch.strided and tensor.device.type == "cpu"
-        if not (isinstance(name, str) and ordinary):
-            raise UserError(f"{path} holds neither a module nor a state_dict")
-
-    # by shape, not by storage: this is what a contiguous copy would take
-    size = sum(tensor.numel() * tensor.element_size() for tensor in state.values())
-    packed = Path(path).stat().st_size
-    if size > LARGEST_EXPANSION * packed + FREE_EXPANSION:
-        raise UserError(f"{path} has {packed} bytes, but its tensors {size}; no checkpoint's do")
-
-
-class _StandIn:
-    """Stands in for a class that a released checkpoint names: it holds the attributes and does nothing."""
-
-    # pickle calls the class, and then hands over the attributes
-    def __init__(self, *arguments):
-        self.arguments = arguments
-
-    def __setstate__(self, state):
-        self.__dict__.update(state)
-
-
-def _read_pickled(path: Path) -> tuple[dict, dict]:
-    """(name -> tensor, module name -> attributes) of a whole pickled module or a state_dict, by PyTorch's restricted
-    unpickler.
-
-    The classes of the published code are replaced by inert stand-ins; a file that names anything else is refused
-    unread.
-    """
-    # which classes and functions the file asks for
-    # An archive's list of names can be read without running anything; older files are one bare pickle.
-    if not zipfile.is_zipfile(path):
-        raise UserError(f"{path} is not a checkpoint of torch.save (torch 1.6 or later), or it is cut short")
-    refuse_bomb(path)
-    names = get_unsafe_globals_in_checkpoint(path)
-    foreign = [name for name in names if not RELEASED.fullmatch(name)]
-    if foreign:
-        raise UserError(f"{path} asks for {foreign[0]}, which no weights file needs; it was not opened")
-
-    # one class for each name, so that the module's class stays known for `settings_of`
-    stand_ins = []
-    for name in names:
-        class_name = name.rsplit(".", 1)[1]
-        stand_ins.append((type(class_name, (_StandIn,), {}), name))
-    with safe_globals(stand_ins):
-        content = torch.load(path, map_location="cpu", weights_only=True)
-
-    # a whole module
-    if isinstance(content, _StandIn):
-        state: dict = {}
-        modules: dict = {}
-        _collect(content, "", state, modules)
-        return state, modules
-
-    # a state_dict, perhaps in a larger checkpoint, perhaps of a module in DataParallel
-    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
-        content = content["state_dict"]
-    if not isinstance(content, dict) or not content:
-        raise UserError(f"{path} holds neither a module nor a state_dict")
-    return {str(name).removeprefix("module."): tensor for name, tensor in content.items()}, {}
-
-
-def _collect(module: _StandIn, prefix: str, state: dict, modules: dict) -> None:
-    """Fill `state` and `modules` from a pickled nn.Module, as nn.Module.state_dict() would. prefix: of its tensors'
-    names.
-    """
-    # nn.Module keeps its tensors and children in three tables; a loop of children ends in a RecursionError
-    attributes = vars(module)
-    modules[prefix.removesuffix(".")] = {"class": type(module).__name__, **attributes}
-    # buffers that are computed anew and never saved
-    transient = attributes.get("_non_persistent_buffers_set") or set()
-    for table in ("_parameters", "_buffers"):
-        for name, tensor in (attributes.get(table) or {}).items():
-            if tensor is not None and name not in transient:
-                state[prefix + name] = tensor
-    for name, child in (attributes.get("_modules") or {}).items():
-        if isinstance(child, _StandIn):
-            _collect(child, f"{prefix}{name}.", state, modules)
-
-
-def save_state(folder: str | Path, step: int, state: dict, keep: int = 2) -> Path:
-    """Write <folder>/state_<step>.pt and remove old states. Returns its path.
-
-    The newest `keep` states stay. States of later steps are removed too: they were damaged when this run began, or it
-    would have gone on from them.
-    """
-    folder = Path(folder)
-    # digits enough that sorting by name is sorting by step
-    path = folder / f"state_{step:08d}.pt"
-    with replacing(path) as temporary, disk_errors(), open(temporary, "wb") as file:
-        torch.save(state, file)
-
-    # old states go only when the new one is whole
-    states = sorted(folder.glob("state_*.pt"))
-    kept = [other for other in states if other <= path][-keep:]
-    for other in states:
-        if other not in kept:
-            other.unlink()
-    return path
-
-
-def newest_state(folder: str | Path, warn=print) -> tuple[dict, Path] | None:
-    """The newest undamaged training state of a folder and its path, or None if there is no state at all.
-
-    A damaged file is reported through `warn` and the one before it is taken. Raises UserError if all are damaged: a
-    training never starts afresh without saying so. Raises it too for an undamaged file that holds something else.
-    """
-    paths = sorted(Path(folder).glob("state_*.pt"), reverse=True)
-    for path in paths:
-        try:
-            refuse_bomb(path)
-            with zipfile.ZipFile(path) as archive:
-                damaged = archive.testzip()  # every entry against its checksum
-            if damaged:
-                raise zipfile.BadZipFile(f"{damaged} does not match its checksum")
-            foreign = get_unsafe_globals_in_checkpoint(path)
-            if foreign:
-                raise UserError(
-                    f"{path} asks for {foreign[0]}, which no training state needs; it was not opened, remove it"
-                )
-            # on the CPU: `Trainer.load` copies to where the networks are
-            state = torch.load(path, map_location="cpu", weights_only=True)
-        except pickle.UnpicklingError:
-            raise UserError(f"{path} is not a training state of this project; remove it") from None
-        except READ_ERRORS as error:
-            warn(f"passing over {path}, which is damaged: {_first_line(error)}")
-            continue
-        if not isinstance(state, dict):
-            raise UserError(f"{path} is not a training state, but holds one {type(state).__name__}; remove it")
-        return state, path
-    # starting afresh here would overwrite what is left of a long training
-    if paths:
-        raise UserError(f"no training state in {folder} is whole; remove {folder} to start afresh")
-    return None
-
-
-@contextmanager
-def disk_errors():
-    """Raise what the libraries raise when a file cannot be written as the OSError that it is."""
-    try:
-        yield
-    except (RuntimeError, safetensors.SafetensorError) as error:
-        # torch.save raises its own error while it handles the OSError
-        cause: BaseException | None = error
-        while cause is not None and not isinstance(cause, OSError):
-            cause = cause.__context__
-        # safetensors only mentions the error's number
-        number = re.search(r"os error (\d+)", str(error))
-        if cause is None and number:
-            cause = OSError(int(number[1]), os.strerror(int(number[1])))
-        if cause is None:
-            cause = OSError(_first_line(error))
-        raise cause from error
-
-
 def tensor_digest(network: nn.Module) -> str:
     """The first 16 hexadecimal digits of a SHA-256 over a network's tensors: names, shapes and float32 values.
 
@@ -479,10 +229,3 @@ def _describe(state: dict) -> str:
         return "no tensors"
     first = next(iter(state))
     return f"{len(state)} tensors, the first {first} {tuple(state[first].shape)}"
-
-
-def _first_line(error: BaseException) -> str:
-    """An error's message without its further lines, for messages of one line."""
-    # some errors have no message, and some have pages
-    lines = str(error).strip().splitlines()
-    return (lines[0] if lines else type(error).__name__)[:200]

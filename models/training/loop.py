@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from .. import config, images
 from ..data import datasets
-from ..runtime import checkpoint, processes
+from ..runtime import processes, training_state
 from ..runtime.device import autocast
 from ..runtime.files import UserError, replacing
 from ..runtime.processes import say
@@ -422,7 +422,7 @@ class Trainer:
                 "ema": None if self.ema is None else self.ema.state_dict(),  # resuming may switch the average on or off
                 "optimizers": {phase: optimizer.state_dict() for phase, optimizer in self.optimizers.items()},
             }
-            checkpoint.save_state(self.folder, self.progress.step, state)
+            training_state.save_state(self.folder, self.progress.step, state)
         # in every process, as each asks its own clock whether a state is due
         self.saved_at = time.monotonic()
 
@@ -443,7 +443,7 @@ class Trainer:
         """Go on from the newest whole state. Returns the step that it stands at; 0 if there is none."""
         # half-written files of a killed run go first; without any state this is a new training
         processes.tidy(self.folder, self.folder / "samples")
-        found = checkpoint.newest_state(self.folder, warn=say)
+        found = training_state.newest_state(self.folder, warn=say)
         if found is None:
             self.share_first_weights()
             return 0

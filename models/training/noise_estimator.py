@@ -11,7 +11,7 @@ import torch
 from .. import config, layers, losses, schedulers, weights
 from ..data import augment, checks, datasets, lists
 from ..pipelines import Pipeline
-from ..runtime import checkpoint, compiling, processes
+from ..runtime import checkpoint, compiling, processes, weights_file
 from ..runtime.device import pick_device, pick_precision
 from ..runtime.files import UserError
 from ..unet import ConditionalUNet
@@ -251,7 +251,7 @@ def note_other_latents(start: str | None, vqgan: MLVQGAN) -> None:
     """Say that the weights a training starts from, if their header tells, know another autoencoder's latents."""
     if start is None:
         return
-    _, header, _ = checkpoint.read_weights(start)
+    _, header, _ = weights_file.read_weights(start)
     known = (header or {}).get("vqgan")
     if known is not None and known != checkpoint.tensor_digest(vqgan):
         processes.say(f"note: {start} was trained on the latents of another autoencoder; little of it will help here")
