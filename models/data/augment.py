@@ -1,5 +1,5 @@
-"""Random changes of training images: geometry, grey values, display, sharpness and noise alike for both images of a
-pair, and the bone in the CXR.
+"""Random changes of training images: geometry, grey values, sharpness and noise alike for both images of a pair, the
+display alike or not, and the bone in the CXR.
 
 The amounts are the section `augment` of the settings; the papers have no augmentation. Black stays black under all of
 the changes, so what lies outside the lungs of a masked image, and around an image that is not square, looks as it would
@@ -53,9 +53,12 @@ def changes_nothing(augmentation: Augment | None) -> bool:
     return not any(amounts) and not changes_bone(augmentation)
 
 
-def augment(pixels: np.ndarray, augmentation: Augment | None, key: str) -> np.ndarray:
+def augment(pixels: np.ndarray, augmentation: Augment | None, key: str, is_soft: bool = False) -> np.ndarray:
     """Float (S, S) in [0, 1] -> float32 (S, S) in [0, 1], changed as `key` decides: images of one key are changed
-    alike."""
+    alike.
+
+    is_soft: the image is the soft-tissue one of its pair, whose display may be its own (augment.display_apart).
+    """
     if augmentation is None or changes_nothing(augmentation):
         return pixels
 
@@ -85,7 +88,11 @@ def augment(pixels: np.ndarray, augmentation: Augment | None, key: str) -> np.nd
     pixels = np.clip(pixels, 0, 1).astype(np.float32) ** exponent
 
     if augmentation.display:
-        own_random = seeding.augmentation_generator(f"{key}/display")
+        display = "display"
+        apart = seeding.augmentation_generator(f"{key}/display apart").random() < augmentation.display_apart
+        if is_soft and apart:
+            display = "display of soft tissue"
+        own_random = seeding.augmentation_generator(f"{key}/{display}")
         pixels = change_display(pixels, augmentation.display, own_random)
     if augmentation.sharpen or augmentation.noise:
         pixels = _change_texture(pixels, augmentation, random)

@@ -78,7 +78,7 @@ def augmented(
         share = pixels / np.maximum(cxr, 1e-6) if variant in MASKED else 1
         pixels = changed * np.clip(share, 0, 1)
 
-    changed = augment.augment(pixels, augmentation, key)
+    changed = augment.augment(pixels, augmentation, key, is_soft=variant.endswith("soft"))
     return images.to_signed(torch.from_numpy(changed))[None]  # (1, size, size)
 
 

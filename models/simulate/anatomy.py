@@ -12,6 +12,8 @@ import numpy as np
 from ..runtime.seeding import detail_generator
 from .geometry import Pose
 
+SIDE = 43.0  # of the image, cm
+
 # Ribs 1 to 12: half width of the cage, fall from the back to the front, fall along the back, angle where bone ends and
 # gristle begins
 RIB_WIDTH = np.array([0.155, 0.243, 0.293, 0.320, 0.338, 0.350, 0.358, 0.363, 0.363, 0.350, 0.300, 0.200])

@@ -15,13 +15,17 @@ import cv2
 import numpy as np
 
 from ..runtime.seeding import detail_generator
-from . import field, lesions, phantom, xray
+from . import cartilage, devices, field, girdle, lesions, phantom, xray
+from .anatomy import draw_anatomy
 from .field import blur, closed, convex_hull, disc, opened, smooth_step, texture
-from .phantom import Phantom, Surroundings
+from .phantom import Phantom
 from .separate import Parts
+from .shoulder_ct import Shoulders
+from .surroundings import Surroundings, surroundings
 
 THUMB = 128  # pixels at which windows are cut
 VERSION = 1  # raise it with any change that changes a pair, in `separate`, `xray` and `field` too
+TISSUE_MU = np.float32(0.19)  # log exposure of a cm of tissue in the radiograph, by which devices of metal are drawn
 HEART = (0.55, 0.68, 0.13, 0.16)  # centre and extent of what beats, in units of the image's side
 DRAWN_BONE = 0.65  # mineral of the phantom's ribs and vertebrae against the CT's
 SEEN = 0.88  # share of the lower half that rays through the back and the front both meet
@@ -101,27 +105,61 @@ def draw(seed: int) -> Draw:
     )
 
 
-def simulate(part: Parts, seed: int, size: int, with_lesions: bool = False) -> Phantom:
+def simulate(
+    part: Parts,
+    seed: int,
+    size: int,
+    with_lesions: bool = False,
+    with_devices: bool = False,
+    shoulders: Shoulders | None = None,
+    with_cartilage: bool = False,
+) -> Phantom:
     """Pair `seed` of a CT at size x size pixels; a pure function. ValueError for a size below phantom.MIN_SIZE.
 
-    with_lesions: the same pair with drawn lesions (lesions.py), in both images.
+    with_lesions: the same pair with drawn lesions (lesions.py), in both images. with_devices: with devices of many
+    kinds at their rates (devices.py), instead of a port or a letter in some. shoulders: those of another CT
+    (girdle.py), instead of drawn ones. with_cartilage: with calcified cartilage (cartilage.py) before drawn ribs.
     """
-    return _expose_each(part, seed, size, [with_lesions])[0]
+    return _expose_each(part, seed, size, [with_lesions], with_devices, shoulders, with_cartilage)[0]
 
 
-def simulate_twins(part: Parts, seed: int, size: int) -> tuple[Phantom, Phantom]:
+def simulate_twins(
+    part: Parts,
+    seed: int,
+    size: int,
+    with_devices: bool = False,
+    shoulders: Shoulders | None = None,
+    with_cartilage: bool = False,
+) -> tuple[Phantom, Phantom]:
     """What `simulate` gives of pair `seed` with and without lesions, in half the time."""
-    with_lesions, without = _expose_each(part, seed, size, [True, False])
+    both = [True, False]
+    with_lesions, without = _expose_each(part, seed, size, both, with_devices, shoulders, with_cartilage)
     return with_lesions, without
 
 
-def _expose_each(part: Parts, seed: int, size: int, with_lesions: list[bool]) -> list[Phantom]:
+def _expose_each(
+    part: Parts,
+    seed: int,
+    size: int,
+    with_lesions: list[bool],
+    with_devices: bool,
+    shoulders: Shoulders | None,
+    with_cartilage: bool,
+) -> list[Phantom]:
     """Pair `seed`, its rays computed once, with or without lesions for each item of the list."""
     if size < phantom.MIN_SIZE:
         raise ValueError(f"size {size} is below {phantom.MIN_SIZE} pixels: ask for a larger one")
     drawn = draw(seed)
-    water, bone, lung = integrals(part, drawn, seed, size)
+    water, bone, lung = integrals(part, drawn, seed, size, not with_devices, shoulders)
     mask = lung_field(lung, water)
+    if with_cartilage and drawn.cage:
+        calcified = np.float32(phantom.SIDE) * cartilage.thickness(draw_anatomy(seed), size)  # cm
+        bone = bone + np.float32(drawn.bone * DRAWN_BONE) * calcified
+    metal = None
+    if with_devices:
+        shown = devices.draw(draw_anatomy(seed), size)
+        water = water + np.float32(phantom.SIDE) * shown.both  # cm, as the next
+        metal = np.float32(phantom.SIDE) * shown.cxr_alone
     pairs = []
     for has_lesions in with_lesions:
         tissue = water
@@ -129,6 +167,8 @@ def _expose_each(part: Parts, seed: int, size: int, with_lesions: list[bool]) ->
             added, _ = lesions.draw(mask, bone, seed, phantom.SIDE)  # cm of water
             tissue = water + added
         cxr_log, soft_log = expose(tissue, bone, drawn, seed)
+        if metal is not None:
+            cxr_log = cxr_log + TISSUE_MU * metal
         cxr, soft = show(cxr_log, soft_log, drawn, seed)
         pairs.append(Phantom(cxr, soft, mask))
     return pairs
@@ -137,9 +177,22 @@ def _expose_each(part: Parts, seed: int, size: int, with_lesions: list[bool]) ->
 # --- The patient ------------------------------------------------------------------------------------------------------
 
 
-def integrals(part: Parts, drawn: Draw, seed: int, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """cm of tissue as water, of compact bone in its place, and of lung, (size, size) each."""
-    around = phantom.surroundings(seed, size)
+def integrals(
+    part: Parts,
+    drawn: Draw,
+    seed: int,
+    size: int,
+    with_port: bool = True,
+    shoulders: Shoulders | None = None,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """cm of tissue as water, of compact bone in its place, and of lung, (size, size) each.
+
+    with_port: with the port and the letter that some patients have (soft_tissue.devices). shoulders: those of another
+    CT, instead of drawn ones.
+    """
+    around = surroundings(seed, size, with_port)
+    if shoulders is not None:
+        around = girdle.with_shoulders(around, shoulders, draw_anatomy(seed))
     pose = fit(part, drawn, around.chest, size)
 
     # The CT's own integrals; those of body and lungs are smooth, and half the size does.

@@ -90,7 +90,7 @@ def guessed_bone(
     chest, spine, beside = _regions(lungs, spacing)
     dense = np.empty(hounsfield.shape, bool)
     for row in range(hounsfield.shape[1]):
-        dense_plane = _dense(hounsfield[:, row], spine[:, row], width_mm)
+        dense_plane = dense_bone(hounsfield[:, row], spine[:, row], width_mm)
         dense[:, row] = body[:, row] & dense_plane
     bone = _in_the_wall(dense, hounsfield, chest, spacing)
 
@@ -111,7 +111,7 @@ def guessed_bone(
     return bone, bone & beside
 
 
-def _dense(plane: np.ndarray, spine: np.ndarray, pixel_mm: float) -> np.ndarray:
+def dense_bone(plane: np.ndarray, spine: np.ndarray, pixel_mm: float) -> np.ndarray:
     """bool (D, W): what of an axial slice of Hounsfield units is dense, but neither even (contrast medium) nor metal.
 
     spine: bool (D, W), where bone itself is more even.
@@ -191,15 +191,25 @@ def _regions(lungs: np.ndarray, spacing: Spacing) -> tuple[np.ndarray, np.ndarra
 # --- Amount -----------------------------------------------------------------------------------------------------------
 
 
-def sharp_bone(hounsfield: np.ndarray, bone: np.ndarray, spacing: Spacing, rows: int) -> np.ndarray:
-    """Share of compact bone (D, rows, W): the CT's amount, in shells of CORTEX over spongy bone."""
+def sharp_bone(
+    hounsfield: np.ndarray,
+    bone: np.ndarray,
+    spacing: Spacing,
+    rows: int,
+    cortex: float = CORTEX,
+    limits: tuple[float, float] = SHARE,
+) -> np.ndarray:
+    """Share of compact bone (D, rows, W): the CT's amount, in shells over spongy bone.
+
+    cortex: thickness of the shell, mm; limits: least and most of what the CT's own amount can ask for.
+    """
     _, _, width_mm = spacing
     inside = _depth_inside(bone, width_mm, rows)  # (D, rows, W), mm
 
     # The bone of a healthy adult behind that surface: spongy, and compact in the shell.
     # Logistic steps of 8 per mm rise from 10 to 90 % within 0.55 mm, less than a voxel of most CTs.
     edge = expit(8 * inside)
-    shell = edge * expit(8 * (CORTEX - inside))
+    shell = edge * expit(8 * (cortex - inside))
     healthy = SPONGY * edge + (1 - SPONGY) * shell
 
     # The CT's amount: 0 in muscle, 1 in compact bone
@@ -211,7 +221,7 @@ def sharp_bone(hounsfield: np.ndarray, bone: np.ndarray, spacing: Spacing, rows:
     sigma = AROUND / width_mm  # voxels
     amount_around = smooth(amount, sigma)
     healthy_around = smooth(healthy, sigma)
-    share = np.clip(amount_around / (healthy_around + 1e-3), *SHARE)
+    share = np.clip(amount_around / (healthy_around + 1e-3), *limits)
 
     # A fifth is the CT's own bone, which keeps its texture.
     return 0.8 * healthy * share + 0.2 * amount * edge

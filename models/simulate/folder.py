@@ -1,5 +1,8 @@
 """A data folder of simulated pairs, from drawn patients or from chest CTs: which pair comes from what, and how it goes
-on."""
+on.
+
+A CT whose name contains `volumes.SHOULDERS` is one of neck and shoulders, which other patients get (girdle.py).
+"""
 
 import importlib.util
 import json
@@ -16,17 +19,19 @@ from ..config import Simulate
 from ..data import lists
 from ..runtime import workers
 from ..runtime.files import UserError
-from . import ct, lesions, phantom, separate, volumes
+from . import cartilage, ct, devices, girdle, lesions, phantom, separate, shoulder_ct, volumes
 
 RECORD = "simulated.json"  # in the data folder: what made it
 # in the data folder: CTs taken apart, until all pairs are there; hidden, so no folder of the user's
 PREPARED = ".simulated_cts"
+# Of a record that says nothing of them, as those of most simulations
+LATER = {"devices": False, "cartilage": False, "shoulders": []}
 CTS_AT_ONCE = 4  # that are taken apart side by side: each takes 4 GB
 
 
 @dataclass(frozen=True)
 class Scan:
-    """A chest CT and the digest of its files."""
+    """A CT and the digest of its files."""
 
     source: volumes.Source
     fingerprint: str
@@ -34,10 +39,15 @@ class Scan:
 
 @dataclass(frozen=True)
 class Job:
-    """One patient to be simulated. parts: file with the CT, taken apart, that is shown; None: the phantom."""
+    """One patient to be simulated. parts: file with the CT, taken apart, that is shown; None: the phantom.
+    with_devices: with devices of many kinds. shoulders: file with the CT of neck and shoulders, taken apart, whose
+    shoulders the patient gets; None: drawn ones. with_cartilage: with calcified cartilage of drawn ribs."""
 
     index: int
     parts: Path | None
+    with_devices: bool = False
+    shoulders: Path | None = None
+    with_cartilage: bool = False
 
 
 def simulate(root: Path, settings: Simulate, size: int) -> None:
@@ -49,6 +59,7 @@ def simulate(root: Path, settings: Simulate, size: int) -> None:
     if size < phantom.MIN_SIZE:
         raise UserError(f"data.image_size={size} is too small to simulate; at least {phantom.MIN_SIZE}")
     scans = [] if settings.source == "phantom" else find_scans(settings.ct)
+    chests = _chests(scans)
 
     # A simulation that is there goes on if it is the same one; nothing else may lie in its folders.
     record = root / RECORD
@@ -80,9 +91,15 @@ def simulate(root: Path, settings: Simulate, size: int) -> None:
         )
     if missing:
         # A pair depends on its index alone, so it does not matter which ones are missing or which process draws them.
-        jobs = [Job(index, recipe(index, settings.source, scans, prepared)) for index in missing]
-        _take_apart_all(scans, prepared, needed={job.parts for job in jobs})
-        images.write_file(record, json.dumps(asked | {"count": total}).encode())
+        jobs = []
+        for index in missing:
+            parts = recipe(index, settings.source, chests, prepared)
+            shoulders = _shoulders_of(settings.seed + index, scans, prepared)
+            jobs.append(Job(index, parts, settings.devices, shoulders, settings.cartilage))
+        needed = {job.parts for job in jobs} | {job.shoulders for job in jobs}
+        _take_apart_all(scans, prepared, needed)
+        written = {key: value for key, value in asked.items() if key not in LATER or value != LATER[key]}
+        images.write_file(record, json.dumps(written | {"count": total}).encode())
         simulate_job = partial(simulate_patient, root, settings.seed, size, settings.lesions)
         workers.parallel(simulate_job, jobs, "simulating pairs")
     for scan in scans:
@@ -137,6 +154,24 @@ def find_scans(folder: str | None) -> list[Scan]:
     return [Scan(source, source.fingerprint()) for source in volumes.find(place)]
 
 
+def _shoulders_of(patient: int, scans: list[Scan], folder: Path) -> Path | None:
+    """The file in `folder` with the CT, taken apart, whose shoulders a patient gets; None: drawn ones."""
+    with_shoulders = [scan for scan in scans if scan.source.shows_shoulders]
+    number = girdle.wears(patient, len(with_shoulders))
+    if number is None:
+        return None
+    return _prepared(folder, with_shoulders[number])
+
+
+def _chests(scans: list[Scan]) -> list[Scan]:
+    """Those of the CTs that are of a chest. UserError where all are of shoulders."""
+    chests = [scan for scan in scans if not scan.source.shows_shoulders]
+    if scans and not chests:
+        path = scans[0].source.path
+        raise UserError(f"{path} is a CT of shoulders, so its name says; one of a chest is needed beside it")
+    return chests
+
+
 def recipe(index: int, source: str, scans: list[Scan], folder: Path) -> Path | None:
     """The file in `folder` with the CT, taken apart, that pair `index` comes from; None: the phantom."""
     if source == "phantom":
@@ -166,15 +201,26 @@ def _take_apart_all(scans: list[Scan], folder: Path, needed: set[Path | None]) -
 
 
 def take_apart(job: tuple[Scan, Path]) -> None:
-    """Write one CT's tissue, bone and lungs to a file."""
+    """Write one CT's tissue, bone and lungs, or shoulders, to a file."""
     scan, path = job
     source = scan.source
     volume = volumes.read(source)
+    # Into a file, not into memory: the processes that draw the pairs read it from there.
+    if source.shows_shoulders:
+        try:
+            shoulders = shoulder_ct.parts(volume.hounsfield, volume.spacing)
+        except ValueError as error:
+            raise UserError(f"cannot use {source.path} for its shoulders, which its name promises: {error}") from None
+        shoulder_ct.save(shoulders, path)
+        return
+
     try:
         parts = separate.parts(volume.hounsfield, volume.spacing, volume.labels, volume.names)
     except ValueError as error:
-        raise UserError(f"cannot use {source.path}: {error}") from None
-    # In a file, not in memory: the processes that draw the pairs read it from there.
+        raise UserError(
+            f"cannot use {source.path}: {error} (One of neck and shoulders has to have '{volumes.SHOULDERS}' in its "
+            "name.)"
+        ) from None
     separate.save(parts, path)
 
 
@@ -183,11 +229,19 @@ def simulate_patient(root: Path, seed: int, size: int, with_lesions: bool, job: 
     # The same seed and index give the same patient, whatever else is drawn. Two
     # seeds that differ by less than the count share patients.
     patient = seed + job.index
+    shoulders = None if job.shoulders is None else _load_shoulders(job.shoulders)
+    what = {"with_devices": job.with_devices, "shoulders": shoulders, "with_cartilage": job.with_cartilage}
     if job.parts is None:
-        pairs = phantom.simulate_twins(patient, size) if with_lesions else [phantom.simulate(patient, size)]
+        if with_lesions:
+            pairs = phantom.simulate_twins(patient, size, **what)
+        else:
+            pairs = [phantom.simulate(patient, size, **what)]
     else:
         parts = _load_parts(job.parts)
-        pairs = ct.simulate_twins(parts, patient, size) if with_lesions else [ct.simulate(parts, patient, size)]
+        if with_lesions:
+            pairs = ct.simulate_twins(parts, patient, size, **what)
+        else:
+            pairs = [ct.simulate(parts, patient, size, **what)]
     # The order of `names`: with lesions first, its twin without them second.
     for name, pair in zip(names(job.index, with_lesions), pairs):
         for folder, pixels in zip(lists.FOLDERS, (pair.cxr, pair.soft, pair.mask.astype(np.float32))):
@@ -201,6 +255,12 @@ def _load_parts(path: Path) -> separate.Parts:
     return separate.load(path)
 
 
+@lru_cache(maxsize=1)
+def _load_shoulders(path: Path) -> shoulder_ct.Shoulders:
+    """Likewise, of a CT of neck and shoulders."""
+    return shoulder_ct.load(path)
+
+
 def _describe(settings: Simulate, size: int, scans: list[Scan]) -> dict:
     """What must stay the same for a simulation to go on: two of them are never mixed."""
     # A CT's pair has the phantom's shoulders, so the phantom's version counts for it as well.
@@ -209,24 +269,36 @@ def _describe(settings: Simulate, size: int, scans: list[Scan]) -> dict:
         version["ct"] = ct.VERSION
     if settings.lesions:
         version["lesions"] = lesions.VERSION
-    fingerprints = [scan.fingerprint for scan in scans]
+    if settings.devices:
+        version["devices"] = devices.VERSION
+    if settings.cartilage:
+        version["cartilage"] = cartilage.VERSION
+    fingerprints = [scan.fingerprint for scan in scans if not scan.source.shows_shoulders]
+    of_shoulders = [scan.fingerprint for scan in scans if scan.source.shows_shoulders]
+    if of_shoulders:
+        version["shoulders"] = girdle.VERSION
     return {
         "seed": settings.seed,
         "size": size,
         "source": settings.source,
         "lesions": settings.lesions,
+        "devices": settings.devices,
+        "cartilage": settings.cartilage,
         "cts": fingerprints,
+        "shoulders": of_shoulders,
         "version": version,
     }
 
 
 def _read_record(path: Path) -> dict:
-    """The record of a simulation, or {}. Those of the time before there were CTs, or lesions, say nothing of them."""
+    """The record of a simulation, or {}. Those of the time before there were CTs, lesions, devices or shoulders say
+    nothing of them."""
     if not path.is_file():
         return {}
     try:
         # What is read overrides these defaults; a missing seed, size or count is damage.
-        record = {"source": "phantom", "cts": [], "version": {"phantom": 1}, "lesions": False}
+        record = {"source": "phantom", "cts": [], "version": {"phantom": 1}}
+        record |= {"lesions": False} | LATER
         record |= json.loads(path.read_text(encoding="utf-8"))
         return record | {key: int(record[key]) for key in ("seed", "size", "count")}
     except (OSError, ValueError, KeyError, TypeError):

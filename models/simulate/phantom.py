@@ -13,14 +13,15 @@ import cv2
 import numpy as np
 
 from ..runtime.seeding import detail_generator
-from . import field, geometry, lesions, skeleton, soft_tissue
-from .anatomy import RIB_WIDTH, THORACIC_Y, WALL, Anatomy, draw_anatomy
+from . import cartilage, devices, field, geometry, girdle, lesions, skeleton, soft_tissue
+from .anatomy import SIDE, Anatomy, draw_anatomy
 from .field import blur, texture
+from .shoulder_ct import Shoulders
+from .surroundings import surroundings
 from .xray import tone_curve
 
 VERSION = 1  # raise it with any change that changes a pair: a simulation is not continued by another version
 MIN_SIZE = 64  # pixels
-SIDE = 43.0  # of the image, cm
 SOFT_MU = 7.4  # attenuation of one unit of soft tissue, 0.17 per cm
 ELASTIC_WAVES = 3
 ELASTIC_BEND = 0.004  # of the warp that makes every patient's drawing a little different, in units of the side
@@ -48,47 +49,57 @@ class Display:
     tones: tuple[float, ...]  # grey levels of the quantiles xray.TONE_AT of the body
 
 
-@dataclass(frozen=True, eq=False)
-class Surroundings:
-    """A drawn patient in the image plane, around whom something else can take the chest's place; maps are float32
-    (size, size).
-
-    body: cm of tissue with neither lungs nor arms; arms, vessels, devices: cm of tissue; girdle, spine, cage: cm of
-    compact bone (collar bones, shoulder blades and arms; vertebrae; ribs and breast bone); chest: right, left, top and
-    bottom of the lungs, pixels.
-    """
-
-    body: np.ndarray
-    arms: np.ndarray
-    vessels: np.ndarray
-    devices: np.ndarray
-    girdle: np.ndarray
-    spine: np.ndarray
-    cage: np.ndarray
-    chest: tuple[float, float, float, float]
-
-
-def simulate(seed: int, size: int, with_lesions: bool = False) -> Phantom:
+def simulate(
+    seed: int,
+    size: int,
+    with_lesions: bool = False,
+    with_devices: bool = False,
+    shoulders: Shoulders | None = None,
+    with_cartilage: bool = False,
+) -> Phantom:
     """Draw patient `seed` at size x size pixels; a pure function. ValueError for a size below MIN_SIZE.
 
-    with_lesions: the same patient with drawn lesions (lesions.py), in both images.
+    with_lesions: the same patient with drawn lesions (lesions.py), in both images. with_devices: with devices of many
+    kinds at their rates (devices.py), instead of a port or a letter in some. shoulders: those of a CT (girdle.py),
+    instead of drawn ones. with_cartilage: with calcified cartilage of the drawn ribs (cartilage.py).
     """
-    return _expose_each(seed, size, [with_lesions])[0]
+    return _expose_each(seed, size, [with_lesions], with_devices, shoulders, with_cartilage)[0]
 
 
-def simulate_twins(seed: int, size: int) -> tuple[Phantom, Phantom]:
+def simulate_twins(
+    seed: int,
+    size: int,
+    with_devices: bool = False,
+    shoulders: Shoulders | None = None,
+    with_cartilage: bool = False,
+) -> tuple[Phantom, Phantom]:
     """What `simulate` gives of patient `seed` with and without lesions, in half the time."""
-    with_lesions, without = _expose_each(seed, size, [True, False])
+    both = [True, False]
+    with_lesions, without = _expose_each(seed, size, both, with_devices, shoulders, with_cartilage)
     return with_lesions, without
 
 
-def _expose_each(seed: int, size: int, with_lesions: list[bool]) -> list[Phantom]:
+def _expose_each(
+    seed: int,
+    size: int,
+    with_lesions: list[bool],
+    with_devices: bool,
+    shoulders: Shoulders | None,
+    with_cartilage: bool,
+) -> list[Phantom]:
     """Patient `seed`, drawn once, with or without lesions for each item of the list."""
     if size < MIN_SIZE:
         raise ValueError(f"size {size} is below {MIN_SIZE} pixels: ask for a larger phantom")
     anatomy = draw_anatomy(seed)
-    soft, bone, lungs = matter(anatomy, size)
+    soft, bone, lungs = matter(anatomy, size, not with_devices, shoulders)
     mask = lungs > 0.5
+    if with_cartilage:
+        bone = bone + cartilage.thickness(anatomy, size)
+    metal = None
+    if with_devices:
+        drawn = devices.draw(anatomy, size)
+        soft = soft + drawn.both
+        metal = drawn.cxr_alone
     pairs = []
     for has_lesions in with_lesions:
         tissue = soft
@@ -96,14 +107,20 @@ def _expose_each(seed: int, size: int, with_lesions: list[bool]) -> list[Phantom
             added, _ = lesions.draw(mask, bone, seed, SIDE)  # cm of water
             # From cm to units of the side, as all of `matter`.
             tissue = soft + added / np.float32(SIDE)
-        cxr, without_bone = show(anatomy, draw_display(seed), tissue, bone)
+        cxr, without_bone = show(anatomy, draw_display(seed), tissue, bone, metal)
         pairs.append(Phantom(cxr, without_bone, mask))
     return pairs
 
 
-def matter(anatomy: Anatomy, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def matter(
+    anatomy: Anatomy, size: int, with_port: bool = True, shoulders: Shoulders | None = None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """What rays meet, (size, size) each: soft tissue and compact bone in units of the side, and the coverage of the
-    lung fields."""
+    lung fields.
+
+    with_port: with the port and the letter that some patients have (soft_tissue.devices). shoulders: those of a CT,
+    instead of drawn ones.
+    """
     seed = anatomy.seed
     x, y = geometry.patient_grid(anatomy, size)
 
@@ -113,18 +130,23 @@ def matter(anatomy: Anatomy, size: int) -> tuple[np.ndarray, np.ndarray, np.ndar
     # Vessels fade where less than 0.10 (4 cm) of lung holds them, so that none ends at the lung's outline.
     fading = np.minimum(air / 0.10, 1)
     blood = (soft_tissue.vessels(anatomy, size) + soft_tissue.findings(anatomy, x, y)) * fading
+    airways = soft_tissue.airways(anatomy, size)
+    bone = None
+    if shoulders is not None:
+        drawn_body = body
+        body, bone = _with_shoulders(anatomy, shoulders, body, lungs)
+        # The CT's windpipe is not taken out once more.
+        missing = np.maximum(drawn_body - body, 0)
+        airways = np.maximum(airways - missing, 0)
     grain = 1 + 0.05 * texture(seed, "lung", size, 320) + 0.07 * texture(seed, "lobe", size, 9)
     soft = body - air * (1 - anatomy.density * grain) + blood
-    soft += (
-        soft_tissue.breasts(anatomy, x, y)
-        + soft_tissue.devices(anatomy, size)
-        - soft_tissue.airways(anatomy, size)
-        - soft_tissue.stomach(anatomy, x, y)
-    )
+    port = soft_tissue.devices(anatomy, size) if with_port else np.float32(0)
+    soft += soft_tissue.breasts(anatomy, x, y) + port - airways - soft_tissue.stomach(anatomy, x, y)
     soft = np.maximum(soft, 0) * (1 + 0.004 * texture(seed, "tissue", size, 64))
 
     # A smooth warp of all three: nobody is as straight as the control points.
-    bone = skeleton.skeleton(anatomy, size)
+    if bone is None:
+        bone = skeleton.skeleton(anatomy, size)
     across, down = field.elastic_maps(seed, ELASTIC_WAVES, ELASTIC_BEND, size)
     soft, bone, lungs = (
         cv2.remap(layer, across, down, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
@@ -133,31 +155,22 @@ def matter(anatomy: Anatomy, size: int) -> tuple[np.ndarray, np.ndarray, np.ndar
     return soft, bone, lungs
 
 
-def surroundings(seed: int, size: int) -> Surroundings:
-    """Patient `seed` as `simulate` draws him, before any warp, taken apart."""
-    anatomy = draw_anatomy(seed)
-    x, y = geometry.patient_grid(anatomy, size)
+def _with_shoulders(
+    anatomy: Anatomy, shoulders: Shoulders, body: np.ndarray, lungs: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """The drawn body, and compact bone, (size, size) each in units of the side, with the shoulders of a CT.
 
-    def in_cm(layer: np.ndarray) -> np.ndarray:
-        return np.float32(SIDE) * layer.astype(np.float32)
+    body, lungs: as drawn. The body stays as it was in front of the lungs, whose air is taken out of it.
+    """
+    size = len(body)
+    around = girdle.with_shoulders(surroundings(anatomy.seed, size), shoulders, anatomy)
+    bone = (around.girdle + around.spine + around.cage) / np.float32(SIDE)
+    whole = soft_tissue.joined([around.body, around.arms]) / np.float32(SIDE)
 
-    # The box of the lungs: from rib to rib, from the apex to the middle of the diaphragm's two halves.
-    reach = RIB_WIDTH.max() * anatomy.width - WALL
-    top = THORACIC_Y[0] + 0.030
-    bottom = sum(anatomy.domes) / 2
-    ends = geometry.project(anatomy, np.array([(-reach, 0.5), (reach, 0.5), (0, top), (0, bottom)]), size)
-    chest = (float(ends[0, 0]), float(ends[1, 0]), float(ends[2, 1]), float(ends[3, 1]))
-
-    return Surroundings(
-        body=in_cm(soft_tissue.joined(soft_tissue.trunk(anatomy, x, y))),
-        arms=in_cm(soft_tissue.joined(soft_tissue.arms(anatomy, x, y))),
-        vessels=in_cm(soft_tissue.vessels(anatomy, size)),
-        devices=in_cm(soft_tissue.devices(anatomy, size)),
-        girdle=in_cm(skeleton.bone_thickness(anatomy, size, [skeleton.girdle(anatomy)])),
-        spine=in_cm(skeleton.bone_thickness(anatomy, size, list(skeleton.spine(anatomy)))),
-        cage=in_cm(skeleton.bone_thickness(anatomy, size, [skeleton.ribs(anatomy), skeleton.breast_bone()])),
-        chest=chest,
-    )
+    outside = (lungs < 0.5).astype(np.uint8)
+    far = cv2.distanceTransform(outside, cv2.DIST_L2, 5) / size
+    share = field.smooth_step(far, 0.0, 0.06)
+    return (body + share * (whole - body)).astype(np.float32), bone
 
 
 # --- The images -------------------------------------------------------------------------------------------------------
@@ -185,16 +198,20 @@ def _log_exposure(integral: np.ndarray, display: Display) -> np.ndarray:
     return log + display.local * (log - blur(log, 0.08))
 
 
-def show(anatomy: Anatomy, display: Display, soft: np.ndarray, bone: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def show(
+    anatomy: Anatomy, display: Display, soft: np.ndarray, bone: np.ndarray, metal: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """The cxr and the soft-tissue image in [0, 1]: bone taken away but for some of its edges, all else equal but for a
     little noise.
 
-    soft, bone: (size, size) in units of the side, as `matter` gives them.
+    soft, bone: (size, size) in units of the side, as `matter` gives them. metal: what of the devices the cxr alone
+    shows, as thickness of tissue, likewise; None: none.
     """
     size = len(soft)
     # Real dual-energy images keep traces of the edges of bone; here the soft-tissue images of half the patients do.
     edges = anatomy.residue * (bone - blur(bone, 0.004))
-    cxr = _log_exposure(SOFT_MU * (soft + anatomy.bone * bone), display)
+    dense = soft if metal is None else soft + metal
+    cxr = _log_exposure(SOFT_MU * (dense + anatomy.bone * bone), display)
     without_bone = _log_exposure(SOFT_MU * (soft + anatomy.bone * edges), display)
 
     # Quantum noise grows with what absorbs; the subtraction keeps most of it and adds some of its own.

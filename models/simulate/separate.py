@@ -75,7 +75,7 @@ def parts(
     height = hounsfield.shape[1]
     rows = round(height * height_mm / width_mm)
     row_mm = height * height_mm / rows
-    water = _tissue(hounsfield, body, bone | arms, rows)  # (D, rows, W)
+    water = tissue(hounsfield, body, bone | arms, rows)  # (D, rows, W)
     compact = sharp_bone(hounsfield, bone & ~arms, spacing, rows)  # (D, rows, W)
 
     # Rays run along the depth, where a millimetre more makes no difference.
@@ -96,7 +96,7 @@ def parts(
     )
 
 
-def _tissue(hounsfield: np.ndarray, body: np.ndarray, bone: np.ndarray, rows: int) -> np.ndarray:
+def tissue(hounsfield: np.ndarray, body: np.ndarray, bone: np.ndarray, rows: int) -> np.ndarray:
     """Tissue as water (D, rows, W), muscle in the place of bone; thick slices blur it along the body alone, which is
     mended a little."""
     # No bone, no contrast medium, no table
@@ -127,7 +127,7 @@ def body_and_lungs(hounsfield: np.ndarray, spacing: Spacing) -> tuple[np.ndarray
     small_spacing = np.multiply(spacing, steps)  # mm
     litres_a_voxel = np.prod(small_spacing) / 1e6
 
-    body = _body(small)
+    body = solid_body(small)
     lungs = _lungs(small, body, litres_a_voxel)
     litres = lungs.sum() * litres_a_voxel
     least, most = LITRES
@@ -136,7 +136,7 @@ def body_and_lungs(hounsfield: np.ndarray, spacing: Spacing) -> tuple[np.ndarray
     return enlarge(body, hounsfield.shape), enlarge(lungs, hounsfield.shape)
 
 
-def _body(hounsfield: np.ndarray) -> np.ndarray:
+def solid_body(hounsfield: np.ndarray) -> np.ndarray:
     """bool (d, h, w): the largest solid thing once thin things (table, clothes) are opened away, closed and filled in
     each axial slice."""
     solid = hounsfield > SOLID

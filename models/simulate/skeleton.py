@@ -161,11 +161,7 @@ def _spinous_processes(centre: np.ndarray, random: np.random.Generator) -> Tubes
 
 def girdle(anatomy: Anatomy) -> Tubes:
     """Collar bones, shoulder blades and upper arms (18, k)."""
-    random = detail_generator(anatomy.seed, "shoulders")
-    # Raised shoulders lift the girdle; how far the shoulder blades are turned out of the lungs depends on how the
-    # patient is placed.
-    lift = 0.02 * anatomy.shoulder
-    outwards = random.uniform(0.0, 0.045)  # of the shoulder blades and arms
+    lift, outwards = _shoulder_placing(anatomy)
     shift = np.array([outwards, -lift, 0])
     bones = [
         _collar_bones(lift, outwards),
@@ -173,6 +169,21 @@ def girdle(anatomy: Anatomy) -> Tubes:
         *_upper_arms(shift),
     ]
     return join(bones)
+
+
+def collar_bones(anatomy: Anatomy) -> Tubes:
+    """Both collar bones (2, k), the right one first."""
+    return _collar_bones(*_shoulder_placing(anatomy))
+
+
+def _shoulder_placing(anatomy: Anatomy) -> tuple[float, float]:
+    """How far the shoulders are raised, and how far the shoulder blades and arms are moved outwards."""
+    random = detail_generator(anatomy.seed, "shoulders")
+    # Raised shoulders lift the girdle; how far the shoulder blades are turned out of the lungs depends on how the
+    # patient is placed.
+    lift = 0.02 * anatomy.shoulder
+    outwards = random.uniform(0.0, 0.045)
+    return lift, outwards
 
 
 def _moved_bones(shift: np.ndarray, points, thin, wide, cortex, marrow) -> Tubes:

@@ -33,6 +33,7 @@ DISTANCE_ERROR = 0.01  # mm, rounding of the slices' positions in the header
 NIFTI = (".nii", ".nii.gz")
 LARGEST_LABEL = 255  # of an organ; 8 bits hold it
 STRUCTURES = "structures.csv"  # numbers and names of an organ mask's structures, columns id and structure
+SHOULDERS = "shoulder"  # in the name of a file or a folder of slices: a CT of neck and shoulders
 UNEVEN = 0.02  # of the slice distance, within which DICOM slices count as evenly spaced
 Spacing = tuple[float, float, float]
 SCAN = "1.2.840.10008.5.1.4.1.1.2"  # SOP class of CT images (PS3.6); enhanced ones continue it
@@ -45,6 +46,11 @@ class Source:
     path: Path
     mask: Path | None = None
     structures: Path | None = None
+
+    @property
+    def shows_shoulders(self) -> bool:
+        """Whether this is a CT of neck and shoulders, by its name, and none of a chest."""
+        return SHOULDERS in self.path.name.lower()
 
     def files(self) -> list[Path]:
         """Every file that is read, in a fixed order."""
