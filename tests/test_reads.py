@@ -28,20 +28,20 @@ COMPARISON_TINY = [
     "comparison.bs_diff.first_epochs=1",
     "comparison.bs_diff.steps=1",
 ]
-BONE = ["augment.bone_flat=[0.5,1]"]
+CHANGED = ["augment.bone_flat=[0.5,1]", "augment.display=0.5"]  # what further settings only then decide
 COMPARED = []  # every comparison method's section is read by its own training alone
 for _name in config.COMPARISON_METHODS:
     _own = [f"comparison.method={_name}", f"comparison.{_name}.image_size=64", f"comparison.{_name}.epochs=2"]
-    COMPARED.append([*_own, *COMPARISON_TINY, *BONE])
+    COMPARED.append([*_own, *COMPARISON_TINY, *CHANGED])
 # What the chain leaves unread since its settings do not ask for it; that a run is refused afterwards does not matter.
 FURTHER_RUNS = {
-    "vq-gan_train.py": [["runs=short_vqgan", *SHORT, *BONE]],
+    "vq-gan_train.py": [["runs=short_vqgan", *SHORT, *CHANGED]],
     "ldm_train.py": [
-        ["runs=short_ldm", *SHORT, *BONE],
+        ["runs=short_ldm", *SHORT, *CHANGED],
         ["runs=student_ldm", *SHORT, "ldm.teacher=runs/demo/ldm/weights.safetensors", "distill.epochs=1"],
     ],
     "lcm_train.py": [
-        ["runs=short_lcm", *SHORT, *BONE],
+        ["runs=short_lcm", *SHORT, *CHANGED],
         ["runs=student_lcm", *SHORT, "lcm.teacher=runs/demo/lcm/weights.safetensors", "distill.epochs=1"],
     ],
     "ldm_eval.py": [["ldm.steps=[1,2]", "eval.output=several"]],
