@@ -68,7 +68,8 @@ def stamp_of(status: os.stat_result) -> str:
 def stamps_and_numbers(cases: list[Case]) -> tuple[dict[str, str], set[int]]:
     """({name: stamp} of X-rays, the numbers (st_ino) of all files that are read). Each file is asked for once."""
     stamps: dict[str, str] = {}
-    first, rest = cases[:ASKED_TOGETHER], cases[ASKED_TOGETHER:]
+    first = cases[:ASKED_TOGETHER]
+    rest = cases[ASKED_TOGETHER:]
     start = time.perf_counter()
     numbers = _ask_for(first, stamps)
     seconds = (time.perf_counter() - start) / max(1, len(first))

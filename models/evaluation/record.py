@@ -428,4 +428,5 @@ def _unfinished_among(names: Iterable[str], folder: Path) -> list[Path]:
     """The unfinished records among the files of a folder."""
     # not by Path.glob, which makes a path of every result first
     start, end = UNFINISHED.split("{process}")
-    return [folder / name for name in sorted(name for name in names if name.startswith(start)) if name.endswith(end)]
+    unfinished = [name for name in names if name.startswith(start) and name.endswith(end)]
+    return [folder / name for name in sorted(unfinished)]

@@ -10,6 +10,8 @@ from .geometry import curve, filled, ribbon
 
 CM = 1 / SIDE  # of the side
 ROUND = 33  # corners of a disc
+PLASTIC = 2.2  # absorption of PVC against tissue
+CATHETER = 7.0  # of catheters, which hold barium all over
 
 
 class Canvas:

@@ -6,15 +6,13 @@ Coordinates as in geometry.py: x to the patient's left, from the midline; y down
 import cv2
 import numpy as np
 
-from .canvas import CM, Canvas, circle
+from .canvas import CATHETER, CM, PLASTIC, Canvas, circle
 from .geometry import SIDES, curve
 
 # Absorption against tissue
 STEEL = 50.0
 TITANIUM = 24.0
 LEAD_COIL = 22.0  # the coiled conductor of a pacemaker's lead
-PLASTIC = 2.2
-CATHETER = 7.0
 LETTER = 60.0  # cm of tissue that letters of lead absorb as much as
 TEXTS = ("L", "R", "PA", "AP", "R PA", "L AP", "ERECT", "SUPINE", "PORTABLE", "R 12", "L 07")  # an R lies on the right
 CANVAS = 512  # pixels of the square that text is drawn in, whatever the image's size

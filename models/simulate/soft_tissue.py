@@ -326,11 +326,16 @@ def vessels(anatomy: Anatomy, size: int) -> np.ndarray:
     return 1.8 * total
 
 
+def trachea_end(seed: int) -> tuple[float, float]:
+    """(how far the trachea of patient `seed` leans to the left, y of the carina), in units of the side."""
+    random = detail_generator(seed, "airways")
+    lean = random.uniform(-0.012, 0.004)
+    return lean, random.uniform(0.36, 0.40)
+
+
 def airways(anatomy: Anatomy, size: int) -> np.ndarray:
     """Thickness of the air in the trachea and the main bronchi."""
-    random = detail_generator(anatomy.seed, "airways")
-    lean = random.uniform(-0.012, 0.004)
-    carina = random.uniform(0.36, 0.40)
+    lean, carina = trachea_end(anatomy.seed)
 
     # Control points (x, y). The bronchi leave at the carina, the right one more steeply.
     trachea_points = [

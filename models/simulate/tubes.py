@@ -5,13 +5,12 @@ Coordinates as in geometry.py: x to the patient's left, from the midline; y down
 
 import numpy as np
 
-from ..runtime.seeding import detail_generator
-from .canvas import CM, Canvas
+from . import soft_tissue
+from .canvas import CATHETER, CM, PLASTIC, Canvas
 from .geometry import SIDES
 
-PLASTIC = 2.2  # absorption of tubes of PVC against tissue
-STRIPE = 16.0  # of their stripes, which hold barium
-CATHETER = 7.0  # of catheters, which hold some all over
+# Absorption against tissue
+STRIPE = 16.0  # of the stripes of tubes, which hold barium
 COPPER = 25.0  # of the strands in a cable
 
 # Central venous catheters, each with its control points up to the upper vena cava
@@ -24,16 +23,9 @@ CATHETERS = [RIGHT_JUGULAR, LEFT_JUGULAR, RIGHT_SUBCLAVIAN, LEFT_ARM, RIGHT_ARM]
 CATHETER_RATES = [0.45, 0.1, 0.15, 0.12, 0.18]
 
 
-def carina(seed: int) -> tuple[float, float]:
-    """(x of the trachea, y of the carina) of patient `seed`: the first draws of soft_tissue.airways."""
-    random = detail_generator(seed, "airways")
-    lean = random.uniform(-0.012, 0.004)
-    return lean, random.uniform(0.36, 0.40)
-
-
 def add_endotracheal_tube(canvas: Canvas, random: np.random.Generator) -> None:
     """A tube down the trachea, whose tip lies 2 to 7 cm above the carina."""
-    lean, carina_y = carina(canvas.anatomy.seed)
+    lean, carina_y = soft_tissue.trachea_end(canvas.anatomy.seed)
     tip = carina_y - random.uniform(2, 7) * CM
     at_mouth = random.uniform(-0.03, 0.03)
     points = [

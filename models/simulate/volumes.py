@@ -115,7 +115,8 @@ def read(source: Source) -> Scan:
             values, spacing = _read_dicom(source.path) if source.path.is_dir() else _read_nifti(source.path)
 
             # Organ numbers are optional: without them bone is found from grey values (ct_bone.guessed_bone).
-            labels, names = None, {}
+            labels = None
+            names = {}
             if source.mask is not None:
                 labels, names = _read_labels(source, values.shape, spacing)
         _refuse_strange(values, spacing)
