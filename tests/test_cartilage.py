@@ -9,6 +9,7 @@ from models import config
 from models.runtime.files import UserError
 from models.simulate import cartilage, folder, phantom, skeleton
 from models.simulate.anatomy import draw_anatomy
+from models.simulate.extras import Extras
 
 SIZE = 64
 
@@ -37,7 +38,7 @@ def test_it_is_bone_which_the_soft_tissue_lacks(monkeypatch):
     anatomy = draw_anatomy(11)
     calcified = cartilage.thickness(anatomy, SIZE) > 0.004
     without = phantom.simulate(11, SIZE)
-    with_it = phantom.simulate(11, SIZE, with_cartilage=True)
+    with_it = phantom.simulate(11, SIZE, extras=Extras(cartilage=True))
     in_cxr = (with_it.cxr - without.cxr)[calcified].mean()
     in_soft = np.abs(with_it.soft - without.soft)[calcified].mean()
     assert calcified.any() and in_cxr > 0.01 and in_soft < 0.3 * in_cxr

@@ -10,6 +10,7 @@ from models import config
 from models.runtime.files import UserError
 from models.simulate import ct, devices, folder, phantom, soft_tissue
 from models.simulate.anatomy import draw_anatomy
+from models.simulate.extras import Extras
 
 SIZE = 64
 LINES = ("endotracheal tube", "gastric tube", "central venous catheter", "chest tube", "marker", "buttons")
@@ -73,9 +74,9 @@ def test_the_letter_of_a_side_lies_on_that_side():
 
 def test_both_images_of_a_drawn_patient_show_the_same_line(monkeypatch):
     monkeypatch.setattr(devices, "choose", lambda _: [])
-    without = phantom.simulate(2, SIZE, with_devices=True)
+    without = phantom.simulate(2, SIZE, extras=Extras(devices=True))
     monkeypatch.setattr(devices, "choose", lambda _: ["chest tube"])
-    with_tube = phantom.simulate(2, SIZE, with_devices=True)
+    with_tube = phantom.simulate(2, SIZE, extras=Extras(devices=True))
     in_cxr = with_tube.cxr - without.cxr
     in_soft = with_tube.soft - without.soft
     line = drawn(2, "chest tube").both > 0.005
@@ -93,7 +94,7 @@ def test_both_twins_and_both_images_of_a_ct_have_the_devices(monkeypatch):
     monkeypatch.setattr(ct, "integrals", lambda *_: (water, bone, lung))
     monkeypatch.setattr(devices, "choose", lambda _: ["pacemaker"])
     plain = ct.simulate(None, 1, SIZE)  # pyright: ignore[reportArgumentType]  (`integrals` alone reads it)
-    ill, normal = ct.simulate_twins(None, 1, SIZE, with_devices=True)  # pyright: ignore[reportArgumentType]
+    ill, normal = ct.simulate_twins(None, 1, SIZE, extras=Extras(devices=True))  # pyright: ignore[reportArgumentType]
     can = drawn(1, "pacemaker").cxr_alone > 0.05
     for pair in (ill, normal):
         in_cxr = (pair.cxr - plain.cxr)[can].mean()

@@ -10,6 +10,7 @@ from models import config
 from models.runtime.files import UserError
 from models.simulate import folder, girdle, phantom, shoulder_ct, volumes
 from models.simulate.anatomy import draw_anatomy
+from models.simulate.extras import Extras
 
 SPACING = (3.0, 3.0, 3.0)  # mm along front-back, head-foot, right-left
 SIZE = 64
@@ -137,7 +138,7 @@ def test_half_of_the_patients_wear_them_mirrored(taken):
 
 def test_a_drawn_patient_with_a_cts_shoulders_keeps_chest_and_mask(taken):
     drawn = phantom.simulate(4, SIZE)
-    worn = phantom.simulate(4, SIZE, shoulders=taken)
+    worn = phantom.simulate(4, SIZE, extras=Extras(shoulders=taken))
     np.testing.assert_array_equal(worn.mask, drawn.mask)
     assert np.abs(worn.cxr - drawn.cxr)[:24].max() > 0.1
     bone = worn.cxr - worn.soft

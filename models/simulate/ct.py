@@ -17,6 +17,7 @@ import numpy as np
 from ..runtime.seeding import detail_generator
 from . import cartilage, devices, field, girdle, lesions, phantom, xray
 from .anatomy import draw_anatomy
+from .extras import NOTHING, Extras
 from .field import blur, closed, convex_hull, disc, opened, smooth_step, texture
 from .phantom import Phantom
 from .separate import Parts
@@ -105,58 +106,32 @@ def draw(seed: int) -> Draw:
     )
 
 
-def simulate(
-    part: Parts,
-    seed: int,
-    size: int,
-    with_lesions: bool = False,
-    with_devices: bool = False,
-    shoulders: Shoulders | None = None,
-    with_cartilage: bool = False,
-) -> Phantom:
+def simulate(part: Parts, seed: int, size: int, with_lesions: bool = False, extras: Extras = NOTHING) -> Phantom:
     """Pair `seed` of a CT at size x size pixels; a pure function. ValueError for a size below phantom.MIN_SIZE.
 
-    with_lesions: the same pair with drawn lesions (lesions.py), in both images. with_devices: with devices of many
-    kinds at their rates (devices.py), instead of a port or a letter in some. shoulders: those of another CT
-    (girdle.py), instead of drawn ones. with_cartilage: with calcified cartilage (cartilage.py) before drawn ribs.
+    with_lesions: the same pair with drawn lesions (lesions.py), in both images.
     """
-    return _expose_each(part, seed, size, [with_lesions], with_devices, shoulders, with_cartilage)[0]
+    return _expose_each(part, seed, size, [with_lesions], extras)[0]
 
 
-def simulate_twins(
-    part: Parts,
-    seed: int,
-    size: int,
-    with_devices: bool = False,
-    shoulders: Shoulders | None = None,
-    with_cartilage: bool = False,
-) -> tuple[Phantom, Phantom]:
+def simulate_twins(part: Parts, seed: int, size: int, extras: Extras = NOTHING) -> tuple[Phantom, Phantom]:
     """What `simulate` gives of pair `seed` with and without lesions, in half the time."""
-    both = [True, False]
-    with_lesions, without = _expose_each(part, seed, size, both, with_devices, shoulders, with_cartilage)
+    with_lesions, without = _expose_each(part, seed, size, [True, False], extras)
     return with_lesions, without
 
 
-def _expose_each(
-    part: Parts,
-    seed: int,
-    size: int,
-    with_lesions: list[bool],
-    with_devices: bool,
-    shoulders: Shoulders | None,
-    with_cartilage: bool,
-) -> list[Phantom]:
+def _expose_each(part: Parts, seed: int, size: int, with_lesions: list[bool], extras: Extras) -> list[Phantom]:
     """Pair `seed`, its rays computed once, with or without lesions for each item of the list."""
     if size < phantom.MIN_SIZE:
         raise ValueError(f"size {size} is below {phantom.MIN_SIZE} pixels: ask for a larger one")
     drawn = draw(seed)
-    water, bone, lung = integrals(part, drawn, seed, size, not with_devices, shoulders)
+    water, bone, lung = integrals(part, drawn, seed, size, not extras.devices, extras.shoulders)
     mask = lung_field(lung, water)
-    if with_cartilage and drawn.cage:
+    if extras.cartilage and drawn.cage:
         calcified = np.float32(phantom.SIDE) * cartilage.thickness(draw_anatomy(seed), size)  # cm
         bone = bone + np.float32(drawn.bone * DRAWN_BONE) * calcified
     metal = None
-    if with_devices:
+    if extras.devices:
         shown = devices.draw(draw_anatomy(seed), size)
         water = water + np.float32(phantom.SIDE) * shown.both  # cm, as the next
         metal = np.float32(phantom.SIDE) * shown.cxr_alone

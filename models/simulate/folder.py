@@ -20,6 +20,7 @@ from ..data import lists
 from ..runtime import workers
 from ..runtime.files import UserError
 from . import cartilage, ct, devices, girdle, lesions, phantom, separate, shoulder_ct, volumes
+from .extras import Extras
 
 RECORD = "simulated.json"  # in the data folder: what made it
 # in the data folder: CTs taken apart, until all pairs are there; hidden, so no folder of the user's
@@ -230,18 +231,18 @@ def simulate_patient(root: Path, seed: int, size: int, with_lesions: bool, job: 
     # seeds that differ by less than the count share patients.
     patient = seed + job.index
     shoulders = None if job.shoulders is None else _load_shoulders(job.shoulders)
-    what = {"with_devices": job.with_devices, "shoulders": shoulders, "with_cartilage": job.with_cartilage}
+    extras = Extras(job.with_devices, shoulders, job.with_cartilage)
     if job.parts is None:
         if with_lesions:
-            pairs = phantom.simulate_twins(patient, size, **what)
+            pairs = phantom.simulate_twins(patient, size, extras)
         else:
-            pairs = [phantom.simulate(patient, size, **what)]
+            pairs = [phantom.simulate(patient, size, extras=extras)]
     else:
         parts = _load_parts(job.parts)
         if with_lesions:
-            pairs = ct.simulate_twins(parts, patient, size, **what)
+            pairs = ct.simulate_twins(parts, patient, size, extras)
         else:
-            pairs = [ct.simulate(parts, patient, size, **what)]
+            pairs = [ct.simulate(parts, patient, size, extras=extras)]
     # The order of `names`: with lesions first, its twin without them second.
     for name, pair in zip(names(job.index, with_lesions), pairs):
         for folder, pixels in zip(lists.FOLDERS, (pair.cxr, pair.soft, pair.mask.astype(np.float32))):

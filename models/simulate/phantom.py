@@ -15,6 +15,7 @@ import numpy as np
 from ..runtime.seeding import detail_generator
 from . import cartilage, devices, field, geometry, girdle, lesions, skeleton, soft_tissue
 from .anatomy import SIDE, Anatomy, draw_anatomy
+from .extras import NOTHING, Extras
 from .field import blur, texture
 from .shoulder_ct import Shoulders
 from .surroundings import surroundings
@@ -49,54 +50,31 @@ class Display:
     tones: tuple[float, ...]  # grey levels of the quantiles xray.TONE_AT of the body
 
 
-def simulate(
-    seed: int,
-    size: int,
-    with_lesions: bool = False,
-    with_devices: bool = False,
-    shoulders: Shoulders | None = None,
-    with_cartilage: bool = False,
-) -> Phantom:
+def simulate(seed: int, size: int, with_lesions: bool = False, extras: Extras = NOTHING) -> Phantom:
     """Draw patient `seed` at size x size pixels; a pure function. ValueError for a size below MIN_SIZE.
 
-    with_lesions: the same patient with drawn lesions (lesions.py), in both images. with_devices: with devices of many
-    kinds at their rates (devices.py), instead of a port or a letter in some. shoulders: those of a CT (girdle.py),
-    instead of drawn ones. with_cartilage: with calcified cartilage of the drawn ribs (cartilage.py).
+    with_lesions: the same patient with drawn lesions (lesions.py), in both images.
     """
-    return _expose_each(seed, size, [with_lesions], with_devices, shoulders, with_cartilage)[0]
+    return _expose_each(seed, size, [with_lesions], extras)[0]
 
 
-def simulate_twins(
-    seed: int,
-    size: int,
-    with_devices: bool = False,
-    shoulders: Shoulders | None = None,
-    with_cartilage: bool = False,
-) -> tuple[Phantom, Phantom]:
+def simulate_twins(seed: int, size: int, extras: Extras = NOTHING) -> tuple[Phantom, Phantom]:
     """What `simulate` gives of patient `seed` with and without lesions, in half the time."""
-    both = [True, False]
-    with_lesions, without = _expose_each(seed, size, both, with_devices, shoulders, with_cartilage)
+    with_lesions, without = _expose_each(seed, size, [True, False], extras)
     return with_lesions, without
 
 
-def _expose_each(
-    seed: int,
-    size: int,
-    with_lesions: list[bool],
-    with_devices: bool,
-    shoulders: Shoulders | None,
-    with_cartilage: bool,
-) -> list[Phantom]:
+def _expose_each(seed: int, size: int, with_lesions: list[bool], extras: Extras) -> list[Phantom]:
     """Patient `seed`, drawn once, with or without lesions for each item of the list."""
     if size < MIN_SIZE:
         raise ValueError(f"size {size} is below {MIN_SIZE} pixels: ask for a larger phantom")
     anatomy = draw_anatomy(seed)
-    soft, bone, lungs = matter(anatomy, size, not with_devices, shoulders)
+    soft, bone, lungs = matter(anatomy, size, not extras.devices, extras.shoulders)
     mask = lungs > 0.5
-    if with_cartilage:
+    if extras.cartilage:
         bone = bone + cartilage.thickness(anatomy, size)
     metal = None
-    if with_devices:
+    if extras.devices:
         drawn = devices.draw(anatomy, size)
         soft = soft + drawn.both
         metal = drawn.cxr_alone
