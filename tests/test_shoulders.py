@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-from test_ct import write_nifti
+from ct_files import write_nifti
 
 from models import config
 from models.runtime.files import UserError
