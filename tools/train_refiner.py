@@ -6,8 +6,8 @@
 
 First both methods' estimates of bone are made for every patient by the weights of profile `small` (seconds each, kept
 in the folder): without lesions, with those of the twin, and with compact nodules drawn here. Then the network learns to
-correct them, half an hour on two cores. The same command goes on where it was stopped. Sample number i is a function of
-i alone.
+correct them, half an hour on two cores; a GPU is used where there is one, and then wants a larger --batch. The same
+command goes on where it was stopped. Sample number i is a function of i alone.
 """
 
 import argparse
@@ -27,6 +27,7 @@ from models.data import augment, lists
 from models.evaluation import insertion
 from models.refinement import SIZE, BoneRefiner, unlike_lines
 from models.runtime import checkpoint
+from models.runtime.device import pick_device
 from models.runtime.files import UserError, replacing
 from models.runtime.seeding import place_generator
 from models.simulate import lesions
@@ -38,7 +39,7 @@ TEST_EVERY = 20  # every so many patients one is kept for validation
 KINDS = ("without", "lesions", "nodules")  # of a file's images: no lesion, the twin's, compact nodules
 LAYERS = ("cxr", "soft", "bone", "unlike")  # of an estimate, in this order; unlike: see refinement.unlike_lines
 
-BATCH = 2  # patients, each with its twin
+BATCH = 2  # patients, each with its twin; what the shipped weights were trained with
 RATE = 1e-3  # AdamW, the highest learning rate
 LAST_RATE = 0.01  # of it, added all along
 WARMUP = 50  # steps in which the rate rises
@@ -349,14 +350,17 @@ class Trainer(loop.Trainer):
         return values, norm
 
 
-def train(files: list[Path], steps: int, folder: Path, start: Path | None) -> BoneRefiner:
-    """The averaged network after `steps`, rounded up to whole epochs; goes on from the states in the folder."""
+def train(
+    files: list[Path], steps: int, folder: Path, start: Path | None, batch: int = BATCH, device: str = "auto"
+) -> BoneRefiner:
+    """The averaged network after `steps`, rounded up to whole epochs; goes on from the states in the folder. batch:
+    patients in a step, each with its twin."""
     torch.manual_seed(0)
-    network = checkpoint.init_from(BoneRefiner(), start)
+    network = checkpoint.init_from(BoneRefiner(), start).to(pick_device(device))
     steps_an_epoch = min(steps, STEPS_AN_EPOCH)
     course = config.Course(
         epochs=math.ceil(steps / steps_an_epoch),
-        batch_size=BATCH,
+        batch_size=batch,
         learning_rate=RATE,
         milestones=(),
         gamma=1.0,
@@ -381,12 +385,12 @@ def train(files: list[Path], steps: int, folder: Path, start: Path | None) -> Bo
         {"refiner": network},
         {"refiner": optimiser},
         objective,
-        Samples(trained, steps_an_epoch * BATCH),
+        Samples(trained, steps_an_epoch * batch),
         Samples(tests, len(tests), moved=False) if tests else None,
         course=course,
         train=train_settings,
         learning_rates={"refiner": RATE},
-        facts={"patients": len(trained), "start": str(start)},
+        facts={"patients": len(trained), "batch": batch, "start": str(start)},
     )
     status = trainer.run()
     if status:  # stopped, or no finite loss: the loop has said why
@@ -404,12 +408,14 @@ def main() -> None:
     parser.add_argument("data", type=Path, help="twins, as dataSegmentation.py leaves them with simulate.lesions=true")
     parser.add_argument("folder", type=Path, help="estimates, states and log")
     parser.add_argument("--steps", type=int, default=2000, help=f"rounded up to whole epochs of {STEPS_AN_EPOCH}")
+    parser.add_argument("--batch", type=int, default=BATCH, help="patients in a step, each with its twin")
+    parser.add_argument("--device", default="auto", help="as `device` in config.yaml, for the training")
     parser.add_argument("--start", type=Path, help="weights to start from; random ones without it")
     parser.add_argument("--out", type=Path, default=OUT)
     options = parser.parse_args()
 
     files = estimates(options.data, options.folder / "estimates")
-    network = train(files, options.steps, options.folder, options.start)
+    network = train(files, options.steps, options.folder, options.start, options.batch, options.device)
     network.half().save(options.out)
 
 
