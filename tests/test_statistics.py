@@ -59,6 +59,17 @@ def test_the_interval_is_scipys(count):
     assert statistics.bootstrap(values, seed=5) == pytest.approx((expected.low, expected.high), rel=1e-9)
 
 
+def test_series_described_together_are_those_described_alone(monkeypatch):
+    monkeypatch.setattr(statistics, "RESAMPLES", 300)
+    g = np.random.default_rng(2)
+    series = [g.normal(size=9), g.exponential(size=9), np.array([1, math.inf, 2, 5]), np.ones(9), np.array([3.0]), []]
+    together = statistics.describe_each(series, seed=4)
+    for values, found in zip(series, together):
+        assert found == pytest.approx(statistics.describe(values, seed=4), rel=0, abs=0, nan_ok=True)
+    assert together[2]["count"] == 3 and together[2]["undefined"] == 1
+    assert together[0]["low"] < together[0]["mean"] < together[0]["high"]
+
+
 def test_the_interval_of_many_images_takes_little_memory(monkeypatch):
     """And no time that grows with their square, as all means of all but one would."""
     monkeypatch.setattr(statistics, "RESAMPLES", 600)

@@ -30,11 +30,13 @@ COST_KEYS = (
 
 def summarise(scored: Scored, seed: int = 0) -> dict[str, dict[str, dict[str, float]]]:
     """{method: {score's key: what statistics.describe says}}. seed: of the bootstrap."""
-    summary: dict[str, dict] = {}
-    for method in scored.methods:
-        summary[method] = {}
-        for column in scored.columns:
-            summary[method][column.key] = statistics.describe(scored.series(method, column.key), seed)
+    # all at once: the bootstrap's draws are the same for every score of as many images
+    places = [(method, column.key) for method in scored.methods for column in scored.columns]
+    described = statistics.describe_each([scored.series(*place) for place in places], seed)
+
+    summary: dict[str, dict] = {method: {} for method in scored.methods}
+    for (method, key), numbers in zip(places, described):
+        summary[method][key] = numbers
     return summary
 
 
