@@ -1,10 +1,15 @@
 """The refinement of a method's result: what of the bone that it took away was no bone goes back into the X-ray.
 
 A noise estimator works on latents, whose pixels are 4 or 8 image pixels wide, and takes nodules for bone where they lie
-on it or look like it. As images the two can be told apart: bone is long and ends at cortices, a nodule does neither. So
-the estimated bone is compared with its medians along lines (`unlike_lines`), which keep what is long, and a small
-network decides from X-ray, bone and that comparison what goes back. It is trained on twins, the same simulated patient
-with lesions and without, by tools/train_refiner.py. The papers have nothing of the kind; profile `small` uses it.
+on it or look like it. As images the two can be told apart: bone is long and ends at cortices, a nodule does neither.
+Three estimates of what has to go back are added, since each alone gives back more bone for as much of the nodules:
+
+- the corrector, a network that sees the X-ray at 256 x 256 pixels and learnt to put the estimated bone right;
+- the finder, a network that sees it at 512 x 512 and learnt what of lesions alone was taken for bone;
+- what of the estimated bone is not as lines are (`unlike_lines`): medians along lines keep what is long.
+
+Both networks are trained on twins, the same simulated patient with lesions and without, by tools/train_refiner.py. The
+papers have nothing of the kind; profile `small` uses it.
 """
 
 import math
@@ -18,17 +23,20 @@ from .blur import gaussian_blur
 from .runtime.checkpoint import Network
 from .runtime.device import autocast
 
-SIZE = 256  # side at which the network sees an X-ray, pixels: a nodule of 6 mm is 4 pixels wide
+SIZE = 256  # side at which the corrector sees an X-ray, pixels: a nodule of 6 mm is 4 pixels wide
 STEP = 2  # pixels of that image that one feature vector stands for, along a side
+FINDER_SIZE = 512  # likewise for the finder
+FINDER_STEP = 4
 NORM_GROUPS = 4  # of every group normalisation
 BONE_GAIN = 8.0  # bone reaches a tenth of the grey scale; so much larger it fills the range of the other channels
 UNLIKE_GAIN = 16.0  # likewise for what is unlike lines
 ADDED = 0.125  # grey scale: the change that an answer of 1 means, where it is no share of the estimated bone
 
-# In the lungs this share of what is unlike lines goes back beside the network's own, which keeps less of real nodules
-# than of the drawn ones that it learnt from. Chosen on three real X-rays, where a model observer then finds nodules
-# better than in the untouched ones, for a little more bone; see docs/lesions_log.md.
-LUNG_SHARE = 0.7
+# How much of each estimate goes back, the last two in the lungs alone. Chosen on three real X-rays, where a model
+# observer then finds nodules better than in the untouched ones, for a little more bone; see docs/lesions_log.md.
+CORRECTED = 0.7
+FOUND = 0.7
+LUNG_SHARE = 0.3
 
 # Lines, on an image of the bone in which a pixel is 3 mm wide.
 LINE_SIZE = 128  # side of that image, pixels
@@ -40,28 +48,89 @@ LEAST_ERROR = 1e-12  # squared grey values; keeps the ratio of two zeros finite
 
 
 class BoneRefiner(Network):
-    """A U-Net that corrects an estimated bone image; see `refine`. widths: channels of its levels, finest first."""
+    """Two U-Nets that say what of an estimated bone image is none; see `refine`. widths, finder_widths: channels of
+    their levels, finest first."""
 
-    def __init__(self, widths: tuple[int, ...] = (24, 32, 48, 64, 96)):
+    def __init__(
+        self,
+        widths: tuple[int, ...] = (24, 32, 48, 64, 96),
+        finder_widths: tuple[int, ...] = (24, 32, 48, 64, 96),
+    ):
         super().__init__()
-        self.settings = {"widths": tuple(widths)}
-        inputs = 4 * STEP**2  # X-ray, bone, their difference, what of the bone is unlike lines
-        before = (inputs, *widths[:-1])
-        self.down = nn.ModuleList(Block(channels, width) for channels, width in zip(before, widths))
-        coarse_to_fine = tuple(reversed(widths))
-        self.up = nn.ModuleList(Block(c + width, width) for c, width in zip(coarse_to_fine, coarse_to_fine[1:]))
-        self.out = nn.Conv2d(widths[0], 3 * STEP**2, 3, padding=1)
-        # untrained: a gate of 1, a share of a quarter, nothing added
-        for parameter in self.out.parameters():
-            nn.init.zeros_(parameter)
+        self.settings = {"widths": tuple(widths), "finder_widths": tuple(finder_widths)}
+        self.corrector = UNet(outputs=3, step=STEP, widths=widths)
+        self.finder = UNet(outputs=1, step=FINDER_STEP, widths=finder_widths)
 
-    def forward(self, cxr: torch.Tensor, bone: torch.Tensor, unlike: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def correct(self, cxr: torch.Tensor, bone: torch.Tensor, unlike: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """(gate, share, addition): gate * bone - share * unlike + addition is the corrected bone. All (B, 1, h, w).
 
         cxr: X-ray in [0, 1]; bone: estimated bone; unlike: see `unlike_lines`. h and w must be multiples of
         STEP * 2 ** (levels - 1). The gate is in [0, 2], the share in [0, 1]: most of what is wrong is a wrong share of
         what was estimated.
         """
+        answers = self.corrector(cxr, bone, unlike)  # (B, 3, h, w)
+        gate, addition, share = answers.split(1, dim=1)  # (B, 1, h, w) each
+        gate = 2 * torch.sigmoid(gate)
+        share = torch.sigmoid(share - 1)
+        return gate, share, ADDED * addition
+
+    def find(self, cxr: torch.Tensor, bone: torch.Tensor, unlike: torch.Tensor) -> torch.Tensor:
+        """(B, 1, h, w): grey values of the estimated bone that belong to lesions. Parameters as in `correct`; h and w
+        must be multiples of FINDER_STEP * 2 ** (levels - 1)."""
+        return ADDED * self.finder(cxr, bone, unlike)
+
+    def refine(self, cxr: torch.Tensor, soft: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
+        """The refined soft tissue of X-rays and a method's results for them, all (B, 1, H, W) in [-1, 1].
+
+        masks: the lungs, boolean (B, 1, H, W). The networks see X-ray and bone at their own sizes. Their answers are
+        enlarged and applied at full size, so fine detail stays. What is black in the X-ray, such as padding, stays as
+        the method left it.
+        """
+        # in float32 whatever runs around it: it costs little, and a correction in bf16 would show steps
+        with autocast(cxr.device, "float32"):
+            unit = images.to_unit(cxr.float())
+            bone = unit - images.to_unit(soft.float())
+            shape = bone.shape[-2:]
+            unlike = unlike_lines(bone)  # (B, 1, LINE_SIZE, LINE_SIZE)
+
+            # What is no bone according to the corrector. Its gate is enlarged, the bone is not, so fine detail stays.
+            seen = (_shrink(unit, SIZE), _shrink(bone, SIZE), _enlarge(unlike, (SIZE, SIZE)))
+            gate, share, addition = self.correct(*seen)
+            change = addition - share * seen[2]
+            corrected = _enlarge(gate, shape) * bone + _enlarge(change, shape)  # (B, 1, H, W)
+            no_bone = bone - corrected
+
+            # What lesions are there according to the finder, and what is unlike lines: both in the lungs
+            fine = (FINDER_SIZE, FINDER_SIZE)
+            seen = (_shrink(unit, FINDER_SIZE), _shrink(bone, FINDER_SIZE), _enlarge(unlike, fine))
+            inside = _shrink(masks.float(), FINDER_SIZE)  # (B, 1, FINDER_SIZE, FINDER_SIZE), 1 in the lungs
+            lesions = inside * (FOUND * self.find(*seen) + LUNG_SHARE * seen[2])
+
+            given_back = CORRECTED * no_bone + _enlarge(lesions, shape)
+            result = images.to_signed(unit - bone + given_back)
+            refined = torch.where(unit > 0, result, soft)
+            return refined.clamp(-1, 1)
+
+
+class UNet(nn.Module):
+    """What both networks are: X-ray, bone and what of it is unlike lines, (B, 1, h, w) each -> (B, outputs, h, w).
+
+    step: pixels that one feature vector of the finest level stands for, along a side. Untrained it answers 0.
+    """
+
+    def __init__(self, outputs: int, step: int, widths: tuple[int, ...]):
+        super().__init__()
+        self.step = step
+        inputs = 4 * step**2  # X-ray, bone, their difference, what of the bone is unlike lines
+        before = (inputs, *widths[:-1])
+        self.down = nn.ModuleList(Block(channels, width) for channels, width in zip(before, widths))
+        coarse_to_fine = tuple(reversed(widths))
+        self.up = nn.ModuleList(Block(c + width, width) for c, width in zip(coarse_to_fine, coarse_to_fine[1:]))
+        self.out = nn.Conv2d(widths[0], outputs * step**2, 3, padding=1)
+        for parameter in self.out.parameters():
+            nn.init.zeros_(parameter)
+
+    def forward(self, cxr: torch.Tensor, bone: torch.Tensor, unlike: torch.Tensor) -> torch.Tensor:
         # what the network sees, all about as large
         seen = [
             images.to_signed(cxr),
@@ -70,7 +139,7 @@ class BoneRefiner(Network):
             UNLIKE_GAIN * unlike,
         ]
         x = torch.cat(seen, dim=1)  # (B, 4, h, w)
-        x = F.pixel_unshuffle(x, STEP)  # (B, 16, h/2, w/2)
+        x = F.pixel_unshuffle(x, self.step)  # (B, 4 step^2, h/step, w/step)
 
         # down: each level at half the size of the one before
         skips = []
@@ -85,80 +154,64 @@ class BoneRefiner(Network):
             x = F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
             x = torch.cat([x, skip], dim=1)
             x = block(x)
-
-        # three answers at each pixel
-        answers = F.pixel_shuffle(self.out(x), STEP)  # (B, 3, h, w)
-        gate, addition, share = answers.split(1, dim=1)  # (B, 1, h, w) each
-        gate = 2 * torch.sigmoid(gate)
-        share = torch.sigmoid(share - 1)
-        return gate, share, ADDED * addition
-
-    def refine(self, cxr: torch.Tensor, soft: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
-        """The refined soft tissue of X-rays and a method's results for them, all (B, 1, H, W) in [-1, 1].
-
-        masks: the lungs, boolean (B, 1, H, W). The network sees X-ray and bone at SIZE x SIZE. Its answer is enlarged
-        and applied at full size, so fine detail stays. What is black in the X-ray, such as padding, stays as the method
-        left it.
-        """
-        # in float32 whatever runs around it: it costs little, and a correction in bf16 would show steps
-        with autocast(cxr.device, "float32"):
-            unit = images.to_unit(cxr.float())
-            bone = unit - images.to_unit(soft.float())
-            unlike = unlike_lines(bone)  # (B, 1, SIZE, SIZE)
-            gate, share, addition = self(_shrink(unit, SIZE), _shrink(bone, SIZE), unlike)
-
-            # more of what is unlike lines goes back in the lungs
-            inside = _shrink(masks.float(), SIZE)  # (B, 1, SIZE, SIZE), 1 in the lungs
-            share = (share + LUNG_SHARE * inside).clamp(max=1)
-
-            # the answer is enlarged, the bone is not, so its fine detail stays
-            change = addition - share * unlike
-            corrected = _enlarge(gate, bone.shape) * bone + _enlarge(change, bone.shape)  # (B, 1, H, W)
-            result = images.to_signed(unit - corrected)
-            refined = torch.where(unit > 0, result, soft)
-            return refined.clamp(-1, 1)
+        return F.pixel_shuffle(self.out(x), self.step)  # (B, outputs, h, w)
 
 
 def unlike_lines(bone: torch.Tensor) -> torch.Tensor:
-    """What of an estimated bone (B, 1, H, W) is not as lines are: (B, 1, SIZE, SIZE), near 0 on ribs, not on nodules.
+    """What of an estimated bone (B, 1, H, W) is not as lines are: (B, 1, LINE_SIZE, LINE_SIZE), near 0 on ribs, not on
+    nodules.
 
     The median along a line keeps a rib that the line follows, and takes away a bump that is shorter than half the line,
     be it on a rib or beside it. Of the directions those count at a place whose medians fit its neighbourhood.
     """
     small = _shrink(bone, LINE_SIZE)
-    medians = []
-    errors = []
-    for number in range(DIRECTIONS):
-        angle = math.pi * number / DIRECTIONS
-        median = _median_along(small, angle)
-        misfit = (small - median).square()
-        medians.append(median)
-        errors.append(gaussian_blur(misfit, LINE_SIGMA, separable=True))
+    medians = _medians_along(small)  # (directions, B, 1, s, s)
+    misfit = (small - medians).square()
+    error = gaussian_blur(misfit.flatten(0, 1), LINE_SIGMA, separable=True).view_as(misfit)
 
     # The directions' weights: 1 for the one that fits best here, less for one whose error is larger by some share.
-    error = torch.stack(errors)  # (directions, B, 1, s, s)
     least = error.amin(0)
     excess = error / (least + LEAST_ERROR) - 1
     weight = torch.softmax(-CHOICE * excess, dim=0)
 
-    explained = (weight * torch.stack(medians)).sum(0)  # (B, 1, s, s)
-    unlike = small - explained
-    return F.interpolate(unlike, (SIZE, SIZE), mode="bilinear", align_corners=False)
+    explained = (weight * medians).sum(0)  # (B, 1, s, s)
+    return small - explained
 
 
-def _median_along(x: torch.Tensor, angle: float) -> torch.Tensor:
-    """The median of (B, 1, s, s) along the line through each pixel at this angle."""
+def _medians_along(x: torch.Tensor) -> torch.Tensor:
+    """(DIRECTIONS, B, 1, s, s): the medians of (B, 1, s, s) along the lines through each pixel in each direction."""
     # the places of the pixels, (B, s, s, 2); made once and moved, as making them costs a hundred times as much
     still = torch.eye(2, 3, device=x.device).expand(len(x), 2, 3)
     places = F.affine_grid(still, list(x.shape), align_corners=False)
-    shifted = []
+    repeated = x.repeat(DIRECTIONS, 1, 1, 1)  # (directions B, 1, s, s)
+    samples = []
     for steps in range(-LINE_REACH, LINE_REACH + 1):
-        # affine_grid counts from -1 to 1 across the image, so a pixel is 2 / s
-        right = 2 * steps * math.cos(angle) / x.shape[-1]
-        down = 2 * steps * math.sin(angle) / x.shape[-2]
-        moved = places + torch.tensor([right, down], device=x.device)
-        shifted.append(F.grid_sample(x, moved, padding_mode="border", align_corners=False))
-    return torch.cat(shifted, dim=1).median(dim=1, keepdim=True).values
+        moves = []
+        for number in range(DIRECTIONS):
+            angle = math.pi * number / DIRECTIONS
+            # affine_grid counts from -1 to 1 across the image, so a pixel is 2 / s
+            right = 2 * steps * math.cos(angle) / x.shape[-1]
+            down = 2 * steps * math.sin(angle) / x.shape[-2]
+            moves.append([right, down])
+        move = torch.tensor(moves, device=x.device)[:, None, None, None, :]  # (directions, 1, 1, 1, 2)
+        moved = (places + move).flatten(0, 1)  # (directions B, s, s, 2)
+        samples.append(F.grid_sample(repeated, moved, padding_mode="border", align_corners=False))
+    return _median(samples).unflatten(0, (DIRECTIONS, len(x)))
+
+
+def _median(samples: list[torch.Tensor]) -> torch.Tensor:
+    """The median of an odd number of tensors of one shape, at each place. By exchanges of neighbours, which on a CPU
+    takes a fifth of the time of Tensor.median."""
+    values = list(samples)
+    middle = len(values) // 2
+    # Each round carries the largest of the first ones to their end, until the middle is the largest of what is left.
+    for end in range(len(values) - 1, middle - 1, -1):
+        for place in range(end):
+            smaller = torch.minimum(values[place], values[place + 1])
+            larger = torch.maximum(values[place], values[place + 1])
+            values[place] = smaller
+            values[place + 1] = larger
+    return values[middle]
 
 
 def _shrink(x: torch.Tensor, side: int) -> torch.Tensor:
@@ -166,9 +219,9 @@ def _shrink(x: torch.Tensor, side: int) -> torch.Tensor:
     return F.interpolate(x, (side, side), mode="area")
 
 
-def _enlarge(x: torch.Tensor, shape: torch.Size) -> torch.Tensor:
-    """(B, 1, SIZE, SIZE) -> the height and width of `shape`."""
-    return F.interpolate(x, shape[-2:], mode="bilinear", align_corners=False)
+def _enlarge(x: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+    """(B, 1, s, s) -> (B, 1, *shape)."""
+    return F.interpolate(x, shape, mode="bilinear", align_corners=False)
 
 
 class Block(nn.Module):

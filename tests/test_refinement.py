@@ -3,13 +3,22 @@
 import numpy as np
 import pytest
 import torch
-import train_refiner
 from golden_draws import SHARED
 
-from models import config, images, pipelines
+from models import config, images, pipelines, refinement
 from models.evaluation import insertion
-from models.refinement import LUNG_SHARE, SIZE, BoneRefiner, unlike_lines
+from models.refinement import (
+    ADDED,
+    CORRECTED,
+    FINDER_SIZE,
+    FOUND,
+    LINE_SIZE,
+    LUNG_SHARE,
+    BoneRefiner,
+    unlike_lines,
+)
 from models.runtime.files import UserError
+from tools import refiner_estimates, train_refiner
 
 WIDTHS = (8, 8)  # of a small refiner
 
@@ -17,7 +26,7 @@ WIDTHS = (8, 8)  # of a small refiner
 @pytest.fixture
 def refiner():
     torch.manual_seed(0)
-    return BoneRefiner(WIDTHS).eval()
+    return BoneRefiner(WIDTHS, WIDTHS).eval()
 
 
 def no_lungs(cxr: torch.Tensor) -> torch.Tensor:
@@ -40,37 +49,56 @@ def as_batch(pixels: np.ndarray) -> torch.Tensor:
 @pytest.mark.parametrize("angle", [0.0, 0.4, 1.3, 2.5])
 def test_ribs_are_like_lines_and_a_nodule_on_one_is_not(angle):
     rib, nodule = rib_and_nodule(angle)
-    inside = (slice(None), slice(None), slice(24, -24), slice(24, -24))  # a line ends at the image's edge
+    inside = (slice(None), slice(None), slice(12, -12), slice(12, -12))  # a line ends at the image's edge
     assert unlike_lines(as_batch(rib))[inside].abs().max() < 0.12 * rib.max()
-    found = unlike_lines(as_batch(rib + nodule))[0, 0, SIZE // 2, SIZE // 2]
+    found = unlike_lines(as_batch(rib + nodule))[0, 0, LINE_SIZE // 2, LINE_SIZE // 2]
     assert found > 0.6 * nodule.max()
 
 
 def test_what_is_unlike_lines_scales_with_the_bone_and_does_not_depend_on_its_batch():
     bones = torch.cat([as_batch(layer) for layer in rib_and_nodule()])
     together = unlike_lines(bones)
-    assert together.shape == (2, 1, SIZE, SIZE)
+    assert together.shape == (2, 1, LINE_SIZE, LINE_SIZE)
     assert torch.allclose(together[1:], unlike_lines(bones[1:]), atol=1e-6)
     assert torch.allclose(unlike_lines(2 * bones), 2 * together, atol=1e-5)
 
 
+@pytest.mark.parametrize("count", [1, 3, 13])
+def test_the_median_by_exchanges_is_the_median(count):
+    samples = list(torch.rand(count, 5, 7, generator=torch.Generator().manual_seed(count)))
+    expected = torch.stack(samples).median(0).values
+    assert torch.equal(refinement._median(samples), expected)
+
+
 def test_a_gate_of_one_and_nothing_else_gives_the_result_as_it_is(refiner):
-    refiner.out.bias.data.view(3, -1)[2] = -100  # no share of what is unlike lines
+    refiner.corrector.out.bias.data.view(3, -1)[2] = -100  # no share of what is unlike lines
     cxr = torch.rand(2, 1, 96, 64) * 2 - 1
     soft = (cxr - 0.1).clamp(-1, 1)
     assert torch.allclose(refiner.refine(cxr, soft, no_lungs(cxr)), soft, atol=1e-6)
 
 
-def test_a_gate_of_zero_gives_the_xray_back_and_black_stays(refiner):
-    bias = refiner.out.bias.data.view(3, -1)
+def test_a_gate_of_zero_gives_its_share_of_the_xray_back_and_black_stays(refiner):
+    bias = refiner.corrector.out.bias.data.view(3, -1)
     bias[0] = -100
     bias[2] = -100
     cxr = torch.rand(1, 1, 64, 64) * 2 - 1
     cxr[..., :8] = -1
     soft = torch.full_like(cxr, -0.5)
     refined = refiner.refine(cxr, soft, no_lungs(cxr))
-    assert torch.allclose(refined[..., 8:], cxr[..., 8:], atol=1e-6)
+    assert torch.allclose(refined[..., 8:], torch.lerp(soft, cxr, CORRECTED)[..., 8:], atol=1e-6)
     assert torch.equal(refined[..., :8], soft[..., :8])
+
+
+def test_what_is_found_goes_back_in_the_lungs_alone(refiner):
+    refiner.corrector.out.bias.data.view(3, -1)[2] = -100
+    refiner.finder.out.bias.data.fill_(0.4)
+    cxr = torch.zeros(1, 1, 64, 64)
+    soft = torch.full_like(cxr, -0.2)  # nothing of this bone is unlike lines
+    lungs = no_lungs(cxr)
+    lungs[..., :32] = True
+    change = images.to_unit(refiner.refine(cxr, soft, lungs)) - images.to_unit(soft)
+    assert torch.allclose(change[..., :30], torch.tensor(0.4 * ADDED * FOUND), atol=1e-6)
+    assert torch.allclose(change[..., 34:], torch.tensor(0.0), atol=1e-6)
 
 
 def test_in_the_lungs_a_bump_goes_back_and_elsewhere_less(refiner):
@@ -85,7 +113,7 @@ def test_in_the_lungs_a_bump_goes_back_and_elsewhere_less(refiner):
 
 
 def test_it_computes_in_float32_under_autocast(refiner):
-    torch.nn.init.normal_(refiner.out.weight, std=0.1)
+    torch.nn.init.normal_(refiner.corrector.out.weight, std=0.1)
     cxr = torch.rand(1, 1, 64, 64) * 2 - 1
     with torch.autocast("cpu", torch.bfloat16):
         cast = refiner.refine(cxr, cxr - 0.1, no_lungs(cxr))
@@ -96,7 +124,7 @@ def test_it_computes_in_float32_under_autocast(refiner):
 def test_its_weights_are_read_back_and_others_refused(refiner, networks, tmp_path):
     refiner.save(tmp_path / "refiner.safetensors")
     again = BoneRefiner.load(tmp_path / "refiner.safetensors")
-    assert again.settings["widths"] == WIDTHS
+    assert again.settings == {"widths": WIDTHS, "finder_widths": WIDTHS}
     for name, tensor in refiner.state_dict().items():
         assert torch.equal(again.state_dict()[name], tensor)
     networks[1].save(tmp_path / "unet.safetensors")
@@ -163,9 +191,10 @@ def test_the_shipped_refiner_keeps_more_of_real_nodules(method):
 @pytest.fixture
 def estimates(tmp_path, monkeypatch):
     """Files of three small patients, one of them for validation."""
-    monkeypatch.setattr(train_refiner, "SIZE", 32)
+    monkeypatch.setattr(train_refiner, "SIZE", 16)
+    monkeypatch.setattr(train_refiner, "FINDER_SIZE", 32)
     monkeypatch.setattr(train_refiner, "STEPS_AN_EPOCH", 2)
-    monkeypatch.setattr(train_refiner, "BoneRefiner", lambda: BoneRefiner(WIDTHS))
+    monkeypatch.setattr(train_refiner, "BoneRefiner", lambda: BoneRefiner(WIDTHS, WIDTHS))
     g = np.random.default_rng(0)
     files = []
     for number in (0, 1, train_refiner.TEST_EVERY // 2):
@@ -193,34 +222,80 @@ def test_training_goes_on_to_the_bit(estimates, tmp_path, monkeypatch):
     parts = train_refiner.train(estimates, 4, tmp_path / "parts", None, device="cpu")
     for name, tensor in whole.state_dict().items():
         assert torch.equal(parts.state_dict()[name], tensor), name
-    assert any(not torch.equal(tensor, torch.zeros_like(tensor)) for tensor in parts.out.parameters())
+    for network in (parts.corrector, parts.finder):
+        assert any(not torch.equal(tensor, torch.zeros_like(tensor)) for tensor in network.out.parameters())
 
     with pytest.raises(UserError, match="batch"):  # other steps than those that were taken
         train_refiner.train(estimates, 4, tmp_path / "parts", None, batch=3, device="cpu")
 
 
+class Answers:
+    """A refiner that leaves the estimated bone as it is and finds `found` (2 B, 1, S, S)."""
+
+    def __init__(self, found: torch.Tensor):
+        self.found = found
+
+    def correct(self, cxr, bone, unlike):
+        return torch.ones_like(bone), torch.zeros_like(bone), torch.zeros_like(bone)
+
+    def find(self, cxr, bone, unlike):
+        return self.found
+
+
 def test_the_objective_charges_what_lesions_lose(estimates):
     batch = next(train_refiner.Samples(estimates, 2).batches([[0, 1]]))
+    batch["mask"] = torch.ones_like(batch["mask"])
     cxr = torch.rand(2, 1, 1, 32, 32).expand(2, 2, 1, 32, 32)
     lesion = torch.zeros(2, 2, 1, 32, 32)
     lesion[:, 0, :, 10:20, 10:20] = 0.1
     with_lesion = cxr + lesion
     zero = torch.zeros_like(with_lesion)
+    numbers = torch.from_numpy(train_refiner.number_lesions(lesion[0, 0, 0].numpy()))
+    batch["numbers"] = numbers.expand(2, 32, 32)
 
-    class Answer(torch.nn.Module):
-        def forward(self, cxr, bone, unlike):
-            return torch.ones_like(bone), torch.zeros_like(bone), torch.zeros_like(bone)
+    def charged(bone: torch.Tensor, found: torch.Tensor) -> dict[str, float]:
+        batch["layers"] = torch.cat([with_lesion, with_lesion, bone, zero], dim=2)
+        _, logged = train_refiner.objective({"refiner": Answers(found.flatten(0, 1))}, batch, None)
+        return {name: float(value) for name, value in logged.items()}
 
-    def lesions(bone: torch.Tensor) -> tuple[float, float]:
-        layers = torch.cat([with_lesion, with_lesion, bone, zero], dim=2)
-        _, logged = train_refiner.objective({"refiner": Answer()}, {**batch, "layers": layers}, None)
-        return float(logged["lesions"]), float(logged["kept"])
+    # bone that takes nothing, all, and half of the lesion; nothing is found
+    none = charged(zero, zero)
+    assert (none["lesions"], none["kept"]) == pytest.approx((0, 1), abs=1e-6)
+    assert none["missed"] == none["false"] == 0 and none["median"] == pytest.approx(1, abs=1e-5)
+    every = charged(lesion, zero)
+    assert every["lesions"] > 0 and every["kept"] == pytest.approx(0, abs=1e-5)
+    assert every["slope"] == pytest.approx(1, abs=1e-4) and every["missed"] > 0 and every["false"] == 0
+    half = charged(0.5 * lesion, zero)
+    assert half["kept"] == pytest.approx(0.5, abs=1e-5) and half["median"] == pytest.approx(0.5, abs=1e-4)
 
-    # bone that takes nothing, all, and half of the lesion
-    assert lesions(zero) == pytest.approx((0, 1), abs=1e-6)
-    charged, kept = lesions(lesion)
-    assert charged > 0 and kept == pytest.approx(0, abs=1e-5)
-    assert lesions(0.5 * lesion)[1] == pytest.approx(0.5, abs=1e-5)
+    # what was taken is found, where it is and where there is nothing
+    found = charged(lesion, lesion)
+    assert found["missed"] == found["slope"] == pytest.approx(0, abs=1e-4) and found["false"] == 0
+    everywhere = charged(lesion, lesion[:, :1].expand_as(lesion))
+    assert everywhere["false"] == pytest.approx(every["missed"]) and everywhere["slope"] == pytest.approx(1, abs=1e-4)
+
+
+def test_shares_kept_are_those_of_the_insertion_test_lesion_by_lesion():
+    y, x = np.mgrid[:96, :96]
+    disc = [0.05 * np.exp(-(((x - at) ** 2 + (y - 40) ** 2) / 30)) for at in (25, 70)]
+    added = (disc[0] + disc[1]).astype(np.float32)
+    numbers = train_refiner.number_lesions(added)
+    assert numbers[40, 25] != numbers[40, 70] and set(np.unique(numbers)) == {0, numbers[40, 25], numbers[40, 70]}
+    kept = 0.9 * disc[0] + 0.4 * disc[1] + 0.01  # a change of brightness all over is no loss
+    tensors = [torch.from_numpy(array.astype(np.float32)) for array in (added, kept)]
+    shares = train_refiner.shares_kept(*tensors, torch.from_numpy(numbers))
+    assert sorted(shares.tolist()) == pytest.approx([0.4, 0.9], abs=0.01)
+    assert insertion.slope(kept, disc[1]) == pytest.approx(0.4, abs=0.02)
+
+
+def test_specks_are_no_lesions():
+    added = np.zeros((64, 64), np.float32)
+    assert not train_refiner.number_lesions(added).any()
+    added[10, 10] = 0.01
+    assert not train_refiner.number_lesions(added).any()
+    added[30:40, 30:40] = 0.01
+    numbers = train_refiner.number_lesions(added)
+    assert numbers[35, 35] > 0 and numbers[35, 45] == numbers[35, 35] and numbers[10, 10] == 0
 
 
 def test_samples_are_functions_of_their_number(estimates):
@@ -240,12 +315,13 @@ def test_an_estimate_has_all_layers_of_one_patient(networks, tmp_path):
     pair = (tmp_path / "cxr.png", tmp_path / "soft.png", tmp_path / "mask.png")
     settings = config.parse("", (), ["--profile", "small"])
     method = pipelines.BSLDM(*networks, steps=1, sampler="ddim", image_size=64)
-    cxr, soft, lungs = train_refiner.read_changed(pair, "0/a", settings.augment, 64)
-    layers = train_refiner.estimate(cxr, soft, lungs, "0/a", method)
-    assert layers.shape == (4, SIZE, SIZE) and layers.dtype == np.float16 and lungs.shape == (64, 64)
-    assert np.array_equal(layers, train_refiner.estimate(cxr, soft, lungs, "0/a", method))
-    unlike = unlike_lines(torch.from_numpy(layers[2].astype(np.float32))[None, None])[0, 0].numpy()
-    assert np.abs(unlike - layers[3]).max() < 2e-2
+    cxr, soft, lungs = refiner_estimates.read_changed(pair, "0/a", settings.augment, 64)
+    layers = refiner_estimates.estimate(cxr, soft, lungs, "0/a", method)
+    assert layers.shape == (4, FINDER_SIZE, FINDER_SIZE) and layers.dtype == np.float16 and lungs.shape == (64, 64)
+    assert np.array_equal(layers, refiner_estimates.estimate(cxr, soft, lungs, "0/a", method))
+    unlike = unlike_lines(torch.from_numpy(layers[2].astype(np.float32))[None, None])
+    enlarged = torch.nn.functional.interpolate(unlike, layers.shape[1:], mode="bilinear")[0, 0].numpy()
+    assert np.abs(enlarged - layers[3]).max() < 2e-2
 
 
 def test_drawn_nodules_are_compact_faint_in_the_lungs_and_alike_in_both_images():
@@ -255,10 +331,10 @@ def test_drawn_nodules_are_compact_faint_in_the_lungs_and_alike_in_both_images()
     lungs[100:400, 60:440] = True
     added = []
     for key in "abc":
-        cxr, with_nodules = train_refiner.add_nodules(soft + rib, soft, lungs, key)
+        cxr, with_nodules = refiner_estimates.add_nodules(soft + rib, soft, lungs, key)
         assert np.allclose(cxr - (soft + rib), with_nodules - soft, atol=1e-6)
         added.append(with_nodules - soft)
-    assert np.array_equal(added[0], train_refiner.add_nodules(soft + rib, soft, lungs, "a")[1] - soft)
+    assert np.array_equal(added[0], refiner_estimates.add_nodules(soft + rib, soft, lungs, "a")[1] - soft)
     for image in added:
         changed = image > 0.003
         assert not changed[:60].any() and not changed[440:].any()  # a nodule of 3 cm reaches 20 pixels out of the lungs
@@ -270,4 +346,4 @@ def test_a_folder_without_twins_is_one_line(tmp_path):
         (tmp_path / folder).mkdir()
         images.write(tmp_path / folder / "0.png", np.random.default_rng(0).random((64, 64)).astype(np.float32), 8)
     with pytest.raises(UserError, match="holds no twins"):
-        train_refiner.estimates(tmp_path, tmp_path / "estimates")
+        refiner_estimates.estimates(tmp_path, tmp_path / "estimates")

@@ -1,19 +1,19 @@
-"""Train the network of models/refinement.py on twins: simulated patients with lesions and without.
+"""Train the networks of models/refinement.py on twins: simulated patients with lesions and without.
 
     python dataSegmentation.py --profile small simulate.count=400 simulate.lesions=true data.root=runs/twins/data \
         data.lists=runs/twins/lists data.patient='^([0-9]+)'
     python -m tools.train_refiner runs/twins/data runs/refiner     # estimates, training, weights/refiner.safetensors
 
-First both methods' estimates of bone are made for every patient by the weights of profile `small` (seconds each, kept
-in the folder): without lesions, with those of the twin, and with compact nodules drawn here. Then the network learns to
-correct them, half an hour on two cores; a GPU is used where there is one, and then wants a larger --batch. The same
-command goes on where it was stopped. Sample number i is a function of i alone.
+First both methods' estimates of bone are made for every patient by the weights of profile `small` (seconds and 6 MB
+each, kept in the folder): without lesions, with those of the twin, and with compact nodules drawn here. Then the
+corrector learns to put the bone right, and the finder what of the lesions was taken for bone: HOURS on two cores; a GPU
+is used where there is one, and then wants a larger --batch. The same command goes on where it was stopped. Sample
+number i is a function of i alone.
 """
 
 import argparse
 import math
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -22,22 +22,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from models import config, images, pipelines
-from models.data import augment, lists
-from models.evaluation import insertion
-from models.refinement import SIZE, BoneRefiner, unlike_lines
+from models import config
+from models.refinement import FINDER_SIZE, SIZE, BoneRefiner
 from models.runtime import checkpoint
 from models.runtime.device import pick_device
-from models.runtime.files import UserError, replacing
-from models.runtime.seeding import place_generator
-from models.simulate import lesions
 from models.training import interfaces, loop
+from tools.refiner_estimates import KINDS, LAYERS, estimates
 
 OUT = config.ROOT / "weights" / "refiner.safetensors"
-VERSIONS = (0.7, 0.0)  # least flattening of bone, of each version of the patients; the most is 1
 TEST_EVERY = 20  # every so many patients one is kept for validation
-KINDS = ("without", "lesions", "nodules")  # of a file's images: no lesion, the twin's, compact nodules
-LAYERS = ("cxr", "soft", "bone", "unlike")  # of an estimate, in this order; unlike: see refinement.unlike_lines
 
 BATCH = 2  # patients, each with its twin; what the shipped weights were trained with
 RATE = 1e-3  # AdamW, the highest learning rate
@@ -50,7 +43,7 @@ STEPS_AN_EPOCH = 50
 SAVE_EVERY = 60  # seconds
 NEVER = 10**9  # epochs between sample pictures, of which there are none
 
-# The objective.
+# The corrector's objective, at SIZE x SIZE.
 # Of the error in what the lesions of a kind add, over that in the image. Nodules cover a tenth of the pixels.
 LESION_WEIGHTS = {"lesions": 15.0, "nodules": 300.0}
 NODULES = 0.75  # share of the samples with compact nodules
@@ -59,20 +52,16 @@ OUTSIDE_WEIGHT = 0.3
 SOFT_ABS = 3e-3  # grey values: smaller errors count by their square
 DETAIL_SIDE = 9  # pixels, of the mean that is taken away to compare detail
 
-# Compact nodules, as small, faint and plain as most of those that are found in lungs. Drawn, none is a patient's.
-COUNT = (5, 9)  # in an X-ray, from and to
-DIAMETER = (0.9, 0.4)  # cm: median, and sigma of its logarithm
-DIAMETERS = (0.5, 3.2)  # cm, from and to
-WATER = (0.62, 0.45)  # cm of water at the thickest place of a nodule of 1 cm: median, and sigma of its logarithm
-GROWTH = 0.8  # power of the diameter with which that grows
-NODULE_SHAPES = {"round": 0.34, "lobulated": 0.3, "spiculated": 0.2, "part-solid": 0.1, "calcified": 0.06}
-ON_RIBS = 0.6
-CLEAR = 1.5  # cm between two nodules' outlines, at least 70 % of their radii apart
-SIDES = (34.0, 44.0)  # cm that an image shows, from and to
-INSIDE = 0.3  # cm, centres lie at least so deep in the lungs
-TRIES = 30  # places that are tried for a nodule
-SOFTENED = 0.5  # share of nodules with a blurred outline
-OUTLINE = 0.12  # of the diameter, the largest sigma of that blur
+# The finder's objective, at FINDER_SIZE x FINDER_SIZE, in the lungs.
+FINDER_WEIGHT = 0.005  # against the corrector's, so that both are about as large
+SLOPE_WEIGHT = 40.0  # of (1 - share kept)^2 of a lesion, over the error of what is found, in squares of GREY
+GREY = 0.01  # grey values, the unit of that error
+WIDTHS = (3, 17)  # pixels, of the means between which an error is as wide as a nodule
+ALL_WIDTHS = 0.3  # weight of an error of any width, over one as wide as a nodule
+CHANGED = 0.002  # grey values: a pixel to which a lesion adds more belongs to it
+LEAST_PIXELS = 16  # of a lesion whose share kept is charged
+NEAR = 8  # pixels around a lesion in which its share kept is measured
+MOST_MISSED = 1.5  # the largest |1 - share kept| that is charged
 
 # Each sample: a patient moved and shaded at random, alike for all its layers.
 ANGLE = 0.12  # radians
@@ -82,150 +71,12 @@ ASPECT = (0.93, 1.07)
 BRIGHTNESS = (0.85, 1.1)
 
 
-# --- estimates --------------------------------------------------------------------------------------------------------
-
-
-def estimates(data: Path, folder: Path) -> list[Path]:
-    """A file per patient and version in the folder, made where it is missing; see `estimate`."""
-    pairs = lists.find_pairs(data)
-    names = lists.with_twins(pairs)
-    if not names:
-        raise UserError(f"{data} holds no twins; make them with simulate.lesions=true")
-    settings = config.parse("", (), ["--profile", "small", "eval.refiner=null", "eval.strength=1.0"])
-    # drawn alternately, so that the refiner knows the errors of both
-    methods = [method.from_settings(settings) for method in (pipelines.BSLDM, pipelines.GLLCM)]
-    files = []
-    for version, least in enumerate(VERSIONS):
-        augmentation = replace(settings.augment, bone_flat=(least, 1.0))
-        for number, name in enumerate(names):
-            path = folder / f"{version}_{name}.npz"
-            files.append(path)
-            if path.is_file():
-                continue
-            # drawn patients and CTs are in turn, so that both are seen by both methods only if two follow each other
-            method = methods[(number // 2 + version) % len(methods)]
-            # all three by one method, and with one draw of noise: they differ by the lesions alone
-            key = f"{version}/{name}"
-            side = method.image_size
-            without_lesions = pairs[name + lists.TWIN]
-            cxr, soft, lungs = read_changed(without_lesions, key, augmentation, side)
-            sick_cxr, sick_soft, _ = read_changed(pairs[name], key, augmentation, side)
-            nodule_cxr, nodule_soft = add_nodules(cxr, soft, lungs, key)
-            layers = [
-                estimate(cxr, soft, lungs, key, method),
-                estimate(sick_cxr, sick_soft, lungs, key, method),
-                estimate(nodule_cxr, nodule_soft, lungs, key, method),
-            ]  # in the order of KINDS
-            mask = _at_size(lungs.astype(np.float32)) >= 0.5
-            with replacing(path) as temporary, open(temporary, "wb") as file:
-                np.savez(file, layers=np.stack(layers), mask=mask)
-            print(path, flush=True)
-    return files
-
-
-def read_changed(pair, key: str, augmentation, side: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(CXR, soft tissue: float32 (side, side); lungs: bool (side, side)), changed as training images are.
-
-    pair: the files of CXR, soft tissue and mask. key: by which both twins are changed alike.
-    """
-    cxr_path, soft_path, mask_path = pair
-    cxr = images.resize(images.read(cxr_path).pixels, (side, side))
-    soft = images.resize(images.read(soft_path).pixels, (side, side))
-    mask = images.resize(images.read_mask(mask_path), (side, side))
-
-    with_other_bone = augment.change_bone(cxr, soft, augmentation, key)
-    changed_cxr = augment.augment(with_other_bone, augmentation, key)
-    changed_soft = augment.augment(soft, augmentation, key)
-    moves_only = replace(augmentation, contrast=0.0, gamma=0.0, sharpen=0.0, noise=0.0)
-    lungs = augment.augment(mask, moves_only, key) >= 0.5
-    return np.ascontiguousarray(changed_cxr), changed_soft, lungs
-
-
-def add_nodules(cxr: np.ndarray, soft: np.ndarray, lungs: np.ndarray, key: str) -> tuple[np.ndarray, np.ndarray]:
-    """CXR and soft tissue, float32 (S, S) each, with the same compact nodules in the lungs; a pure function."""
-    random = place_generator(f"nodules/{key}")
-    side = random.uniform(*SIDES)
-    pixel = side / len(cxr)  # cm
-    on_ribs, between = insertion.ribs(cxr - soft, 10 * side)  # bool (S, S) each; the side in mm
-    depth = cv2.distanceTransform(lungs.astype(np.uint8), cv2.DIST_L2, 5) * pixel  # cm
-    deep = depth > INSIDE
-    shapes = list(NODULE_SHAPES)
-    shares = list(NODULE_SHAPES.values())
-
-    water = np.zeros_like(cxr)
-    placed: list[tuple[int, int, float]] = []  # x, y, diameter
-    fewest, most = COUNT
-    for _ in range(random.integers(fewest, most, endpoint=True)):
-        region = on_ribs if random.random() < ON_RIBS else between
-        places = np.argwhere(deep & region)
-        diameter = float(np.clip(_log_normal(random, *DIAMETER), *DIAMETERS))
-        shape = str(random.choice(shapes, p=shares))
-        if len(places) == 0:
-            continue
-        for _ in range(TRIES):
-            y, x = (int(value) for value in random.choice(places))
-            if _is_clear(x, y, diameter, placed, pixel):
-                nodule = _nodule(shape, diameter, pixel, random)
-                lesions.add(water, nodule, x, y)
-                placed.append((x, y, diameter))
-                break
-
-    # the same change of grey values in both, as the insertion test wants it kept
-    with_nodules = insertion.insert(cxr, water)
-    soft_with_nodules = np.clip(soft + with_nodules - cxr, 0, 1)
-    return with_nodules, soft_with_nodules
-
-
-def _is_clear(x: int, y: int, diameter: float, placed: list[tuple[int, int, float]], pixel: float) -> bool:
-    """Whether a nodule of this diameter (cm) at this place (pixels) is far enough from those that are placed."""
-    for other_x, other_y, other_diameter in placed:
-        distance = math.hypot(x - other_x, y - other_y) * pixel  # cm, between the middles
-        if distance - 0.7 * (diameter + other_diameter) <= CLEAR:
-            return False
-    return True
-
-
-def _nodule(shape: str, diameter: float, pixel: float, random: np.random.Generator) -> np.ndarray:
-    """One nodule, (h, h) float32: cm of water that it adds. diameter, pixel: cm."""
-    thickness = lesions.thickness(shape, diameter, pixel, random)
-    most = _log_normal(random, *WATER) * diameter**GROWTH
-    scale = most / thickness.max()
-    thickness = (thickness * scale).astype(np.float32)
-    if random.random() < SOFTENED:
-        outline_sigma = random.uniform(0, OUTLINE) * diameter  # cm
-        sigma = max(0.3, outline_sigma / pixel)  # pixels
-        thickness = cv2.GaussianBlur(thickness, (0, 0), sigma)
-    return thickness
-
-
-def _log_normal(random: np.random.Generator, median: float, sigma: float) -> float:
-    logarithm = random.normal(math.log(median), sigma)
-    return float(np.exp(logarithm))
-
-
-def estimate(cxr: np.ndarray, soft: np.ndarray, lungs: np.ndarray, key: str, method: pipelines.Pipeline) -> np.ndarray:
-    """LAYERS of one X-ray, float16 (4, SIZE, SIZE). cxr, soft: float32 (S, S); lungs: bool (S, S); key: of its
-    noise."""
-    contiguous = np.ascontiguousarray(cxr, dtype=np.float32)
-    signed = images.to_signed(torch.from_numpy(contiguous))[None, None]  # (1, 1, S, S)
-    result = images.to_unit(method(signed, [key], [lungs]))  # (1, 1, S, S)
-    bone = cxr - result[0, 0].numpy()
-    unlike = unlike_lines(torch.from_numpy(bone)[None, None])  # (1, 1, SIZE, SIZE)
-    layers = [_at_size(cxr), _at_size(soft), _at_size(bone), unlike[0, 0].numpy()]
-    return np.stack(layers).astype(np.float16)
-
-
-def _at_size(image: np.ndarray) -> np.ndarray:
-    """Float32 (S, S) -> (SIZE, SIZE)."""
-    return cv2.resize(image, (SIZE, SIZE), interpolation=cv2.INTER_AREA)
-
-
-# --- training ---------------------------------------------------------------------------------------------------------
+# --- samples ----------------------------------------------------------------------------------------------------------
 
 
 class Samples:
     """Patients with lesions and without, moved at random, new in each epoch: {"layers": (B, 2, 4, S, S), "mask": (B, 1,
-    S, S), "weight": (B,), of what the lesions add}.
+    S, S), "numbers": (B, S, S), see `number_lesions`, "weight": (B,), of what the lesions add}. S: FINDER_SIZE.
 
     count: samples in an epoch. moved: false for validation, where sample i is patient i as it is, with nodules.
     """
@@ -246,9 +97,14 @@ class Samples:
             first = epoch * len(self.names)
             samples = [self.sample(first + index) for index in indices]
             layers, masks, weights = zip(*samples)
+            numbers = []
+            for with_lesions, without in layers:
+                added = with_lesions[LAYERS.index("soft")] - without[LAYERS.index("soft")]
+                numbers.append(torch.from_numpy(number_lesions(added.numpy())))
             yield {
                 "layers": torch.stack(layers),
                 "mask": torch.stack(masks),
+                "numbers": torch.stack(numbers),
                 "weight": torch.tensor(weights),
             }
 
@@ -256,12 +112,12 @@ class Samples:
         """Layers (2, 4, S, S), with lesions and without, lungs (1, S, S) and the lesions' weight of sample `number`; a
         pure function."""
         if not self.moved:
-            layers, mask = self._twins(number, "nodules")
+            layers, mask = self._patient(number, "nodules")
             return layers, mask, LESION_WEIGHTS["nodules"]
         random = np.random.default_rng([3, number])
         patient = random.integers(len(self.patients))
         kind = "nodules" if random.random() < NODULES else "lesions"
-        layers, mask = self._twins(patient, kind)
+        layers, mask = self._patient(patient, kind)
         if random.random() < 0.5:
             layers = layers.flip(-1)
             mask = mask.flip(-1)
@@ -278,7 +134,7 @@ class Samples:
             [sine, cosine / aspect, shift_y],
         ]
         affine = torch.tensor(rows, dtype=torch.float32)[None]  # (1, 2, 3)
-        grid = F.affine_grid(affine, [1, 1, SIZE, SIZE], align_corners=False)
+        grid = F.affine_grid(affine, [1, 1, *mask.shape[-2:]], align_corners=False)
 
         # one interpolation of everything; beyond the edge it is black
         stack = torch.cat([layers.flatten(0, 1), mask])[None]  # (1, 9, S, S)
@@ -288,45 +144,145 @@ class Samples:
         brightness = random.uniform(*BRIGHTNESS)
         return moved_layers * brightness, moved_mask, LESION_WEIGHTS[kind]
 
-    def _twins(self, patient: int, kind: str) -> tuple[Tensor, Tensor]:
+    def _patient(self, patient: int, kind: str) -> tuple[Tensor, Tensor]:
         """Layers (2, 4, S, S), with lesions of a kind and without, and lungs (1, S, S), of a patient as it is."""
         layers, mask = self.patients[patient]
         with_and_without = [KINDS.index(kind), KINDS.index("without")]
         return layers[with_and_without].float(), mask[None].float()
 
 
+def shares_kept(added: Tensor, kept: Tensor, numbers: Tensor) -> Tensor:
+    """(lesions,): the slope of what is kept on what was added, (S, S) each, around each lesion, as insertion.slope
+    measures it. numbers: as `number_lesions` gives them."""
+    place = numbers.flatten()
+    x = added.flatten()
+    y = kept.flatten()
+
+    def sums(values: Tensor) -> Tensor:
+        return values.new_zeros(int(numbers.max()) + 1).index_add(0, place, values)
+
+    count = sums(torch.ones_like(x)).clamp(min=1)
+    mean_x = sums(x) / count
+    mean_y = sums(y) / count
+    covariance = sums(x * y) / count - mean_x * mean_y
+    variance = sums(x * x) / count - mean_x.square()
+    is_lesion = variance > 1e-6  # squares of grey values; numbers that no pixel has, have none
+    is_lesion[0] = False
+    return covariance[is_lesion] / variance[is_lesion]
+
+
+def number_lesions(added: np.ndarray) -> np.ndarray:
+    """Int64 (S, S): the number, from 1, of the lesion that a pixel belongs to or lies near; 0: of none. added: float32
+    (S, S), what the lesions add to the soft tissue."""
+    changed = cv2.GaussianBlur(added, (0, 0), 1.0) > CHANGED
+    _, numbers, statistics, _ = cv2.connectedComponentsWithStats(changed.astype(np.uint8), connectivity=8)
+    small = np.flatnonzero(statistics[:, cv2.CC_STAT_AREA] < LEAST_PIXELS)
+    lesion = changed & ~np.isin(numbers, small)
+    if not lesion.any():
+        return np.zeros(added.shape, np.int64)
+
+    # each pixel's distance to the nearest pixel of a lesion, and a label of that pixel
+    distance, nearest = cv2.distanceTransformWithLabels(
+        (~lesion).astype(np.uint8), cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL
+    )
+    number_of_label = np.zeros(nearest.max() + 1, np.int64)
+    number_of_label[nearest[lesion]] = numbers[lesion]
+    return np.where(distance <= NEAR, number_of_label[nearest], 0)
+
+
+# --- objective --------------------------------------------------------------------------------------------------------
+
+
 def objective(networks: dict, batch: dict[str, Tensor], noise: interfaces.Noise) -> tuple[dict, dict]:
-    """The error of the refined soft tissue, of its detail, and of what the lesions add to it."""
-    twins = batch["layers"].flatten(0, 1)  # (2 B, 4, S, S): patient with lesions, without
-    cxr, soft, bone, unlike = twins.split(1, dim=1)  # (2 B, 1, S, S) each
-    gate, share, addition = networks["refiner"](cxr, bone, unlike)
-    refined_bone = gate * bone - share * unlike + addition
-    error = cxr - refined_bone - soft
+    """The sum of what both networks are charged, each for itself."""
+    corrector, logged = correction_loss(networks["refiner"], batch)
+    finder, more = finding_loss(networks["refiner"], batch)
+    loss = corrector + FINDER_WEIGHT * finder
+    return {"refiner": loss}, {"loss": loss, **logged, **more}
+
+
+def correction_loss(refiner: BoneRefiner, batch: dict[str, Tensor]) -> tuple[Tensor, dict]:
+    """The error of the corrected soft tissue, of its detail, and of what the lesions add to it."""
+    coarser = FINDER_SIZE // SIZE
+    layers = F.avg_pool2d(batch["layers"].flatten(0, 2), coarser)  # (2 B 4, s, s)
+    twins = layers.unflatten(0, (-1, len(LAYERS)))  # (2 B, 4, s, s): patient with lesions, without
+    cxr, soft, bone, unlike = twins.split(1, dim=1)  # (2 B, 1, s, s) each
+    gate, share, addition = refiner.correct(cxr, bone, unlike)
+    corrected = gate * bone - share * unlike + addition
+    error = cxr - corrected - soft
 
     # The error and its detail, what a local mean leaves of it, heavier in the lungs
-    local_mean = F.avg_pool2d(error, DETAIL_SIDE, 1, DETAIL_SIDE // 2, count_include_pad=False)
-    detail = error - local_mean
-    lungs = batch["mask"].repeat_interleave(2, dim=0)  # (2 B, 1, S, S)
+    detail = error - _local_mean(error, DETAIL_SIDE)
+    lungs = F.avg_pool2d(batch["mask"], coarser).repeat_interleave(2, dim=0)  # (2 B, 1, s, s)
     weight = OUTSIDE_WEIGHT + LUNG_WEIGHT * lungs
     image = (weight * (soft_abs(error) + soft_abs(detail))).mean()
 
     # Both twins have the same bone, so the results must differ by the lesions and by nothing else.
-    with_lesions, without = error.unflatten(0, (-1, 2)).unbind(1)  # (B, 1, S, S) each
+    with_lesions, without = _twins(error)  # (B, 1, s, s) each
     difference = with_lesions - without
     error_per_pair = soft_abs(difference).mean((1, 2, 3))  # (B,)
     lesion_error = (batch["weight"] * error_per_pair).mean()
-    loss = image + lesion_error
 
-    # for the log: the share of what lesions add that the result contains, as the insertion test measures it
-    soft_with_lesions, soft_without = soft.unflatten(0, (-1, 2)).unbind(1)
+    # for the log: the share of what lesions add that the result contains
+    soft_with_lesions, soft_without = _twins(soft)
     added = soft_with_lesions - soft_without
     kept = 1 + (difference * added).sum() / added.square().sum()
-    return {"refiner": loss}, {"loss": loss, "image": image, "lesions": lesion_error, "kept": kept}
+    return image + lesion_error, {"image": image, "lesions": lesion_error, "kept": kept}
+
+
+def finding_loss(refiner: BoneRefiner, batch: dict[str, Tensor]) -> tuple[Tensor, dict]:
+    """The error of what is found of lesions in the estimated bone, where there are some and where there are none, and
+    what each lesion lacks in the end."""
+    cxr, soft, bone, unlike = batch["layers"].flatten(0, 1).split(1, dim=1)  # (2 B, 1, S, S) each
+    lungs = batch["mask"]
+    found_with, found_without = _twins(refiner.find(cxr, bone, unlike))  # (B, 1, S, S) each
+    found_with = lungs * found_with
+    found_without = lungs * found_without
+
+    # What lesions add to the estimated bone, and not to the true one, was taken for bone.
+    bone_with, bone_without = _twins(bone)
+    true_with, true_without = _twins(cxr - soft)
+    absorbed = (bone_with - bone_without) - (true_with - true_without)
+
+    def cost(error: Tensor) -> Tensor:
+        narrow, wide = WIDTHS
+        fine = _local_mean(error, narrow)
+        band = fine - _local_mean(fine, wide)
+        squares = band.square() + ALL_WIDTHS * error.square()
+        return (lungs * squares).sum() / lungs.sum().clamp(min=1) / GREY**2
+
+    missed = cost(found_with - absorbed)
+    false = cost(found_without)
+
+    soft_with, soft_without = _twins(soft)
+    added = soft_with - soft_without
+    kept = added - absorbed + found_with - found_without
+    every = [shares_kept(*lesions) for lesions in zip(added, kept, batch["numbers"])]
+    shares = torch.cat(every)
+    if len(shares) == 0:  # no lesion is large enough
+        shares = added.new_ones(1)
+    slope = (1 - shares).clamp(-MOST_MISSED, MOST_MISSED).square().mean()
+    loss = missed + false + SLOPE_WEIGHT * slope
+    logged = {"missed": missed, "false": false, "slope": slope, "median": shares.detach().median()}
+    return loss, logged
+
+
+def _twins(x: Tensor) -> tuple[Tensor, ...]:
+    """(2 B, 1, S, S) -> those with lesions and those without, (B, 1, S, S) each."""
+    return x.unflatten(0, (-1, 2)).unbind(1)
+
+
+def _local_mean(x: Tensor, side: int) -> Tensor:
+    """The mean of the square of `side` pixels around each pixel of (B, 1, S, S)."""
+    return F.avg_pool2d(x, side, 1, side // 2, count_include_pad=False)
 
 
 def soft_abs(x: Tensor) -> Tensor:
     """|x|, rounded off below SOFT_ABS (Charbonnier 1994)."""
     return torch.sqrt(x.square() + SOFT_ABS**2) - SOFT_ABS
+
+
+# --- training ---------------------------------------------------------------------------------------------------------
 
 
 class Trainer(loop.Trainer):
