@@ -151,26 +151,6 @@ class Samples:
         return layers[with_and_without].float(), mask[None].float()
 
 
-def shares_kept(added: Tensor, kept: Tensor, numbers: Tensor) -> Tensor:
-    """(lesions,): the slope of what is kept on what was added, (S, S) each, around each lesion, as insertion.slope
-    measures it. numbers: as `number_lesions` gives them."""
-    place = numbers.flatten()
-    x = added.flatten()
-    y = kept.flatten()
-
-    def sums(values: Tensor) -> Tensor:
-        return values.new_zeros(int(numbers.max()) + 1).index_add(0, place, values)
-
-    count = sums(torch.ones_like(x)).clamp(min=1)
-    mean_x = sums(x) / count
-    mean_y = sums(y) / count
-    covariance = sums(x * y) / count - mean_x * mean_y
-    variance = sums(x * x) / count - mean_x.square()
-    is_lesion = variance > 1e-6  # squares of grey values; numbers that no pixel has, have none
-    is_lesion[0] = False
-    return covariance[is_lesion] / variance[is_lesion]
-
-
 def number_lesions(added: np.ndarray) -> np.ndarray:
     """Int64 (S, S): the number, from 1, of the lesion that a pixel belongs to or lies near; 0: of none. added: float32
     (S, S), what the lesions add to the soft tissue."""
@@ -265,6 +245,26 @@ def finding_loss(refiner: BoneRefiner, batch: dict[str, Tensor]) -> tuple[Tensor
     loss = missed + false + SLOPE_WEIGHT * slope
     logged = {"missed": missed, "false": false, "slope": slope, "median": shares.detach().median()}
     return loss, logged
+
+
+def shares_kept(added: Tensor, kept: Tensor, numbers: Tensor) -> Tensor:
+    """(lesions,): the slope of what is kept on what was added, (S, S) each, around each lesion, as insertion.slope
+    measures it. numbers: as `number_lesions` gives them."""
+    place = numbers.flatten()
+    x = added.flatten()
+    y = kept.flatten()
+
+    def sums(values: Tensor) -> Tensor:
+        return values.new_zeros(int(numbers.max()) + 1).index_add(0, place, values)
+
+    count = sums(torch.ones_like(x)).clamp(min=1)
+    mean_x = sums(x) / count
+    mean_y = sums(y) / count
+    covariance = sums(x * y) / count - mean_x * mean_y
+    variance = sums(x * x) / count - mean_x.square()
+    is_lesion = variance > 1e-6  # squares of grey values; numbers that no pixel has, have none
+    is_lesion[0] = False
+    return covariance[is_lesion] / variance[is_lesion]
 
 
 def _twins(x: Tensor) -> tuple[Tensor, ...]:
