@@ -94,17 +94,17 @@ class BoneRefiner(Network):
             unlike = unlike_lines(bone)  # (B, 1, LINE_SIZE, LINE_SIZE)
 
             # What is no bone according to the corrector. Its gate is enlarged, the bone is not, so fine detail stays.
-            seen = (_shrink(unit, SIZE), _shrink(bone, SIZE), _enlarge(unlike, (SIZE, SIZE)))
-            gate, share, addition = self.correct(*seen)
-            change = addition - share * seen[2]
+            coarse = _enlarge(unlike, (SIZE, SIZE))
+            gate, share, addition = self.correct(_shrink(unit, SIZE), _shrink(bone, SIZE), coarse)
+            change = addition - share * coarse
             corrected = _enlarge(gate, shape) * bone + _enlarge(change, shape)  # (B, 1, H, W)
             no_bone = bone - corrected
 
             # What lesions are there according to the finder, and what is unlike lines: both in the lungs
-            fine = (FINDER_SIZE, FINDER_SIZE)
-            seen = (_shrink(unit, FINDER_SIZE), _shrink(bone, FINDER_SIZE), _enlarge(unlike, fine))
+            fine = _enlarge(unlike, (FINDER_SIZE, FINDER_SIZE))
+            found = self.find(_shrink(unit, FINDER_SIZE), _shrink(bone, FINDER_SIZE), fine)
             inside = _shrink(masks.float(), FINDER_SIZE)  # (B, 1, FINDER_SIZE, FINDER_SIZE), 1 in the lungs
-            lesions = inside * (FOUND * self.find(*seen) + LUNG_SHARE * seen[2])
+            lesions = inside * (FOUND * found + LUNG_SHARE * fine)
 
             given_back = CORRECTED * no_bone + _enlarge(lesions, shape)
             result = images.to_signed(unit - bone + given_back)
