@@ -307,6 +307,12 @@ def test_samples_are_functions_of_their_number(estimates):
     assert first[2] in train_refiner.LESION_WEIGHTS.values()
 
 
+def test_estimates_of_another_size_are_refused(estimates, monkeypatch):
+    monkeypatch.setattr(train_refiner, "FINDER_SIZE", 64)
+    with pytest.raises(UserError, match="0_0.npz is 32 pixels wide, not 64"):
+        train_refiner.Samples(estimates, 2)
+
+
 def test_an_estimate_has_all_layers_of_one_patient(networks, tmp_path):
     g = np.random.default_rng(1)
     for name in ("cxr", "soft"):

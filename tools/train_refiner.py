@@ -26,6 +26,7 @@ from models import config
 from models.refinement import FINDER_SIZE, SIZE, BoneRefiner
 from models.runtime import checkpoint
 from models.runtime.device import pick_device
+from models.runtime.files import UserError
 from models.training import interfaces, loop
 from tools.refiner_estimates import KINDS, LAYERS, estimates
 
@@ -87,6 +88,10 @@ class Samples:
             with np.load(path, allow_pickle=False) as arrays:
                 layers = torch.from_numpy(arrays["layers"])  # (3, 4, S, S), float16; the kinds as in KINDS
                 mask = torch.from_numpy(arrays["mask"])  # (S, S), bool
+                if mask.shape[-1] != FINDER_SIZE:
+                    raise UserError(
+                        f"{path} is {mask.shape[-1]} pixels wide, not {FINDER_SIZE}; delete it and start again"
+                    )
                 self.patients.append((layers, mask))
         self.names = [str(number) for number in range(count)]
         self.moved = moved
