@@ -94,19 +94,19 @@ class BoneRefiner(Network):
             unlike = unlike_lines(bone)  # (B, 1, LINE_SIZE, LINE_SIZE)
 
             # What is no bone according to the corrector. Its gate is enlarged, the bone is not, so fine detail stays.
-            coarse = _enlarge(unlike, (SIZE, SIZE))
+            coarse = enlarge(unlike, (SIZE, SIZE))
             gate, share, addition = self.correct(_shrink(unit, SIZE), _shrink(bone, SIZE), coarse)
             change = addition - share * coarse
-            corrected = _enlarge(gate, shape) * bone + _enlarge(change, shape)  # (B, 1, H, W)
+            corrected = enlarge(gate, shape) * bone + enlarge(change, shape)  # (B, 1, H, W)
             no_bone = bone - corrected
 
             # What lesions are there according to the finder, and what is unlike lines: both in the lungs
-            fine = _enlarge(unlike, (FINDER_SIZE, FINDER_SIZE))
+            fine = enlarge(unlike, (FINDER_SIZE, FINDER_SIZE))
             found = self.find(_shrink(unit, FINDER_SIZE), _shrink(bone, FINDER_SIZE), fine)
             inside = _shrink(masks.float(), FINDER_SIZE)  # (B, 1, FINDER_SIZE, FINDER_SIZE), 1 in the lungs
             lesions = inside * (FOUND * found + LUNG_SHARE * fine)
 
-            given_back = CORRECTED * no_bone + _enlarge(lesions, shape)
+            given_back = CORRECTED * no_bone + enlarge(lesions, shape)
             result = images.to_signed(unit - bone + given_back)
             refined = torch.where(unit > 0, result, soft)
             return refined.clamp(-1, 1)
@@ -219,7 +219,7 @@ def _shrink(x: torch.Tensor, side: int) -> torch.Tensor:
     return F.interpolate(x, (side, side), mode="area")
 
 
-def _enlarge(x: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+def enlarge(x: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
     """(B, 1, s, s) -> (B, 1, *shape)."""
     return F.interpolate(x, shape, mode="bilinear", align_corners=False)
 

@@ -8,12 +8,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
-from torch.nn import functional as F
 
 from models import config, images, pipelines
 from models.data import augment, lists
 from models.evaluation import insertion
-from models.refinement import FINDER_SIZE, unlike_lines
+from models.refinement import FINDER_SIZE, enlarge, unlike_lines
 from models.runtime.files import UserError, replacing
 from models.runtime.seeding import place_generator
 from models.simulate import lesions
@@ -159,12 +158,10 @@ def _log_normal(random: np.random.Generator, median: float, sigma: float) -> flo
 def estimate(cxr: np.ndarray, soft: np.ndarray, lungs: np.ndarray, key: str, method: pipelines.Pipeline) -> np.ndarray:
     """LAYERS of one X-ray, float16 (4, FINDER_SIZE, FINDER_SIZE). cxr, soft: float32 (S, S); lungs: bool (S, S); key:
     of its noise."""
-    contiguous = np.ascontiguousarray(cxr, dtype=np.float32)
-    signed = images.to_signed(torch.from_numpy(contiguous))[None, None]  # (1, 1, S, S)
-    result = images.to_unit(method(signed, [key], [lungs]))  # (1, 1, S, S)
-    bone = cxr - result[0, 0].numpy()
+    result = insertion.of_pipeline(method, lungs)(cxr, key)
+    bone = cxr - result
     unlike = unlike_lines(torch.from_numpy(bone)[None, None])  # (1, 1, LINE_SIZE, LINE_SIZE)
-    fine = F.interpolate(unlike, (FINDER_SIZE, FINDER_SIZE), mode="bilinear", align_corners=False)
+    fine = enlarge(unlike, (FINDER_SIZE, FINDER_SIZE))  # as the finder sees it
     layers = [_at_size(cxr), _at_size(soft), _at_size(bone), fine[0, 0].numpy()]
     return np.stack(layers).astype(np.float16)
 

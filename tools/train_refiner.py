@@ -57,7 +57,7 @@ DETAIL_SIDE = 9  # pixels, of the mean that is taken away to compare detail
 FINDER_WEIGHT = 0.005  # against the corrector's, so that both are about as large
 SLOPE_WEIGHT = 40.0  # of (1 - share kept)^2 of a lesion, over the error of what is found, in squares of GREY
 GREY = 0.01  # grey values, the unit of that error
-WIDTHS = (3, 17)  # pixels, of the means between which an error is as wide as a nodule
+BAND = (3, 17)  # pixels, of the means between which an error is as wide as a nodule
 ALL_WIDTHS = 0.3  # weight of an error of any width, over one as wide as a nodule
 CHANGED = 0.002  # grey values: a pixel to which a lesion adds more belongs to it
 LEAST_PIXELS = 16  # of a lesion whose share kept is charged
@@ -230,7 +230,7 @@ def finding_loss(refiner: BoneRefiner, batch: dict[str, Tensor]) -> tuple[Tensor
     absorbed = (bone_with - bone_without) - (true_with - true_without)
 
     def cost(error: Tensor) -> Tensor:
-        narrow, wide = WIDTHS
+        narrow, wide = BAND
         fine = _local_mean(error, narrow)
         band = fine - _local_mean(fine, wide)
         squares = band.square() + ALL_WIDTHS * error.square()
