@@ -2,14 +2,14 @@
 
 A noise estimator works on latents, whose pixels are 4 or 8 image pixels wide, and takes nodules for bone where they lie
 on it or look like it. As images the two can be told apart: bone is long and ends at cortices, a nodule does neither.
-Three estimates of what has to go back are added, since each alone gives back more bone for as much of the nodules:
+Two networks say what has to go back:
 
-- the corrector, a network that sees the X-ray at 256 x 256 pixels and learnt to put the estimated bone right;
-- the finder, a network that sees it at 512 x 512 and learnt what of lesions alone was taken for bone;
-- what of the estimated bone is not as lines are (`unlike_lines`): medians along lines keep what is long.
+- the corrector sees the X-ray at 256 x 256 pixels and learnt to put the estimated bone right;
+- the finder sees it at 512 x 512 and learnt what of lesions is still missing after that.
 
-Both networks are trained on twins, the same simulated patient with lesions and without, by tools/train_refiner.py. The
-papers have nothing of the kind; profile `small` uses it.
+Both also see what of the estimated bone is not as lines are (`unlike_lines`): medians along lines keep what is long.
+They are trained on twins, the same simulated patient with lesions and without, by tools/train_refiner.py. The papers
+have nothing of the kind; profile `small` uses it.
 """
 
 import math
@@ -29,14 +29,12 @@ FINDER_SIZE = 512  # likewise for the finder
 FINDER_STEP = 4
 NORM_GROUPS = 4  # of every group normalisation
 BONE_GAIN = 8.0  # bone reaches a tenth of the grey scale; so much larger it fills the range of the other channels
-UNLIKE_GAIN = 16.0  # likewise for what is unlike lines
+UNLIKE_GAIN = 16.0  # likewise for what is unlike lines, or no bone
 ADDED = 0.125  # grey scale: the change that an answer of 1 means, where it is no share of the estimated bone
 
-# How much of each estimate goes back, the last two in the lungs alone. Chosen on three real X-rays, where a model
-# observer then finds nodules better than in the untouched ones, for a little more bone; see docs/lesions_log.md.
+# How much of the corrector's answer goes back; the finder learnt what this leaves missing. Chosen on three real X-rays,
+# where more of it costs bone; see docs/lesions_log.md.
 CORRECTED = 0.7
-FOUND = 0.7
-LUNG_SHARE = 0.3
 
 # Lines, on an image of the bone in which a pixel is 3 mm wide.
 LINE_SIZE = 128  # side of that image, pixels
@@ -54,12 +52,12 @@ class BoneRefiner(Network):
     def __init__(
         self,
         widths: tuple[int, ...] = (24, 32, 48, 64, 96),
-        finder_widths: tuple[int, ...] = (24, 32, 48, 64, 96),
+        finder_widths: tuple[int, ...] = (48, 64, 96, 128, 96),
     ):
         super().__init__()
         self.settings = {"widths": tuple(widths), "finder_widths": tuple(finder_widths)}
-        self.corrector = UNet(outputs=3, step=STEP, widths=widths)
-        self.finder = UNet(outputs=1, step=FINDER_STEP, widths=finder_widths)
+        self.corrector = UNet(inputs=4, outputs=3, step=STEP, widths=widths)
+        self.finder = UNet(inputs=5, outputs=1, step=FINDER_STEP, widths=finder_widths)
 
     def correct(self, cxr: torch.Tensor, bone: torch.Tensor, unlike: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """(gate, share, addition): gate * bone - share * unlike + addition is the corrected bone. All (B, 1, h, w).
@@ -68,16 +66,33 @@ class BoneRefiner(Network):
         STEP * 2 ** (levels - 1). The gate is in [0, 2], the share in [0, 1]: most of what is wrong is a wrong share of
         what was estimated.
         """
-        answers = self.corrector(cxr, bone, unlike)  # (B, 3, h, w)
+        answers = self.corrector(_seen(cxr, bone, unlike))  # (B, 3, h, w)
         gate, addition, share = answers.split(1, dim=1)  # (B, 1, h, w) each
         gate = 2 * torch.sigmoid(gate)
         share = torch.sigmoid(share - 1)
         return gate, share, ADDED * addition
 
-    def find(self, cxr: torch.Tensor, bone: torch.Tensor, unlike: torch.Tensor) -> torch.Tensor:
-        """(B, 1, h, w): grey values of the estimated bone that belong to lesions. Parameters as in `correct`; h and w
-        must be multiples of FINDER_STEP * 2 ** (levels - 1)."""
-        return ADDED * self.finder(cxr, bone, unlike)
+    def no_bone(self, cxr: torch.Tensor, bone: torch.Tensor, unlike: torch.Tensor) -> torch.Tensor:
+        """What of the estimated bone is none according to the corrector, (B, 1, H, W).
+
+        cxr, bone: (B, 1, H, W) of any size, as in `correct`; unlike: (B, 1, s, s) of any size.
+        """
+        shape = bone.shape[-2:]
+        coarse = enlarge(unlike, (SIZE, SIZE))
+        gate, share, addition = self.correct(_shrink(cxr, SIZE), _shrink(bone, SIZE), coarse)
+        # The gate is enlarged, the bone is not, so fine detail stays.
+        change = addition - share * coarse
+        corrected = enlarge(gate, shape) * bone + enlarge(change, shape)
+        return bone - corrected
+
+    def find(self, cxr: torch.Tensor, bone: torch.Tensor, unlike: torch.Tensor, no_bone: torch.Tensor) -> torch.Tensor:
+        """(B, 1, h, w): grey values of lesions that are missing though CORRECTED * no_bone goes back.
+
+        Parameters as in `correct`, and the answer of `no_bone`, (B, 1, h, w) each; h and w must be multiples of
+        FINDER_STEP * 2 ** (levels - 1).
+        """
+        seen = torch.cat([_seen(cxr, bone, unlike), UNLIKE_GAIN * no_bone], dim=1)  # (B, 5, h, w)
+        return ADDED * self.finder(seen)
 
     def refine(self, cxr: torch.Tensor, soft: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
         """The refined soft tissue of X-rays and a method's results for them, all (B, 1, H, W) in [-1, 1].
@@ -92,37 +107,42 @@ class BoneRefiner(Network):
             bone = unit - images.to_unit(soft.float())
             shape = bone.shape[-2:]
             unlike = unlike_lines(bone)  # (B, 1, LINE_SIZE, LINE_SIZE)
+            no_bone = self.no_bone(unit, bone, unlike)  # (B, 1, H, W)
 
-            # What is no bone according to the corrector. Its gate is enlarged, the bone is not, so fine detail stays.
-            coarse = enlarge(unlike, (SIZE, SIZE))
-            gate, share, addition = self.correct(_shrink(unit, SIZE), _shrink(bone, SIZE), coarse)
-            change = addition - share * coarse
-            corrected = enlarge(gate, shape) * bone + enlarge(change, shape)  # (B, 1, H, W)
-            no_bone = bone - corrected
-
-            # What lesions are there according to the finder, and what is unlike lines: both in the lungs
+            # What lesions still lack, in the lungs
             fine = enlarge(unlike, (FINDER_SIZE, FINDER_SIZE))
-            found = self.find(_shrink(unit, FINDER_SIZE), _shrink(bone, FINDER_SIZE), fine)
-            inside = _shrink(masks.float(), FINDER_SIZE)  # (B, 1, FINDER_SIZE, FINDER_SIZE), 1 in the lungs
-            lesions = inside * (FOUND * found + LUNG_SHARE * fine)
+            found = self.find(
+                _shrink(unit, FINDER_SIZE), _shrink(bone, FINDER_SIZE), fine, _shrink(no_bone, FINDER_SIZE)
+            )
+            lungs = _shrink(masks.float(), FINDER_SIZE)  # (B, 1, FINDER_SIZE, FINDER_SIZE), 1 in the lungs
 
-            given_back = CORRECTED * no_bone + enlarge(lesions, shape)
+            given_back = CORRECTED * no_bone + enlarge(lungs * found, shape)
             result = images.to_signed(unit - bone + given_back)
             refined = torch.where(unit > 0, result, soft)
             return refined.clamp(-1, 1)
 
 
+def _seen(cxr: torch.Tensor, bone: torch.Tensor, unlike: torch.Tensor) -> torch.Tensor:
+    """(B, 4, h, w): what both networks see, all about as large. Parameters (B, 1, h, w) each."""
+    seen = [
+        images.to_signed(cxr),
+        BONE_GAIN * bone,
+        images.to_signed(cxr - bone),
+        UNLIKE_GAIN * unlike,
+    ]
+    return torch.cat(seen, dim=1)
+
+
 class UNet(nn.Module):
-    """What both networks are: X-ray, bone and what of it is unlike lines, (B, 1, h, w) each -> (B, outputs, h, w).
+    """What both networks are: (B, inputs, h, w) -> (B, outputs, h, w).
 
     step: pixels that one feature vector of the finest level stands for, along a side. Untrained it answers 0.
     """
 
-    def __init__(self, outputs: int, step: int, widths: tuple[int, ...]):
+    def __init__(self, inputs: int, outputs: int, step: int, widths: tuple[int, ...]):
         super().__init__()
         self.step = step
-        inputs = 4 * step**2  # X-ray, bone, their difference, what of the bone is unlike lines
-        before = (inputs, *widths[:-1])
+        before = (inputs * step**2, *widths[:-1])
         self.down = nn.ModuleList(Block(channels, width) for channels, width in zip(before, widths))
         coarse_to_fine = tuple(reversed(widths))
         self.up = nn.ModuleList(Block(c + width, width) for c, width in zip(coarse_to_fine, coarse_to_fine[1:]))
@@ -130,16 +150,8 @@ class UNet(nn.Module):
         for parameter in self.out.parameters():
             nn.init.zeros_(parameter)
 
-    def forward(self, cxr: torch.Tensor, bone: torch.Tensor, unlike: torch.Tensor) -> torch.Tensor:
-        # what the network sees, all about as large
-        seen = [
-            images.to_signed(cxr),
-            BONE_GAIN * bone,
-            images.to_signed(cxr - bone),
-            UNLIKE_GAIN * unlike,
-        ]
-        x = torch.cat(seen, dim=1)  # (B, 4, h, w)
-        x = F.pixel_unshuffle(x, self.step)  # (B, 4 step^2, h/step, w/step)
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = F.pixel_unshuffle(x, self.step)  # (B, inputs step^2, h/step, w/step)
 
         # down: each level at half the size of the one before
         skips = []

@@ -11,9 +11,7 @@ from models.refinement import (
     ADDED,
     CORRECTED,
     FINDER_SIZE,
-    FOUND,
     LINE_SIZE,
-    LUNG_SHARE,
     BoneRefiner,
     unlike_lines,
 )
@@ -97,19 +95,28 @@ def test_what_is_found_goes_back_in_the_lungs_alone(refiner):
     lungs = no_lungs(cxr)
     lungs[..., :32] = True
     change = images.to_unit(refiner.refine(cxr, soft, lungs)) - images.to_unit(soft)
-    assert torch.allclose(change[..., :30], torch.tensor(0.4 * ADDED * FOUND), atol=1e-6)
+    assert torch.allclose(change[..., :30], torch.tensor(0.4 * ADDED), atol=1e-6)
     assert torch.allclose(change[..., 34:], torch.tensor(0.0), atol=1e-6)
 
 
-def test_in_the_lungs_a_bump_goes_back_and_elsewhere_less(refiner):
-    rib, nodule = rib_and_nodule()
-    cxr = images.to_signed(as_batch(0.5 + rib + nodule))
-    soft = images.to_signed(as_batch(np.full_like(rib, 0.5)))  # rib and nodule taken away
-    lungs = torch.ones_like(cxr, dtype=torch.bool)
-    inside = images.to_unit(refiner.refine(cxr, soft, lungs))[0, 0, 256, 256] - 0.5
-    outside = images.to_unit(refiner.refine(cxr, soft, no_lungs(cxr)))[0, 0, 256, 256] - 0.5
-    # a nodule is for the greater part unlike lines, and LUNG_SHARE of that goes back
-    assert inside > outside + 0.5 * LUNG_SHARE * nodule.max() and outside > 0
+def test_the_finder_sees_what_the_corrector_says(refiner):
+    torch.nn.init.normal_(refiner.finder.out.weight, std=0.1)
+    cxr, bone, unlike, no_bone = torch.rand(4, 1, 1, 64, 64)
+    found = refiner.find(cxr, bone, unlike, no_bone)
+    assert found.shape == (1, 1, 64, 64)
+    assert not torch.allclose(found, refiner.find(cxr, bone, unlike, 0 * no_bone), atol=1e-4)
+
+
+@pytest.mark.parametrize("side", [256, 320])
+def test_what_is_no_bone_at_any_size(refiner, side):
+    for answer, value in zip(refiner.corrector.out.bias.data.view(3, -1), (0.5, 0.2, 1.5)):
+        answer.fill_(value)  # the same everywhere: gate, addition, share
+    cxr, bone = torch.rand(2, 1, 1, side, side)
+    unlike = unlike_lines(bone)
+    gate, share = 2 * torch.sigmoid(torch.tensor(0.5)), torch.sigmoid(torch.tensor(0.5))
+    coarse = refinement.enlarge(refinement.enlarge(unlike, (256, 256)), (side, side))
+    expected = (1 - gate) * bone - 0.2 * ADDED + share * coarse
+    assert torch.allclose(refiner.no_bone(cxr, bone, unlike), expected, atol=1e-5)
 
 
 def test_it_computes_in_float32_under_autocast(refiner):
@@ -230,15 +237,19 @@ def test_training_goes_on_to_the_bit(estimates, tmp_path, monkeypatch):
 
 
 class Answers:
-    """A refiner that leaves the estimated bone as it is and finds `found` (2 B, 1, S, S)."""
+    """A refiner that says that `share` of the estimated bone is none, and finds `found` (2 B, 1, S, S)."""
 
-    def __init__(self, found: torch.Tensor):
+    def __init__(self, found: torch.Tensor, share: float = 0.0):
         self.found = found
+        self.share = share
 
     def correct(self, cxr, bone, unlike):
         return torch.ones_like(bone), torch.zeros_like(bone), torch.zeros_like(bone)
 
-    def find(self, cxr, bone, unlike):
+    def no_bone(self, cxr, bone, unlike):
+        return self.share * bone
+
+    def find(self, cxr, bone, unlike, no_bone):
         return self.found
 
 
@@ -253,9 +264,9 @@ def test_the_objective_charges_what_lesions_lose(estimates):
     numbers = torch.from_numpy(train_refiner.number_lesions(lesion[0, 0, 0].numpy()))
     batch["numbers"] = numbers.expand(2, 32, 32)
 
-    def charged(bone: torch.Tensor, found: torch.Tensor) -> dict[str, float]:
+    def charged(bone: torch.Tensor, found: torch.Tensor, share: float = 0.0) -> dict[str, float]:
         batch["layers"] = torch.cat([with_lesion, with_lesion, bone, zero], dim=2)
-        _, logged = train_refiner.objective({"refiner": Answers(found.flatten(0, 1))}, batch, None)
+        _, logged = train_refiner.objective({"refiner": Answers(found.flatten(0, 1), share)}, batch, None)
         return {name: float(value) for name, value in logged.items()}
 
     # bone that takes nothing, all, and half of the lesion; nothing is found
@@ -271,6 +282,9 @@ def test_the_objective_charges_what_lesions_lose(estimates):
     # what was taken is found, where it is and where there is nothing
     found = charged(lesion, lesion)
     assert found["missed"] == found["slope"] == pytest.approx(0, abs=1e-4) and found["false"] == 0
+    # a corrector that gives half of it back leaves the rest to find: CORRECTED of its answer counts
+    rest = charged(lesion, (1 - 0.5 * CORRECTED) * lesion, share=0.5)
+    assert rest["missed"] == rest["slope"] == pytest.approx(0, abs=1e-4)
     everywhere = charged(lesion, lesion[:, :1].expand_as(lesion))
     assert everywhere["false"] == pytest.approx(every["missed"]) and everywhere["slope"] == pytest.approx(1, abs=1e-4)
 
@@ -286,6 +300,13 @@ def test_shares_kept_are_those_of_the_insertion_test_lesion_by_lesion():
     shares = train_refiner.shares_kept(*tensors, torch.from_numpy(numbers))
     assert sorted(shares.tolist()) == pytest.approx([0.4, 0.9], abs=0.01)
     assert insertion.slope(kept, disc[1]) == pytest.approx(0.4, abs=0.02)
+
+
+@pytest.mark.parametrize("side", [3, 17])
+def test_the_local_mean_is_that_of_a_square(side):
+    x = torch.rand(2, 1, 40, 24, generator=torch.Generator().manual_seed(side))
+    square = torch.nn.functional.avg_pool2d(x, side, 1, side // 2, count_include_pad=False)
+    assert torch.allclose(train_refiner._local_mean(x, side), square, atol=1e-6)
 
 
 def test_specks_are_no_lesions():

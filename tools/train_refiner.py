@@ -6,8 +6,8 @@
 
 First both methods' estimates of bone are made for every patient by the weights of profile `small` (seconds and 6 MB
 each, kept in the folder): without lesions, with those of the twin, and with compact nodules drawn here. Then the
-corrector learns to put the bone right, and the finder what of the lesions was taken for bone: an hour for the estimates
-of 400 patients and half an hour for 2000 steps, on two cores. A GPU is used where there is one, and then wants a larger
+corrector learns to put the bone right, and the finder what of the lesions is still missing: an hour for the estimates
+of 400 patients and an hour for 3000 steps, on two cores. A GPU is used where there is one, and then wants a larger
 --batch. The same command goes on where it was stopped. Sample number i is a function of i alone.
 """
 
@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from models import config
-from models.refinement import FINDER_SIZE, SIZE, BoneRefiner
+from models.refinement import CORRECTED, FINDER_SIZE, SIZE, BoneRefiner
 from models.runtime import checkpoint
 from models.runtime.device import pick_device
 from models.runtime.files import UserError
@@ -55,7 +55,7 @@ DETAIL_SIDE = 9  # pixels, of the mean that is taken away to compare detail
 
 # The finder's objective, at FINDER_SIZE x FINDER_SIZE, in the lungs.
 FINDER_WEIGHT = 0.005  # against the corrector's, so that both are about as large
-SLOPE_WEIGHT = 40.0  # of (1 - share kept)^2 of a lesion, over the error of what is found, in squares of GREY
+SLOPE_WEIGHT = 115.0  # of (1 - share kept)^2 of a lesion, over the error of what is found, in squares of GREY
 GREY = 0.01  # grey values, the unit of that error
 BAND = (3, 17)  # pixels, of the means between which an error is as wide as a nodule
 ALL_WIDTHS = 0.3  # weight of an error of any width, over one as wide as a nodule
@@ -216,18 +216,24 @@ def correction_loss(refiner: BoneRefiner, batch: dict[str, Tensor]) -> tuple[Ten
 
 
 def finding_loss(refiner: BoneRefiner, batch: dict[str, Tensor]) -> tuple[Tensor, dict]:
-    """The error of what is found of lesions in the estimated bone, where there are some and where there are none, and
-    what each lesion lacks in the end."""
+    """The error of what is found of lesions that the corrector leaves missing, where there are some and where there are
+    none, and what each lesion lacks in the end."""
     cxr, soft, bone, unlike = batch["layers"].flatten(0, 1).split(1, dim=1)  # (2 B, 1, S, S) each
     lungs = batch["mask"]
-    found_with, found_without = _twins(refiner.find(cxr, bone, unlike))  # (B, 1, S, S) each
+    with torch.no_grad():  # the corrector has an objective of its own
+        no_bone = refiner.no_bone(cxr, bone, unlike)
+    found = refiner.find(cxr, bone, unlike, no_bone)
+    found_with, found_without = _twins(found)  # (B, 1, S, S) each
     found_with = lungs * found_with
     found_without = lungs * found_without
 
-    # What lesions add to the estimated bone, and not to the true one, was taken for bone.
+    # What lesions add to the estimated bone, and not to the true one, was taken for bone. The corrector gives back a
+    # part of it; the finder is to find the rest.
     bone_with, bone_without = _twins(bone)
     true_with, true_without = _twins(cxr - soft)
     absorbed = (bone_with - bone_without) - (true_with - true_without)
+    no_bone_with, no_bone_without = _twins(CORRECTED * no_bone)
+    missing = absorbed - (no_bone_with - no_bone_without)
 
     def cost(error: Tensor) -> Tensor:
         narrow, wide = BAND
@@ -236,12 +242,12 @@ def finding_loss(refiner: BoneRefiner, batch: dict[str, Tensor]) -> tuple[Tensor
         squares = band.square() + ALL_WIDTHS * error.square()
         return (lungs * squares).sum() / lungs.sum().clamp(min=1) / GREY**2
 
-    missed = cost(found_with - absorbed)
+    missed = cost(found_with - missing)
     false = cost(found_without)
 
     soft_with, soft_without = _twins(soft)
     added = soft_with - soft_without
-    kept = added - absorbed + found_with - found_without
+    kept = added - missing + found_with - found_without
     every = [shares_kept(*lesions) for lesions in zip(added, kept, batch["numbers"])]
     shares = torch.cat(every)
     if len(shares) == 0:  # no lesion is large enough
@@ -279,7 +285,9 @@ def _twins(x: Tensor) -> tuple[Tensor, ...]:
 
 def _local_mean(x: Tensor, side: int) -> Tensor:
     """The mean of the square of `side` pixels around each pixel of (B, 1, S, S)."""
-    return F.avg_pool2d(x, side, 1, side // 2, count_include_pad=False)
+    # one direction after the other: the same, and for 17 pixels several times as fast
+    columns = F.avg_pool2d(x, (side, 1), 1, (side // 2, 0), count_include_pad=False)
+    return F.avg_pool2d(columns, (1, side), 1, (0, side // 2), count_include_pad=False)
 
 
 def soft_abs(x: Tensor) -> Tensor:
@@ -317,7 +325,8 @@ def train(
     """The averaged network after `steps`, rounded up to whole epochs; goes on from the states in the folder. batch:
     patients in a step, each with its twin."""
     torch.manual_seed(0)
-    network = checkpoint.init_from(BoneRefiner(), start).to(pick_device(device))
+    network = checkpoint.init_from(BoneRefiner(), start)
+    network = network.to(pick_device(device), memory_format=torch.channels_last)  # a fifth faster on a CPU
     steps_an_epoch = min(steps, STEPS_AN_EPOCH)
     course = config.Course(
         epochs=math.ceil(steps / steps_an_epoch),

@@ -37,7 +37,6 @@ class Reconstruction:
         """D(z_q), (B, 1, S, S) in [-1, 1], of images of the same shape; masks and progress are not used."""
         with autocast(self.device, self.precision):
             # an image at a time: the activations are what takes memory
-
             z_q = torch.cat([self.vqgan.latent(image) for image in cxr.to(self.device).split(1)])  # (B, C, S/8, S/8)
             decoded = torch.cat([self.vqgan.decode(z) for z in z_q.split(1)])
         for name, latent in zip(names, z_q.cpu().numpy()):
