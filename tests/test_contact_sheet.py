@@ -1,5 +1,6 @@
-"""The contact sheet: which pairs it shows, and where."""
+"""The contact sheet: which pairs it shows, and where; and how the tools that take a folder end on a wrong one."""
 
+import runpy
 import sys
 
 import numpy as np
@@ -29,3 +30,13 @@ def test_simulated_pairs_come_first_and_real_ones_last(tmp_path, monkeypatch):
 def test_a_sheet_has_as_many_rows_as_it_needs():
     shown = [np.full((2, 4), grey) for grey in (0.1, 0.2, 0.3)]
     assert contact_sheet.sheet(shown, 2)[::2, ::4].tolist() == [[0.1, 0.2], [0.3, 0]]
+
+
+@pytest.mark.parametrize("tool", ["contact_sheet", "train_refiner"])
+def test_a_wrong_folder_is_one_line(tool, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [tool, str(tmp_path / "nowhere"), str(tmp_path / "result")])
+    monkeypatch.delitem(sys.modules, f"tools.{tool}", raising=False)
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module(f"tools.{tool}", run_name="__main__", alter_sys=True)
+    complaint = capsys.readouterr().err
+    assert ended.value.code == 2 and complaint.count("\n") == 1 and f"no folder {tmp_path / 'nowhere'}" in complaint

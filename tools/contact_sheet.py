@@ -13,6 +13,7 @@ import numpy as np
 
 from models import images
 from models.data import lists
+from models.runtime import entry
 
 
 def tiles(root: Path, count: int, side: int) -> list[np.ndarray]:
@@ -53,4 +54,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    entry.run(main)

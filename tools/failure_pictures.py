@@ -13,6 +13,7 @@ import numpy as np
 
 from models import images, pipelines
 from models.evaluation import pictures, results
+from models.runtime import entry
 from models.simulate import ct, phantom, separate, volumes, xray
 from models.simulate import folder as simulation
 
@@ -86,4 +87,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    entry.run(main)

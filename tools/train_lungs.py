@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from models import config, lungs
+from models.runtime import entry
 from models.runtime.files import replacing
 from models.simulate import phantom
 from models.training import interfaces, loop
@@ -215,4 +216,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    entry.run(main)

@@ -24,7 +24,7 @@ from torch.nn import functional as F
 
 from models import config
 from models.refinement import CORRECTED, FINDER_SIZE, SIZE, BoneRefiner
-from models.runtime import checkpoint
+from models.runtime import checkpoint, entry
 from models.runtime.device import pick_device
 from models.runtime.files import UserError
 from models.training import interfaces, loop
@@ -390,4 +390,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    entry.run(main)
