@@ -180,21 +180,22 @@ def number_lesions(added: np.ndarray) -> np.ndarray:
 
 def objective(networks: dict, batch: dict[str, Tensor], noise: interfaces.Noise) -> tuple[dict, dict]:
     """The sum of what both networks are charged, each for itself."""
-    corrector, logged = correction_loss(networks["refiner"], batch)
-    finder, more = finding_loss(networks["refiner"], batch)
+    cxr, _, bone, unlike = batch["layers"].flatten(0, 1).split(1, dim=1)  # (2 B, 1, S, S) each
+    no_bone = networks["refiner"].no_bone(cxr, bone, unlike)
+    corrector, logged = correction_loss(no_bone, batch)
+    found = networks["refiner"].find(cxr, bone, unlike, no_bone.detach())
+    finder, more = finding_loss(found, no_bone.detach(), batch)
     loss = corrector + FINDER_WEIGHT * finder
     return {"refiner": loss}, {"loss": loss, **logged, **more}
 
 
-def correction_loss(refiner: BoneRefiner, batch: dict[str, Tensor]) -> tuple[Tensor, dict]:
-    """The error of the corrected soft tissue, of its detail, and of what the lesions add to it."""
+def correction_loss(no_bone: Tensor, batch: dict[str, Tensor]) -> tuple[Tensor, dict]:
+    """The error of the corrected soft tissue, of its detail, and of what the lesions add to it. no_bone: the
+    corrector's answer, (2 B, 1, S, S)."""
+    cxr, soft, bone, _ = batch["layers"].flatten(0, 1).split(1, dim=1)  # (2 B, 1, S, S) each
     coarser = FINDER_SIZE // SIZE
-    layers = F.avg_pool2d(batch["layers"].flatten(0, 2), coarser)  # (2 B 4, s, s)
-    twins = layers.unflatten(0, (-1, len(LAYERS)))  # (2 B, 4, s, s): patient with lesions, without
-    cxr, soft, bone, unlike = twins.split(1, dim=1)  # (2 B, 1, s, s) each
-    gate, share, addition = refiner.correct(cxr, bone, unlike)
-    corrected = gate * bone - share * unlike + addition
-    error = cxr - corrected - soft
+    corrected = cxr - bone + no_bone
+    error = F.avg_pool2d(corrected - soft, coarser)  # (2 B, 1, s, s)
 
     # The error and its detail, what a local mean leaves of it, heavier in the lungs
     detail = error - _local_mean(error, DETAIL_SIDE)
@@ -209,20 +210,17 @@ def correction_loss(refiner: BoneRefiner, batch: dict[str, Tensor]) -> tuple[Ten
     lesion_error = (batch["weight"] * error_per_pair).mean()
 
     # for the log: the share of what lesions add that the result contains
-    soft_with_lesions, soft_without = _twins(soft)
+    soft_with_lesions, soft_without = _twins(F.avg_pool2d(soft, coarser))
     added = soft_with_lesions - soft_without
     kept = 1 + (difference * added).sum() / added.square().sum()
     return image + lesion_error, {"image": image, "lesions": lesion_error, "kept": kept}
 
 
-def finding_loss(refiner: BoneRefiner, batch: dict[str, Tensor]) -> tuple[Tensor, dict]:
+def finding_loss(found: Tensor, no_bone: Tensor, batch: dict[str, Tensor]) -> tuple[Tensor, dict]:
     """The error of what is found of lesions that the corrector leaves missing, where there are some and where there are
-    none, and what each lesion lacks in the end."""
-    cxr, soft, bone, unlike = batch["layers"].flatten(0, 1).split(1, dim=1)  # (2 B, 1, S, S) each
+    none, and what each lesion lacks in the end. found, no_bone: both networks' answers, (2 B, 1, S, S) each."""
+    cxr, soft, bone, _ = batch["layers"].flatten(0, 1).split(1, dim=1)  # (2 B, 1, S, S) each
     lungs = batch["mask"]
-    with torch.no_grad():  # the corrector has an objective of its own
-        no_bone = refiner.no_bone(cxr, bone, unlike)
-    found = refiner.find(cxr, bone, unlike, no_bone)
     found_with, found_without = _twins(found)  # (B, 1, S, S) each
     found_with = lungs * found_with
     found_without = lungs * found_without
