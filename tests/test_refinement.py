@@ -278,10 +278,10 @@ def test_the_objective_charges_what_lesions_lose(estimates):
 
     # what was taken is found, where it is and where there is nothing
     found = charged(lesion, lesion)
-    assert found["missed"] == found["slope"] == pytest.approx(0, abs=1e-4) and found["false"] == 0
+    assert (found["missed"], found["slope"]) == pytest.approx((0, 0), abs=1e-4) and found["false"] == 0
     # a corrector that gives half of it back leaves the rest to find: CORRECTED of its answer counts
     rest = charged(lesion, (1 - 0.5 * CORRECTED) * lesion, share=0.5)
-    assert rest["missed"] == rest["slope"] == pytest.approx(0, abs=1e-4)
+    assert (rest["missed"], rest["slope"]) == pytest.approx((0, 0), abs=1e-4)
     everywhere = charged(lesion, lesion[:, :1].expand_as(lesion))
     assert everywhere["false"] == pytest.approx(every["missed"]) and everywhere["slope"] == pytest.approx(1, abs=1e-4)
 
