@@ -5,6 +5,7 @@ The phantoms' seeds are none that the network was trained on. The outlines of th
 """
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -15,7 +16,6 @@ import train_lungs
 from safetensors.torch import load_file
 
 import models.lungs
-from models import config
 from models.lungs import lung_faults, lung_mask
 from models.runtime.files import UserError
 from models.simulate import phantom
@@ -364,14 +364,13 @@ def test_training_samples_are_functions_of_their_number(phantoms):
 @pytest.mark.slow
 def test_the_training_goes_on_where_it_was_stopped_and_its_weights_can_be_read(phantoms, tmp_path, monkeypatch):
     pool = np.stack([np.stack([255 * cxr, 255 * cxr, mask]).astype(np.uint8) for cxr, mask in phantoms])
-    monkeypatch.setattr(train_lungs, "BATCH", 2)
-    monkeypatch.setattr(train_lungs, "STEPS_AN_EPOCH", 2)
-    monkeypatch.setattr(train_lungs, "rate_at", lambda step, steps: 1e-3)  # as if all 4 had been asked for at once
+    monkeypatch.setattr(train_lungs.Plan, "rate_at", lambda plan, step: 1e-3)  # as if all 4 had been asked for at once
 
     def train(steps, folder):
         torch.manual_seed(0)
         network = train_lungs.ExportedLungNet(widths=(8, 8, 8, 8))
-        return train_lungs.train(pool, steps, tmp_path / folder, 0, network)
+        plan = replace(train_lungs.plan_of(steps), batch=2, longest_epoch=2)
+        return train_lungs.train(pool, plan, tmp_path / folder, 0, network)
 
     whole = train(4, "whole").state_dict()
     first = train(2, "parts").state_dict()
@@ -384,35 +383,25 @@ def test_the_training_goes_on_where_it_was_stopped_and_its_weights_can_be_read(p
 
 
 def test_the_training_rises_falls_and_bounds_its_gradients(phantoms, tmp_path):
-    rates = [train_lungs.rate_at(step, 700) for step in range(700)]
-    assert rates[0] < rates[50] < max(rates) <= train_lungs.RATE + train_lungs.LAST_RATE
-    assert rates[-1] < 2 * train_lungs.LAST_RATE
+    plan = train_lungs.plan_of(700)
+    rates = [plan.rate_at(step) for step in range(700)]
+    assert rates[0] < rates[50] < max(rates) <= plan.rate * (1 + plan.last_rate)
+    assert rates[-1] < 2 * plan.rate * plan.last_rate
     pool = np.stack([np.stack([255 * cxr, 255 * cxr, mask]).astype(np.uint8) for cxr, mask in phantoms])
     network = train_lungs.ExportedLungNet(widths=(8, 8, 8, 8))
     samples = train_lungs.Samples(pool, 2, workers=0)
-    course = config.Course(
-        epochs=1, batch_size=2, learning_rate=1e-3, milestones=(), gamma=1.0, average=0.0, start=None
-    )
-    settings = config.AnyTraining(
-        seed=0, workers=0, accumulate=1, checkpointing=False, validate_every=1, sample_every=9, save_every=9
-    )
-    optimizer = torch.optim.AdamW(network.parameters())
-    trainer = train_lungs.Trainer(
-        tmp_path,
-        {"lungs": network},
-        {"lungs": optimizer},
-        train_lungs.objective,
-        samples,
-        None,
-        course=course,
-        train=settings,
-        learning_rates={"lungs": 1e-3},
-    )
+    trainer = train_lungs.Trainer(tmp_path, "lungs", network, train_lungs.objective, samples, plan)
     with torch.no_grad():
         network.head.weight.mul_(100)
     _, norm = trainer.gradients(next(samples.batches([[0, 1]])), 2)
     bounded = torch.stack([parameter.grad.norm() for parameter in network.parameters()]).norm()
     assert norm > 1.5 and float(bounded) == pytest.approx(1, rel=1e-3)
+
+
+@pytest.mark.parametrize("steps, epochs, epoch", [(1, 1, 1), (50, 1, 50), (120, 3, 50), (150, 3, 50)])
+def test_a_plan_has_whole_epochs(steps, epochs, epoch):
+    plan = replace(train_lungs.plan_of(steps), longest_epoch=50, batch=3)
+    assert (plan.epochs, plan.epoch, plan.samples_an_epoch) == (epochs, epoch, 3 * epoch)
 
 
 def square_mask(*boxes):

@@ -212,7 +212,7 @@ def estimates(tmp_path, monkeypatch):
 
 
 def test_training_goes_on_to_the_bit(estimates, tmp_path, monkeypatch):
-    whole = train_refiner.train(estimates, 4, tmp_path / "whole", None, device="cpu")
+    whole = train_refiner.train(estimates, train_refiner.plan_of(4), tmp_path / "whole", None, device="cpu")
     # stopped after the first of two epochs
     stop = RuntimeError("killed")
     end_epoch = train_refiner.Trainer.end_epoch
@@ -224,16 +224,16 @@ def test_training_goes_on_to_the_bit(estimates, tmp_path, monkeypatch):
 
     monkeypatch.setattr(train_refiner.Trainer, "end_epoch", killed)
     with pytest.raises(RuntimeError, match="killed"):
-        train_refiner.train(estimates, 4, tmp_path / "parts", None, device="cpu")
+        train_refiner.train(estimates, train_refiner.plan_of(4), tmp_path / "parts", None, device="cpu")
     monkeypatch.setattr(train_refiner.Trainer, "end_epoch", end_epoch)
-    parts = train_refiner.train(estimates, 4, tmp_path / "parts", None, device="cpu")
+    parts = train_refiner.train(estimates, train_refiner.plan_of(4), tmp_path / "parts", None, device="cpu")
     for name, tensor in whole.state_dict().items():
         assert torch.equal(parts.state_dict()[name], tensor), name
     for network in (parts.corrector, parts.finder):
         assert any(not torch.equal(tensor, torch.zeros_like(tensor)) for tensor in network.out.parameters())
 
     with pytest.raises(UserError, match="batch"):  # other steps than those that were taken
-        train_refiner.train(estimates, 4, tmp_path / "parts", None, batch=3, device="cpu")
+        train_refiner.train(estimates, train_refiner.plan_of(4, batch=3), tmp_path / "parts", None, device="cpu")
 
 
 class Answers:

@@ -9,7 +9,6 @@ cores.
 """
 
 import argparse
-import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,26 +19,18 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from models import config, lungs
+from models import lungs
 from models.runtime import entry
 from models.runtime.files import replacing
 from models.simulate import phantom
-from models.training import interfaces, loop
+from models.training import interfaces
 from tools.lung_samples.sample import SIZE, sample
+from tools.network_training import Plan, Trainer
 
 FIRST_SEED = 10_000  # of the patients, far from those of the tests
 PATIENTS_A_FILE = 50
 
-BATCH = 16
-RATE = 2e-3  # AdamW, the highest learning rate
-LAST_RATE = 1e-5  # added all along, so that the last steps still move
-WARMUP = 100  # steps in which the rate rises
-WEIGHT_DECAY = 1e-4
-MAX_NORM = 1.0  # gradients above are scaled down to it
-EMA_DECAY = 0.997  # per step, of the averaged weights, which are what is kept
-STEPS_AN_EPOCH = 100  # the samples never end; an epoch is when the log and the weights are written
-SAVE_EVERY = 60  # seconds
-NEVER = 10**9  # epochs between sample pictures, of which there are none
+STEPS_AN_EPOCH = 100
 
 
 # --- Patients ---------------------------------------------------------------------------------------------------------
@@ -131,72 +122,26 @@ def objective(networks: dict, batch: dict[str, Tensor], noise: interfaces.Noise)
     return {"lungs": loss}, {"loss": loss}
 
 
-def rate_at(step: int, steps: int) -> float:
-    """Learning rate: a short rise, then half a cosine down."""
-    rise = min(1, (step + 1) / WARMUP)
-    angle = math.pi * min(step, steps) / steps  # 0 to pi
-    fall = 0.5 + 0.5 * math.cos(angle)  # 1 to 0
-    return RATE * rise * fall + LAST_RATE
+def plan_of(steps: int) -> Plan:
+    """The training of so many steps."""
+    return Plan(
+        steps=steps,
+        longest_epoch=STEPS_AN_EPOCH,
+        batch=16,
+        rate=2e-3,
+        last_rate=0.005,
+        warmup=100,
+        decay=1e-4,
+        average=0.997,
+    )
 
 
-class Trainer(loop.Trainer):
-    """The one loop, with a learning rate that changes in each step and gradients of bounded norm."""
-
-    def rate(self, phase: str) -> float:
-        steps_an_epoch = math.ceil(len(self.data.names) / self.course.batch_size)
-        steps = self.course.epochs * steps_an_epoch
-        return rate_at(self.progress.step, steps)
-
-    def gradients(self, batch: dict, size: int) -> tuple[dict[str, float], float]:
-        values, norm = super().gradients(batch, size)
-        if norm > MAX_NORM:
-            scale = MAX_NORM / norm
-            for parameter in self.parameters["lungs"]:
-                parameter.grad.mul_(scale)
-        return values, norm
-
-
-def train(pool: np.ndarray, steps: int, folder: Path, workers: int, network: ExportedLungNet) -> ExportedLungNet:
-    """The averaged network after `steps`, rounded up to whole epochs; goes on from the states in the folder."""
+def train(pool: np.ndarray, plan: Plan, folder: Path, workers: int, network: ExportedLungNet) -> ExportedLungNet:
+    """The averaged network; goes on from the states in the folder."""
     network = network.to(memory_format=torch.channels_last)
-    steps_an_epoch = min(steps, STEPS_AN_EPOCH)
-    course = config.Course(
-        epochs=math.ceil(steps / steps_an_epoch),
-        batch_size=BATCH,
-        learning_rate=RATE,
-        milestones=(),
-        gamma=1.0,
-        average=EMA_DECAY,
-        start=None,
-    )
-    train_settings = config.AnyTraining(
-        seed=0,
-        workers=workers,
-        accumulate=1,
-        checkpointing=False,
-        validate_every=1,
-        sample_every=NEVER,
-        save_every=SAVE_EVERY,
-    )
-    optimizer = torch.optim.AdamW(network.parameters(), RATE, weight_decay=WEIGHT_DECAY)
-    samples = Samples(pool, steps_an_epoch * BATCH, workers)
+    samples = Samples(pool, plan.samples_an_epoch, workers)
     facts = {"patients": len(pool), "samples in an epoch": len(samples)}
-    trainer = Trainer(
-        folder,
-        {"lungs": network},
-        {"lungs": optimizer},
-        objective,
-        samples,
-        None,
-        course=course,
-        train=train_settings,
-        learning_rates={"lungs": RATE},
-        facts=facts,
-    )
-    status = trainer.run()
-    if status:  # stopped, or no finite loss: the loop has said why
-        raise SystemExit(status)
-    return trainer.exported()
+    return Trainer(folder, "lungs", network, objective, samples, plan, workers=workers, facts=facts).to_the_end()
 
 
 def main() -> None:
@@ -211,7 +156,7 @@ def main() -> None:
     torch.set_num_threads(1)
     pool = patients(options.folder, options.patients)
     torch.manual_seed(0)
-    network = train(pool, options.steps, options.folder, options.workers, ExportedLungNet())
+    network = train(pool, plan_of(options.steps), options.folder, options.workers, ExportedLungNet())
     network.save(options.out)
 
 

@@ -27,22 +27,15 @@ from models.refinement import CORRECTED, FINDER_SIZE, SIZE, BoneRefiner
 from models.runtime import checkpoint, entry
 from models.runtime.device import pick_device
 from models.runtime.files import UserError
-from models.training import interfaces, loop
+from models.training import interfaces
+from tools.network_training import Plan, Trainer
 from tools.refiner_estimates import KINDS, LAYERS, estimates
 
 OUT = config.ROOT / "weights" / "refiner.safetensors"
 TEST_EVERY = 20  # every so many patients one is kept for validation
 
 BATCH = 2  # patients, each with its twin
-RATE = 1e-3  # AdamW, the highest learning rate
-LAST_RATE = 0.01  # of it, added all along
-WARMUP = 50  # steps in which the rate rises
-WEIGHT_DECAY = 1e-3
-MAX_NORM = 1.0  # gradients above are scaled down to it
-EMA_DECAY = 0.99
 STEPS_AN_EPOCH = 50
-SAVE_EVERY = 60  # seconds
-NEVER = 10**9  # epochs between sample pictures, of which there are none
 
 # The corrector's objective, at SIZE x SIZE.
 # Of the error in what the lesions of a kind add, over that in the image. Nodules cover a tenth of the pixels.
@@ -296,74 +289,32 @@ def soft_abs(x: Tensor) -> Tensor:
 # --- training ---------------------------------------------------------------------------------------------------------
 
 
-class Trainer(loop.Trainer):
-    """The one loop, with a learning rate that changes in each step and gradients of bounded norm."""
-
-    def rate(self, phase: str) -> float:
-        """A short rise, then half a cosine down."""
-        step = self.progress.step
-        steps_an_epoch = math.ceil(len(self.data.names) / self.course.batch_size)
-        steps = self.course.epochs * steps_an_epoch
-        rise = min(1, (step + 1) / WARMUP)
-        angle = math.pi * min(step, steps) / steps
-        fall = 0.5 + 0.5 * math.cos(angle)
-        return RATE * rise * (fall + LAST_RATE)
-
-    def gradients(self, batch: dict, size: int) -> tuple[dict[str, float], float]:
-        values, norm = super().gradients(batch, size)
-        if norm > MAX_NORM:
-            for parameter in self.parameters["refiner"]:
-                parameter.grad.mul_(MAX_NORM / norm)
-        return values, norm
+def plan_of(steps: int, batch: int = BATCH) -> Plan:
+    """The training of so many steps. batch: patients in a step, each with its twin."""
+    return Plan(
+        steps=steps,
+        longest_epoch=STEPS_AN_EPOCH,
+        batch=batch,
+        rate=1e-3,
+        last_rate=0.01,
+        warmup=50,
+        decay=1e-3,
+        average=0.99,
+    )
 
 
-def train(
-    files: list[Path], steps: int, folder: Path, start: Path | None, batch: int = BATCH, device: str = "auto"
-) -> BoneRefiner:
-    """The averaged network after `steps`, rounded up to whole epochs; goes on from the states in the folder. batch:
-    patients in a step, each with its twin."""
+def train(files: list[Path], plan: Plan, folder: Path, start: Path | None, device: str = "auto") -> BoneRefiner:
+    """The averaged network; goes on from the states in the folder. start: weights to start from; None: random ones."""
     torch.manual_seed(0)
     network = checkpoint.init_from(BoneRefiner(), start)
     network = network.to(pick_device(device), memory_format=torch.channels_last)  # a fifth faster on a CPU
-    steps_an_epoch = min(steps, STEPS_AN_EPOCH)
-    course = config.Course(
-        epochs=math.ceil(steps / steps_an_epoch),
-        batch_size=batch,
-        learning_rate=RATE,
-        milestones=(),
-        gamma=1.0,
-        average=EMA_DECAY,
-        start=None,
-    )
-    train_settings = config.AnyTraining(
-        seed=0,
-        workers=0,
-        accumulate=1,
-        checkpointing=False,
-        validate_every=1,
-        sample_every=NEVER,
-        save_every=SAVE_EVERY,
-    )
     # a patient is wholly on one side, in all its versions
     tests = [path for path in files if _is_test(path)]
     trained = [path for path in files if not _is_test(path)]
-    optimiser = torch.optim.AdamW(network.parameters(), RATE, weight_decay=WEIGHT_DECAY)
-    trainer = Trainer(
-        folder,
-        {"refiner": network},
-        {"refiner": optimiser},
-        objective,
-        Samples(trained, steps_an_epoch * batch),
-        Samples(tests, len(tests), moved=False) if tests else None,
-        course=course,
-        train=train_settings,
-        learning_rates={"refiner": RATE},
-        facts={"patients": len(trained), "batch": batch, "start": str(start)},
-    )
-    status = trainer.run()
-    if status:  # stopped, or no finite loss: the loop has said why
-        raise SystemExit(status)
-    return trainer.exported()
+    samples = Samples(trained, plan.samples_an_epoch)
+    validation = Samples(tests, len(tests), moved=False) if tests else None
+    facts = {"patients": len(trained), "batch": plan.batch, "start": str(start)}
+    return Trainer(folder, "refiner", network, objective, samples, plan, validation, facts=facts).to_the_end()
 
 
 def _is_test(path: Path) -> bool:
@@ -383,7 +334,8 @@ def main() -> None:
     options = parser.parse_args()
 
     files = estimates(options.data, options.folder / "estimates")
-    network = train(files, options.steps, options.folder, options.start, options.batch, options.device)
+    plan = plan_of(options.steps, options.batch)
+    network = train(files, plan, options.folder, options.start, options.device)
     network.half().save(options.out)
 
 
