@@ -1,4 +1,4 @@
-"""Where devices are drawn: two thickness maps, one of what looks like tissue and one of dense metal.
+"""Where devices are drawn: two thickness maps, one of what absorbs as tissue does and one of heavier elements.
 
 Coordinates as in geometry.py, in units of the image's side; the sizes of devices are in cm, which `CM` converts.
 """
@@ -10,51 +10,54 @@ from .geometry import curve, filled, ribbon
 
 CM = 1 / SIDE  # of the side
 ROUND = 33  # corners of a disc
-PLASTIC = 2.2  # absorption of PVC against tissue
+PLASTIC = 2.2  # absorption of PVC against tissue; more than half of it is chlorine
 CATHETER = 7.0  # of catheters, which hold barium all over
 
 
 class Canvas:
-    """The devices of one patient. tissue, metal: thickness as tissue, float32 (size, size), in units of the side."""
+    """The devices of one patient. tissue, radiopaque: thickness as tissue, float32 (size, size), in units of the side.
+
+    radiopaque: what absorbs as steeply with the rays' energy as bone or more so, from PVC to metal.
+    """
 
     def __init__(self, anatomy: Anatomy, size: int):
         self.anatomy = anatomy
         self.size = size
         self.tissue = np.zeros((size, size), np.float32)
-        self.metal = np.zeros((size, size), np.float32)
+        self.radiopaque = np.zeros((size, size), np.float32)
 
-    def line(self, points, radius: float, gain: float, metal: bool = False) -> None:
+    def line(self, points, radius: float, gain: float, radiopaque: bool = False) -> None:
         """A round solid line. points: control points (k, 2) of a smooth path; radius: cm; gain: absorption against
         tissue."""
         path = curve([points])  # (1, POINTS, 2)
-        self.path(path[0], radius, gain, metal)
+        self.path(path[0], radius, gain, radiopaque)
 
-    def path(self, points: np.ndarray, radius: float, gain: float, metal: bool = False) -> None:
+    def path(self, points: np.ndarray, radius: float, gain: float, radiopaque: bool = False) -> None:
         """As `line`, through points (k, 2) that already lie close together."""
         thickness = ribbon(np.asarray(points)[None], radius * CM, self.anatomy, self.size)
-        self._add(gain * thickness, metal)
+        self._add(gain * thickness, radiopaque)
 
     def tube(self, points, outer: float, inner: float, gain: float, stripe: float) -> None:
-        """A hollow line of plastic with a radiopaque stripe in its wall. outer, inner: radii, cm; gain, stripe:
+        """A hollow line of PVC with a radiopaque stripe in its wall. outer, inner: radii, cm; gain, stripe:
         absorption of wall and stripe against tissue."""
-        self.line(points, outer, gain)
-        self.line(points, inner, -gain)
+        self.line(points, outer, gain, radiopaque=True)
+        self.line(points, inner, -gain, radiopaque=True)
         # The stripe is thin and runs along one side of the tube.
         beside = np.asarray(points, float) + [0.6 * outer * CM, 0]
-        self.line(beside, 0.06, stripe)
+        self.line(beside, 0.06, stripe, radiopaque=True)
 
-    def area(self, outline, thickness: float, metal: bool = False) -> None:
+    def area(self, outline, thickness: float, radiopaque: bool = False) -> None:
         """An even plate. outline: (k, 2); thickness: cm of tissue that absorbs as much."""
         coverage = filled(np.asarray(outline), self.anatomy, self.size)
-        self._add(thickness * CM * coverage, metal)
+        self._add(thickness * CM * coverage, radiopaque)
 
-    def disc(self, x: float, y: float, radius: float, thickness: float, metal: bool = False) -> None:
+    def disc(self, x: float, y: float, radius: float, thickness: float, radiopaque: bool = False) -> None:
         """An even round plate; radius, thickness: cm."""
-        self.area(circle(x, y, radius), thickness, metal)
+        self.area(circle(x, y, radius), thickness, radiopaque)
 
-    def _add(self, thickness: np.ndarray, metal: bool) -> None:
+    def _add(self, thickness: np.ndarray, radiopaque: bool) -> None:
         """Add a map to the layer that it belongs to."""
-        layer = self.metal if metal else self.tissue
+        layer = self.radiopaque if radiopaque else self.tissue
         layer += thickness.astype(np.float32)
 
 

@@ -26,7 +26,7 @@ from .surroundings import Surroundings, surroundings
 
 THUMB = 128  # pixels at which windows are cut
 VERSION = 1  # raise it with any change that changes a pair, in `separate`, `xray` and `field` too
-TISSUE_MU = np.float32(0.19)  # log exposure of a cm of tissue in the radiograph, by which devices of metal are drawn
+TISSUE_MU = np.float32(0.19)  # log exposure of a cm of tissue in the radiograph, for what of devices it alone shows
 HEART = (0.55, 0.68, 0.13, 0.16)  # centre and extent of what beats, in units of the image's side
 DRAWN_BONE = 0.65  # mineral of the phantom's ribs and vertebrae against the CT's
 SEEN = 0.88  # share of the lower half that rays through the back and the front both meet
@@ -130,11 +130,11 @@ def _expose_each(part: Parts, seed: int, size: int, with_lesions: list[bool], ex
     if extras.cartilage and drawn.cage:
         calcified = np.float32(phantom.SIDE) * cartilage.thickness(draw_anatomy(seed), size)  # cm
         bone = bone + np.float32(drawn.bone * DRAWN_BONE) * calcified
-    metal = None
+    cxr_alone = None
     if extras.devices:
         shown = devices.draw(draw_anatomy(seed), size)
         water = water + np.float32(phantom.SIDE) * shown.both  # cm, as the next
-        metal = np.float32(phantom.SIDE) * shown.cxr_alone
+        cxr_alone = np.float32(phantom.SIDE) * shown.cxr_alone
     pairs = []
     for has_lesions in with_lesions:
         tissue = water
@@ -142,8 +142,8 @@ def _expose_each(part: Parts, seed: int, size: int, with_lesions: list[bool], ex
             added, _ = lesions.draw(mask, bone, seed, phantom.SIDE)  # cm of water
             tissue = water + added
         cxr_log, soft_log = expose(tissue, bone, drawn, seed)
-        if metal is not None:
-            cxr_log = cxr_log + TISSUE_MU * metal
+        if cxr_alone is not None:
+            cxr_log = cxr_log + TISSUE_MU * cxr_alone
         cxr, soft = show(cxr_log, soft_log, drawn, seed)
         pairs.append(Phantom(cxr, soft, mask))
     return pairs

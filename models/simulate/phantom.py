@@ -73,11 +73,11 @@ def _expose_each(seed: int, size: int, with_lesions: list[bool], extras: Extras)
     mask = lungs > 0.5
     if extras.cartilage:
         bone = bone + cartilage.thickness(anatomy, size)
-    metal = None
+    cxr_alone = None
     if extras.devices:
         drawn = devices.draw(anatomy, size)
         soft = soft + drawn.both
-        metal = drawn.cxr_alone
+        cxr_alone = drawn.cxr_alone
     pairs = []
     for has_lesions in with_lesions:
         tissue = soft
@@ -85,7 +85,7 @@ def _expose_each(seed: int, size: int, with_lesions: list[bool], extras: Extras)
             added, _ = lesions.draw(mask, bone, seed, SIDE)  # cm of water
             # From cm to units of the side, as all of `matter`.
             tissue = soft + added / np.float32(SIDE)
-        cxr, without_bone = show(anatomy, draw_display(seed), tissue, bone, metal)
+        cxr, without_bone = show(anatomy, draw_display(seed), tissue, bone, cxr_alone)
         pairs.append(Phantom(cxr, without_bone, mask))
     return pairs
 
@@ -177,18 +177,18 @@ def _log_exposure(integral: np.ndarray, display: Display) -> np.ndarray:
 
 
 def show(
-    anatomy: Anatomy, display: Display, soft: np.ndarray, bone: np.ndarray, metal: np.ndarray | None = None
+    anatomy: Anatomy, display: Display, soft: np.ndarray, bone: np.ndarray, cxr_alone: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """The cxr and the soft-tissue image in [0, 1]: bone taken away but for some of its edges, all else equal but for a
     little noise.
 
-    soft, bone: (size, size) in units of the side, as `matter` gives them. metal: what of the devices the cxr alone
-    shows, as thickness of tissue, likewise; None: none.
+    soft, bone: (size, size) in units of the side, as `matter` gives them. cxr_alone: what of the devices the cxr
+    alone shows, as thickness of tissue, likewise; None: none.
     """
     size = len(soft)
     # Real dual-energy images keep traces of the edges of bone; here the soft-tissue images of half the patients do.
     edges = anatomy.residue * (bone - blur(bone, 0.004))
-    dense = soft if metal is None else soft + metal
+    dense = soft if cxr_alone is None else soft + cxr_alone
     cxr = _log_exposure(SOFT_MU * (dense + anatomy.bone * bone), display)
     without_bone = _log_exposure(SOFT_MU * (soft + anatomy.bone * edges), display)
 
