@@ -40,3 +40,15 @@ def test_a_wrong_folder_is_one_line(tool, tmp_path, monkeypatch, capsys):
         runpy.run_module(f"tools.{tool}", run_name="__main__", alter_sys=True)
     complaint = capsys.readouterr().err
     assert ended.value.code == 2 and complaint.count("\n") == 1 and f"no folder {tmp_path / 'nowhere'}" in complaint
+
+
+@pytest.mark.parametrize("text", ["0", "-3", "1.5", "many"])
+def test_a_number_below_one_is_refused_in_one_line(text, tmp_path, monkeypatch, capsys):
+    write_pair(tmp_path, "1", 0.2, 0.4)
+    sheet = tmp_path / "sheet.png"
+    for option in ("--count", "--columns", "--side"):
+        monkeypatch.setattr(sys, "argv", ["contact_sheet", str(tmp_path), str(sheet), f"{option}={text}"])
+        with pytest.raises(SystemExit) as ended:
+            contact_sheet.main()
+        assert ended.value.code == 2 and f"{text} is no whole number" in capsys.readouterr().err
+        assert not sheet.exists()

@@ -404,6 +404,15 @@ def test_a_plan_has_whole_epochs(steps, epochs, epoch):
     assert (plan.epochs, plan.epoch, plan.samples_an_epoch) == (epochs, epoch, 3 * epoch)
 
 
+@pytest.mark.parametrize("option, text", [("--steps", "0"), ("--steps", "-5"), ("--patients", "1.5")])
+def test_a_training_of_no_steps_ends_in_one_line(option, text, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["train_lungs.py", str(tmp_path / "runs"), option, text])
+    with pytest.raises(SystemExit) as ended:
+        train_lungs.main()
+    assert ended.value.code == 2 and f"{option}: {text} is no whole number" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
 def square_mask(*boxes):
     mask = np.zeros((100, 100), bool)
     for top, bottom, left, right in boxes:
