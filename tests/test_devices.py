@@ -49,15 +49,17 @@ def test_a_kind_is_the_same_whatever_else_the_patient_has():
 def test_every_kind_is_in_both_images_and_what_is_radiopaque_as_dual_energy_leaves_it(name):
     shown = drawn(5, name)
     assert shown.both.dtype == shown.cxr_alone.dtype == np.float32 and np.isfinite(shown.both).all()
-    assert shown.both.max() > 0.001 and (shown.both > 0.001).mean() < 0.2
+    whole = shown.both + shown.cxr_alone
+    assert whole.max() > 0.002 and (whole > 0.001).mean() < 0.2
     if name in PLASTIC_AND_TEXT:
         assert not shown.cxr_alone.any()
     else:
-        fades = shown.cxr_alone > 0.003
-        in_soft = shown.both[fades]
-        kept = in_soft / (in_soft + shown.cxr_alone[fades])
-        least, _ = devices.RADIOPAQUE_KEPT
-        assert fades.any() and kept.min() > least - 0.01 and np.median(kept) < 0.75
+        fades = whole > 0.005
+        kept = shown.both[fades] / whole[fades]
+        least, most = devices.RADIOPAQUE_KEPT
+        assert fades.any() and kept.min() > least - 0.01
+        # what is not all metal or PVC keeps more: the block on a pacemaker, the chamber of a port, an electrode's pad
+        assert np.median(kept) < most + 0.01 or name in ("electrodes", "pacemaker", "port")
 
 
 def test_the_letter_of_a_side_lies_on_that_side():

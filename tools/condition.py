@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from models import images, scores  # noqa: E402, found on the path that was just set
-from tools.arguments import count  # noqa: E402
+from tools.arguments import positive  # noqa: E402
 
 SIZE = 64  # side of the images, pixels
 # A network of the papers' kind that trains in a minute, in the latents of the shipped autoencoder.
@@ -68,10 +68,12 @@ METHODS = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=Path("runs/condition"))
-    parser.add_argument("--seeds", type=count, default=3)
-    parser.add_argument("--epochs", type=count, default=8, help="of BS-LDM; GL-LCM, with two pairs a patient, has half")
+    parser.add_argument("--seeds", type=positive, default=3)
+    parser.add_argument(
+        "--epochs", type=positive, default=8, help="of BS-LDM; GL-LCM, with two pairs a patient, has half"
+    )
     parser.add_argument("--patients", nargs="*", choices=PATIENTS, default=list(PATIENTS), help="one set only, or both")
-    parser.add_argument("--count", type=count, default=200, help="patients of a set, of whom a tenth are tested on")
+    parser.add_argument("--count", type=positive, default=200, help="patients of a set, of whom a tenth are tested on")
     parser.add_argument("--offset", type=float, default=0.1, help="coefficient of the offset noise")
     options = parser.parse_args()
 

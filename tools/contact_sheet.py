@@ -14,7 +14,7 @@ import numpy as np
 from models import images
 from models.data import lists
 from models.runtime import entry
-from tools.arguments import count
+from tools.arguments import positive
 
 
 def tiles(root: Path, count: int, side: int) -> list[np.ndarray]:
@@ -43,9 +43,9 @@ def main() -> None:
     parser.add_argument("simulated", type=Path, help="data folder of simulated pairs")
     parser.add_argument("output", type=Path, help="PNG to write")
     parser.add_argument("--real", type=Path, help="data folder of real pairs")
-    parser.add_argument("--count", type=count, default=9, help="pairs of each folder")
-    parser.add_argument("--columns", type=count, default=3, help="pairs side by side")
-    parser.add_argument("--side", type=count, default=384, help="side of an image on the sheet, pixels")
+    parser.add_argument("--count", type=positive, default=9, help="pairs of each folder")
+    parser.add_argument("--columns", type=positive, default=3, help="pairs side by side")
+    parser.add_argument("--side", type=positive, default=384, help="side of an image on the sheet, pixels")
     options = parser.parse_args()
 
     shown = tiles(options.simulated, options.count, options.side)

@@ -48,7 +48,7 @@ from models.pipelines import BSLDM, GLLCM, Pipeline  # noqa: E402
 from models.runtime.files import replacing  # noqa: E402
 from models.unet import ConditionalUNet  # noqa: E402
 from models.vqgan import MLVQGAN  # noqa: E402
-from tools.arguments import count  # noqa: E402
+from tools.arguments import positive  # noqa: E402
 
 SIZE = 96  # side of the images, pixels
 FULL_STEPS = 50  # the teacher's full walk
@@ -119,12 +119,12 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("runs/few_steps"))
     parser.add_argument("--docs", type=Path, default=Path("docs"))
     parser.add_argument("--families", nargs="+", choices=FAMILIES, default=list(FAMILIES))
-    parser.add_argument("--seeds", type=count, default=3, help="of the sampling noise")
+    parser.add_argument("--seeds", type=positive, default=3, help="of the sampling noise")
     parser.add_argument("--first-patient", type=int, default=0, help="simulate.seed; 0: the demo's own patients")
     parser.add_argument("--training-seed", type=int, default=0, help="train.seed, of teachers and students")
-    parser.add_argument("--epochs", type=count, help="of the teachers' trainings, instead of each family's own")
-    parser.add_argument("--student-epochs", type=count, help="of the distillations")
-    parser.add_argument("--jobs", type=count, default=os.cpu_count(), help="families that are worked on at once")
+    parser.add_argument("--epochs", type=positive, help="of the teachers' trainings, instead of each family's own")
+    parser.add_argument("--student-epochs", type=positive, help="of the distillations")
+    parser.add_argument("--jobs", type=positive, default=os.cpu_count(), help="families that are worked on at once")
     parser.add_argument("--no-summary", action="store_true", help="train and measure, but write nothing into <docs>")
     options = parser.parse_args()
     torch.set_num_threads(1)

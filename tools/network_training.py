@@ -114,8 +114,7 @@ class Trainer(loop.Trainer):
         values, norm = super().gradients(batch, size)
         if norm > MAX_NORM:
             for parameter in self.parameters[self.main]:
-                if parameter.grad is not None:
-                    parameter.grad.mul_(MAX_NORM / norm)
+                parameter.grad.mul_(MAX_NORM / norm)
         return values, norm
 
     def to_the_end(self) -> nn.Module:

@@ -24,7 +24,7 @@ from models.runtime import entry
 from models.runtime.files import replacing
 from models.simulate import phantom
 from models.training import interfaces
-from tools.arguments import count
+from tools.arguments import positive
 from tools.lung_samples.sample import SIZE, sample
 from tools.network_training import Plan, Trainer
 
@@ -148,8 +148,8 @@ def train(pool: np.ndarray, plan: Plan, folder: Path, workers: int, network: Exp
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="patients, states and log")
-    parser.add_argument("--patients", type=count, default=1500)
-    parser.add_argument("--steps", type=count, default=700, help=f"rounded up to whole epochs of {STEPS_AN_EPOCH}")
+    parser.add_argument("--patients", type=positive, default=1500)
+    parser.add_argument("--steps", type=positive, default=700, help=f"rounded up to whole epochs of {STEPS_AN_EPOCH}")
     parser.add_argument("--workers", type=int, default=1, help="processes that make samples")
     parser.add_argument("--out", type=Path, default=lungs.WEIGHTS)
     options = parser.parse_args()

@@ -28,7 +28,7 @@ from models.runtime import checkpoint, entry
 from models.runtime.device import pick_device
 from models.runtime.files import UserError
 from models.training import interfaces
-from tools.arguments import count
+from tools.arguments import positive
 from tools.network_training import Plan, Trainer
 from tools.refiner_estimates import KINDS, LAYERS, estimates
 
@@ -327,8 +327,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, help="twins, as dataSegmentation.py leaves them with simulate.lesions=true")
     parser.add_argument("folder", type=Path, help="estimates, states and log")
-    parser.add_argument("--steps", type=count, default=2000, help=f"rounded up to whole epochs of {STEPS_AN_EPOCH}")
-    parser.add_argument("--batch", type=count, default=BATCH, help="patients in a step, each with its twin")
+    parser.add_argument("--steps", type=positive, default=2000, help=f"rounded up to whole epochs of {STEPS_AN_EPOCH}")
+    parser.add_argument("--batch", type=positive, default=BATCH, help="patients in a step, each with its twin")
     parser.add_argument("--device", default="auto", help="as `device` in config.yaml, for the training")
     parser.add_argument("--start", type=Path, help="weights to start from; random ones without it")
     parser.add_argument("--out", type=Path, default=OUT)

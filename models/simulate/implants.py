@@ -29,14 +29,14 @@ def add_pacemaker(canvas: Canvas, random: np.random.Generator) -> None:
     tilt = side * random.uniform(-0.3, 0.4)
 
     # The can, with a battery that is denser than the rest, and a block of plastic on top that holds the leads
-    canvas.area(_rounded(x, y, width, 1.05 * width, tilt), 7.0, radiopaque=True)
+    canvas.area(_rounded(x, y, width, 1.05 * width, tilt), 7.0)
     battery_x = x + side * 0.3 * width * CM
     battery_y = y + 0.25 * width * CM
-    canvas.area(_rounded(battery_x, battery_y, 0.55 * width, 0.6 * width, tilt), 9.0, radiopaque=True)
+    canvas.area(_rounded(battery_x, battery_y, 0.55 * width, 0.6 * width, tilt), 9.0)
     top = y - 1.2 * width * CM
-    canvas.area(_rounded(x, top, 0.75 * width, 0.45 * width, tilt), 0.9)
+    canvas.area(_rounded(x, top, 0.75 * width, 0.45 * width, tilt), 0.9, like_tissue=True)
     for offset in (-0.3, 0.3):
-        canvas.disc(x + offset * width * CM, top, 0.15, 6.0, radiopaque=True)
+        canvas.disc(x + offset * width * CM, top, 0.15, 6.0)
 
     ends = [(0.10, 0.66), (-0.075, 0.54), (0.14, 0.50)]
     count = random.integers(1, 4)
@@ -62,11 +62,11 @@ def _add_lead(
         (-0.035 + 0.3 * (tip[0] + 0.035), 0.5 * (0.52 + tip[1]) + 0.03),
         tip,
     ]
-    canvas.line(points, 0.1, LEAD_COIL, radiopaque=True)
+    canvas.line(points, 0.1, LEAD_COIL)
     along = curve([points])[0]  # (POINTS, 2)
-    canvas.path(along[-3:], 0.13, STEEL, radiopaque=True)  # the electrode at the tip
+    canvas.path(along[-3:], 0.13, STEEL)  # the electrode at the tip
     if has_coil:
-        canvas.path(along[-14:-5], 0.16, STEEL, radiopaque=True)
+        canvas.path(along[-14:-5], 0.16, STEEL)
 
 
 def _rounded(x: float, y: float, half_width: float, half_height: float, tilt: float) -> np.ndarray:
@@ -97,19 +97,19 @@ def add_port(canvas: Canvas, random: np.random.Generator) -> None:
         (-0.047, 0.35),
         (-0.049, tip_y),
     ]
-    canvas.line(points, 0.13, CATHETER, radiopaque=True)
-    canvas.line(points, 0.07, -CATHETER, radiopaque=True)
+    canvas.line(points, 0.13, CATHETER)
+    canvas.line(points, 0.07, -CATHETER)
 
     # The chamber: an outer and an inner ring, which do not quite share their middle, and its floor
     shift = random.normal(0, 0.08, 2) * CM
-    canvas.disc(x, y, 1.2, 0.6)
-    canvas.path(circle(x, y, 1.2), 0.06, TITANIUM, radiopaque=True)
-    canvas.path(circle(x + shift[0], y + shift[1], 0.8), 0.08, TITANIUM, radiopaque=True)
-    canvas.disc(x + shift[0], y + shift[1], 0.7, random.uniform(0.2, 2.5), radiopaque=True)
+    canvas.disc(x, y, 1.2, 0.6, like_tissue=True)
+    canvas.path(circle(x, y, 1.2), 0.06, TITANIUM)
+    canvas.path(circle(x + shift[0], y + shift[1], 0.8), 0.08, TITANIUM)
+    canvas.disc(x + shift[0], y + shift[1], 0.7, random.uniform(0.2, 2.5))
     angle = random.uniform(0, np.pi)
     arm = 0.3 * CM * np.array([np.cos(angle), np.sin(angle)])
     middle = np.array([x, y])
-    canvas.path(np.linspace(middle - arm, middle + arm, 9), 0.07, STEEL, radiopaque=True)
+    canvas.path(np.linspace(middle - arm, middle + arm, 9), 0.07, STEEL)
 
 
 def add_sternal_wires(canvas: Canvas, random: np.random.Generator) -> None:
@@ -126,10 +126,10 @@ def add_sternal_wires(canvas: Canvas, random: np.random.Generator) -> None:
         across = half_width * CM * np.cos(angle)
         down = half_height * CM * np.sin(angle) + tilt * across
         loop = np.stack([middle_x + across, middle_y + down], -1)
-        canvas.path(loop, 0.04, STEEL, radiopaque=True)
+        canvas.path(loop, 0.04, STEEL)
         end = loop[random.integers(0, 48)]
         twist = np.linspace(end, end + random.normal(0, 0.35, 2) * CM, 9)
-        canvas.path(twist, 0.08, STEEL, radiopaque=True)
+        canvas.path(twist, 0.08, STEEL)
 
 
 def add_clips(canvas: Canvas, random: np.random.Generator) -> None:
@@ -148,7 +148,7 @@ def add_clips(canvas: Canvas, random: np.random.Generator) -> None:
         gap = random.uniform(0.0, 0.08) * CM
         for shift in (-gap, gap):
             leg = np.linspace(middle - arm + [0, shift], middle + arm, 9)
-            canvas.path(leg, 0.05, TITANIUM, radiopaque=True)
+            canvas.path(leg, 0.05, TITANIUM)
 
 
 def add_buttons(canvas: Canvas, random: np.random.Generator) -> None:
@@ -163,14 +163,14 @@ def add_buttons(canvas: Canvas, random: np.random.Generator) -> None:
     for number in range(count):
         place_x = x + random.normal(0, 0.012)
         place_y = first + number * apart + random.normal(0, 0.006)
-        canvas.disc(place_x, place_y, radius, thickness)
-        canvas.path(circle(place_x, place_y, 0.9 * radius), 0.08, PLASTIC)  # the raised rim
+        canvas.disc(place_x, place_y, radius, thickness, like_tissue=True)
+        canvas.path(circle(place_x, place_y, 0.9 * radius), 0.08, PLASTIC, like_tissue=True)  # the raised rim
         turn = random.uniform(0, np.pi)
         for hole in range(holes):
             angle = turn + 2 * np.pi * hole / holes
             hole_x = place_x + 0.25 * radius * CM * np.cos(angle)
             hole_y = place_y + 0.25 * radius * CM * np.sin(angle)
-            canvas.disc(hole_x, hole_y, 0.11, -thickness)
+            canvas.disc(hole_x, hole_y, 0.11, -thickness, like_tissue=True)
 
 
 def add_zip(canvas: Canvas, random: np.random.Generator) -> None:
@@ -185,8 +185,8 @@ def add_zip(canvas: Canvas, random: np.random.Generator) -> None:
         middle = x + sway * np.sin(6 * y)
         end = middle + side * 0.3 * CM
         tooth = np.stack([np.linspace(middle, end, 5), np.full(5, y)], -1)
-        canvas.path(tooth, 0.07, TITANIUM, radiopaque=True)
-    canvas.area(_rounded(x + sway * np.sin(6 * top), top, 0.4, 0.6, 0.0), 2.5, radiopaque=True)
+        canvas.path(tooth, 0.07, TITANIUM)
+    canvas.area(_rounded(x + sway * np.sin(6 * top), top, 0.4, 0.6, 0.0), 2.5)
 
 
 def add_hooks(canvas: Canvas, random: np.random.Generator) -> None:
@@ -195,11 +195,11 @@ def add_hooks(canvas: Canvas, random: np.random.Generator) -> None:
     x = random.normal(0, 0.02)
     for row in (-0.4, 0.4):
         hook = circle(x, y + row * CM, 0.22)[:25]
-        canvas.path(hook, 0.045, STEEL, radiopaque=True)
-        canvas.path(circle(x + 0.9 * CM, y + row * CM, 0.16)[8:], 0.045, STEEL, radiopaque=True)
+        canvas.path(hook, 0.045, STEEL)
+        canvas.path(circle(x + 0.9 * CM, y + row * CM, 0.16)[8:], 0.045, STEEL)
     for side in SIDES:
         strap_x = side * random.uniform(0.16, 0.2)
-        canvas.path(_rounded(strap_x, random.uniform(0.25, 0.33), 0.55, 0.35, 0.0), 0.08, TITANIUM, radiopaque=True)
+        canvas.path(_rounded(strap_x, random.uniform(0.25, 0.33), 0.55, 0.35, 0.0), 0.08, TITANIUM)
 
 
 def add_marker(canvas: Canvas, random: np.random.Generator) -> None:

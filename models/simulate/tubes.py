@@ -70,7 +70,7 @@ def add_central_venous_catheter(canvas: Canvas, random: np.random.Generator) -> 
     points = np.concatenate([beginning, end])
     is_from_arm = way in (LEFT_ARM, RIGHT_ARM)
     radius = random.uniform(0.07, 0.09) if is_from_arm else random.uniform(0.10, 0.14)  # cm
-    canvas.line(points, radius, CATHETER, radiopaque=True)
+    canvas.line(points, radius, CATHETER)
 
 
 def add_chest_tube(canvas: Canvas, random: np.random.Generator) -> None:
@@ -99,9 +99,9 @@ def add_electrodes(canvas: Canvas, random: np.random.Generator) -> None:
     exit_y = random.choice([-0.12, 1.12])
     for place in places[:count]:
         x, y = place + random.normal(0, 0.025, 2)
-        canvas.disc(x, y, random.uniform(1.4, 2.0), 0.12)  # foam and gel
-        canvas.disc(x, y, 0.45, 1.5, radiopaque=True)  # the snap fastener
-        canvas.disc(x, y, 0.2, 3.0, radiopaque=True)
+        canvas.disc(x, y, random.uniform(1.4, 2.0), 0.12, like_tissue=True)  # foam and gel
+        canvas.disc(x, y, 0.45, 1.5)  # the snap fastener
+        canvas.disc(x, y, 0.2, 3.0)
         if has_cables:
             _add_cable(canvas, random, (x, y), (exit_x + random.normal(0, 0.03), exit_y))
 
@@ -113,8 +113,8 @@ def _add_cable(canvas: Canvas, random: np.random.Generator, start: tuple, end: t
     first = start_point + 0.33 * way + random.normal(0, 0.03, 2)
     second = start_point + 0.67 * way + random.normal(0, 0.03, 2)
     points = [start_point, first, second, end]
-    canvas.line(points, 0.13, PLASTIC, radiopaque=True)  # its coat
-    canvas.line(points, 0.045, COPPER, radiopaque=True)
+    canvas.line(points, 0.13, PLASTIC)  # its coat
+    canvas.line(points, 0.045, COPPER)
     # The clamp on the electrode
     clamp = start_point + 0.05 * way / np.linalg.norm(way)
-    canvas.path(np.linspace(start_point, clamp, 9), 0.22, PLASTIC, radiopaque=True)
+    canvas.path(np.linspace(start_point, clamp, 9), 0.22, PLASTIC)
